@@ -1,0 +1,262 @@
+"""Sizes and switches of a model, in one place. Imports no jax, so tools may read it cheaply.
+
+Sources: SPEC facts of haotian-liu/LLaVA @ c121f04 and the released config.json files;
+CLIP sizes of openai/clip-vit-large-patch14(-336); LLaMA sizes of Vicuna v1.5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, Mapping
+
+from llava_jax.errors import ConfigError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FEATURE_SELECTS = ("patch", "cls_patch")
+ASPECT_RATIOS = ("pad", "square")
+_MLP = re.compile(r"^mlp([1-9]\d*)x_gelu$")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A CLIP vision transformer. Widths count channels; `image_size` and `patch_size` are pixels."""
+
+    image_size: int = 336
+    patch_size: int = 14
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp_width: int = 4096
+    norm_eps: float = 1e-5
+    hidden_act: str = "quick_gelu"  # CLIP's own; exact "gelu" for the OpenCLIP-trained towers
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"vision.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.heads:
+            raise ConfigError(f"vision.width {self.width} is not a multiple of heads {self.heads}")
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise ConfigError(
+                f"vision.hidden_act {self.hidden_act!r} is none of quick_gelu, gelu"
+            )
+
+    @property
+    def patches(self) -> int:
+        """Patches per image, the CLS token not counted."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """RoPE frequency scaling. `kind` is "linear" or "llama3" (the rule of transformers' rope utils)."""
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "llama3"):
+            raise ConfigError(f"rope scaling {self.kind!r} is not supported: linear or llama3")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on every linear layer of the language model but the head.
+
+    The update is (alpha / rank) * x @ A @ B; `dropout` acts on x, in training only (PEFT's rule).
+    """
+
+    rank: int = 128
+    alpha: float = 256.0
+    dropout: float = 0.05
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """A LLaMA-shaped decoder; `kv_heads` < `heads` gives grouped KV heads."""
+
+    vocab_size: int = 32000
+    width: int = 4096
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_width: int = 128
+    mlp_width: int = 11008
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    max_positions: int = 4096
+    tied_head: bool = False
+    attention_bias: bool = False
+    sliding_window: int | None = None  # Mistral v0.1: keys further back than this are not seen
+    bos_id: int = 1
+    eos_id: int = 2
+    pad_id: int = 0
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ConfigError(
+                f"language.heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
+            )
+        if self.head_width % 2:
+            raise ConfigError(f"language.head_width {self.head_width} is odd: RoPE needs pairs")
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    """A whole LLaVA: vision tower, projector, language model, and how prompts and images meet."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    projector: str = "mlp2x_gelu"  # "linear", "mlpNx_gelu" or "identity"
+    feature_layer: int = -2  # index into the tower's hidden states; 0 is the embedding output
+    feature_select: str = "patch"  # "patch" drops CLS, "cls_patch" keeps it
+    image_aspect_ratio: str = "pad"
+    template: str = "vicuna_v1"  # key of llava_jax.text.conversation.TEMPLATES
+    max_length: int | None = 2048  # tokens after the image features were spliced in; None: no limit
+    use_im_start_end: bool = False
+    tokenizer_legacy: bool = False
+    lora: LoraConfig | None = None
+
+    def __post_init__(self):
+        if self.projector not in ("linear", "identity") and not _MLP.match(self.projector):
+            raise ConfigError(
+                f"projector {self.projector!r} is unknown", fix="use linear, mlpNx_gelu or identity"
+            )
+        if self.feature_select not in FEATURE_SELECTS:
+            raise ConfigError(
+                f"feature_select {self.feature_select!r} is unknown", fix="use patch or cls_patch"
+            )
+        if self.image_aspect_ratio not in ASPECT_RATIOS:
+            raise ConfigError(
+                f"image_aspect_ratio {self.image_aspect_ratio!r} is unknown", fix="use pad or square"
+            )
+        if self.projector == "identity" and self.vision.width != self.language.width:
+            raise ConfigError(
+                f"projector identity needs equal widths: vision {self.vision.width}, "
+                f"language {self.language.width}"
+            )
+        self.vision_layers_run  # noqa: B018  raises when the feature layer does not exist
+
+    @property
+    def vision_layers_run(self) -> int:
+        """Transformer layers of the tower that the feature layer needs (23 of 24 for -2)."""
+        layers, index = self.vision.layers, self.feature_layer
+        run = index if index >= 0 else layers + 1 + index
+        if not 0 <= run <= layers:
+            raise ConfigError(f"feature_layer {index} does not exist in a tower of {layers} layers")
+        return run
+
+    @property
+    def image_tokens(self) -> int:
+        """Feature vectors one image contributes to the sequence (576 for 336 px, patch)."""
+        return self.vision.patches + (self.feature_select == "cls_patch")
+
+    @property
+    def projector_depth(self) -> int:
+        """Linear layers in the projector: 0 for identity, 1 for linear, N for mlpNx_gelu."""
+        if self.projector in ("identity", "linear"):
+            return int(self.projector == "linear")
+        return int(_MLP.match(self.projector).group(1))  # type: ignore[union-attr]
+
+    # Presets -------------------------------------------------------------------------------------
+
+    @classmethod
+    def v15_7b(cls) -> LlavaConfig:
+        """LLaVA-1.5-7B: CLIP ViT-L/14-336, two-layer MLP, Vicuna-7B v1.5."""
+        return cls()
+
+    @classmethod
+    def v15_13b(cls) -> LlavaConfig:
+        """LLaVA-1.5-13B: Vicuna-13B v1.5."""
+        return replace(
+            cls.v15_7b(),
+            language=LanguageConfig(width=5120, layers=40, heads=40, kv_heads=40, mlp_width=13824),
+        )
+
+    @classmethod
+    def v1_7b(cls) -> LlavaConfig:
+        """LLaVA v1 (2023): CLIP at 224 px, linear projector, Vicuna-7B v1.3 (LLaMA-1 norm eps 1e-6)."""
+        return replace(
+            cls.v15_7b(),
+            vision=VisionConfig(image_size=224),
+            language=LanguageConfig(norm_eps=1e-6, max_positions=2048),
+            projector="linear",
+            image_aspect_ratio="square",
+        )
+
+    @classmethod
+    def tiny(cls, vocab_size: int = 512) -> LlavaConfig:
+        """Half a million parameters: every part of the 7B, small enough for tests and the quickstart."""
+        return cls(
+            vision=VisionConfig(
+                image_size=64, patch_size=16, width=96, layers=4, heads=4, mlp_width=384
+            ),
+            language=LanguageConfig(
+                vocab_size=vocab_size,
+                width=96,
+                layers=2,
+                heads=4,
+                kv_heads=4,
+                head_width=24,
+                mlp_width=256,
+                rope_theta=1000.0,
+                max_positions=1024,
+            ),
+            max_length=1024,
+        )
+
+    @classmethod
+    def preset(cls, name: str) -> LlavaConfig:
+        """The configuration called `name`: one of PRESETS. Raises ConfigError for another name."""
+        if name not in PRESETS:
+            raise ConfigError(f"no preset {name!r}", fix=f"one of {', '.join(PRESETS)}")
+        return getattr(cls, PRESETS[name])()
+
+    # As plain data -------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dicts, JSON-ready; `from_dict` gives back an equal config."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LlavaConfig:
+        """Inverse of `to_dict`. Raises ConfigError for an unknown key."""
+        data = dict(data)
+        language = dict(data.get("language", {}))
+        if language.get("rope_scaling"):
+            language["rope_scaling"] = _build(RopeScaling, language["rope_scaling"], "rope_scaling")
+        data["vision"] = _build(VisionConfig, data.get("vision", {}), "vision")
+        data["language"] = _build(LanguageConfig, language, "language")
+        if data.get("lora"):
+            data["lora"] = _build(LoraConfig, data["lora"], "lora")
+        return _build(cls, data, "model")
+
+
+PRESETS = {
+    "llava-v1.5-7b": "v15_7b",
+    "llava-v1.5-13b": "v15_13b",
+    "llava-v1-7b": "v1_7b",
+    "tiny": "tiny",
+}
+
+
+def _build(cls: type, data: Mapping[str, Any], where: str):
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ConfigError(f"{where}: unknown setting {unknown[0]!r}", fix=f"known: {sorted(known)}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

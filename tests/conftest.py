@@ -1,0 +1,42 @@
+"""Shared test set-up: eight simulated CPU devices, fp32 at highest precision, the slow marker."""
+
+import os
+from pathlib import Path
+
+# Before the first import of jax: tests of sharding need several devices.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_flag = "--xla_force_host_platform_device_count=8"
+if _flag not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+import pytest  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: run with --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+def shared(name: str) -> Path:
+    """The folder `name` of the shared reference data beside the checkout; skips where absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"reference data {name!r} is not beside this checkout")
+    return path
+
+
+@pytest.fixture
+def golden() -> Path:
+    """Outputs of the original PyTorch code."""
+    return shared("golden")
