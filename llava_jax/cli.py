@@ -1,0 +1,281 @@
+"""The `llava-jax` command: finds the command's room, imports only that, and words its errors.
+
+A room offers `add_arguments(parser)`, which must import nothing heavy (help answers at once), and
+`run(args) -> int`, which may. Exit codes: 0 done; 1 the command ran and its answer is no (two
+checkpoints differ); 2 usage or bad input; 70 a bug of ours; 130 interrupted; 141 the reader of the
+output went away.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llava_jax import __version__
+from llava_jax.errors import LlavaError
+
+OK, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 0, 2, 70, 130, 141
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives.
+
+    room: "module" or "module:prefix"; with a prefix its functions are `prefix_add_arguments` and
+    `prefix_run`, so that one module can hold two commands.
+    overrides: arguments of the form --config.NAME=VALUE are left alone and handed to `run` as
+    `args.overrides`.
+    """
+
+    room: str
+    summary: str
+    overrides: bool = False
+
+    @property
+    def module(self) -> str:
+        return self.room.partition(":")[0]
+
+    def function(self, name: str):
+        """The room's function `name`, with the prefix if the room has one."""
+        prefix = self.room.partition(":")[2]
+        return getattr(importlib.import_module(self.module), f"{prefix}_{name}" if prefix else name)
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "llava_jax.quickstart.cli", "make, train and question a tiny LLaVA, with no network"
+    ),
+    "train": Command(
+        "llava_jax.train.cli", "train a stage from a config file; run again to resume", True
+    ),
+    "chat": Command("llava_jax.chat", "talk with a model about one or more images"),
+    "convert": Command("llava_jax.convert.cli", "move weights between JAX, Hugging Face, original"),
+    "compare": Command("llava_jax.convert.compare", "compare two checkpoints tensor by tensor"),
+    "inspect": Command("llava_jax.inspect", "show what a checkpoint or a training sample is"),
+    "eval": Command("llava_jax.eval.cli", "run benchmarks, or score an answer file"),
+}
+
+# Packages that only an extra brings; a missing one is named with the command that installs it.
+EXTRAS = {
+    "torch": "torch",
+    "gguf": "gguf",
+    "openpyxl": "eval",
+    "rapidfuzz": "eval",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "sse_starlette": "serve",
+    "httpx": "serve",
+    "gradio": "demo",
+}
+
+
+class UsageError(LlavaError):
+    """The command line itself is wrong. `command` is the part whose --help explains it."""
+
+    def __init__(self, message: str, *, command: str, fix: str | None = None):
+        super().__init__(message, fix=fix or f"see {command} --help")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError instead of exiting, and takes no abbreviated options."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str):
+        raise UsageError(message, command=self.prog)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (default: the process's) and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug, words = take_flag(words, "--debug")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character must not kill a run
+            stream.reconfigure(errors="backslashreplace")
+    name = words[0] if words and words[0] in COMMANDS else None
+    try:
+        code = dispatch(words, debug=debug)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SystemExit as stop:  # argparse's --help and --version
+        if isinstance(stop.code, str):
+            print(f"llava-jax: {one_line(stop.code)}", file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else BAD_INPUT if stop.code else OK
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        code, line = explain(error)
+        print(f"llava-jax{f' {name}' if name else ''}: {line}", file=sys.stderr)
+        return code
+
+
+def dispatch(words: list[str], *, debug: bool = False) -> int:
+    """Finds the command in `words`, parses its arguments and runs it.
+
+    Raises UsageError on an unknown command or option, with the nearest known one.
+    """
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    if not words:
+        top_parser().print_help(sys.stderr)
+        return BAD_INPUT
+    name = words[0]
+    if name.startswith("-"):
+        top_parser().parse_args(words)
+        raise UsageError("no command given", command="llava-jax")
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}", command="llava-jax", fix=nearest(name, COMMANDS))
+    command = COMMANDS[name]
+    args = parse(name, words[1:])
+    start_logging(debug)
+    return int(command.function("run")(args) or OK)
+
+
+def parse(name: str, words: list[str]) -> argparse.Namespace:
+    """Parses the words behind a command's name; imports that command's room and no other."""
+    command = COMMANDS[name]
+    parser = Parser(prog=f"llava-jax {name}", description=command.summary.capitalize() + ".")
+    command.function("add_arguments")(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    overrides = []
+    if command.overrides:
+        words, overrides = split_overrides(words)
+    check_options(parser, words)
+    args = parser.parse_args(words)
+    if command.overrides:
+        args.overrides = overrides
+    return args
+
+
+def top_parser() -> Parser:
+    """The parser of `llava-jax` itself, which only knows how to explain."""
+    width = max(map(len, COMMANDS)) + 2
+    rows = "\n".join(f"  {name:{width}}{c.summary}" for name, c in COMMANDS.items())
+    parser = Parser(
+        prog="llava-jax",
+        usage="llava-jax COMMAND [options]",
+        description=f"LLaVA-1.5 in JAX.\n\ncommands:\n{rows}",
+        epilog="llava-jax COMMAND --help explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="show the versions that matter")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+class Version(argparse.Action):
+    """Prints our version and those a bug report needs, without importing them."""
+
+    def __call__(self, parser, *_):
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = [f"Python {sys.version.split()[0]}"]
+        for package in ("jax", "flax", "transformers", "torch"):
+            try:
+                found.append(f"{package} {version(package)}")
+            except PackageNotFoundError:
+                continue
+        print(f"llava-jax {__version__} ({', '.join(found)})")
+        parser.exit()
+
+
+def take_flag(words: list[str], flag: str) -> tuple[bool, list[str]]:
+    """Whether `flag` stands anywhere before a "--", and the words without it."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [w for w in words[:end] if w != flag]
+    return len(kept) < end, kept + words[end:]
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Takes --config.NAME=VALUE and --config.NAME VALUE out of `words`."""
+    kept, taken = [], []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--config."):
+            kept.append(word)
+        elif "=" in word:
+            taken.append(word)
+        else:
+            value = next(rest, None)
+            if value is None:
+                raise UsageError(
+                    f"{word} has no value", command="llava-jax train", fix=f"{word}=VALUE"
+                )
+            taken.append(f"{word}={value}")
+    return kept, taken
+
+
+def check_options(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Answers a mistyped option by name; argparse would first ask for what is missing."""
+    known = set(option_strings(parser))
+    end = words.index("--") if "--" in words else len(words)
+    for word in words[:end]:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            raise UsageError(
+                f"no option {option}", command=parser.prog, fix=nearest(option, sorted(known))
+            )
+
+
+def option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """All option names of a parser and of its sub-parsers."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from option_strings(sub)
+
+
+def nearest(word: str, known) -> str | None:
+    """A question that names the nearest known word, or None if nothing is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def start_logging(debug: bool) -> None:
+    """Sends our log to standard error: from INFO on, or from DEBUG on with --debug."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("llava_jax").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit code and the one line that a user sees for an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, LlavaError):
+        return BAD_INPUT, one_line(str(error))
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in EXTRAS:
+            extra = f"pip install 'llava_jax[{EXTRAS[package]}]'"
+            return BAD_INPUT, f"this needs the package {package} ({extra})"
+        if any(error.name == c.module for c in COMMANDS.values()):
+            return BAD_INPUT, "this installation has no such command"
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename is not None else ""
+        return BAD_INPUT, one_line(f"{error.strerror[0].lower()}{error.strerror[1:]}{where}")
+    if isinstance(error, MemoryError):
+        return BAD_INPUT, "out of memory (use a smaller batch or a smaller model)"
+    if "RESOURCE_EXHAUSTED" in str(error) and type(error).__module__.startswith(("jax", "jaxlib")):
+        return BAD_INPUT, "out of device memory (use a smaller batch, or more devices)"
+    text = one_line(f"{type(error).__name__}: {error}")
+    return BUG, f"unexpected {text} (run again with --debug for the traceback, and report it)"
+
+
+def one_line(text: str) -> str:
+    """Makes a message safe to print: one line, no terminal codes, no memory addresses."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(text.split()))
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
