@@ -23,7 +23,7 @@ _LAZY = {
     "LlavaModel": "llava_jax.model",
     "LlavaConfig": "llava_jax.config",
 }
-__all__ = ["__version__", "load", "LlavaModel", "LlavaConfig"]
+__all__ = ["LlavaConfig", "LlavaModel", "__version__", "load"]
 
 
 def __getattr__(name: str):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Mapping
+from typing import Any
 
 from llava_jax.errors import ConfigError
 
@@ -43,9 +44,7 @@ class VisionConfig:
         if self.width % self.heads:
             raise ConfigError(f"vision.width {self.width} is not a multiple of heads {self.heads}")
         if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise ConfigError(
-                f"vision.hidden_act {self.hidden_act!r} is none of quick_gelu, gelu"
-            )
+            raise ConfigError(f"vision.hidden_act {self.hidden_act!r} is none of quick_gelu, gelu")
 
     @property
     def patches(self) -> int:
@@ -142,7 +141,8 @@ class LlavaConfig:
             )
         if self.image_aspect_ratio not in ASPECT_RATIOS:
             raise ConfigError(
-                f"image_aspect_ratio {self.image_aspect_ratio!r} is unknown", fix="use pad or square"
+                f"image_aspect_ratio {self.image_aspect_ratio!r} is unknown",
+                fix="use pad or square",
             )
         if self.projector == "identity" and self.vision.width != self.language.width:
             raise ConfigError(

@@ -1,0 +1,138 @@
+"""The CLIP vision transformer, up to the layer whose output LLaVA uses.
+
+Source of the architecture: openai/clip-vit-large-patch14-336 as implemented in transformers'
+modeling_clip (pre-LN blocks, quick_gelu, a class token, learned absolute positions).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llava_jax.config import VisionConfig
+from llava_jax.layers import (
+    Compute,
+    LayerNorm,
+    Linear,
+    attention,
+    normal,
+    run_layers,
+    stack_layers,
+)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x): CLIP's approximation, which is not interchangeable with GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functools.partial(jax.nn.gelu, approximate=False)}
+
+
+class PatchEmbed(nnx.Module):
+    """Cuts images into patches and projects them: a bias-free convolution, kernel [p, p, 3, D]."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        p, d = config.patch_size, config.width
+        self.kernel = nnx.Param(
+            normal(rngs.params(), (p, p, 3, d), (3 * p * p) ** -0.5),
+            out_sharding=(None, None, None, "embed"),
+        )
+
+    def __call__(self, images_MHWC: jax.Array) -> jax.Array:
+        """dtype[M, H, W, 3] -> dtype[M, patches, D], patches row by row."""
+        p, d = self.kernel.shape[0], self.kernel.shape[-1]
+        m, height, width, _ = images_MHWC.shape
+        x = images_MHWC.reshape(m, height // p, p, width // p, p, 3)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, p * p * 3)
+        kernel = self.kernel[...].reshape(-1, d).astype(x.dtype)
+        return (x @ kernel).reshape(m, -1, d)
+
+
+class ClipAttention(nnx.Module):
+    """Multi-head self-attention over all patches, biases on every projection."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        d = config.width
+        self.heads = config.heads
+        self.q = Linear(d, d, ("embed", "heads"), bias=True, rngs=rngs)
+        self.k = Linear(d, d, ("embed", "heads"), bias=True, rngs=rngs)
+        self.v = Linear(d, d, ("embed", "heads"), bias=True, rngs=rngs)
+        self.out = Linear(d, d, ("heads", "embed"), bias=True, gain=0.5, rngs=rngs)
+
+    def __call__(self, x_MSD: jax.Array, implementation: str | None) -> jax.Array:
+        split = (*x_MSD.shape[:2], self.heads, -1)
+        q, k, v = (f(x_MSD).reshape(split) for f in (self.q, self.k, self.v))
+        return self.out(attention(q, k, v, None, implementation).reshape(x_MSD.shape))
+
+
+class ClipMlp(nnx.Module):
+    """Two linear layers with CLIP's activation between them."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.act = config.hidden_act
+        self.fc1 = Linear(config.width, config.mlp_width, ("embed", "mlp"), bias=True, rngs=rngs)
+        self.fc2 = Linear(
+            config.mlp_width, config.width, ("mlp", "embed"), bias=True, gain=0.5, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+
+
+class ClipLayer(nnx.Module):
+    """One pre-LN transformer block."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(config.width, config.norm_eps)
+        self.attn = ClipAttention(config, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, config.norm_eps)
+        self.mlp = ClipMlp(config, rngs=rngs)
+
+    def __call__(self, x: jax.Array, implementation: str | None = None) -> jax.Array:
+        x = x + self.attn(self.norm1(x), implementation)
+        return x + self.mlp(self.norm2(x))
+
+
+class ClipTail(nnx.Module):
+    """What lies behind the feature layer: never run, kept so that checkpoints stay whole."""
+
+    def __init__(self, config: VisionConfig, layers: int, *, rngs: nnx.Rngs):
+        if layers:
+            self.layers = stack_layers(lambda r: ClipLayer(config, rngs=r), layers, rngs)
+        self.post_norm = LayerNorm(config.width, config.norm_eps)
+
+
+class ClipVision(nnx.Module):
+    """The tower. `layers_run` layers produce the features, the others wait in `tail`."""
+
+    def __init__(self, config: VisionConfig, layers_run: int, compute: Compute, *, rngs: nnx.Rngs):
+        self.compute = compute
+        d = config.width
+        self.patch_embed = PatchEmbed(config, rngs=rngs)
+        self.class_embed = nnx.Param(normal(rngs.params(), (d,), 0.3), out_sharding=(None,))
+        self.pos_embed = nnx.Param(
+            normal(rngs.params(), (1 + config.patches, d), 0.3), out_sharding=(None, "embed")
+        )
+        self.pre_norm = LayerNorm(d, config.norm_eps)
+        if layers_run:
+            self.layers = stack_layers(lambda r: ClipLayer(config, rngs=r), layers_run, rngs)
+        self.tail = ClipTail(config, config.layers - layers_run, rngs=rngs)
+
+    def __call__(self, images_MHWC: jax.Array) -> jax.Array:
+        """float[M, H, W, 3], normalised -> dtype[M, 1 + patches, D], the class token first."""
+        dtype = self.compute.dtype
+        x = self.patch_embed(images_MHWC.astype(dtype))
+        class_token = jnp.broadcast_to(self.class_embed[...].astype(dtype), (len(x), 1, x.shape[2]))
+        x = jnp.concatenate([class_token, x], axis=1) + self.pos_embed[...].astype(dtype)
+        x = self.pre_norm(x)
+        if not hasattr(self, "layers"):
+            return x
+
+        def apply(layer, x, _):
+            return layer(x, self.compute.attention), None
+
+        return run_layers(self.layers, apply, x, None, self.compute)[0]

@@ -1,0 +1,258 @@
+"""Building blocks shared by the tower and the decoder, and how a stack of equal layers is run.
+
+Modules only hold parameters; everything else is plain jax over `nnx.split` states, which works the
+same in NNX's graph mode and its coming tree mode. Parameters carry logical axis names
+(`out_sharding`); llava_jax.sharding maps those to mesh axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from llava_jax.config import LoraConfig, RopeScaling
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model is run, as opposed to what it is. None of it changes the parameters.
+
+    dtype: activations and matmul inputs; norms, softmax, RoPE and logits are always float32.
+    remat: "none" keeps all activations, "full" keeps layer boundaries, "dots" keeps matmul outputs.
+    unroll: run layer stacks as a straight line instead of a scan (longer compile; faster on CPU).
+    attention: implementation of jax.nn.dot_product_attention: None, "xla" or "cudnn".
+    """
+
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    unroll: bool = False
+    attention: str | None = None
+
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def is_variable(leaf: Any) -> bool:
+    """True for an NNX variable: the leaves at which our tree maps stop."""
+    return isinstance(leaf, nnx.Variable)
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], std: float, dtype=jnp.float32) -> jax.Array:
+    """float[shape] of N(0, std^2)."""
+    return jax.random.normal(key, shape, dtype) * std
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel (+ bias) (+ scale * (dropout(x) @ lora_a) @ lora_b). kernel [d_in, d_out].
+
+    init: "fan_in" N(0, gain^2 / d_in) with a zero bias, or "torch" for nn.Linear's default
+    U(-1/sqrt(d_in), 1/sqrt(d_in)) of kernel and bias, which the original's projector starts from.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        axes: tuple[str | None, str | None],
+        *,
+        bias: bool = False,
+        gain: float = 1.0,
+        init: str = "fan_in",
+        lora: LoraConfig | None = None,
+        rngs: nnx.Rngs,
+    ):
+        bound = d_in**-0.5
+        if init == "torch":
+            kernel = jax.random.uniform(rngs.params(), (d_in, d_out), minval=-bound, maxval=bound)
+            offset = jax.random.uniform(rngs.params(), (d_out,), minval=-bound, maxval=bound)
+        else:
+            kernel, offset = normal(rngs.params(), (d_in, d_out), gain * bound), jnp.zeros(d_out)
+        self.kernel = nnx.Param(kernel, out_sharding=axes)
+        if bias:
+            self.bias = nnx.Param(offset, out_sharding=(axes[1],))
+        self.lora = lora
+        if lora:
+            # PEFT's start: A kaiming-uniform(a=sqrt 5), that is U(+-1/sqrt d_in), B zero.
+            a = jax.random.uniform(rngs.params(), (d_in, lora.rank), minval=-bound, maxval=bound)
+            self.lora_a = nnx.LoRAParam(a, out_sharding=(axes[0], None))
+            self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, d_out)), out_sharding=(None, axes[1]))
+
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """x [..., d_in] -> [..., d_out] in x's dtype. A key turns LoRA's dropout on."""
+        y = matmul(x, self.kernel[...])
+        if hasattr(self, "bias"):
+            y = y + self.bias[...].astype(x.dtype)
+        if self.lora:
+            if dropout_key is not None and self.lora.dropout:
+                x = dropout(x, self.lora.dropout, dropout_key)
+            y = y + matmul(matmul(x, self.lora_a[...]), self.lora_b[...]) * self.lora.scale
+        return y
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., d_in] @ kernel [d_in, d_out] in x's dtype."""
+    # Two-dimensional on purpose: XLA's CPU gradient of a 3-D matmul is 2.6 times slower.
+    y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """x with a fraction `rate` of its entries zeroed and the rest scaled by 1 / (1 - rate)."""
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Embed(nnx.Module):
+    """Token embedding, embedding [V, D]."""
+
+    def __init__(self, vocab: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(
+            normal(rngs.params(), (vocab, width), 1.0), out_sharding=("vocab", "embed")
+        )
+
+    def __call__(self, tokens: jax.Array, dtype=jnp.float32) -> jax.Array:
+        """tokens int32[...] -> dtype[..., D]."""
+        return self.embedding[...].astype(dtype)[tokens]
+
+
+class RMSNorm(nnx.Module):
+    """LLaMA's norm: in float32, cast back, then times scale [D]."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width), out_sharding=(None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return self.scale[...].astype(x.dtype) * x32.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation in float32, scale [D] and bias [D]."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width), out_sharding=(None,))
+        self.bias = nnx.Param(jnp.zeros(width), out_sharding=(None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array | None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Softmax attention with float32 weights -> [B, T, N, H]. K divides N: grouped KV heads.
+
+    mask_BTS: bool, True where query t sees key s; None for all. A query that sees nothing gets a
+    meaningless but finite result.
+    """
+    mask = None if mask_BTS is None else mask_BTS[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation=implementation
+    )
+
+
+def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """float32[width / 2]: radians per position of each rotated pair.
+
+    Linear and llama3 scaling follow transformers' modeling_rope_utils.
+    """
+    freq = 1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+    freq = freq.astype(np.float32)
+    if scaling is None:
+        return freq
+    if scaling.kind == "linear":
+        return (freq / np.float32(scaling.factor)).astype(np.float32)
+    low = scaling.original_max_positions / scaling.low_freq_factor
+    high = scaling.original_max_positions / scaling.high_freq_factor
+    wavelength = 2 * np.pi / freq
+    blend = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    mixed = (1 - blend) * freq / scaling.factor + blend * freq
+    slow = np.where(wavelength > low, freq / scaling.factor, mixed)
+    return np.where(wavelength < high, freq, slow).astype(np.float32)
+
+
+def rope_table(positions_BT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin), each float32[B, T, 1, H/2]. float32 always: bfloat16 rounds 257 to 256."""
+    angles = positions_BT.astype(jnp.float32)[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates in LLaMA's half-split layout: channel i pairs with channel i + H/2."""
+    cos, sin = table
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+# Stacks of equal layers -------------------------------------------------------------------------
+
+
+def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
+    """n layers made by make(rngs), as one module whose arrays have a leading "layers" axis."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    keys = jax.random.split(rngs.params(), n)
+    state = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys)
+    state = jax.tree.map(
+        lambda v: v.replace(out_sharding=("layers", *v.out_sharding)), state, is_leaf=is_variable
+    )
+    return nnx.merge(graphdef, state)
+
+
+def unstack_layers(stacked: nnx.Module) -> nnx.List:
+    """The same layers as a list of modules with arrays of their own (faster to decode with)."""
+    graphdef, state = nnx.split(stacked)
+    n = jax.tree.leaves(state)[0].shape[0]
+
+    def layer(i: int) -> nnx.Module:
+        one = jax.tree.map(
+            lambda v: v.replace(v[...][i], out_sharding=v.out_sharding[1:]),
+            state,
+            is_leaf=is_variable,
+        )
+        return nnx.merge(graphdef, one)
+
+    return nnx.List([layer(i) for i in range(n)])
+
+
+def run_layers(layers: Any, apply: Callable, x: Any, xs: Any, compute: Compute) -> tuple[Any, Any]:
+    """Runs x through all layers: x, y = apply(layer, x, xs[i]) for each; returns (x, ys).
+
+    layers: one stacked module (scanned) or an nnx.List of modules (a straight line; then xs and ys
+    are lists with an entry a layer instead of arrays with a leading axis).
+    """
+    if isinstance(layers, nnx.List):
+        ys = []
+        for i, layer in enumerate(layers):
+            x, y = apply(layer, x, None if xs is None else xs[i])
+            ys.append(y)
+        return x, ys
+    graphdef, state = nnx.split(layers)
+
+    def body(x, layer_and_input):
+        layer, entry = layer_and_input
+        return apply(nnx.merge(graphdef, layer), x, entry)
+
+    if compute.remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
+    return jax.lax.scan(body, x, (state, xs), unroll=True if compute.unroll else 1)

@@ -1,0 +1,196 @@
+"""The LLaMA decoder, with grouped KV heads and a KV cache that is a plain pytree.
+
+Numerics follow transformers 4.37.2 models/llama: RMSNorm and softmax in float32, half-split RoPE,
+SwiGLU. LLaMA-2/3- and Mistral-shaped models are the same code with other sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llava_jax.config import LanguageConfig, LoraConfig
+from llava_jax.layers import (
+    Compute,
+    Embed,
+    Linear,
+    RMSNorm,
+    apply_rope,
+    attention,
+    rope_frequencies,
+    rope_table,
+    run_layers,
+    stack_layers,
+    unstack_layers,
+)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers, each [L, B, S, K, H] (or a list of L arrays [B, S, K, H])."""
+
+    k: Any
+    v: Any
+
+
+def init_cache(config: LanguageConfig, batch: int, length: int, dtype, unrolled: bool) -> KVCache:
+    """An empty cache for `batch` rows of `length` keys. A list a layer when `unrolled`."""
+    shape = (batch, length, config.kv_heads, config.head_width)
+    if unrolled:
+        return KVCache(*([jnp.zeros(shape, dtype) for _ in range(config.layers)] for _ in "kv"))
+    return KVCache(*(jnp.zeros((config.layers, *shape), dtype) for _ in "kv"))
+
+
+def causal_mask(segments_BT: jax.Array, turns_BT: jax.Array | None = None) -> jax.Array:
+    """bool[B, T, T]: a query sees earlier tokens of its own packed example (segment > 0).
+
+    Within an example, tokens of turn 0 are seen by all turns, those of turn n by turn n alone.
+    """
+    t = segments_BT.shape[1]
+    index = jnp.arange(t)
+    mask = (index[:, None] >= index[None, :])[None]
+    mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :]) & (segments_BT > 0)[:, None]
+    if turns_BT is None:
+        return mask
+    same_turn = turns_BT[:, :, None] == turns_BT[:, None, :]
+    return mask & (same_turn | (turns_BT == 0)[:, None])
+
+
+class LlamaAttention(nnx.Module):
+    """Causal self-attention with RoPE; writes to and reads from a cache when given one."""
+
+    def __init__(self, config: LanguageConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+        d, h = config.width, config.head_width
+        bias = config.attention_bias
+        self.head_width = h
+        self.q = Linear(d, config.heads * h, ("embed", "heads"), bias=bias, lora=lora, rngs=rngs)
+        self.k = Linear(
+            d, config.kv_heads * h, ("embed", "kv_heads"), bias=bias, lora=lora, rngs=rngs
+        )
+        self.v = Linear(
+            d, config.kv_heads * h, ("embed", "kv_heads"), bias=bias, lora=lora, rngs=rngs
+        )
+        self.o = Linear(
+            config.heads * h, d, ("heads", "embed"), bias=bias, gain=0.5, lora=lora, rngs=rngs
+        )
+
+    def __call__(self, x_BTD, rope, mask_BTS, cache, write_at, implementation, keys):
+        b, t, _ = x_BTD.shape
+        split = (b, t, -1, self.head_width)
+        q = apply_rope(self.q(x_BTD, keys[0]).reshape(split), rope)
+        k = apply_rope(self.k(x_BTD, keys[1]).reshape(split), rope)
+        v = self.v(x_BTD, keys[2]).reshape(split)
+        if cache is not None:
+            cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), write_at, axis=1)
+                for old, new in zip(cache, (k, v))
+            )
+            if mask_BTS.shape[-1] != t:  # else: a prefill, which sees nothing but itself
+                k, v = (c.astype(x_BTD.dtype) for c in cache)
+        y = attention(q, k, v, mask_BTS, implementation).reshape(b, t, -1)
+        return self.o(y, keys[3]), cache
+
+
+class LlamaMlp(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LanguageConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+        d, f = config.width, config.mlp_width
+        self.gate = Linear(d, f, ("embed", "mlp"), lora=lora, rngs=rngs)
+        self.up = Linear(d, f, ("embed", "mlp"), lora=lora, rngs=rngs)
+        self.down = Linear(f, d, ("mlp", "embed"), gain=0.5, lora=lora, rngs=rngs)
+
+    def __call__(self, x: jax.Array, keys) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x, keys[4])) * self.up(x, keys[5]), keys[6])
+
+
+class LlamaLayer(nnx.Module):
+    """One pre-norm decoder block."""
+
+    def __init__(self, config: LanguageConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+        self.attn_norm = RMSNorm(config.width, config.norm_eps)
+        self.attn = LlamaAttention(config, lora, rngs=rngs)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = LlamaMlp(config, lora, rngs=rngs)
+
+    def __call__(self, x, rope, mask, cache, write_at, implementation, key):
+        keys = [None] * 7 if key is None else jax.random.split(key, 7)
+        y, cache = self.attn(self.attn_norm(x), rope, mask, cache, write_at, implementation, keys)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x), keys), cache
+
+
+class Llama(nnx.Module):
+    """Decoder over embeddings: the caller embeds tokens, splices images, and asks for logits."""
+
+    def __init__(
+        self,
+        config: LanguageConfig,
+        compute: Compute,
+        lora: LoraConfig | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.compute = config, compute
+        self.embed = Embed(config.vocab_size, config.width, rngs=rngs)
+        self.layers = stack_layers(lambda r: LlamaLayer(config, lora, rngs=r), config.layers, rngs)
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        if not config.tied_head:
+            self.head = Linear(config.width, config.vocab_size, ("embed", "vocab"), rngs=rngs)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        mask_BTS: jax.Array,
+        cache: KVCache | None = None,
+        write_at: jax.Array | int = 0,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Embeddings -> (hidden states after the last norm, dtype[B, T, D]; the updated cache).
+
+        mask_BTS: bool; S is T (no cache, or a prefill at write_at 0) or the cache's length.
+        write_at: index of the cache entry that takes the first of the T new keys, for all rows.
+        dropout_key: turns LoRA dropout on (training).
+        """
+        c, compute = self.config, self.compute
+        rope = rope_table(
+            positions_BT, rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling)
+        )
+        if c.sliding_window and mask_BTS.shape[-1] == positions_BT.shape[-1]:
+            distance = positions_BT[:, :, None] - positions_BT[:, None, :]
+            mask_BTS = mask_BTS & (distance < c.sliding_window)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, c.layers)
+
+        def apply(layer, x, entry):
+            layer_cache, key = entry
+            return layer(x, rope, mask_BTS, layer_cache, write_at, compute.attention, key)
+
+        x, new_cache = run_layers(self.layers, apply, x_BTD, self._per_layer(cache, keys), compute)
+        if cache is None:
+            return self.norm(x), None
+        if isinstance(new_cache, list):
+            return self.norm(x), KVCache([k for k, _ in new_cache], [v for _, v in new_cache])
+        return self.norm(x), KVCache(*new_cache)
+
+    def _per_layer(self, cache: KVCache | None, keys) -> Any:
+        """What each layer gets beside x: arrays with a leading axis, or a list when unrolled."""
+        if not isinstance(self.layers, nnx.List):
+            return (None if cache is None else tuple(cache), keys)
+        n = len(self.layers)
+        pairs = [None] * n if cache is None else list(zip(cache.k, cache.v))
+        return [(pairs[i], None if keys is None else keys[i]) for i in range(n)]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., D] -> float32[..., V]."""
+        kernel = self.embed.embedding[...].T if self.config.tied_head else self.head.kernel[...]
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        y = jnp.matmul(flat, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return y.reshape(*hidden.shape[:-1], -1)
+
+    def unrolled(self) -> Llama:
+        """Replaces the stacked layers by a list of layers, in place, and returns self."""
+        self.layers = unstack_layers(self.layers)
+        return self

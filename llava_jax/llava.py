@@ -1,0 +1,197 @@
+"""LLaVA: tower, projector and decoder, and the splice of image features into the prompt.
+
+Batch layout (made by llava_jax.data.batch): B rows of T positions; `slots` says which image
+feature, if any, stands at a position. Splicing, labels and positions are settled on the host, so
+every step has static shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from llava_jax.clip import ClipVision
+from llava_jax.config import LlavaConfig
+from llava_jax.errors import WeightError
+from llava_jax.layers import Compute, Linear
+from llava_jax.llama import Llama, causal_mask
+from llava_jax.sharding import BATCH, constrain, state_shardings
+
+
+class Projector(nnx.Module):
+    """Image features to decoder width: linear, mlpNx_gelu (exact GELU between layers), identity.
+
+    Source: llava/model/multimodal_projector/builder.py.
+    """
+
+    def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
+        self.depth = config.projector_depth
+        d_in, d_out = config.vision.width, config.language.width
+        for i in range(self.depth):
+            # The last axis of each layer is the next one's input: only one of the two is sharded.
+            layer = Linear(
+                d_in if i == 0 else d_out,
+                d_out,
+                ("embed", None),
+                bias=True,
+                init="torch",
+                rngs=rngs,
+            )
+            setattr(self, f"linear_{i}", layer)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """dtype[..., vision width] -> dtype[..., language width]."""
+        for i in range(self.depth):
+            if i:
+                x = jax.nn.gelu(x, approximate=False)
+            x = getattr(self, f"linear_{i}")(x)
+        return x
+
+
+def merge_images(text_BTD: jax.Array, features_BRD: jax.Array, slots_BT: jax.Array) -> jax.Array:
+    """Puts image features where the prompt has image slots.
+
+    text_BTD: token embeddings; features_BRD: the R = K * I feature rows of each sample's K images;
+    slots_BT: int32, index into those rows, or -1 for a text token (or padding).
+
+        slots      -1  -1   0   1   2   3  -1
+        text        a   b   .   .   .   .   c
+        result      a   b  f0  f1  f2  f3   c
+    """
+    rows = jnp.take_along_axis(features_BRD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
+    return jnp.where((slots_BT >= 0)[..., None], rows, text_BTD)
+
+
+class Llava(nnx.Module):
+    """The whole model. Parameter names are listed in docs/architecture.md."""
+
+    def __init__(self, config: LlavaConfig, compute: Compute | None = None, *, rngs: nnx.Rngs):
+        self.config, self.compute = config, compute or Compute()
+        self.vision = ClipVision(config.vision, config.vision_layers_run, self.compute, rngs=rngs)
+        self.projector = Projector(config, rngs=rngs)
+        self.language = Llama(config.language, self.compute, config.lora, rngs=rngs)
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """uint8[..., H, W, 3] -> float32 in CLIP's units; float input is passed on as it is."""
+        if images.dtype != jnp.uint8:
+            return images
+        v = self.config.vision
+        scaled = images.astype(jnp.float32) * jnp.float32(1 / 255)
+        mean, std = jnp.asarray(v.image_mean, jnp.float32), jnp.asarray(v.image_std, jnp.float32)
+        return (scaled - mean) / std
+
+    def image_features(self, images_MHWC: jax.Array) -> jax.Array:
+        """uint8 or normalised float [M, H, W, 3] -> dtype[M, I, vision width], before projection."""
+        features = self.vision(self.normalize(images_MHWC))
+        return features[:, 1:] if self.config.feature_select == "patch" else features
+
+    def embed(self, tokens_BT, slots_BT, images_BKHWC) -> jax.Array:
+        """Token embeddings with the projected features of each sample's images spliced in."""
+        text = self.language.embed(tokens_BT, self.compute.dtype)
+        b, k = images_BKHWC.shape[:2]
+        if not k:
+            return text
+        features = self.image_features(images_BKHWC.reshape(b * k, *images_BKHWC.shape[2:]))
+        projected = self.projector(features)
+        return merge_images(text, projected.reshape(b, -1, projected.shape[-1]), slots_BT)
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """A batch (tokens, slots, positions, segments, turns, images) -> hidden dtype[B, T, D]."""
+        x = constrain(self.embed(batch["tokens"], batch["slots"], batch["images"]), BATCH)
+        mask = causal_mask(batch["segments"], batch.get("turns"))
+        return self.language(x, batch["positions"], mask, dropout_key=dropout_key)[0]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., D] -> float32[..., V]."""
+        return self.language.logits(hidden)
+
+
+# Parameters as a flat dict: dotted name -> array ------------------------------------------------
+
+
+def init_params(config: LlavaConfig, seed: int | jax.Array = 0, dtype=jnp.float32) -> nnx.State:
+    """Random parameters as an NNX state, compiled as one program."""
+
+    def make():
+        state = nnx.state(Llava(config, rngs=nnx.Rngs(seed)))
+        return jax.tree.map(lambda x: x.astype(dtype), state)
+
+    with nnx.use_eager_sharding(False):
+        return jax.jit(make)()
+
+
+def abstract_model(config: LlavaConfig, compute: Compute | None = None, dtype=jnp.float32):
+    """(graphdef, state of ShapeDtypeStructs) of a model that was never built: no memory used."""
+    with nnx.use_eager_sharding(False):
+        graphdef, state = nnx.split(
+            nnx.eval_shape(lambda: Llava(config, compute, rngs=nnx.Rngs(0)))
+        )
+    return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), state)
+
+
+def flatten(state: nnx.State) -> dict[str, Any]:
+    """NNX state -> {dotted name: array}, in the model's own order."""
+    return {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(state)}
+
+
+def abstract_params(config: LlavaConfig, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    """{dotted name: shape and dtype} of every parameter the configuration has."""
+    state = abstract_model(config, dtype=dtype)[1]
+    return {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(state)}
+
+
+def unflatten(config: LlavaConfig, params: Mapping[str, Any]) -> nnx.State:
+    """{dotted name: array} -> NNX state. Raises WeightError naming a missing, unknown or misshapen one."""
+    state = abstract_model(config)[1]
+    flat = nnx.to_flat_state(state)
+    names = {".".join(map(str, path)): v for path, v in flat}
+    for name in params:
+        if name not in names:
+            raise WeightError(f"unknown parameter {name!r}")
+    filled = []
+    for path, variable in flat:
+        name = ".".join(map(str, path))
+        if name not in params:
+            raise WeightError(f"parameter {name!r} is missing")
+        want = tuple(variable.get_value().shape)
+        if tuple(np.shape(params[name])) != want:
+            raise WeightError(
+                f"parameter {name!r} has shape {tuple(np.shape(params[name]))}, the model wants {want}"
+            )
+        filled.append((path, variable.replace(params[name])))
+    return nnx.from_flat_state(filled)
+
+
+def build(config: LlavaConfig, params: Mapping[str, Any], compute: Compute | None = None) -> Llava:
+    """A model over the given flat parameters (arrays are used as they are, not copied)."""
+    graphdef, _ = abstract_model(config, compute)
+    return nnx.merge(graphdef, unflatten(config, params))
+
+
+def param_shardings(config: LlavaConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """{dotted name: where it lies on the mesh} of every parameter."""
+    state = state_shardings(abstract_model(config)[1], mesh)
+    return {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(state)}
+
+
+def describe_params(config: LlavaConfig, mesh: Mesh) -> list[dict[str, Any]]:
+    """A row a parameter: name, shape, spec, and bytes of float32 a device holds."""
+    shardings = param_shardings(config, mesh)
+    return [
+        {
+            "name": name,
+            "shape": leaf.shape,
+            "spec": str(shardings[name].spec),
+            "bytes_per_device": 4 * math.prod(shardings[name].shard_shape(leaf.shape)),
+        }
+        for name, leaf in abstract_params(config).items()
+    ]
