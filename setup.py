@@ -9,23 +9,26 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 BESIDE = ("convert", "eval", "configs")
 
+TORCH = ["torch>=2.6"]  # below that, weights_only=True can be bypassed
+GGUF = ["gguf>=0.17"]
+EVAL = ["openpyxl>=3.1"]
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "sse-starlette>=2.1", "httpx>=0.27"]
-TORCH = ["torch>=2.6"]
-TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
-DEV = ["ruff==0.15.10", "pyright==1.1.414", "pre-commit"]
+TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77", *GGUF, *EVAL]
+DEV = ["ruff==0.17.6", "pyright==1.1.414", "pre-commit>=4.0"]
 
 
 def version() -> str:
-    text = (HERE / "llava_jax" / "__init__.py").read_text()
+    """The version, read without importing the package (its needs are not installed yet)."""
+    text = (HERE / "llava_jax" / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"', text, re.M).group(1)  # type: ignore[union-attr]
 
 
 def packages() -> list[str]:
+    """llava_jax with its sub-packages, and BESIDE under their installed names."""
     found = find_packages(str(HERE), include=["llava_jax", "llava_jax.*"])
     for d in BESIDE:
-        found += [
-            f"llava_jax.{p}" for p in (d, *(f"{d}.{s}" for s in find_packages(str(HERE / d))))
-        ]
+        inner = find_packages(str(HERE / d))
+        found += [f"llava_jax.{p}" for p in (d, *(f"{d}.{s}" for s in inner))]
     return found
 
 
@@ -33,13 +36,23 @@ setup(
     name="llava_jax",
     version=version(),
     description="LLaVA-1.5 in JAX/Flax: train, evaluate, serve, and move weights to and from PyTorch",
-    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=packages(),
     package_dir={f"llava_jax.{d}": d for d in BESIDE},
-    package_data={"llava_jax": ["py.typed", "assets/**/*"]},
+    package_data={
+        "llava_jax": ["py.typed", "assets/**/*"],
+        "llava_jax.eval": ["**/*.html", "**/*.json", "**/*.txt"],
+    },
     install_requires=[
         "jax>=0.10.1",
         "flax>=0.12.6",
@@ -50,7 +63,7 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",  # tensorflow-datasets needs it on 3.11 and does not say so
         "ml-collections>=1.1.0",
-        "transformers>=5.3",
+        "transformers>=5.3",  # before 5.3 a nested config could switch on remote code
         "sentencepiece>=0.2.1",
         "safetensors>=0.6",
         "huggingface_hub>=1.0",
@@ -66,10 +79,12 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10.1"],
         "tpu": ["jax[tpu]>=0.10.1"],
         "torch": TORCH,
+        "gguf": GGUF,
+        "eval": EVAL,
         "serve": SERVE,
         "demo": ["gradio>=6.31"],
         "test": TEST,
-        "dev": TEST + DEV,
+        "dev": [*TEST, *DEV],
     },
     entry_points={"console_scripts": ["llava-jax=llava_jax.cli:main"]},
 )

@@ -132,6 +132,7 @@ def dispatch(words: list[str], *, debug: bool = False) -> int:
         return BAD_INPUT
     name = words[0]
     if name.startswith("-"):
+        check_options(top_parser(), words)
         top_parser().parse_args(words)
         raise UsageError("no command given", command="llava-jax")
     if name not in COMMANDS:

@@ -12,7 +12,8 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 import pytest  # noqa: E402
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+_beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("LLAVA_JAX_TEST_DATA", _beside))
 
 
 def pytest_addoption(parser):
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def shared(name: str) -> Path:
-    """The folder `name` of the shared reference data beside the checkout; skips where absent."""
+    """The folder `name` of the reference data (outputs of the original code); skips where absent."""
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"reference data {name!r} is not beside this checkout")
