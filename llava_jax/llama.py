@@ -29,7 +29,10 @@ from llava_jax.layers import (
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers, each [L, B, S, K, H] (or a list of L arrays [B, S, K, H])."""
+    """Keys and values of all layers, each [L, B, K, S, H] (or a list of L arrays [B, K, S, H])."""
+
+    # Heads before keys: a decode step then reads each head's keys in a row, which made attention
+    # over the cache 3 to 5 times faster on CPU for 8 rows, and no slower for one.
 
     k: Any
     v: Any
@@ -37,7 +40,7 @@ class KVCache(NamedTuple):
 
 def init_cache(config: LanguageConfig, batch: int, length: int, dtype, unrolled: bool) -> KVCache:
     """An empty cache for `batch` rows of `length` keys. A list a layer when `unrolled`."""
-    shape = (batch, length, config.kv_heads, config.head_width)
+    shape = (batch, config.kv_heads, length, config.head_width)
     if unrolled:
         return KVCache(*([jnp.zeros(shape, dtype) for _ in range(config.layers)] for _ in "kv"))
     return KVCache(*(jnp.zeros((config.layers, *shape), dtype) for _ in "kv"))
@@ -84,11 +87,13 @@ class LlamaAttention(nnx.Module):
         v = self.v(x_BTD, keys[2]).reshape(split)
         if cache is not None:
             cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), write_at, axis=1)
+                jax.lax.dynamic_update_slice_in_dim(
+                    old, new.swapaxes(1, 2).astype(old.dtype), write_at, axis=2
+                )
                 for old, new in zip(cache, (k, v))
             )
             if mask_BTS.shape[-1] != t:  # else: a prefill, which sees nothing but itself
-                k, v = (c.astype(x_BTD.dtype) for c in cache)
+                k, v = (c.swapaxes(1, 2).astype(x_BTD.dtype) for c in cache)
         y = attention(q, k, v, mask_BTS, implementation).reshape(b, t, -1)
         return self.o(y, keys[3]), cache
 
@@ -148,19 +153,23 @@ class Llama(nnx.Module):
         cache: KVCache | None = None,
         write_at: jax.Array | int = 0,
         dropout_key: jax.Array | None = None,
+        key_positions_BS: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Embeddings -> (hidden states after the last norm, dtype[B, T, D]; the updated cache).
 
         mask_BTS: bool; S is T (no cache, or a prefill at write_at 0) or the cache's length.
         write_at: index of the cache entry that takes the first of the T new keys, for all rows.
         dropout_key: turns LoRA dropout on (training).
+        key_positions_BS: RoPE positions of the cache's entries, which a sliding window measures
+        from; left out, the keys are the T tokens themselves.
         """
         c, compute = self.config, self.compute
         rope = rope_table(
             positions_BT, rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling)
         )
-        if c.sliding_window and mask_BTS.shape[-1] == positions_BT.shape[-1]:
-            distance = positions_BT[:, :, None] - positions_BT[:, None, :]
+        if c.sliding_window:
+            keys_at = positions_BT if key_positions_BS is None else key_positions_BS
+            distance = positions_BT[:, :, None] - keys_at[:, None, :]
             mask_BTS = mask_BTS & (distance < c.sliding_window)
         keys = None if dropout_key is None else jax.random.split(dropout_key, c.layers)
 
