@@ -1,0 +1,205 @@
+"""The one gate that every image passes, whether it comes from a training folder or from a stranger.
+
+Formats are told by content and limited to an allowlist; sizes and decoding costs are checked from the
+header before anything is decoded; decoding is strict; every refusal is an `ImageError` with a fixed
+code and text, so no address, path or library message can reach a reply.
+
+As in the original (llava/train/train.py, mm_utils.py): the first frame, `convert("RGB")` with alpha
+dropped, and no EXIF rotation. A chat may ask for rotation and a background colour instead.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import stat
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from llava_jax.errors import ImageError
+from llava_jax.images.cost import decode_bytes, decode_work, webp_size
+
+CODES = {
+    "not_found": "the file does not exist",
+    "not_a_file": "this is not a regular file",
+    "unreadable": "the file cannot be read",
+    "empty": "there are no bytes",
+    "too_many_bytes": "the file is larger than allowed",
+    "unknown_format": "the data is not an image of an accepted format",
+    "no_size": "width or height is zero",
+    "too_many_pixels": "the image has more pixels than allowed",
+    "side_too_long": "the image is longer on one side than allowed",
+    "too_costly": "decoding the image would take more memory or time than allowed",
+    "damaged": "the image data is damaged or cut off",
+    "bad_data_uri": "this is not a base64 data URI of an image",
+    "bad_base64": "the base64 text is malformed",
+}
+"""Every way to be refused: code -> the fixed text that a user sees."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the gate accepts. Everything but `max_bytes` is judged from the header."""
+
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's names
+    max_bytes: int = 32 * 2**20  # of the encoded file
+    max_pixels: int = 50_000_000
+    max_side: int = 8192  # pixels; bounds what padding to a square can cost
+    max_decode_bytes: int = 280 * 2**20  # estimated peak memory of decoding
+    max_decode_work: float = 500e6  # estimated work, in pixels of a plain decode
+
+
+DEFAULT_LIMITS = Limits()
+
+# Pillow needs only these to tell the formats apart; a file that starts otherwise never reaches a parser.
+_MAGIC = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "BMP": re.compile(rb"BM"),
+}
+_DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE)
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(
+    source: str | Path | bytes | BinaryIO,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str | None = None,
+    *,
+    exif: bool = False,
+    background: tuple[int, int, int] | None = None,
+) -> Image.Image:
+    """Decodes one image to RGB, or raises ImageError with a code of CODES.
+
+    source: a file name, the encoded bytes, or a binary file object. Nothing is ever fetched.
+    name: what error messages call the image; by default the last part of the file name.
+    exif: turn the picture as its EXIF orientation says (the reference does not).
+    background: RGB colour behind transparent pixels; None drops alpha as the reference does.
+    """
+    if name is None:
+        name = Path(source).name if isinstance(source, (str, Path)) else "image"
+    data = _read(source, limits, name)
+    kind = next((k for k in limits.formats if k in _MAGIC and _MAGIC[k].match(data)), None)
+    if kind is None:
+        raise _refusal("unknown_format", name, fix=f"accepted: {', '.join(limits.formats)}")
+    if kind == "WEBP":
+        # Its decoder allocates the canvas on opening, before Pillow tells the size.
+        _check_size(webp_size(data), limits, name)
+    try:
+        image = Image.open(BytesIO(data), formats=[kind])
+    except Image.DecompressionBombError:
+        raise _refusal("too_many_pixels", name) from None
+    except Exception:
+        raise _refusal("damaged", name) from None
+    _check_size(image.size, limits, name)
+    memory = decode_bytes(image, data, copies=exif + 2 * (background is not None))
+    if memory > limits.max_decode_bytes or decode_work(image, data) > limits.max_decode_work:
+        raise _refusal("too_costly", name)
+    try:
+        image.load()
+        turn = _orientation(image) if exif else None
+        rgb = _to_rgb(image, background)
+        return rgb.transpose(turn) if turn is not None else rgb
+    except Exception:
+        raise _refusal("damaged", name) from None
+
+
+def decode_data_uri(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image") -> bytes:
+    """The bytes of a `data:image/...;base64,` URI. The media type is not believed: `open_image` looks.
+
+    Raises ImageError: bad_data_uri, bad_base64, or too_many_bytes (told from the length of the text).
+    """
+    match = _DATA_URI.match(text, 0, 256)
+    if match is None:
+        raise _refusal("bad_data_uri", name)
+    return decode_base64(text[match.end() :], limits, name)
+
+
+def decode_base64(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image") -> bytes:
+    """The bytes behind standard base64 text, strictly read. Raises ImageError (see CODES)."""
+    if len(text) > (limits.max_bytes + 2) // 3 * 4:
+        raise _refusal("too_many_bytes", name)
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _refusal("bad_base64", name) from None
+    if not data:
+        raise _refusal("empty", name)
+    return data
+
+
+def _refusal(code: str, name: str, fix: str | None = None) -> ImageError:
+    return ImageError(f"{name}: {CODES[code]}", code=code, fix=fix)
+
+
+def _read(source: str | Path | bytes | BinaryIO, limits: Limits, name: str) -> bytes:
+    if isinstance(source, (str, Path)):
+        try:
+            # A pipe or device would block or never end.
+            if not stat.S_ISREG(Path(source).stat().st_mode):
+                raise _refusal("not_a_file", name)
+            with open(source, "rb") as file:
+                data = file.read(limits.max_bytes + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            raise _refusal("not_found", name) from None
+        except (OSError, ValueError):  # ValueError: a null byte in the name
+            raise _refusal("unreadable", name) from None
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    else:
+        try:
+            data = source.read(limits.max_bytes + 1)
+        except Exception:
+            raise _refusal("unreadable", name) from None
+        if not isinstance(data, bytes):
+            raise _refusal("unreadable", name, fix="open the file in binary mode")
+    if not data:
+        raise _refusal("empty", name)
+    if len(data) > limits.max_bytes:
+        raise _refusal("too_many_bytes", name)
+    return data
+
+
+def _check_size(size: tuple[int, int] | None, limits: Limits, name: str) -> None:
+    if size is None:
+        raise _refusal("damaged", name)
+    width, height = size
+    if width <= 0 or height <= 0:
+        raise _refusal("no_size", name)
+    if width * height > limits.max_pixels:
+        raise _refusal("too_many_pixels", name)
+    if max(width, height) > limits.max_side:
+        raise _refusal("side_too_long", name)
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:
+    if background is None or not image.has_transparency_data:
+        # convert() of an RGB picture would only copy it, twice the memory of a large one.
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgba = image.convert("RGBA")
+    below = Image.new("RGB", rgba.size, background)
+    below.paste(rgba, mask=rgba.getchannel("A"))
+    return below
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block is common and says nothing about the picture
+        return None
