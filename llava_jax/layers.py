@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +166,7 @@ def attention(
     """
     mask = None if mask_BTS is None else mask_BTS[:, None]
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation=implementation
+        q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation=cast(Any, implementation)
     )
 
 

@@ -8,7 +8,7 @@ every step has static shapes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -118,15 +118,28 @@ class Llava(nnx.Module):
 # Parameters as a flat dict: dotted name -> array ------------------------------------------------
 
 
-def init_params(config: LlavaConfig, seed: int | jax.Array = 0, dtype=jnp.float32) -> nnx.State:
-    """Random parameters as an NNX state, compiled as one program."""
+def init_params(config: LlavaConfig, seed: int = 0, dtype=jnp.float32) -> dict[str, jax.Array]:
+    """{dotted name: array} of random parameters, compiled as one program."""
 
     def make():
         state = nnx.state(Llava(config, rngs=nnx.Rngs(seed)))
-        return jax.tree.map(lambda x: x.astype(dtype), state)
+        return {name: value.astype(dtype) for name, value in flatten(state).items()}
 
     with nnx.use_eager_sharding(False):
         return jax.jit(make)()
+
+
+def init_sharded(
+    config: LlavaConfig, seed: int, shardings: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
+    """Random parameters of the names in `shardings` alone, each made where it lies."""
+
+    def make():
+        flat = flatten(nnx.state(Llava(config, rngs=nnx.Rngs(seed))))
+        return {name: flat[name] for name in shardings}
+
+    with nnx.use_eager_sharding(False):
+        return jax.jit(make, out_shardings=dict(shardings))()
 
 
 def abstract_model(config: LlavaConfig, compute: Compute | None = None, dtype=jnp.float32):
@@ -151,30 +164,35 @@ def abstract_params(config: LlavaConfig, dtype=jnp.float32) -> dict[str, jax.Sha
 
 def unflatten(config: LlavaConfig, params: Mapping[str, Any]) -> nnx.State:
     """{dotted name: array} -> NNX state. Raises WeightError naming a missing, unknown or misshapen one."""
-    state = abstract_model(config)[1]
-    flat = nnx.to_flat_state(state)
-    names = {".".join(map(str, path)): v for path, v in flat}
+    return _fill(nnx.to_flat_state(abstract_model(config)[1]), params)
+
+
+def _fill(flat: Any, params: Mapping[str, Any]) -> nnx.State:
+    variables = {".".join(map(str, path)): (path, variable) for path, variable in flat}
     for name in params:
-        if name not in names:
+        if name not in variables:
             raise WeightError(f"unknown parameter {name!r}")
     filled = []
-    for path, variable in flat:
-        name = ".".join(map(str, path))
+    for name, (path, variable) in variables.items():
         if name not in params:
             raise WeightError(f"parameter {name!r} is missing")
-        want = tuple(variable.get_value().shape)
-        if tuple(np.shape(params[name])) != want:
-            raise WeightError(
-                f"parameter {name!r} has shape {tuple(np.shape(params[name]))}, the model wants {want}"
-            )
+        have, want = tuple(np.shape(params[name])), tuple(variable.get_value().shape)
+        if have != want:
+            raise WeightError(f"parameter {name!r} has shape {have}, the model wants {want}")
         filled.append((path, variable.replace(params[name])))
     return nnx.from_flat_state(filled)
 
 
+def binder(config: LlavaConfig, compute: Compute | None = None) -> Callable[..., Llava]:
+    """A function from flat parameters to a model over them; cheap enough to call inside jit."""
+    graphdef, state = abstract_model(config, compute)
+    flat = nnx.to_flat_state(state)
+    return lambda params: nnx.merge(graphdef, _fill(flat, params))
+
+
 def build(config: LlavaConfig, params: Mapping[str, Any], compute: Compute | None = None) -> Llava:
     """A model over the given flat parameters (arrays are used as they are, not copied)."""
-    graphdef, _ = abstract_model(config, compute)
-    return nnx.merge(graphdef, unflatten(config, params))
+    return binder(config, compute)(params)
 
 
 def param_shardings(config: LlavaConfig, mesh: Mesh) -> dict[str, NamedSharding]:

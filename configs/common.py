@@ -1,0 +1,77 @@
+"""Every setting of a training run, with its default. The other files change a few of them.
+
+llava-jax train --config configs/finetune_7b.py --config.lr=2e-5 --workdir runs/finetune
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """All fields; None stands for "not set"."""
+    c = ConfigDict()
+    c.name = "train"
+    c.seed = 42
+
+    # The model to start from: a folder or hub id of any format `llava-jax convert` reads.
+    c.model = ConfigDict()
+    c.model.init = ""
+    c.model.base = ""  # language model under a LoRA, delta or projector-only checkpoint
+    c.model.vision_tower = ""  # CLIP folder or hub id, for checkpoints without their own
+    c.model.allow_pickle = False  # torch .bin files hold pickles: allow them knowingly
+    c.model.make = ""  # "package.module:function" that makes model.init first (tiny models)
+
+    # What is trained: projector, language, embed, vision, lora.
+    c.trainable = ("projector", "language")
+    c.lora_rank = 0
+    c.lora_alpha = 256.0
+    c.lora_dropout = 0.05
+
+    c.data = ConfigDict()
+    c.data.path = ""  # LLaVA JSON
+    c.data.image_folder = ""
+    c.data.version = "v1"  # prompt and label masks: plain, v1, llama_2, mpt, ...
+    c.data.image_aspect_ratio = ""  # pad or square; empty: as the model says
+    c.data.turns = "conversation"  # or "independent": questions of one image trained separately
+    c.data.turns_per_sample = 0  # independent turns drawn for one row; 0 takes all
+    c.data.max_length = 2048
+    c.data.group_by_modality = False
+    c.data.pack = False
+    c.data.holdout = 0.0  # fraction of the images kept aside
+    c.data.bad_samples = "skip"  # or "error"
+    c.data.cache_images = False
+    c.data.augment = ""  # "shift4", "flip_shift4": for small made data sets
+    c.data.length_buckets = (128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+    c.data.threads = 4
+
+    # Optimisation. Global batch = batch_size, split into grad_accum micro-batches.
+    c.batch_size = 128
+    c.grad_accum = 1
+    c.epochs = 1.0
+    c.steps = 0  # 0: from epochs
+    c.optimizer = "adamw"
+    c.lr = 2e-5
+    c.projector_lr = placeholder(float)  # None: as lr
+    c.vision_lr = placeholder(float)
+    c.warmup_ratio = 0.03
+    c.lr_end_ratio = 0.0
+    c.weight_decay = 0.0
+    c.b1, c.b2, c.eps = 0.9, 0.999, 1e-8
+    c.muon_adam_lr_ratio = 0.15
+    c.clip_norm = 1.0
+    c.loss_average = "global"  # or "micro", as the original weighs accumulated micro-batches
+    c.loss_groups = 1  # row groups averaged alike: the original's number of devices
+
+    # How it runs.
+    c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    c.dtype = "bfloat16"
+    c.remat = "full"
+    c.unroll_layers = False
+    c.attention = ""
+    c.save_every = 500
+    c.keep_checkpoints = 2
+    c.exact_match = False  # at the end, answers on the images kept aside, scored
+
+    # Several runs after each other: {name: {field: value}}; each starts from the one before.
+    c.stages = ConfigDict()
+    return c

@@ -1,0 +1,133 @@
+"""Which parameters are trained, at which learning rate, by which rule.
+
+Everything works on flat dicts {dotted name: array}, so a group is a rule about a name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from llava_jax.errors import ConfigError
+
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "projector": lambda name: name.startswith("projector."),
+    "language": lambda name: name.startswith("language.") and not is_lora(name),
+    "embed": lambda name: name == "language.embed.embedding",
+    "lora": lambda name: is_lora(name),
+    # What lies behind the feature layer has no gradient, and weight decay must not touch it.
+    "vision": lambda name: name.startswith("vision.") and not name.startswith("vision.tail."),
+}
+
+
+def is_lora(name: str) -> bool:
+    """True for the low-rank adapter parameters."""
+    return name.endswith((".lora_a", ".lora_b"))
+
+
+def trainable_names(names: Iterable[str], groups: Iterable[str]) -> set[str]:
+    """The names that `groups` (keys of GROUPS) cover. Raises ConfigError for an unknown or empty one."""
+    names, chosen = list(names), set()
+    for group in groups:
+        if group not in GROUPS:
+            raise ConfigError(f"trainable: no group {group!r}", fix=f"one of {sorted(GROUPS)}")
+        covered = {n for n in names if GROUPS[group](n)}
+        if not covered:
+            raise ConfigError(f"trainable: the model has no {group!r} parameters")
+        chosen |= covered
+    return chosen
+
+
+def warmup_cosine(peak: float, steps: int, warmup_ratio: float, end_ratio: float = 0.0):
+    """Linear warm-up over ceil(ratio * steps) from 0, then a cosine to end_ratio * peak.
+
+    The rule of transformers' get_cosine_schedule_with_warmup: update number 0 has rate 0 when
+    there is a warm-up at all.
+    """
+    warmup = math.ceil(warmup_ratio * steps)
+
+    def schedule(count):
+        count = jnp.asarray(count, jnp.float32)
+        rising = count / max(1, warmup)
+        progress = (count - warmup) / max(1, steps - warmup)
+        cosine = jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+        return peak * jnp.where(count < warmup, rising, end_ratio + (1 - end_ratio) * cosine)
+
+    return schedule
+
+
+def has_decay(name: str) -> bool:
+    """Weight decay leaves out norms and biases (transformers' Trainer.get_decay_parameter_names)."""
+    return not name.endswith((".scale", ".bias"))
+
+
+def learning_rate_of(name: str, config: Any) -> float:
+    """Peak learning rate of a parameter: `lr`, or the group's own where one is set."""
+    if name.startswith("projector.") and config.projector_lr is not None:
+        return config.projector_lr
+    if name.startswith("vision.") and config.vision_lr is not None:
+        return config.vision_lr
+    return config.lr
+
+
+def is_muon(name: str) -> bool:
+    """Matrices inside layers and of the projector; embeddings, head and vectors stay with Adam."""
+    return (".layers." in name and name.endswith(".kernel")) or (
+        name.startswith("projector.") and name.endswith(".kernel")
+    )
+
+
+def make_optimizer(
+    config: Any, names: Iterable[str], steps: int
+) -> tuple[optax.GradientTransformation, dict[str, float]]:
+    """(the optimizer over a flat dict with these names, peak learning rate by group label).
+
+    adamw: decoupled weight decay (torch's AdamW). muon: optax.contrib.muon for matrices, AdamW at
+    `muon_adam_lr_ratio` of the rate for the rest. Clipping by the global norm comes first.
+    """
+    labels, transforms, peaks = {}, {}, {}
+    for name in names:
+        peak = learning_rate_of(name, config)
+        muon = config.optimizer == "muon" and is_muon(name)
+        if config.optimizer == "muon" and not muon:
+            peak *= config.muon_adam_lr_ratio
+        decay = config.weight_decay if has_decay(name) and (muon or not _muon(config)) else 0.0
+        label = f"{'muon' if muon else 'adamw'}_lr{peak:g}_wd{decay:g}"
+        labels[name], peaks[label] = label, peak
+        if label not in transforms:
+            schedule = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)
+            transforms[label] = _rule(config, schedule, decay, muon)
+    chain = [optax.transforms.partition(transforms, labels)]
+    if config.clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(*chain), peaks
+
+
+def _muon(config: Any) -> bool:
+    if config.optimizer not in ("adamw", "muon"):
+        raise ConfigError(f"optimizer {config.optimizer!r} is unknown", fix="use adamw or muon")
+    return config.optimizer == "muon"
+
+
+def _rule(config: Any, schedule, decay: float, muon: bool) -> optax.GradientTransformation:
+    if muon:
+        return optax.contrib.muon(
+            schedule,
+            weight_decay=decay,
+            muon_weight_dimension_numbers=_matrix_axes,
+        )
+    return optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=decay)
+
+
+def _matrix_axes(params: Mapping[str, Any]) -> Any:
+    """The last two axes are the matrix; a leading layer axis makes it a batch of matrices."""
+    import jax
+
+    return jax.tree.map(
+        lambda p: optax.contrib.MuonDimensionNumbers(p.ndim - 2, p.ndim - 1),
+        params,
+    )

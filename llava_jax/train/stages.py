@@ -1,0 +1,83 @@
+"""Stages: runs after each other, each starting from the model the one before it made."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from llava_jax.errors import ConfigError
+from llava_jax.train.log import METRICS, plot_losses
+
+log = logging.getLogger(__name__)
+
+
+def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
+    """Runs `config` (once, or a time per entry of config.stages) in `workdir`; the model's folder.
+
+    Finished stages are not run again; an interrupted one goes on where it was.
+    """
+    from llava_jax.train.loop import train
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    init = make_initial_model(config, workdir)
+    curves, export = {}, None
+    for name, stage in split_stages(config):
+        stage.model.init = str(export or init or stage.model.init)
+        folder = workdir / name if name else workdir
+        export = train(stage, folder, quiet=quiet).export
+        curves[name or config.name] = folder / METRICS
+    plot_losses(curves, workdir / "loss.png")
+    if export is None:
+        raise ConfigError("config.stages is set but empty")
+    if config.exact_match:
+        report_exact_match(config, export, workdir, quiet=quiet)
+    return export
+
+
+def split_stages(config: Any) -> list[tuple[str, Any]]:
+    """(name, settings) of each run; ("", config) when there are no stages."""
+    if not config.stages:
+        return [("", config.copy_and_resolve_references())]
+    runs = []
+    for name, changes in config.stages.items():
+        stage = config.copy_and_resolve_references()
+        with stage.unlocked():
+            stage.name = name
+            stage.update_from_flattened_dict(dict(_flat(changes)))
+        runs.append((name, stage))
+    return runs
+
+
+def _flat(tree: Any, prefix: str = ""):
+    for key, value in tree.items():
+        if hasattr(value, "items"):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def make_initial_model(config: Any, workdir: Path) -> Path | None:
+    """Runs config.model.make, once, to build the model that training starts from."""
+    if not config.model.make:
+        return None
+    module, _, function = config.model.make.partition(":")
+    if not module.startswith("llava_jax.") or not function:
+        raise ConfigError(
+            f"config.model.make {config.model.make!r} is not llava_jax.module:function"
+        )
+    folder = workdir / "initial"
+    if not (folder / "llava_jax.json").exists():
+        getattr(importlib.import_module(module), function)(config, folder)
+    return folder
+
+
+def report_exact_match(config: Any, export: Path, workdir: Path, *, quiet: bool) -> None:
+    """Answers the questions on the images kept aside, scores them, writes exact_match.json."""
+    from llava_jax.train.evaluate import exact_match_on_holdout
+
+    result = exact_match_on_holdout(config, export, quiet=quiet)
+    (workdir / "exact_match.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    print(f"exact match on the images kept aside: {result['mean']:.2%} of {result['n']} questions")

@@ -1,0 +1,99 @@
+"""One optimizer step: loss, gradients over micro-batches, update. Pure functions over flat dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llava_jax.config import LlavaConfig
+from llava_jax.layers import Compute
+from llava_jax.llava import binder
+from llava_jax.text.constants import IGNORE
+from llava_jax.train.loss import mean_loss, supervised_nll
+
+Params = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """What changes from step to step, and what a checkpoint holds."""
+
+    step: jax.Array  # int32[]
+    params: Params  # the trained parameters, float32
+    opt_state: Any
+
+
+def make_loss(config: LlavaConfig, compute: Compute, groups: int = 1) -> Callable:
+    """loss(trained, frozen, batch, key) -> float32[]: token-mean loss of one micro-batch.
+
+    Trained float32 parameters are cast to the compute dtype first, as a bf16 copy beside fp32
+    masters; LoRA dropout is on when `key` is given.
+    """
+    bind = binder(config, compute)
+
+    def loss(trained: Params, frozen: Params, batch, key=None):
+        cast = {name: value.astype(compute.dtype) for name, value in trained.items()}
+        model = bind({**frozen, **cast})
+        hidden = model(batch, key)
+        nll = supervised_nll(model, hidden, batch["target_at"], batch["targets"])
+        return mean_loss(nll, batch["targets"], groups)
+
+    return loss
+
+
+def make_step(
+    loss: Callable, optimizer: optax.GradientTransformation, *, average: str, seed: int | None
+) -> Callable:
+    """step(state, frozen, batch) -> (state, metrics). Batch arrays are [A, rows, ...].
+
+    average: "micro" weighs the A micro-batches alike (the original's gradient accumulation),
+    "global" weighs every supervised token of the A micro-batches alike.
+    seed: of LoRA dropout; None without. metrics: loss float32[], micro_loss float32[A],
+    grad_norm float32[], ok bool[]. A step with a non-finite loss or gradient changes nothing but
+    the step number (ok False).
+    """
+
+    def weights(targets_ABP):
+        count = (targets_ABP != IGNORE).sum((1, 2)).astype(jnp.float32)
+        if average == "micro":
+            return jnp.full(len(count), 1 / len(count))
+        return count / jnp.maximum(count.sum(), 1)
+
+    def step(state: TrainState, frozen: Params, batch):
+        weight = weights(batch["targets"])
+        keys = None
+        if seed is not None:
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            keys = jax.random.split(key, len(weight))
+
+        def micro(total, piece):
+            rows, w, key = piece
+            value, grads = jax.value_and_grad(loss)(state.params, frozen, rows, key)
+            return jax.tree.map(lambda t, g: t + w * g, total, grads), value
+
+        pieces = (batch, weight, keys)
+        if len(weight) == 1:
+            grads, values = micro(
+                jax.tree.map(jnp.zeros_like, state.params), jax.tree.map(lambda x: x[0], pieces)
+            )
+            values = values[None]
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            grads, values = jax.lax.scan(micro, zeros, pieces)
+        norm = optax.global_norm(grads)
+        ok = jnp.isfinite(norm) & jnp.all(jnp.isfinite(values))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jnp.where(ok, new, old)  # noqa: E731
+        new = TrainState(
+            state.step + 1,
+            jax.tree.map(keep, params, state.params),
+            jax.tree.map(keep, opt_state, state.opt_state),
+        )
+        loss_value = jnp.sum(values * weight)
+        return new, {"loss": loss_value, "micro_loss": values, "grad_norm": norm, "ok": ok}
+
+    return step
