@@ -1,0 +1,1 @@
+"""One file per benchmark; `llava_jax.eval.task.TASKS` lists them."""

@@ -1,0 +1,185 @@
+"""GQA (testdev_balanced). Owner's scorer: eval.py of the GQA download (plain string equality).
+
+LLaVA: scripts/convert_gqa_for_eval.py strips a final "." and lower-cases, nothing else: "Yes " or
+"the man" are wrong. Validity and plausibility need choice files that v1.2 does not ship.
+"""
+
+import string
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.answers import AnswerFile, check, join, read_answers
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import find, read_json, write_json
+from llava_jax.eval.task import (
+    DEFAULT,
+    SHORT,
+    Options,
+    Question,
+    Result,
+    Sample,
+    Task,
+    by_group,
+    llava_questions,
+    percent,
+)
+
+FILES = ("testdev_balanced_questions.json", "*uestions*.json")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# Reasoning steps that eval.py does not count (operation and argument).
+_FREE_STEPS = ("exist", "query: name", "choose name")
+
+
+class GQA(Task):
+    name = "gqa"
+    title = "GQA"
+    data_files = "testdev_balanced_questions.json; or llava_gqa_testdev_balanced.jsonl to ask"
+
+    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+        own = llava_questions(data, ("llava_gqa_*.jsonl",), options.split)
+        if own is not None:
+            return own
+        return [
+            Question(
+                i,
+                q["question"] + SHORT,
+                (f"{q['imageId']}.jpg",),
+                {"question_id": i, "prompt": q["question"] + SHORT},
+            )
+            for i, q in _questions(data, options).items()
+        ]
+
+    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+        questions = _questions(data, options)
+        joined, coverage = join(questions, self._answers(answers, options))
+        # Unbalanced questions only serve the consistency metric: eval.py does not ask for them.
+        balanced = [i for i, q in questions.items() if q.get("isBalanced", True)]
+        coverage.expected = len(balanced)
+        coverage.answered = sum(i in joined for i in balanced)
+        coverage.missing = [i for i in balanced if i not in joined]
+        check(answers, coverage, options.strict)
+        predicted = {i: gqa_prediction(a.row, a.text) for i, a in joined.items()}
+        lenient = {
+            i: float(i in joined and _lenient(joined[i].text) == _lenient(q["answer"]))
+            for i, q in questions.items()
+        }
+        samples = {
+            i: Sample(
+                float(predicted.get(i) == q["answer"]),
+                joined[i].text if i in joined else "",
+                q["answer"],
+                parsed=predicted.get(i, ""),
+                prompt=q["question"],
+                image=str(q.get("imageId", "")),
+                groups=_groups(q),
+                extra={"lmms_eval": lenient[i]},
+            )
+            for i in balanced
+            for q in (questions[i],)
+        }
+        scores = list(samples.values())
+        kinds = by_group(scores, "kind")
+        totals: dict[str, Any] = {
+            "accuracy": percent(s.score for s in scores),
+            **{k: kinds[k]["score"] for k in ("binary", "open") if k in kinds},
+            "distribution": _distribution(samples, questions),
+            "lmms_eval_exact_match": percent(lenient.values()),
+        }
+        consistency = _consistency(questions, predicted, samples)
+        if consistency is not None:
+            totals["consistency"] = consistency
+        tables = {
+            f"per {g}": by_group(scores, g) for g in ("structural", "semantic", "steps", "length")
+        }
+        return Result(self.name, "accuracy", totals, samples, coverage, tables)
+
+    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+        """The predictions file of eval.py and of the server: [{questionId, prediction}]."""
+        rows = [
+            {
+                "questionId": a.row.get("question_id", a.id),
+                "prediction": gqa_prediction(a.row, a.text),
+            }
+            for a in self._answers(answers, options).rows
+        ]
+        write_json(out, rows)
+        return out
+
+    def _answers(self, path: Path, options: Options) -> AnswerFile:
+        return read_answers(
+            path,
+            id_keys=("questionId", "question_id"),
+            text_keys=("text", "prediction"),
+            skip_bad_lines=options.skip_bad_lines,
+        )
+
+
+def gqa_prediction(row: dict[str, Any], text: str) -> str:
+    """The string eval.py compares. A row of a predictions file is taken as it is."""
+    return text if "questionId" in row else text.rstrip(".").lower()
+
+
+def _questions(data: Path, options: Options) -> dict[str, dict[str, Any]]:
+    path = find(data, FILES, "questions file", options.split)
+    value = read_json(path)
+    if not isinstance(value, dict) or not all(
+        isinstance(q, dict) and {"question", "answer"} <= q.keys() for q in value.values()
+    ):
+        raise DataError(f"{path}: not a GQA questions file (id -> question, answer, …)")
+    return value
+
+
+def _groups(q: dict[str, Any]) -> dict[str, str]:
+    groups = {"length": str(len(q["question"].split()))}
+    if types := q.get("types"):
+        groups["structural"] = types["structural"]
+        groups["semantic"] = types["semantic"]
+        groups["kind"] = "open" if types["structural"] == "query" else "binary"
+    if "semantic" in q:
+        steps = [f"{c['operation']}: {c['argument']}" for c in q["semantic"]]
+        groups["steps"] = str(sum(not any(f in s for f in _FREE_STEPS) for s in steps))
+    return groups
+
+
+def _distribution(samples: dict[str, Sample], questions: dict[str, dict[str, Any]]) -> float:
+    """Chi-square between gold and predicted answers per global group, weighted by group size, over
+    100 (lower is better)."""
+    gold: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    predicted: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for i, s in samples.items():
+        group = (questions[i].get("groups") or {}).get("global")
+        if group is not None:
+            gold[group][s.truth] += 1
+            predicted[group][s.parsed] += 1
+    weighted = size = 0.0
+    for group, answers in gold.items():
+        n = sum(answers.values())
+        chi = sum((predicted[group].get(a, 0) - e) ** 2 / e for a, e in answers.items())
+        weighted += chi * n
+        size += n
+    return weighted / size / 100 if size else 0.0
+
+
+def _consistency(
+    questions: dict[str, dict[str, Any]], predicted: dict[str, str], samples: dict[str, Sample]
+) -> float | None:
+    """Accuracy on what a rightly answered question entails; None if the file lacks some of those
+    (testdev_balanced does: eval.py wants the full questions for --consistency)."""
+    scores = []
+    for i, s in samples.items():
+        entailed = [e for e in questions[i].get("entailed", ()) if e != i]
+        if s.score and entailed:
+            if any(e not in questions or e not in predicted for e in entailed):
+                return None
+            right = [predicted[e] == questions[e]["answer"] for e in entailed]
+            scores.append(sum(right) / len(right))
+    return percent(scores) if scores else None
+
+
+def _lenient(text: str) -> str:
+    """lmms-eval's exact_match with ignore_case and ignore_punctuation."""
+    return text.lower().translate(_NO_PUNCTUATION)
+
+
+TASK = GQA()

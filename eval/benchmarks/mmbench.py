@@ -1,0 +1,237 @@
+"""MMBench (dev 20230712), circular: a question counts if it is right in every rotation of its options.
+
+Scorer: VLMEvalKit dataset/utils/multiple_choice.py and utils/matching_util.py at exact matching
+(no GPT): an answer whose option cannot be inferred counts as Z, wrong. LLaVA uploads an Excel file
+(scripts/convert_mmbench_for_submission.py). Single-pass accuracy is another number (75.4 against
+67.7 for 13B) and is given as vanilla_acc.
+"""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.answers import AnswerFile, as_id, join, read_answers
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.files import find, find_optional, read_rows, write_xlsx
+from llava_jax.eval.task import DEFAULT, LETTER, Options, Question, Result, Sample, Task, by_group
+
+# What pandas reads as no value at all, in a tsv or an Excel file.
+_NO_VALUE = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+     "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
+)  # fmt: skip
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_STATED = re.compile(r"(?i)(?:correct\s+)?answer\s+is\s+\**([ABCD])\**")
+_SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+ROTATION = 1_000_000  # row index = question + rotation * this
+DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
+
+
+class MMBench(Task):
+    name = "mmbench"
+    title = "MMBench"
+    max_new_tokens = 1024
+    data_files = "mmbench_dev_20230712.tsv (images inside)"
+    suffix = LETTER
+    files = ("mmbench_dev_2*.tsv", "MMBench_DEV_EN*.tsv", "*.tsv")
+
+    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+        questions = []
+        for row in self._table(data, options):
+            prompt = row["question"]
+            if not _is_none(row.get("hint")):
+                prompt = f"{row['hint']}\n{prompt}"
+            shown = []
+            for letter in "ABCD":  # LLaVA stops at the first option that is no value
+                if _is_none(row.get(letter)):
+                    break
+                shown.append(row[letter])
+                prompt += f"\n{letter}. {row[letter]}"
+            record = {
+                "question_id": int(row["index"]),
+                "round_id": 0,
+                "prompt": prompt,
+                "options": shown,
+                "option_char": list("ABCD"[: len(shown)]),
+            }
+            image = _image_bytes(row)
+            questions.append(Question(str(row["index"]), prompt + self.suffix, (image,), record))
+        return questions
+
+    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+        given = self._answers(answers, options)
+        truth = {as_id(r["index"]): r for r in self._truth(given, data, options)}
+        joined, coverage = join(truth, given, strict=options.strict)
+        rows: dict[str, Sample] = {}
+        for key, row in truth.items():
+            choices = {c: str(row[c]) for c in "ABCD" if not _no_value(row.get(c))}
+            text = joined[key].text if key in joined else ""
+            inferred = infer_option(text, choices) if key in joined else "Z"
+            rows[key] = Sample(
+                float(inferred == row["answer"]),
+                text,
+                row["answer"],
+                parsed=inferred,
+                prompt=str(row["question"]),
+                image=key,
+                groups={k: str(row[k]) for k in ("l2-category", "category", "split") if row.get(k)},
+            )
+        return self._result(rows, coverage)
+
+    def _result(self, rows: dict[str, Sample], coverage) -> Result:
+        groups: dict[str, list[str]] = {}
+        for key in rows:
+            groups.setdefault(str(int(key) % ROTATION), []).append(key)
+        # As VLMEvalKit: a group is its base row; rotations without it are not counted.
+        groups = {g: keys for g, keys in groups.items() if g in rows}
+        samples = {}
+        for g, keys in groups.items():
+            base = rows[g]
+            base.extra = {
+                "vanilla": base.score,
+                "rows": {k: {"inferred": rows[k].parsed, "answer": rows[k].answer} for k in keys},
+            }
+            base.score = float(all(rows[k].score for k in keys))
+            samples[g] = base
+        vanilla = sum(s.extra["vanilla"] for s in samples.values()) / len(samples) * 100
+        circular = sum(s.score for s in samples.values()) / len(samples) * 100
+        rotations = len(rows) / len(samples)
+        totals = {
+            "circular_acc": circular,
+            "vanilla_acc": vanilla,
+            "groups": len(samples),
+            "rows": len(rows),
+            "not_inferred": sum(s.parsed == "Z" for s in rows.values()),
+        }
+        tables = {
+            f"per {g}": by_group(samples.values(), g) for g in ("l2-category", "category", "split")
+        }
+        tables = {k: v for k, v in tables.items() if v}
+        result = Result(self.name, "circular_acc", totals, samples, coverage, tables)
+        if rotations == 1:
+            result.notes.append("the file has no rotations: circular_acc is vanilla accuracy")
+        return result
+
+    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+        """The server's table, .xlsx or .csv by the name of `out`: the tsv's columns less hint,
+        categories, source, image and comment, with `prediction` as the seventh."""
+        table = self._table(data, options)
+        joined, _ = join(
+            (str(r["index"]) for r in table), self._answers(answers, options), strict=options.strict
+        )
+        header = [c for c in table[0] if c not in DROPPED]
+        header.insert(6, "prediction")
+        rows = []
+        for row in table:
+            key = str(row["index"])
+            cells = {
+                **row,
+                "index": int(key),
+                "prediction": joined[key].text if key in joined else None,
+            }
+            rows.append([None if _no_value(cells[c]) else cells[c] for c in header])
+        if out.suffix == ".csv":
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with open(out, "w", newline="", encoding="utf-8") as f:
+                csv.writer(f).writerows([header, *rows])
+        else:
+            write_xlsx(out, header, rows)
+        return out
+
+    def _answers(self, path: Path, options: Options) -> AnswerFile:
+        return read_answers(
+            path,
+            id_keys=("index", "question_id"),
+            text_keys=("prediction", "text"),
+            skip_bad_lines=options.skip_bad_lines,
+            empty_is_none=path.suffix in (".xlsx", ".csv", ".tsv"),
+        )
+
+    def _truth(self, given: AnswerFile, data: Path, options: Options) -> list[dict[str, Any]]:
+        """Rows with options and answer: the tsv's, else those the answer file itself carries (as
+        VLMEvalKit's result files and the upload file do)."""
+        if find_optional(data, self.files, "table", options.split) is not None:
+            rows = self._table(data, options)
+            if not _no_value(rows[0].get("answer")):
+                return rows
+        for a in given.rows:
+            if not {"A", "B", "question", "answer"} <= a.row.keys():
+                raise AnswerError(
+                    f"{given.path} line {a.line}, index {a.id}: no tsv under {data} and the row "
+                    f"lacks question, A, B or answer"
+                )
+            if "index" not in a.row:
+                a.row["index"] = a.id
+        return list({a.id: a.row for a in given.rows}.values())
+
+    def _table(self, data: Path, options: Options) -> list[dict[str, Any]]:
+        path = find(data, self.files, "table", options.split)
+        rows = [row for _, row in read_rows(path)]
+        if not rows or not {"index", "question", "A", "B"} <= rows[0].keys():
+            raise DataError(f"{path}: no columns index, question, A, B")
+        return rows
+
+
+def infer_option(text: str, choices: dict[str, str]) -> str:
+    """The option letter an answer means, or "Z", by VLMEvalKit's rules without GPT.
+
+    Args:
+      text: the answer.
+      choices: letter -> option text, without those that are no value.
+    """
+    return _by_letter(text, choices) or _by_content(text, choices) or "Z"
+
+
+def _by_letter(text: str, choices: dict[str, str]) -> str | None:
+    if "Failed to obtain answer via API" in text:
+        return None
+    if any(refusal in text for refusal in _REFUSALS):
+        return "Z"
+    words = text.translate(_SPACED).split()
+    named = [c for c in choices if c in words]
+    if len(named) == 1:
+        # Far from the end it may be the article A: then the letter does not settle it.
+        if words.index(named[0]) > len(words) - 5:
+            return named[0]
+    elif not named and "Z" in words:
+        return "Z"
+    stated = _STATED.search(text)
+    if stated and stated[1].upper() in choices:
+        return stated[1].upper()
+    return None
+
+
+def _by_content(text: str, choices: dict[str, str]) -> str | None:
+    text = text.lower()
+    if len(text) > 2 * sum(map(len, choices.values())):
+        return None
+    named = [letter for letter, option in choices.items() if option.lower() in text]
+    return named[0] if len(named) == 1 else None
+
+
+def _no_value(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and value in _NO_VALUE)
+
+
+def _is_none(value: Any) -> bool:
+    """LLaVA's is_none (model_vqa_mmbench.py), of a cell as pandas reads it."""
+    return _no_value(value) or str(value).lower() in ("nan", "none")
+
+
+def _image_bytes(row: dict[str, Any]) -> bytes:
+    import base64
+    import binascii
+
+    try:
+        return base64.b64decode(row["image"], validate=True)
+    except (KeyError, TypeError, binascii.Error):
+        raise DataError(f"MMBench index {row['index']}: no base64 image") from None
+
+
+TASK = MMBench()

@@ -1,0 +1,204 @@
+"""ScienceQA test (4,241 questions, 2,017 with an image).
+
+Scorers: LLaVA eval_science_qa.py (letter, "X. …", or one "The answer is X."; IMG = the prompt has
+an image), the owner's tools/evaluate_acc.py for the eight categories, and LLaVA's GPT-4 ensemble
+(eval_science_qa_gpt4_requery.py) with --set gpt4=FILE --set requery=FILE.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.answers import Answer, join, read_answers
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.files import find, read_json
+from llava_jax.eval.task import (
+    DEFAULT,
+    LETTER,
+    Options,
+    Question,
+    Result,
+    Sample,
+    Task,
+    percent,
+)
+
+LETTERS = "ABCDE"
+_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
+
+
+class ScienceQA(Task):
+    name = "scienceqa"
+    title = "ScienceQA"
+    max_new_tokens = 1024
+    data_files = "problems.json, pid_splits.json; or llava_test_CQM-A.json to ask"
+
+    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+        problems = self._problems(data, options)
+        questions = []
+        for pid, p in problems.items():
+            lines = [f"Context: {p['hint']}"] if p.get("hint") else []
+            lines.append(p["question"])
+            lines += [f"{a}. {c}" for a, c in zip(LETTERS, p["choices"])]
+            prompt = "\n".join(lines).strip() + LETTER
+            images = (f"{pid}/{p['image']}",) if p.get("image") else ()
+            record = {"question_id": pid, "prompt": f"<image>\n{prompt}" if images else prompt}
+            questions.append(Question(pid, prompt, images, record))
+        return questions
+
+    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+        problems = self._problems(data, options)
+        joined, coverage = join(
+            problems,
+            read_answers(
+                answers,
+                id_keys=("question_id", "id"),
+                text_keys=("text", "answer"),
+                skip_bad_lines=options.skip_bad_lines,
+            ),
+            strict=options.strict,
+        )
+        samples = {pid: _sample(joined.get(pid), pid, p) for pid, p in problems.items()}
+        scores = list(samples.values())
+        # A missing answer has no prompt, so the script takes it for a text question.
+        img = [s for pid, s in samples.items() if pid in joined and s.extra["is_multimodal"]]
+        with_image = [s for pid, s in samples.items() if problems[pid].get("image")]
+        totals: dict[str, Any] = {
+            "img_acc": percent(s.score for s in img),
+            "img_count": len(img),
+            "acc": percent(s.score for s in scores),
+            "correct": int(sum(s.score for s in scores)),
+            "count": len(scores),
+            "img_acc_missing_wrong": percent(s.score for s in with_image),
+            "unreadable_answers": sum(s.parsed == "FAILED" for s in scores),
+        }
+        tables = {"official categories": categories(problems, samples)}
+        if "gpt4" in options.extra:
+            tables["GPT-4 ensemble"] = _ensemble(problems, joined, options.extra)
+        return Result(
+            self.name, "img_acc", totals, samples, coverage, {k: v for k, v in tables.items() if v}
+        )
+
+    def _problems(self, data: Path, options: Options) -> dict[str, dict[str, Any]]:
+        path = find(data, ("problems.json",), "problems file")
+        splits = find(data, ("pid_splits.json",), "split file")
+        problems, ids = read_json(path), read_json(splits).get(options.split or "test")
+        if ids is None:
+            raise DataError(f"{splits}: no split {options.split!r}")
+        absent = [i for i in ids if i not in problems]
+        if absent:
+            raise DataError(f"{path}: lacks problem {absent[0]} of {splits.name}")
+        return {i: problems[i] for i in ids}
+
+
+def read_choice(text: str) -> str:
+    """The letter of an answer by LLaVA's rule, or "FAILED"."""
+    if text in tuple(LETTERS):
+        return text
+    if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
+        return text[0]
+    return _stated(text)
+
+
+def _stated(text: str) -> str:
+    found = _ANSWER_IS.findall(text)
+    return found[0] if len(found) == 1 else "FAILED"
+
+
+def _index(letter: str, choices: list[str]) -> int:
+    return LETTERS.index(letter) if letter in tuple(LETTERS[: len(choices)]) else -1
+
+
+def _sample(answer: Answer | None, pid: str, p: dict[str, Any]) -> Sample:
+    text = answer.text if answer else ""
+    parsed = read_choice(text) if answer else "FAILED"
+    prompt = answer.row.get("prompt") if answer else None
+    return Sample(
+        float(_index(parsed, p["choices"]) == p["answer"]),
+        text,
+        LETTERS[p["answer"]],
+        parsed=parsed,
+        prompt=prompt or p.get("question", ""),
+        image=f"{pid}/{p['image']}" if p.get("image") else "",
+        groups={k: str(p[k]) for k in ("subject", "grade") if k in p},
+        extra={"is_multimodal": "<image>" in prompt if prompt else bool(p.get("image"))},
+    )
+
+
+def categories(
+    problems: dict[str, dict[str, Any]], samples: dict[str, Sample]
+) -> dict[str, dict[str, float]]:
+    """NAT SOC LAN / TXT IMG NO / G1-6 G7-12 as the owner's evaluate_acc.py cuts them."""
+    if not all({"subject", "grade", "hint"} <= p.keys() for p in problems.values()):
+        return {}
+    low = {f"grade{i}" for i in range(1, 7)}
+    high = {f"grade{i}" for i in range(7, 13)}
+    cuts = {
+        "NAT": lambda p: p["subject"] == "natural science",
+        "SOC": lambda p: p["subject"] == "social science",
+        "LAN": lambda p: p["subject"] == "language science",
+        "TXT": lambda p: bool(p["hint"]),
+        "IMG": lambda p: bool(p["image"]),
+        "NO": lambda p: not p["hint"] and not p["image"],
+        "G1-6": lambda p: p["grade"] in low,
+        "G7-12": lambda p: p["grade"] in high,
+        "Avg": lambda p: True,
+    }
+    table = {}
+    for name, inside in cuts.items():
+        scores = [samples[i].score for i, p in problems.items() if inside(p)]
+        if scores:
+            table[name] = {"score": round(percent(scores), 2), "n": len(scores)}
+    return table
+
+
+def _ensemble(
+    problems: dict[str, dict[str, Any]], ours: dict[str, Answer], files: dict[str, str]
+) -> dict[str, dict[str, float]]:
+    """LLaVA with GPT-4: GPT-4 where it answers, else ours; and GPT-4 asked again with both.
+
+    The script guesses at random where no letter can be read; this is the mean over those guesses,
+    so that the number can be had again.
+    """
+    gpt4 = _texts(Path(files["gpt4"]))
+    again = _texts(Path(files["requery"])) if "requery" in files else {}
+    sums = dict.fromkeys(
+        ("ours", "gpt4", "gpt4, else ours", "requery, else ours", "upper bound"), 0.0
+    )
+    unread = 0
+    for pid, p in problems.items():
+        if pid not in gpt4 or pid not in ours:
+            raise AnswerError(f"question {pid}: the ensemble needs an answer from both models")
+        a, own = _chance(ours[pid].text, p)
+        b, gpt = _chance(gpt4[pid], p)
+        c, new = _chance(again.get(pid, ""), p)
+        unread += b == "FAILED"
+        sums["ours"] += own
+        sums["gpt4"] += gpt
+        sums["gpt4, else ours"] += own if b == "FAILED" else gpt
+        sums["requery, else ours"] += own if c == "FAILED" else new
+        sums["upper bound"] += 1 - (1 - own) * (1 - gpt)
+    if not again:
+        del sums["requery, else ours"]
+    n = len(problems)
+    table = {k: {"score": 100 * v / n, "n": n} for k, v in sums.items()}
+    return table | {"gpt4 gives no answer": {"score": 100 * unread / n, "n": unread}}
+
+
+def _chance(text: str, p: dict[str, Any]) -> tuple[str, float]:
+    letter = _stated(text)
+    index = _index(letter, p["choices"])
+    return letter, 1 / len(p["choices"]) if index < 0 else float(index == p["answer"])
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """Texts by question, of a jsonl answer file or of a results file with "outputs"."""
+    if path.suffix == ".json":
+        value = read_json(path, AnswerError)
+        if isinstance(value, dict) and isinstance(value.get("outputs"), dict):
+            return value["outputs"]
+    rows = read_answers(path, id_keys=("question_id", "id"), text_keys=("text", "answer")).rows
+    return {a.id: a.text for a in rows}
+
+
+TASK = ScienceQA()

@@ -1,0 +1,152 @@
+"""TextVQA (val 0.5.1), with the OCR tokens in the prompt as in the paper, or without (--set ocr=no).
+
+Scorer: LLaVA eval_textvqa.py over m4c_evaluator.py (identical to mmf's): both sides normalised.
+question_id is the *image* id and repeats, so answers are joined by (image id, question).
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.files import find, find_optional, read_json
+from llava_jax.eval.normalize import leave_one_out, m4c_normalize
+from llava_jax.eval.task import (
+    DEFAULT,
+    SHORT,
+    Options,
+    Question,
+    Result,
+    Sample,
+    Task,
+    llava_questions,
+    percent,
+)
+
+FILES = ("TextVQA_*val*.json", "*TextVQA*.json")
+_OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+
+
+class TextVQA(Task):
+    name = "textvqa"
+    title = "TextVQA"
+    data_files = "TextVQA_0.5.1_val.json (+ TextVQA_Rosetta_OCR_v0.2_val.json); or llava_textvqa_*.jsonl to ask"
+
+    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+        without_ocr = options.extra.get("ocr") == "no"
+        own = llava_questions(data, ("llava_textvqa_*.jsonl",), options.split)
+        if own is not None:
+            return [_without_ocr(q) for q in own] if without_ocr else own
+        rows = self._truth(data, options)
+        tokens = {} if without_ocr else _ocr_tokens(data)
+        questions = []
+        for row in rows:
+            # LLaVA's file has every question through str.capitalize (all 5,000 measured).
+            prompt = row["question"].capitalize()
+            if not without_ocr:
+                prompt += f"\nReference OCR token: {', '.join(tokens.get(row['image_id'], ()))}"
+            prompt += SHORT
+            record = {"question_id": row["image_id"], "prompt": prompt}
+            image = f"{row['image_id']}.jpg"
+            questions.append(Question(str(row["question_id"]), prompt, (image,), record))
+        return questions
+
+    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+        rows = self._truth(data, options)
+        keys = {(r["image_id"], r["question"].lower()): str(r["question_id"]) for r in rows}
+        truth = {keys[r["image_id"], r["question"].lower()]: r for r in rows}
+        given = read_answers(
+            answers,
+            id_keys=("question_id", "image_id"),
+            text_keys=("text", "answer", "prediction"),
+            skip_bad_lines=options.skip_bad_lines,
+        )
+        given = AnswerFile(
+            given.path, [_by_question(a, keys, given.path) for a in given.rows], given.bad_lines
+        )
+        joined, coverage = join(truth, given, strict=options.strict)
+        # The script's denominator is the answer file; ours is the questions. Equal when complete.
+        order = {a.id: None for a in given.rows if a.id in truth} | dict.fromkeys(truth)
+        samples = {i: _sample(joined.get(i), truth[i]) for i in order}
+        scores = [s.score for s in samples.values()]
+        rated = [samples[a.id].score if joined[a.id] is a else _sample(a, truth[a.id]).score
+                 for a in given.rows if a.id in truth]  # fmt: skip
+        totals = {
+            "accuracy": percent(scores),
+            "llava_script_over_given_answers": percent(rated),
+        }
+        return Result(self.name, "accuracy", totals, samples, coverage)
+
+    def _truth(self, data: Path, options: Options) -> list[dict[str, Any]]:
+        path = find(data, FILES, "annotation file", None)
+        rows = read_json(path).get("data")
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: no list 'data' in it")
+        return rows
+
+
+def _by_question(a: Answer, keys: dict[tuple[str, str], str], path: Path) -> Answer:
+    prompt = a.row.get("prompt")
+    if not isinstance(prompt, str):
+        # mmf's own prediction files: question_id is the question's.
+        return a
+    try:
+        question = question_of(prompt)
+    except ValueError:
+        raise AnswerError(
+            f"{path} line {a.line}, question_id {a.id}: no question found in the prompt "
+            f"{prompt[:60]!r}"
+        ) from None
+    return Answer(keys.get((a.id, question), f"{a.id}/{question}"), a.text, a.line, a.row)
+
+
+def question_of(prompt: str) -> str:
+    """The question inside a prompt of any of LLaVA's three layouts, lower-cased.
+
+    Raises:
+      ValueError: the prompt has none of them.
+    """
+    lines = prompt.split("\n")
+    if prompt.startswith("OCR tokens: "):
+        if match := _OCR_FIRST.search(prompt):
+            return match[1].lower()
+    elif "Reference OCR token: " in prompt and len(lines) == 3:
+        return lines[prompt.startswith("Reference OCR token:")].lower()
+    elif len(lines) == 2:
+        return lines[0].lower()
+    raise ValueError(prompt)
+
+
+def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
+    text = answer.text if answer else ""
+    normalised = [m4c_normalize(a) for a in row["answers"]]
+    predicted = m4c_normalize(text)
+    score = leave_one_out(predicted, normalised) if answer else 0.0
+    return Sample(
+        score,
+        text,
+        max(row["answers"], key=row["answers"].count),
+        parsed=predicted,
+        prompt=row["question"],
+        image=str(row["image_id"]),
+        groups={"set_name": row["set_name"]} if "set_name" in row else {},
+    )
+
+
+def _ocr_tokens(data: Path) -> dict[str, list[str]]:
+    path = find_optional(data, ("TextVQA_Rosetta_OCR*val*.json", "*OCR*.json"), "OCR file")
+    if path is None:
+        raise DataError(
+            f"{data}: no Rosetta OCR file, and the paper's prompt holds its tokens",
+            fix="add TextVQA_Rosetta_OCR_v0.2_val.json, or leave the tokens out with --set ocr=no",
+        )
+    return {r["image_id"]: r.get("ocr_tokens", []) for r in read_json(path)["data"]}
+
+
+def _without_ocr(q: Question) -> Question:
+    prompt = "\n".join(x for x in q.prompt.split("\n") if not x.startswith("Reference OCR token:"))
+    return Question(q.key, prompt, q.images, q.record | {"prompt": prompt})
+
+
+TASK = TextVQA()

@@ -1,0 +1,150 @@
+"""VizWiz. Truth of train and val is local; test is scored by the server (EvalAI 2185).
+
+Owner's scorer: the VizWiz VQA API: only the prediction is normalised (vqaEval's rules), the
+annotators' answers stay raw, and an annotator is left out by position. Second task: which
+questions cannot be answered (average precision and F1). LLaVA: scripts/convert_vizwiz_for_submission.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import find, write_json
+from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
+from llava_jax.eval.task import (
+    DEFAULT,
+    SHORT,
+    Options,
+    Question,
+    Result,
+    Sample,
+    Task,
+    by_group,
+    llava_questions,
+    percent,
+    rows_of,
+)
+
+UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+FILES = ("val.json", "*val*.json", "*test*.json")
+
+
+class VizWiz(Task):
+    name = "vizwiz"
+    title = "VizWiz"
+    data_files = "val.json (truth), test.json; or llava_test.jsonl to ask and submit"
+
+    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+        own = llava_questions(data, ("llava_*.jsonl",), options.split)
+        if own is not None:
+            return own
+        path = find(data, FILES, "annotation file", options.split)
+        questions = []
+        for n, row in enumerate(rows_of(path, ("image", "question"))):
+            # LLaVA's file has every question through str.capitalize (all 8,000 measured).
+            prompt = row["question"].capitalize() + UNANSWERABLE + SHORT
+            record = {"question_id": n, "image": row["image"], "prompt": prompt}
+            questions.append(Question(row["image"], prompt, (row["image"],), record))
+        return questions
+
+    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+        path = find(data, FILES, "annotation file", options.split)
+        truth = {row["image"]: row for row in rows_of(path, ("image", "question"))}
+        if not all("answers" in row for row in truth.values()):
+            raise DataError(
+                f"{path}: has no answers (the test split is scored by the server)",
+                fix="write the upload with --submission",
+            )
+        given = self._by_image(answers, data, options)
+        joined, coverage = join(truth, given, strict=options.strict)
+        samples = {image: _sample(joined.get(image), row) for image, row in truth.items()}
+        scores = list(samples.values())
+        totals: dict[str, float] = {
+            "overall": round(percent(s.score for s in scores), 2),
+            # lmms-eval normalises the annotators' answers as well.
+            "lmms_eval_normalised_gt": percent(s.extra["normalised_gt"] for s in scores),
+            "unanswerable_share": sum(s.extra["says_unanswerable"] for s in scores) / len(scores),
+        }
+        if all("answerable" in row for row in truth.values()):
+            labels = [row["answerable"] == 0 for row in truth.values()]
+            said = [s.extra["says_unanswerable"] for s in scores]
+            totals |= unanswerability(labels, said)
+        tables = {"per answer type": by_group(scores, "answer_type")}
+        return Result(self.name, "overall", totals, samples, coverage, tables)
+
+    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+        """The upload of LLaVA's script: [{image, answer}] through the m4c processor, every image."""
+        given = self._by_image(answers, data, options)
+        questions = self.questions(data, options)
+        images = [str(q.images[0]) for q in questions]
+        # The server refuses a file that lacks an image.
+        joined, _ = join(images, given, strict=True)
+        write_json(out, [{"image": i, "answer": m4c_normalize(joined[i].text)} for i in images])
+        return out
+
+    def _by_image(self, path: Path, data: Path, options: Options) -> AnswerFile:
+        """Answer rows by image; LLaVA's carry only question_id, the place in its question file."""
+        given = read_answers(
+            path,
+            id_keys=("image", "question_id"),
+            text_keys=("answer", "text", "prediction"),
+            skip_bad_lines=options.skip_bad_lines,
+        )
+        if all("image" in a.row for a in given.rows):
+            return given
+        image = {
+            str(q.record["question_id"]): str(q.images[0]) for q in self.questions(data, options)
+        }
+        rows = [
+            a
+            if "image" in a.row
+            else Answer(image.get(a.id, f"question {a.id}"), a.text, a.line, a.row)
+            for a in given.rows
+        ]
+        return AnswerFile(given.path, rows, given.bad_lines)
+
+
+def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
+    text = answer.text if answer else ""
+    raw = [a["answer"] if isinstance(a, dict) else a for a in row["answers"]]
+    predicted = vqa_normalize(one_line(text))
+    normalised = m4c_normalize(text)
+    return Sample(
+        leave_one_out(predicted, raw) if answer else 0.0,
+        text,
+        max(raw, key=raw.count, default=""),
+        parsed=predicted,
+        prompt=row["question"],
+        image=row["image"],
+        groups={"answer_type": row["answer_type"]} if row.get("answer_type") else {},
+        extra={
+            "normalised_gt": leave_one_out(normalised, [m4c_normalize(a) for a in raw])
+            if answer
+            else 0.0,
+            "says_unanswerable": normalised == "unanswerable",
+        },
+    )
+
+
+def unanswerability(labels: list[bool], said: list[bool]) -> dict[str, float]:
+    """Average precision, F1 and recall of saying "unanswerable", in percent.
+
+    With an answer for a score there are two thresholds, so the average precision is
+    precision * recall of those who said so, plus the base rate for the rest of the recall.
+    """
+    positives, predicted = sum(labels), sum(said)
+    hits = sum(a and b for a, b in zip(labels, said))
+    precision = hits / predicted if predicted else 0.0
+    recall = hits / positives if positives else 0.0
+    f1 = 2 * hits / (positives + predicted) if positives + predicted else 0.0
+    base = positives / len(labels) if labels else 0.0
+    average = precision * recall + base * (1 - recall) if positives else 0.0
+    return {
+        "unanswerable_ap": round(100 * average, 2),
+        "unanswerable_f1": round(100 * f1, 2),
+        "unanswerable_recall": round(100 * recall, 2),
+    }
+
+
+TASK = VizWiz()

@@ -1,0 +1,11 @@
+"""Errors of the evaluation room. Both are one line and name the file and the line or id."""
+
+from llava_jax.errors import LlavaError
+
+
+class AnswerError(LlavaError):
+    """An answer file cannot be read or does not belong to the benchmark it was given for."""
+
+
+class DataError(LlavaError):
+    """A benchmark's own files are missing, ambiguous or malformed."""
