@@ -1,0 +1,405 @@
+"""Other people's config.json <-> LlavaConfig. Nothing here reads weights or imports transformers.
+
+Field names and defaults: transformers' LlamaConfig, MistralConfig, CLIPVisionConfig, LlavaConfig
+(4.37 and 5.23 agree on those used), and llava/model/llava_arch.py for the `mm_` fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llava_jax.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    LanguageConfig,
+    LlavaConfig,
+    RopeScaling,
+    VisionConfig,
+)
+from llava_jax.errors import ConfigError, WeightError
+
+LANGUAGE_TYPES = ("llama", "mistral", "llava", "llava_llama", "llava_mistral")
+_MISTRAL = {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+# Towers that checkpoints name without carrying their configuration (openai's config.json files).
+KNOWN_TOWERS = {
+    "openai/clip-vit-large-patch14-336": VisionConfig(),
+    "openai/clip-vit-large-patch14": VisionConfig(image_size=224),
+    "openai/clip-vit-base-patch32": VisionConfig(224, 32, 768, 12, 12, 3072),
+    "openai/clip-vit-base-patch16": VisionConfig(224, 16, 768, 12, 12, 3072),
+}
+_HF_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+class Reader:
+    """Typed look-ups in a config.json that name the file and key when a value is off."""
+
+    def __init__(self, data: Mapping[str, Any], where: str):
+        if not isinstance(data, Mapping):
+            raise WeightError(f"{where}: is no JSON object")
+        self.data, self.where = data, where
+
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 10**7) -> int:
+        value = self.data.get(key)
+        value = default if value is None else value
+        if isinstance(value, list) and key == "eos_token_id" and value:
+            value = value[0]
+        if type(value) is not int or not low <= value <= high:
+            raise WeightError(f"{self.where}: {key} is {_shown(value)}, not a whole number")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.data.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise WeightError(f"{self.where}: {key} is {_shown(value)}, not a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.data.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise WeightError(f"{self.where}: {key} is {_shown(value)}, not true or false")
+        return value
+
+    def word(self, key: str, default: str) -> str:
+        value = self.data.get(key)
+        value = default if value is None else value
+        if not isinstance(value, str):
+            raise WeightError(f"{self.where}: {key} is {_shown(value)}, not a string")
+        return value
+
+
+def language_config(data: Mapping[str, Any], where: str) -> LanguageConfig:
+    """A LlamaConfig, a MistralConfig, or the language half of an original LLaVA config.json."""
+    kind = Reader(data, where).word("model_type", "llama")
+    if kind not in LANGUAGE_TYPES:
+        raise WeightError(
+            f"{where}: a language model of type {_shown(kind)} is not supported",
+            fix="LLaMA-shaped models are: llama, mistral",
+        )
+    mistral = kind in ("mistral", "llava_mistral")
+    r = Reader({**(_MISTRAL if mistral else {}), **data}, where)
+    if r.word("hidden_act", "silu") != "silu" or r.flag("mlp_bias"):
+        raise WeightError(f"{where}: hidden_act other than silu, or mlp_bias, is not supported")
+    width, heads = r.integer("hidden_size", 4096), r.integer("num_attention_heads", 32)
+    theta, scaling = _rope(data, where)
+    return LanguageConfig(
+        vocab_size=r.integer("vocab_size", 32000),
+        width=width,
+        layers=r.integer("num_hidden_layers", 32, high=10_000),
+        heads=heads,
+        kv_heads=r.integer("num_key_value_heads", heads),
+        head_width=r.integer("head_dim", width // heads),
+        mlp_width=r.integer("intermediate_size", 11008),
+        norm_eps=r.number("rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        max_positions=r.integer("max_position_embeddings", 2048, high=10**9),
+        tied_head=r.flag("tie_word_embeddings"),
+        attention_bias=r.flag("attention_bias"),
+        sliding_window=r.integer("sliding_window")
+        if mistral and r.data["sliding_window"] is not None
+        else None,
+        bos_id=r.integer("bos_token_id", 1, low=0),
+        eos_id=r.integer("eos_token_id", 2, low=0),
+        # Absent, or LLaMA's -1: the original pads with <unk>, id 0.
+        pad_id=max(r.integer("pad_token_id", 0, low=-1), 0),
+    )
+
+
+def _rope(data: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+    """transformers 5 says rope_parameters, 4 says rope_theta and rope_scaling."""
+    new = data.get("rope_parameters")
+    scaling = new if new is not None else data.get("rope_scaling")
+    theta = Reader(data, where).number("rope_theta", 10000.0)
+    if scaling is None:
+        return theta, None
+    r = Reader(scaling, f"{where}: rope_scaling")
+    theta = r.number("rope_theta", theta)
+    kind = r.word("rope_type", r.word("type", "default"))
+    if kind == "default":
+        return theta, None
+    try:
+        return theta, RopeScaling(
+            kind,
+            r.number("factor", 1.0),
+            r.number("low_freq_factor", 1.0),
+            r.number("high_freq_factor", 4.0),
+            r.integer("original_max_position_embeddings", 8192),
+        )
+    except ConfigError as error:
+        raise WeightError(f"{where}: {error.message}") from None
+
+
+def language_json(config: LanguageConfig) -> dict[str, Any]:
+    """The inverse of `language_config`, in the spelling that transformers 4 and 5 both read."""
+    c, scaling = config, config.rope_scaling
+    mistral = c.sliding_window is not None
+    out: dict[str, Any] = {
+        "model_type": "mistral" if mistral else "llama",
+        "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.width,
+        "intermediate_size": c.mlp_width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": None,
+        "max_position_embeddings": c.max_positions,
+        "tie_word_embeddings": c.tied_head,
+        "bos_token_id": c.bos_id,
+        "eos_token_id": c.eos_id,
+        "pad_token_id": c.pad_id,
+        "initializer_range": 0.02,
+        "use_cache": True,
+    }
+    if mistral:
+        out["sliding_window"] = c.sliding_window
+    else:
+        out |= {"attention_bias": c.attention_bias, "mlp_bias": False}
+    if scaling:
+        out["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind == "llama3":
+            out["rope_scaling"] |= {
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_positions,
+            }
+    return out
+
+
+def vision_config(
+    data: Mapping[str, Any],
+    where: str,
+    preprocessor: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> VisionConfig:
+    """A CLIPVisionConfig, or a whole CLIPConfig (its vision half), with the processor's mean and std."""
+    if isinstance(data.get("vision_config"), Mapping):
+        data, where = data["vision_config"], f"{where}: vision_config"
+    kind = Reader(data, where).word("model_type", "clip_vision_model")
+    if kind not in ("clip_vision_model", "clip"):
+        raise WeightError(
+            f"{where}: a vision tower of type {_shown(kind)} is not supported", fix="CLIP is"
+        )
+    r = Reader({**(defaults or {}), **data}, where)
+    if r.integer("num_channels", 3) != 3:
+        raise WeightError(f"{where}: num_channels is not 3")
+    mean, std = (_triple(preprocessor, k) for k in ("image_mean", "image_std"))
+    try:
+        return VisionConfig(
+            image_size=r.integer("image_size", 224),
+            patch_size=r.integer("patch_size", 32),
+            width=r.integer("hidden_size", 768),
+            layers=r.integer("num_hidden_layers", 12, high=10_000),
+            heads=r.integer("num_attention_heads", 12),
+            mlp_width=r.integer("intermediate_size", 3072),
+            norm_eps=r.number("layer_norm_eps", 1e-5),
+            hidden_act=r.word("hidden_act", "quick_gelu"),
+            image_mean=mean or CLIP_MEAN,
+            image_std=std or CLIP_STD,
+        )
+    except ConfigError as error:
+        raise WeightError(f"{where}: {error.message}") from None
+
+
+def vision_json(config: VisionConfig) -> dict[str, Any]:
+    """The inverse of `vision_config`, without mean and std (those are the processor's)."""
+    c = config
+    return {
+        "model_type": "clip_vision_model",
+        "architectures": ["CLIPVisionModel"],
+        "hidden_size": c.width,
+        "intermediate_size": c.mlp_width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_channels": 3,
+        "image_size": c.image_size,
+        "patch_size": c.patch_size,
+        "hidden_act": c.hidden_act,
+        "layer_norm_eps": c.norm_eps,
+        "attention_dropout": 0.0,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "projection_dim": 768,
+    }
+
+
+def preprocessor_json(config: LlavaConfig, processor: str = "CLIPImageProcessor") -> dict[str, Any]:
+    """preprocessor_config.json of the tower: CLIP's bicubic resize, crop and normalisation."""
+    size, v = config.vision.image_size, config.vision
+    out = {
+        "image_processor_type": processor,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(v.image_mean),
+        "image_std": list(v.image_std),
+    }
+    if processor == "LlavaImageProcessor":
+        out["do_pad"] = config.image_aspect_ratio == "pad"
+    return out
+
+
+def from_original(
+    data: Mapping[str, Any], vision: VisionConfig, where: str, tokenizer_legacy: bool
+) -> LlavaConfig:
+    """An original LLaVA config.json, whose tower is described by `vision`."""
+    r = Reader(data, where)
+    if r.word("mm_patch_merge_type", "flat") != "flat":
+        raise WeightError(f"{where}: mm_patch_merge_type is that of LLaVA-1.6, which is not supported")
+    if r.flag("s2"):
+        raise WeightError(f"{where}: s2 towers are not supported")
+    length = data.get("tokenizer_model_max_length")
+    ratio = r.word("image_aspect_ratio", "square")
+    return _llava(
+        where,
+        vision=vision,
+        language=language_config(data, where),
+        projector=r.word("mm_projector_type", "linear"),
+        feature_layer=r.integer("mm_vision_select_layer", -2, low=-1000),
+        feature_select=r.word("mm_vision_select_feature", "patch"),
+        image_aspect_ratio=ratio,
+        max_length=None if length is None else r.integer("tokenizer_model_max_length", high=10**9),
+        use_im_start_end=r.flag("mm_use_im_start_end"),
+        tokenizer_legacy=tokenizer_legacy,
+    )
+
+
+def original_json(config: LlavaConfig, tower: str) -> dict[str, Any]:
+    """config.json for the original code. `tower` is the name or path for mm_vision_tower."""
+    out = language_json(config.language)
+    mistral = out["model_type"] == "mistral"
+    del out["head_dim"]
+    if config.max_length is not None:
+        out["tokenizer_model_max_length"] = config.max_length
+    return out | {
+        "model_type": "llava_mistral" if mistral else "llava_llama",
+        "architectures": ["LlavaMistralForCausalLM" if mistral else "LlavaLlamaForCausalLM"],
+        "image_aspect_ratio": config.image_aspect_ratio,
+        "mm_hidden_size": config.vision.width,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_type": config.projector,
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": config.use_im_start_end,
+        "mm_vision_select_feature": config.feature_select,
+        "mm_vision_select_layer": config.feature_layer,
+        "mm_vision_tower": tower,
+        "tokenizer_padding_side": "right",
+        "use_mm_proj": True,
+    }
+
+
+def from_hf(
+    data: Mapping[str, Any],
+    where: str,
+    preprocessor: Mapping[str, Any] | None = None,
+    tokenizer_legacy: bool = False,
+) -> LlavaConfig:
+    """A LlavaForConditionalGeneration config.json.
+
+    Without a processor configuration the original's padding to a square is assumed.
+    """
+    r = Reader(data, where)
+    text, vision = data.get("text_config") or {}, data.get("vision_config") or {}
+    if isinstance(data.get("vision_feature_layer"), list):
+        raise WeightError(f"{where}: several vision_feature_layer are not supported")
+    if r.word("projector_hidden_act", "gelu") != "gelu":
+        raise WeightError(f"{where}: projector_hidden_act other than gelu is not supported")
+    if not r.flag("multimodal_projector_bias", True):
+        raise WeightError(f"{where}: a projector without bias is not supported")
+    strategy = r.word("vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):
+        raise WeightError(f"{where}: vision_feature_select_strategy {_shown(strategy)} is unknown")
+    text = Reader(text, f"{where}: text_config").data
+    language = language_config(
+        {"pad_token_id": data.get("pad_token_id"), **text}, f"{where}: text_config"
+    )
+    if r.flag("tie_word_embeddings"):
+        language = replace(language, tied_head=True)
+    vision_data = Reader(vision, f"{where}: vision_config").data
+    defaults = None if vision_data else _HF_VISION
+    pads = preprocessor is None or preprocessor.get("do_pad") is True
+    return _llava(
+        where,
+        vision=vision_config(vision_data, f"{where}: vision_config", preprocessor, defaults),
+        language=language,
+        feature_layer=r.integer("vision_feature_layer", -2, low=-1000),
+        feature_select="patch" if strategy == "default" else "cls_patch",
+        image_aspect_ratio="pad" if pads else "square",
+        max_length=None,
+        tokenizer_legacy=tokenizer_legacy,
+    )
+
+
+def hf_json(config: LlavaConfig, image_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
+    """config.json of a LlavaForConditionalGeneration; vocab_size is that of config.language."""
+    text = language_json(replace(config.language, pad_id=pad_id))
+    vision = vision_json(config.vision)
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": image_id,
+        "image_seq_length": config.image_tokens,
+        "pad_token_id": pad_id,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": config.feature_layer,
+        "vision_feature_select_strategy": "default" if config.feature_select == "patch" else "full",
+        "tie_word_embeddings": config.language.tied_head,
+        "torch_dtype": dtype,
+        "text_config": text | {"torch_dtype": dtype},
+        "vision_config": vision | {"torch_dtype": dtype},
+    }
+
+
+def updated(kept: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """`fresh`, with the fields of `kept` that it does not set: unknown fields find their way back."""
+    return {**(kept or {}), **fresh}
+
+
+def _llava(where: str, **fields) -> LlavaConfig:
+    try:
+        return LlavaConfig(**fields)
+    except ConfigError as error:
+        raise WeightError(f"{where}: {error.message}") from None
+
+
+def _triple(data: Mapping[str, Any] | None, key: str) -> tuple[float, float, float] | None:
+    values = (data or {}).get(key)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != 3 or not all(
+        isinstance(v, int | float) for v in values
+    ):
+        raise WeightError(f"preprocessor_config.json: {key} is not three numbers")
+    return (float(values[0]), float(values[1]), float(values[2]))
+
+
+def _shown(value: Any) -> str:
+    return ascii(value)[:60]

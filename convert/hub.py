@@ -1,0 +1,60 @@
+"""Where a checkpoint lies: a folder or file here, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llava_jax.errors import WeightError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+_SAFE = ["*.json", "*.safetensors", "tokenizer.model"]
+
+
+def looks_like_id(name: str) -> bool:
+    """Whether `name` could be a hub id such as "liuhaotian/llava-v1.5-7b" (or "...@revision")."""
+    return _ID.fullmatch(str(name)) is not None and ".." not in str(name)
+
+
+def resolve(name: str | Path, allow_pickle: bool = False) -> Path:
+    """The local folder (or file) of a path or hub id; downloads the latter unless it is cached.
+
+    Only JSON, safetensors and tokenizer.model files are fetched, and .bin files with
+    `allow_pickle`. Raises WeightError when there is neither: absent, gated, or no network.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not looks_like_id(str(name)):
+        raise WeightError(f"{name}: no such folder or file")
+    repo, _, revision = str(name).partition("@")
+    return _download(repo, revision or None, allow_pickle)
+
+
+def _download(repo: str, revision: str | None, allow_pickle: bool) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    patterns = [*_SAFE, "*.bin"] if allow_pickle else _SAFE
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        )
+    except errors.GatedRepoError:
+        raise WeightError(
+            f"{repo} is gated on the Hugging Face hub",
+            fix="accept its terms on its page there, then run `hf auth login`",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise WeightError(f"{repo} has no revision {revision!r} on the Hugging Face hub") from None
+    except errors.RepositoryNotFoundError:
+        raise WeightError(
+            f"{repo} is neither a folder here nor a public repository of the Hugging Face hub",
+            fix="check the name; if it is private, run `hf auth login`",
+        ) from None
+    except Exception as error:  # requests, httpx and OS errors of every kind mean the same here
+        raise WeightError(
+            f"{repo} is not in the local cache and the Hugging Face hub did not answer "
+            f"({type(error).__name__})",
+            fix="check the network, or give a local folder",
+        ) from None

@@ -1,0 +1,172 @@
+"""Tensors that are read only when asked for. Everything in this package moves these, not arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from llava_jax.errors import WeightError
+
+# safetensors' own names (README of the format) for the types that a checkpoint may hold.
+_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@cache
+def dtypes() -> dict[str, np.dtype]:
+    """safetensors name -> numpy dtype; bfloat16 comes from ml_dtypes."""
+    import ml_dtypes
+
+    special = {"bfloat16": ml_dtypes.bfloat16}
+    return {k: np.dtype(special.get(v, v)) for k, v in _NAMES.items()}
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """The safetensors name of `dtype`, such as "BF16"."""
+    for name, known in dtypes().items():
+        if known == dtype:
+            return name
+    raise WeightError(f"tensors of type {dtype} are not supported")
+
+
+def float_dtype(name: str) -> np.dtype:
+    """The dtype that a user calls "bf16"/"bfloat16", "fp16"/"float16" or "fp32"/"float32"."""
+    name = FLOATS.get(str(name), str(name))
+    if name not in FLOATS.values():
+        raise WeightError(f"dtype {name!r} is unknown", fix="use fp32, fp16 or bf16")
+    return dtypes()[{"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[name]]
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """One tensor: its shape and dtype, and `read`, which gives the values (often a mapped view).
+
+    `origin` says where it comes from, "file: name", for messages.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    origin: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize if self.shape else (
+            self.dtype.itemsize
+        )
+
+    def map(self, f: Callable[[np.ndarray], np.ndarray], shape=None, dtype=None) -> Lazy:
+        """This tensor with `f` applied when it is read; give shape and dtype where `f` changes them."""
+        return Lazy(
+            self.shape if shape is None else tuple(shape),
+            self.dtype if dtype is None else dtype,
+            lambda: f(self.read()),
+            self.origin,
+        )
+
+
+def of_array(array: np.ndarray, origin: str = "") -> Lazy:
+    """An array that is in memory already."""
+    return Lazy(tuple(array.shape), array.dtype, lambda: array, origin)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter of the JAX model: one part, or one part per layer of a stack ([L, ...]).
+
+    `block`, where there is one, holds the same bytes already stacked.
+    """
+
+    parts: tuple[Lazy, ...]
+    stacked: bool
+    block: Lazy | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        inner = self.parts[0].shape
+        return (len(self.parts), *inner) if self.stacked else inner
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        return sum(p.nbytes for p in self.parts)
+
+    def read(self, index: Sequence[slice] | None = None) -> np.ndarray:
+        """The values, or only those at `index` (one slice per axis). Copies only what it must."""
+        index = tuple(index) if index is not None else (slice(None),) * len(self.shape)
+        if self.block is not None:
+            return self.block.read()[index]
+        if not self.stacked:
+            return self.parts[0].read()[index]
+        picked = self.parts[index[0]]
+        shape = _sliced(self.shape, index)
+        out = np.empty(shape, self.dtype)
+        for row, part in zip(out, picked):
+            row[...] = part.read()[index[1:]]
+        return out
+
+    def map(self, f: Callable[[Lazy], Lazy]) -> Leaf:
+        """This leaf with `f` applied to each part."""
+        return Leaf(tuple(f(p) for p in self.parts), self.stacked)
+
+
+def single(lazy: Lazy) -> Leaf:
+    """A leaf that is no stack."""
+    return Leaf((lazy,), False)
+
+
+def stacked_block(lazy: Lazy) -> Leaf:
+    """A leaf whose layers lie one behind another in one tensor [L, ...]."""
+
+    def part(i: int) -> Lazy:
+        return Lazy(lazy.shape[1:], lazy.dtype, lambda: lazy.read()[i], lazy.origin)
+
+    return Leaf(tuple(part(i) for i in range(lazy.shape[0])), True, block=lazy)
+
+
+def cast(lazy: Lazy, dtype: np.dtype) -> Lazy:
+    """`lazy` as `dtype`. Raises WeightError, when read, if a finite value becomes infinite."""
+    if lazy.dtype == dtype:
+        return lazy
+
+    def convert(array: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            out = array.astype(dtype)
+        if np.isinf(out.astype(np.float32)).any() and np.isfinite(array.astype(np.float32)).all():
+            raise WeightError(
+                f"{lazy.origin}: values do not fit into {dtype.name}", fix="use bf16 or fp32"
+            )
+        return out
+
+    return lazy.map(convert, dtype=dtype)
+
+
+def cast_all(leaves: Mapping[str, Leaf], dtype: np.dtype | None) -> dict[str, Leaf]:
+    """Every leaf as `dtype`; None changes nothing."""
+    if dtype is None:
+        return dict(leaves)
+    return {
+        name: leaf if leaf.dtype == dtype else leaf.map(lambda p: cast(p, dtype))
+        for name, leaf in leaves.items()
+    }
+
+
+def _sliced(shape: Sequence[int], index: Sequence[slice]) -> tuple[int, ...]:
+    return tuple(len(range(*s.indices(n))) for s, n in zip(index, shape))
