@@ -9,6 +9,7 @@ output went away.
 import argparse
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug, words = take_flag(words, "--debug")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character must not kill a run
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character must not kill a run
             stream.reconfigure(errors="backslashreplace")
     name = words[0] if words and words[0] in COMMANDS else None
     try:

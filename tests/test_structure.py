@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "convert": NETWORK | {"sharding", "text"},
     "generate": NETWORK | {"sharding", "text", "images"},
     "model": NETWORK | {"sharding", "text", "images", "generate", "convert"},
-    "train": NETWORK | {"sharding", "text", "images", "data", "convert"},
+    "train": NETWORK | {"sharding", "text", "images", "data", "convert", "generate", "configs"},
     "chat": {"text", "images", "generate", "model"},
     "eval": {"text", "images", "generate", "model", "sharding"},
     "inspect": {"text", "convert"},
@@ -254,18 +254,22 @@ def documents() -> list[Path]:
 
 
 def command_lines(path: Path) -> list[list[str]]:
-    """The words of each `llava-jax ...` in a document's code."""
-    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-    code = re.findall(r"```.*?\n(.*?)```", text, re.S) + re.findall(r"`([^`\n]+)`", text)
-    lines = (line for block in code for line in re.split(r"\n|&&|\|", block))
-    return [
-        line.partition("#")[0].split()[1:]
-        for line in map(str.strip, lines)
-        if line.startswith("llava-jax ")
-    ]
+    """The words of each `llava-jax ...` in the code of a document or the docstring of a config."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        blocks = [ast.get_docstring(ast.parse(text)) or ""]
+    else:
+        blocks = re.findall(r"```.*?\n(.*?)```", text, re.S) + re.findall(r"`([^`\n]+)`", text)
+    code = (b.replace("\\\n", " ") for b in blocks)
+    lines = (line.strip() for block in code for line in re.split(r"\n|&&|\|", block))
+    return [x.partition("#")[0].split()[1:] for x in lines if x.startswith("llava-jax ")]
 
 
-@pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
+def with_commands() -> list[Path]:
+    return [*documents(), *sorted((ROOT / "configs").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", with_commands(), ids=lambda p: p.name)
 def test_documents_name_existing_commands_options_and_files(path):
     for words in command_lines(path):
         if not words or words[0].isupper() or words[0] in {"--help", "--version", "help"}:
