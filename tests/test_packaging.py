@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,21 @@ def test_lower_bounds_stand_above_known_weaknesses(needs):
     assert not bounds["pillow"].contains("12.2")
     assert not bounds["torch"].contains("2.5.1")
     assert not bounds["transformers"].contains("5.2.0")
+
+
+@pytest.mark.parametrize("lock", ["py311.txt", "py312.txt"])
+def test_locks_satisfy_setup(needs, lock):
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    text = (ROOT / "requirements" / lock).read_text()
+    locked = dict(re.findall(r"^(\S+)==(\S+)", text, re.M))
+    assert text.count("==") == len(locked)
+    assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=\S)", text.strip()))
+    for need in map(Requirement, needs["core"] + needs["extras"]["test"]):
+        name = canonicalize_name(need.name)
+        assert name in locked, f"{lock} lacks {name}: renew it (CONTRIBUTING.md)"
+        assert need.specifier.contains(locked[name]), f"{lock}: {name} {locked[name]}"
 
 
 def test_package_is_typed():
