@@ -1,0 +1,109 @@
+"""Writes the quickstart's data as anyone's LLaVA data lies on disk: JSON files and an image folder.
+
+    captions.json      stage 1: one caption a picture
+    instruct.json      stage 2: seven short questions a picture, and its caption or its JSON
+    heldout.jsonl      one question of every kind on each of some pictures of another seed
+    images/, heldout/  the pictures, PNG
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from llava_jax.quickstart import questions
+from llava_jax.quickstart.scenes import Scenes, render, sample
+
+LONG_KINDS = ("JSON", "caption")
+SHORT_KINDS = tuple(kind for kind in questions.KINDS if kind not in LONG_KINDS)
+HELD_OUT_SEED = 1_000_003  # added to the seed: no picture of the training set comes back
+DONE = "dataset.json"
+
+
+def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0) -> Path:
+    """Writes `train` and `held_out` pictures with their questions into `folder`; returns it.
+
+    A folder that already holds this very data set is left as it is.
+    """
+    folder = Path(folder)
+    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 1}
+    done = folder / DONE
+    if done.exists() and json.loads(done.read_text()) == settings:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+
+    scenes = sample(train, seed)
+    paths = write_pictures(render(scenes), folder, "images")
+    _write_json(folder / "captions.json", caption_records(scenes, paths))
+    _write_json(folder / "instruct.json", instruct_records(scenes, paths, seed))
+
+    scenes = sample(held_out, seed + HELD_OUT_SEED)
+    paths = write_pictures(render(scenes), folder, "heldout")
+    with (folder / "heldout.jsonl").open("w", encoding="utf-8") as file:
+        for row in question_rows(scenes, paths, seed + HELD_OUT_SEED):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    done.write_text(json.dumps(settings))
+    return folder
+
+
+def write_pictures(pictures: np.ndarray, folder: Path, name: str) -> list[str]:
+    """Saves uint8[N, H, W, 3] as folder/name/00000.png, ...; the paths relative to `folder`."""
+    (folder / name).mkdir(exist_ok=True)
+    paths = [f"{name}/{i:05d}.png" for i in range(len(pictures))]
+
+    def save(pair: tuple[np.ndarray, str]) -> None:
+        Image.fromarray(pair[0]).save(folder / pair[1], compress_level=1)
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(save, zip(pictures, paths), chunksize=64):
+            pass
+    return paths
+
+
+def caption_records(scenes: Scenes, paths: list[str]) -> Iterable[dict]:
+    """Stage 1: "Describe the image concisely." and the caption."""
+    for i, objects in enumerate(scenes.objects()):
+        turn = questions.ask_caption(objects, random.Random(0))
+        yield _record(f"caption-{i:05d}", paths[i], [("caption", turn)])
+
+
+def instruct_records(scenes: Scenes, paths: list[str], seed: int) -> Iterable[dict]:
+    """Stage 2: every short kind, and one of the long ones in turns. `kinds` names each turn's."""
+    for i, objects in enumerate(scenes.objects()):
+        rng = random.Random(f"{seed}-{i}")
+        kinds = [*SHORT_KINDS, LONG_KINDS[i % 2]]
+        turns = [(kind, questions.KINDS[kind](objects, rng)) for kind in kinds]
+        yield _record(f"scene-{i:05d}", paths[i], turns)
+
+
+def question_rows(scenes: Scenes, paths: list[str], seed: int) -> Iterable[dict]:
+    """Held-out questions with their answers, one of every kind a picture."""
+    number = 0
+    for i, objects in enumerate(scenes.objects()):
+        rng = random.Random(f"{seed}-{i}")
+        for kind, ask in questions.KINDS.items():
+            text, answer = ask(objects, rng)
+            row = {"question_id": number, "image": paths[i], "kind": kind}
+            yield {**row, "text": text, "answer": answer}
+            number += 1
+
+
+def _record(name: str, path: str, turns: list[tuple[str, questions.Turn]]) -> dict:
+    conversations = []
+    for number, (_, (question, answer)) in enumerate(turns):
+        tag = "" if number else "<image>\n"
+        conversations.append({"from": "human", "value": tag + question})
+        conversations.append({"from": "gpt", "value": answer})
+    kinds = [kind for kind, _ in turns]
+    return {"id": name, "image": path, "kinds": kinds, "conversations": conversations}
+
+
+def _write_json(path: Path, records: Iterable[dict]) -> None:
+    path.write_text(json.dumps(list(records), ensure_ascii=False), encoding="utf-8")
