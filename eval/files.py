@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.errors import LlavaError
+from llava_jax.eval.errors import AnswerError, DataError
 
 Row = tuple[int, dict[str, Any]]
 

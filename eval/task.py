@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import Answer, Coverage
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import find_optional, read_rows
-from llava_jax.errors import LlavaError
 
 # Appended prompts of LLaVA-1.5 (paper Table 8, scripts/v1_5/eval).
 SHORT = "\nAnswer the question using a single word or phrase."

@@ -169,7 +169,7 @@ def _ensemble(
     for pid, p in problems.items():
         if pid not in gpt4 or pid not in ours:
             raise AnswerError(f"question {pid}: the ensemble needs an answer from both models")
-        a, own = _chance(ours[pid].text, p)
+        _, own = _chance(ours[pid].text, p)
         b, gpt = _chance(gpt4[pid], p)
         c, new = _chance(again.get(pid, ""), p)
         unread += b == "FAILED"

@@ -1,0 +1,155 @@
+"""CHAIR: which COCO objects a caption names that are not in the image (lower is better).
+
+Not in the LLaVA-1.5 paper. Scorer: LisaAnne/Hallucination utils/chair.py. Objects of an image are
+those of its masks and of its human captions. Words are singularised by pattern's rules (as textblob
+ships them) after NLTK's word tokenizer, and looked up in the owner's synonyms.txt.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.answers import AnswerFile, join, read_answers
+from llava_jax.eval.files import find, find_optional, need, read_json
+from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, rows_of
+
+PROMPT = "Please describe this image in detail."
+# Two words that are one object.
+_PAIRS = (
+    "motor bike,motor cycle,air plane,traffic light,street light,traffic signal,stop light,"
+    "fire hydrant,stop sign,parking meter,suit case,sports ball,baseball bat,baseball glove,"
+    "tennis racket,wine glass,hot dog,cell phone,mobile phone,teddy bear,hair drier,potted plant,"
+    "bow tie,laptop computer,stove top oven,home plate"
+).split(",")
+_ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub".split()
+
+
+class Chair(Task):
+    name = "chair"
+    title = "CHAIR"
+    max_new_tokens = 512
+    data_files = "synonyms.txt and instances_*2014.json + captions_*2014.json (or samples.json)"
+
+    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+        path = find(data, ("instances_*2014.json",), "instances file", options.split)
+        return [
+            Question(
+                str(image["id"]),
+                PROMPT,
+                (image["file_name"],),
+                {"image_id": image["id"], "prompt": PROMPT},
+            )
+            for image in read_json(path)["images"]
+        ]
+
+    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+        words = ObjectWords(find(data, ("synonyms.txt",), "synonyms file"))
+        given = read_answers(
+            answers,
+            id_keys=("image_id", "question_id"),
+            text_keys=("caption", "text"),
+            skip_bad_lines=options.skip_bad_lines,
+        )
+        truth = self._objects(given, data, words, options)
+        joined, coverage = join(truth, given, strict=options.strict)
+        samples = {}
+        for key, answer in joined.items():
+            named = words.objects(answer.text)
+            wrong = [w for w in named if w not in truth[key]]
+            samples[key] = Sample(
+                float(not wrong),
+                answer.text,
+                sorted(truth[key]),
+                parsed=named,
+                image=key,
+                extra={"generated": named, "hallucinated": wrong},
+            )
+        named = sum(len(s.extra["generated"]) for s in samples.values())
+        wrong = sum(len(s.extra["hallucinated"]) for s in samples.values())
+        totals = {
+            "CHAIRs": sum(bool(s.extra["hallucinated"]) for s in samples.values()) / len(samples),
+            "CHAIRi": wrong / named if named else 0.0,
+            "objects": named,
+            "captions": len(samples),
+        }
+        return Result(
+            self.name,
+            "CHAIRs",
+            totals,
+            samples,
+            coverage,
+            notes=["CHAIRs and CHAIRi are over the captions given; lower is better"],
+            unit=1.0,
+        )
+
+    def _objects(
+        self, given: AnswerFile, data: Path, words: "ObjectWords", options: Options
+    ) -> dict[str, set[str]]:
+        """Image id -> objects in it, of the images that have a caption in the answer file."""
+        instances = find_optional(data, ("instances_*2014.json",), "instances file", options.split)
+        if instances is None:
+            path = find(data, ("samples.json",), "instances file")
+            rows = rows_of(path, ("image_id", "gt_objects"))
+            return {str(r["image_id"]): set(r["gt_objects"]) for r in rows}
+        captions = find(data, ("captions_*2014.json",), "captions file", options.split)
+        meta: dict[str, Any] = read_json(instances)
+        wanted = {a.id for a in given.rows}
+        objects = {str(i["id"]): set() for i in meta["images"] if str(i["id"]) in wanted}
+        names = {c["id"]: words.object_of[c["name"]] for c in meta["categories"]}
+        for a in meta["annotations"]:
+            if str(a["image_id"]) in objects:
+                objects[str(a["image_id"])].add(names[a["category_id"]])
+        for c in read_json(captions)["annotations"]:
+            if str(c["image_id"]) in objects:
+                objects[str(c["image_id"])].update(words.objects(c["caption"]))
+        return objects
+
+
+class ObjectWords:
+    """The COCO objects that words name, by the owner's synonym list and special cases.
+
+    synonyms: synonyms.txt, a line per object: its name, then its other names, by ", ".
+    """
+
+    def __init__(self, synonyms: Path):
+        lines = synonyms.read_text(encoding="utf-8").splitlines()
+        # A later line wins where a word is on two.
+        self.object_of = {
+            word: names[0] for line in lines for names in (line.strip().split(", "),) for word in names
+        }
+        pairs = {p: p for p in _PAIRS}
+        # A baby or adult animal and a passenger train are no persons.
+        pairs |= {f"{age} {a}": a for a in _ANIMALS for age in ("baby", "adult")}
+        pairs |= {f"passenger {v}": v for v in ("jet", "train")}
+        # "glas" is what the singular rule makes of "glass".
+        self.pairs = pairs | {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
+
+    def objects(self, caption: str) -> list[str]:
+        """The objects a caption names, in order, with repetitions."""
+        words = [_singular(w) for w in _tokens(caption.lower())]
+        merged, i = [], 0
+        while i < len(words):
+            pair = " ".join(words[i : i + 2])
+            merged.append(self.pairs.get(pair, words[i]))
+            i += 2 if pair in self.pairs else 1
+        if "toilet" in merged:
+            merged = [w for w in merged if w != "seat"]
+        return [self.object_of[w] for w in merged if w in self.object_of]
+
+
+def _tokens(text: str) -> list[str]:
+    need("nltk", "to score CHAIR")
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    return NLTKWordTokenizer().tokenize(text)
+
+
+@lru_cache(maxsize=1 << 16)
+def _singular(word: str) -> str:
+    need("textblob", "to score CHAIR")
+    from textblob.en.inflect import singularize
+
+    return singularize(word)
+
+
+TASK = Chair()

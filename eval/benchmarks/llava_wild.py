@@ -1,0 +1,39 @@
+"""LLaVA-Bench (in the wild): 60 questions on 24 images, judged against GPT-4's answers.
+
+Judge and summary: LLaVA eval_gpt_review_bench.py (gpt-4-0314, temperature 0.2) and
+summarize_gpt_review.py. Numbers of different judges are not comparable.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.files import find
+from llava_jax.eval.reviews import requests, score_reviews
+from llava_jax.eval.task import DEFAULT, Options, Question, Result, Task, llava_questions
+
+
+class LlavaWild(Task):
+    name = "llava_wild"
+    title = "LLaVA-Bench (in the wild)"
+    max_new_tokens = 1024
+    judge = True
+    boxes = False
+    prefix = "llava_bench_"
+    files = ("questions.jsonl", "*questions.jsonl")
+    data_files = "questions.jsonl, context.jsonl, answers_gpt4.jsonl, rule.json (to judge)"
+
+    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+        find(data, self.files, "questions file")
+        return llava_questions(data, self.files) or []
+
+    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+        """Summarises a file of stored reviews."""
+        return score_reviews(self.name, answers, data, options)
+
+    def requests(self, answers: Path, data: Path) -> Iterator[tuple[dict[str, Any], str]]:
+        """(review row, judge's message) for every question; all must be answered."""
+        return requests(answers, data, boxes=self.boxes, prefix=self.prefix)
+
+
+TASK = LlavaWild()

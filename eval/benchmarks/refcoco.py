@@ -1,0 +1,144 @@
+"""RefCOCO / RefCOCO+ / RefCOCOg: where is what the expression names? Right if IoU >= 0.5.
+
+Not in the LLaVA-1.5 paper. Scorer: lmms-eval refcoco/utils_rec.py: the first "[x1, y1, x2, y2]" of
+the answer, as fractions of the image, else the box [0, 0, 0, 0].
+"""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.answers import join, read_answers
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import find, find_optional, read_json
+from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, percent, rows_of
+
+Box = list[float]
+# The words LLaVA-1.5 was trained on for this (llava_v1_5_mix665k).
+PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}."
+THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)"
+_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\s*\]")
+
+
+class RefCoco(Task):
+    name = "refcoco"
+    title = "RefCOCO"
+    data_files = "refs(unc).p or refs(umd).p with instances.json; or jsonl with bbox_xyxy_norm"
+
+    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+        return [
+            Question(
+                key,
+                PROMPT.format(row["expression"]),
+                (row["image"],),
+                {"question_id": key, "prompt": PROMPT.format(row["expression"])},
+            )
+            for key, row in self._truth(data, options).items()
+        ]
+
+    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+        truth = self._truth(data, options)
+        given = read_answers(
+            answers,
+            id_keys=("question_id", "id"),
+            text_keys=("text", "answer"),
+            skip_bad_lines=options.skip_bad_lines,
+        )
+        joined, coverage = join(truth, given, strict=options.strict)
+        samples = {}
+        for key, row in truth.items():
+            text = joined[key].text if key in joined else ""
+            box = read_box(text)
+            overlap = iou(row["box"], box)
+            samples[key] = Sample(
+                float(overlap >= 0.5),
+                text,
+                row["box"],
+                parsed=box,
+                prompt=row["expression"],
+                image=row["image"],
+                extra={"iou": overlap, "center": key in joined and center_inside(row["box"], box)},
+            )
+        scores = list(samples.values())
+        totals = {
+            f"acc@{t}": percent(float(s.extra["iou"] >= t) for s in scores) for t in THRESHOLDS
+        }
+        totals["mean_iou"] = sum(s.extra["iou"] for s in scores) / len(scores)
+        totals["center_acc"] = percent(float(s.extra["center"]) for s in scores)
+        return Result(self.name, "acc@0.5", totals, samples, coverage)
+
+    def _truth(self, data: Path, options: Options) -> dict[str, dict[str, Any]]:
+        refs = find_optional(data, ("refs(*).p",), "refs file", options.split)
+        if refs is not None:
+            return _from_refs(refs, data, options.split or "val")
+        path = find(data, ("samples.jsonl", "*refcoco*.json*"), "samples file")
+        rows = rows_of(path, ("id", "expression", "bbox_xyxy_norm"))
+        return {
+            str(r["id"]): {
+                "expression": r["expression"],
+                "box": r["bbox_xyxy_norm"],
+                "image": str(r.get("image", "")),
+            }
+            for r in rows
+        }
+
+
+def read_box(text: str) -> Box:
+    """The first four numbers in square brackets, or four zeros."""
+    match = _BOX.search(text)
+    return [float(x) for x in match.groups()] if match else [0, 0, 0, 0]
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two x1, y1, x2, y2 boxes; 0.0 where the union has no area."""
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(0, wide) * max(0, high)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    return both / union if union else 0.0
+
+
+def center_inside(truth: Box, box: Box) -> bool:
+    """Whether the centre of `box` lies in `truth`."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return truth[0] <= x <= truth[2] and truth[1] <= y <= truth[3]
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads the owners' pickles, which hold only dicts, lists and strings; refuses all else."""
+
+    def find_class(self, module: str, name: str):
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a refs file")
+
+
+def _from_refs(path: Path, data: Path, split: str) -> dict[str, dict[str, Any]]:
+    """One question per sentence of the refs of `split` (val, testA, testB, test)."""
+    try:
+        with open(path, "rb") as f:
+            refs = _PlainUnpickler(f, encoding="utf-8").load()
+    except (pickle.UnpicklingError, EOFError, ValueError) as e:
+        raise DataError(f"{path}: not a refs pickle ({e})") from None
+    instances = read_json(find(data, ("instances.json", "instances*.json"), "instances file"))
+    sizes = {i["id"]: i for i in instances["images"]}
+    boxes = {a["id"]: a["bbox"] for a in instances["annotations"]}
+    truth = {}
+    for ref in refs:
+        if ref["split"] != split:
+            continue
+        image = sizes[ref["image_id"]]
+        x, y, w, h = boxes[ref["ann_id"]]
+        width, height = image["width"], image["height"]
+        box = [x / width, y / height, (x + w) / width, (y + h) / height]
+        for sentence in ref["sentences"]:
+            truth[str(sentence["sent_id"])] = {
+                "expression": sentence["raw"],
+                "box": box,
+                "image": image["file_name"],
+            }
+    if not truth:
+        raise DataError(f"{path}: no refs of split {split!r}", fix="--split val, testA, testB or test")
+    return truth
+
+
+TASK = RefCoco()
