@@ -1,0 +1,398 @@
+"""Text to LLaMA token ids and back, on the sentencepiece model itself.
+
+Equal to the slow LlamaTokenizer of transformers 4.37.2, which the original was trained and is run
+with; the tokenizers of transformers 5 give other ids for double spaces and leading spaces.
+
+Text is *plain* unless a caller says otherwise: `</s>` or `<image>` typed by a user become ordinary
+characters. What is special comes as structure: a prompt is a list of parts, each a plain string, a
+token id, or IMAGE_TOKEN. `split_markup` makes such parts from text that is trusted to hold tags.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from llava_jax.errors import ConfigError, PromptError
+from llava_jax.text.constants import IMAGE_TAG, IMAGE_TOKEN
+
+SPACE = "▁"  # how sentencepiece writes a space inside its pieces
+
+# A serialized ModelProto with this behind it has normalizer_spec.add_dummy_prefix = false: protobuf
+# merges a field that comes twice. It spares a dependency on the protobuf runtime.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+Part = str | int
+"""Plain text, or one token id (a special token, or IMAGE_TOKEN for an image slot)."""
+
+
+class Tokenizer:
+    """A LLaMA tokenizer.
+
+    model: the bytes of a sentencepiece `tokenizer.model`.
+    legacy: how text behind a special token is cut. False: as if the text simply went on (`USER`
+        behind `</s>` is one token). True: every stretch starts with a space of its own (`▁US ER`).
+        Vicuna v1.5 says False in its tokenizer_config.json.
+    added: tokens behind the model's own vocabulary, text -> id, such as {"<im_start>": 32000}.
+    pad_token: the padding token; the original pads with `<unk>` except for version v0.
+    plain_added: those of `added` that are not special, that is, stay in a `skip_special` decode.
+
+    Raises ConfigError if the model cannot be read or lacks one of the three basic tokens.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        legacy: bool = False,
+        added: Mapping[str, int] | None = None,
+        bos_token: str = "<s>",
+        eos_token: str = "</s>",
+        unk_token: str = "<unk>",
+        pad_token: str | None = None,
+        plain_added: Iterable[str] = (),
+    ):
+        self.model, self.legacy = model, legacy
+        self._sp = _processor(model if legacy else model + _NO_DUMMY_PREFIX)
+        self.vocab_size: int = self._sp.get_piece_size()
+        self.added = dict(added or {})
+        self.bos_token, self.eos_token, self.unk_token = bos_token, eos_token, unk_token
+        self.pad_token = pad_token or unk_token
+        self.bos_id = self._named_id(bos_token)
+        self.eos_id = self._named_id(eos_token)
+        self.unk_id = self._named_id(unk_token)
+        self.pad_id = self._named_id(self.pad_token)
+        self.plain_added = frozenset(plain_added)
+
+        named = (bos_token, eos_token, unk_token, self.pad_token)
+        special = dict.fromkeys(named) | dict.fromkeys(self.added)
+        self.special_tokens: dict[str, int] = {
+            token: self._named_id(token) for token in special if token not in self.plain_added
+        }
+        self._special_ids = frozenset(self.special_tokens.values())
+        self._added_text = {id_: token for token, id_ in self.added.items()}
+        # transformers sets such tokens off with spaces when it decodes; the named four it does not
+        self._set_off = frozenset(
+            id_
+            for token, id_ in self.added.items()
+            if token in self.plain_added or (token not in named and id_ >= self.vocab_size)
+        )
+        self._unk_length = len(self._sp.encode(unk_token))
+        self._markup = _alternatives([*self.special_tokens, *self.added])
+        self._markup_or_image = _alternatives([*self.special_tokens, *self.added, IMAGE_TAG])
+
+    # Making one ----------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path, *, legacy: bool | None = None) -> Tokenizer:
+        """Reads a checkpoint folder with tokenizer.model, or that file alone.
+
+        legacy: overrides the folder's own setting (see `tokenizer_files.read_tokenizer`).
+        Raises ConfigError if there is no readable sentencepiece model.
+        """
+        from llava_jax.text.tokenizer_files import read_tokenizer
+
+        return read_tokenizer(Path(path), legacy=legacy)
+
+    def save(self, folder: str | Path, **extra) -> None:
+        """Writes the tokenizer files that transformers 4 and 5 read; `extra` goes to the config."""
+        from llava_jax.text.tokenizer_files import write_tokenizer
+
+        write_tokenizer(self, Path(folder), extra)
+
+    def with_tokens(self, tokens: Sequence[str], *, pad_token: str | None = None) -> Tokenizer:
+        """The same tokenizer with further special tokens, numbered from len(self)."""
+        added = dict(self.added)
+        for token in tokens:
+            if self._lookup(token) is None and token not in added:
+                added[token] = max([len(self) - 1, *added.values()]) + 1
+        return Tokenizer(
+            self.model,
+            legacy=self.legacy,
+            added=added,
+            bos_token=self.bos_token,
+            eos_token=self.eos_token,
+            unk_token=self.unk_token,
+            pad_token=pad_token or self.pad_token,
+            plain_added=self.plain_added,
+        )
+
+    def __len__(self) -> int:
+        """One more than the highest id: the embedding rows a model needs for this tokenizer."""
+        return max([self.vocab_size - 1, *self.added.values()]) + 1
+
+    # Text to ids ---------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, add_bos: bool = True, markup: bool = False) -> list[int]:
+        """Ids of `text`. With `markup`, special tokens written in it become those tokens.
+
+        `<image>` is plain text in both cases; see `split_markup(image_tags=True)` for image slots.
+        """
+        parts = self.split_markup(text) if markup else [text]
+        return self.encode_parts(parts, add_bos=add_bos)
+
+    def encode_parts(self, parts: Iterable[Part], *, add_bos: bool = True) -> list[int]:
+        """Ids of a prompt given in parts; adjacent strings are tokenised as one text.
+
+        As in the original, text is cut at image slots and each piece between them starts anew,
+        with a space in front ("tokenizer_image_token" of llava/mm_utils.py).
+        """
+        ids = [self.bos_id] if add_bos else []
+        for chunk, image in _chunks(parts):
+            for tokens, _ in self._encode_chunk(chunk, None):
+                ids += tokens
+            if image:
+                ids.append(IMAGE_TOKEN)
+        return ids
+
+    def align_parts(
+        self, parts: Sequence[Part], *, add_bos: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """`encode_parts`, and for every id the index of the part its first character is from.
+
+        The owner of BOS is -1. A space that the tokenizer itself puts in front of a piece of text
+        belongs to the part that follows it.
+        """
+        ids, owners = ([self.bos_id], [-1]) if add_bos else ([], [])
+        done = 0
+        for chunk, image in _chunks(parts):
+            for tokens, token_owners in self._encode_chunk(chunk, done):
+                ids += tokens
+                owners += token_owners
+            done += len(chunk)
+            if image:
+                ids.append(IMAGE_TOKEN)
+                owners.append(done)
+                done += 1
+        return ids, owners
+
+    def split_markup(self, text: str, *, image_tags: bool = False) -> list[Part]:
+        """Cuts trusted text at the special tokens (and `<image>` tags) written in it."""
+        pattern = self._markup_or_image if image_tags else self._markup
+        parts: list[Part] = []
+        for i, piece in enumerate(pattern.split(text)):
+            if i % 2 == 0:
+                parts += [piece] if piece else []
+            else:
+                is_image = image_tags and piece == IMAGE_TAG
+                parts.append(IMAGE_TOKEN if is_image else self._named_id(piece))
+        return parts
+
+    def _encode_chunk(self, chunk: list[Part], first: int | None):
+        """Yields (ids, owners) for the text runs and special tokens between two image slots.
+
+        first: index of the chunk's first part, or None to leave the owners out.
+        """
+        runs = _merge_text(chunk, 0 if first is None else first)
+        if not self.legacy and runs and not isinstance(runs[0][0], str):
+            runs.insert(0, ("", [0], [first or 0]))
+        for i, (text, starts, indices) in enumerate(runs):
+            if not isinstance(text, str):
+                yield [text], indices
+                continue
+            if self.legacy:
+                tokens, begins = self._encode_run(text, 0, first is not None)
+            else:
+                text = text.replace(SPACE, " ")
+                pad = 1 if i == 0 else 0
+                tokens, begins = self._encode_run(SPACE * pad + text, pad, first is not None)
+                # a lone space in front of a special token is dropped, at the start only
+                after = runs[i + 1][0] if i + 1 < len(runs) else None
+                if pad and after in self._special_ids and self._pieces(tokens) == [SPACE]:
+                    continue
+            owners = [indices[max(bisect.bisect_right(starts, b) - 1, 0)] for b in begins]
+            yield tokens, owners
+
+    def _encode_run(self, text: str, pad: int, offsets: bool) -> tuple[list[int], list[int]]:
+        """Ids of one run, and where each begins in the run without its first `pad` characters."""
+        text = _repair(text)
+        behind_unk = not self.legacy and text.startswith((SPACE, " "))
+        if behind_unk:  # else sentencepiece merges or drops the spaces in front
+            text = self.unk_token + text
+            pad += len(self.unk_token)
+        cut = self._unk_length if behind_unk else 0
+        if not offsets:
+            return self._sp.encode(text)[cut:], []
+        ids, begins = _encode_with_begins(self._sp, text)
+        return ids[cut:], [begin - pad for begin in begins[cut:]]
+
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._sp.id_to_piece(i) for i in ids]
+
+    # Ids to text ---------------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Text of `ids`. Ids beyond the vocabulary have no text; image slots read `<image>`.
+
+        Raises PromptError for a negative id other than IMAGE_TOKEN.
+        """
+        chunks: list[list[int]] = [[]]
+        for id_ in map(int, ids):
+            if id_ == IMAGE_TOKEN:
+                chunks.append([])
+            elif id_ < 0:
+                raise PromptError(f"{id_} is not a token id")
+            elif not (skip_special and id_ in self._special_ids) and self._exists(id_):
+                chunks[-1].append(id_)
+        return IMAGE_TAG.join(map(self._decode_chunk, chunks))
+
+    def _decode_chunk(self, ids: list[int]) -> str:
+        texts: list[str] = []
+        start = 0
+        for i, id_ in enumerate(ids):
+            if id_ in self._set_off:
+                before = self._decode_run(ids[start:i])
+                texts += [before, self._added_text[id_]] if before else [self._added_text[id_]]
+                start = i + 1
+        if start < len(ids):  # may be an empty text, and is set off even then
+            texts.append(self._decode_run(ids[start:]))
+        return " ".join(texts)
+
+    def _exists(self, id_: int) -> bool:
+        return id_ < self.vocab_size or id_ in self._added_text
+
+    def byte_value(self, id_: int) -> int | None:
+        """The byte an id stands for, if it is one of those that spell characters without a token."""
+        if 0 <= id_ < self.vocab_size and self._sp.is_byte(id_):
+            return int(self._sp.id_to_piece(id_)[1:-1], 16)
+        return None
+
+    def is_word(self, id_: int) -> bool:
+        """Whether an id is an ordinary piece of text: not special, added, unknown, or a byte."""
+        return (
+            0 <= id_ < self.vocab_size
+            and id_ not in self._special_ids
+            and id_ not in self._set_off
+            and not (self._sp.is_byte(id_) or self._sp.is_control(id_) or self._sp.is_unknown(id_))
+        )
+
+    def _decode_run(self, ids: list[int]) -> str:
+        text, words, after_special = "", [], False
+        for i, id_ in enumerate(ids):
+            token = self._token(id_)
+            if id_ in self._special_ids:
+                if self.legacy and i and not after_special:
+                    text += " "
+                text += self._join(words) + token
+                words, after_special = [], True
+            else:
+                # the first piece's space is the tokenizer's own, not the text's
+                words.append(token.removeprefix(SPACE) if i == 0 else token)
+                after_special = False
+        return text + self._join(words)
+
+    def _join(self, pieces: list[str]) -> str:
+        return self._sp.decode(pieces) if pieces else ""
+
+    def _token(self, id_: int) -> str:
+        added = self._added_text.get(id_)
+        return added if added is not None else self._sp.id_to_piece(id_)
+
+    def token_text(self, id_: int) -> str:
+        """The piece behind an id, as the vocabulary writes it (`▁cat`, `<0x0A>`, `</s>`)."""
+        if id_ == IMAGE_TOKEN:
+            return IMAGE_TAG
+        if not 0 <= id_ < len(self):
+            raise PromptError(f"{id_} is not a token id")
+        return self._token(id_) if self._exists(id_) else ""
+
+    # Batches -------------------------------------------------------------------------------------
+
+    def encode_batch(
+        self, texts: Sequence[str], *, max_length: int | None = None, markup: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of several texts, cut at max_length and padded: see `pad`."""
+        return self.pad([self.encode(text, markup=markup)[:max_length] for text in texts])
+
+    def pad(
+        self, rows: Sequence[Sequence[int]], *, side: str = "right"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """int32[B, T] ids filled up with pad_id on `side`, and int32[B, T], 0 where padded."""
+        width = max((len(row) for row in rows), default=0)
+        ids = np.full((len(rows), width), self.pad_id, np.int32)
+        mask = np.zeros((len(rows), width), np.int32)
+        for i, row in enumerate(rows):
+            where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            ids[i, where] = row
+            mask[i, where] = 1
+        return ids, mask
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _lookup(self, token: str) -> int | None:
+        if token in self.added:
+            return self.added[token]
+        id_ = self._sp.piece_to_id(token)
+        return id_ if id_ >= 0 and self._sp.id_to_piece(id_) == token else None
+
+    def _named_id(self, token: str) -> int:
+        id_ = self._lookup(token)
+        if id_ is None:
+            raise ConfigError(
+                f"tokenizer: {token!r} is neither in the sentencepiece model nor among the added tokens"
+            )
+        return id_
+
+
+def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise ConfigError("tokenizer: not a sentencepiece model") from e
+    return processor
+
+
+def _encode_with_begins(processor, text: str) -> tuple[list[int], list[int]]:
+    """Ids, and the character of `text` at which each begins."""
+    if hasattr(processor, "EncodeAsOffsetMapping"):
+        found = processor.EncodeAsOffsetMapping(text)
+        return found["ids"], [begin for begin, _ in found["offsets"]]
+    pieces = processor.encode(text, out_type="immutable_proto").pieces  # sentencepiece <= 0.2.1
+    return [p.id for p in pieces], [p.begin for p in pieces]
+
+
+def _alternatives(tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(set(tokens), key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+
+def _chunks(parts: Iterable[Part]) -> Iterable[tuple[list[Part], bool]]:
+    """The parts between image slots, and whether a slot follows."""
+    chunk: list[Part] = []
+    for part in parts:
+        if part == IMAGE_TOKEN:
+            yield chunk, True
+            chunk = []
+        else:
+            chunk.append(part)
+    yield chunk, False
+
+
+def _merge_text(chunk: list[Part], first: int) -> list[tuple[Part, list[int], list[int]]]:
+    """Joins adjacent strings: (text or id, where each part starts in it, indices of the parts)."""
+    runs: list[tuple[Part, list[int], list[int]]] = []
+    for index, part in enumerate(chunk, first):
+        if isinstance(part, str):
+            if not part:
+                continue
+            if runs and isinstance(runs[-1][0], str):
+                text, starts, indices = runs[-1]
+                runs[-1] = (text + part, [*starts, len(text)], [*indices, index])
+                continue
+        runs.append((part, [0], [index]))
+    return runs
+
+
+def _repair(text: str) -> str:
+    """Lone surrogates, which JSON can hold but UTF-8 cannot, become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
