@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from llava_jax.config import LlavaConfig, VisionConfig
 from llava_jax.convert import configs, hub, keymap, tensors
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy, Leaf, cast_all, float_dtype, single, stacked_block
+from llava_jax.convert.safetensors_file import contiguous
 from llava_jax.convert.shapes import parameter_shapes
 from llava_jax.errors import ConfigError, WeightError
 
@@ -281,7 +283,18 @@ def tower_leaves(
         state, layout, config, where=f"vision tower {tower.folder}", mixed=options.mixed
     )
     tower.kept["layout"] = layout.name
+    if hub.looks_like_id(tower.name) and not options.mixed:
+        tower.kept["digest"] = vision_digest(leaves)
     return leaves, {f"tower:{n}": t for n, t in rest.items()}, files
+
+
+def vision_digest(leaves: Mapping[str, Leaf]) -> str:
+    """SHA-256 over the tower's values: tells later whether it is still the published one."""
+    digest = hashlib.sha256()
+    for name in sorted(n for n in leaves if n.startswith("vision.")):
+        for part in leaves[name].parts:
+            digest.update(contiguous(part.read()).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _find_tower(name: str, folder: Path, options: Options, must: bool) -> Path | None:

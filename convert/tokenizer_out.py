@@ -1,0 +1,202 @@
+"""Tokenizer, processor and chat-template files of an export. Edited as data, never run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llava_jax.config import LlavaConfig
+from llava_jax.convert import configs, tensors
+from llava_jax.convert.output import write_json
+
+log = logging.getLogger(__name__)
+
+IMAGE, PAD = "<image>", "<pad>"
+_FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+
+
+def copy(source: Path | None, work: Path) -> None:
+    """The tokenizer's files as they are; a missing tokenizer is logged."""
+    if source is None:
+        log.warning("the source has no tokenizer files: add them before use")
+        return
+    for name in tensors.TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, work / name)
+
+
+def write_hf(
+    source: Path | None, work: Path, config: LlavaConfig, image_id: int, pad_id: int
+) -> None:
+    """The tokenizer's files with <image> and <pad> added, as LlavaProcessor wants them."""
+    copy(source, work)
+    if source is None:
+        return
+    added = {IMAGE: image_id, PAD: pad_id}
+    settings = tensors.read_json(work / "tokenizer_config.json")
+    settings.pop("chat_template", None)  # a template is a program: only our own goes out
+    decoder = settings.setdefault("added_tokens_decoder", {})
+    for token, number in added.items():
+        decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": True})
+    settings |= {
+        "image_token": IMAGE,
+        "pad_token": decoder[str(pad_id)]["content"],
+        "padding_side": "left",
+        "legacy": config.tokenizer_legacy,
+        "processor_class": "LlavaProcessor",
+    }
+    settings.setdefault("tokenizer_class", "LlamaTokenizer")
+    write_json(work / "tokenizer_config.json", settings)
+    special = tensors.read_json(work / "special_tokens_map.json")
+    special |= {"image_token": IMAGE, "pad_token": settings["pad_token"]}
+    write_json(work / "special_tokens_map.json", special)
+    listed = tensors.read_json(work / "added_tokens.json")
+    write_json(work / "added_tokens.json", {**listed, **added})
+    _add_to_fast(work / "tokenizer.json", added)
+
+
+def _add_to_fast(path: Path, added: dict[str, int]) -> None:
+    """The same for tokenizer.json, where the source has one."""
+    if not path.is_file():
+        return
+    data = tensors.read_json(path)
+    tokens = data.setdefault("added_tokens", [])
+    known = {t.get("content") for t in tokens}
+    for token, number in added.items():
+        if token not in known:
+            tokens.append({"id": number, "content": token, **_FLAGS, "special": True})
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def copy_hf(source: Path | None, work: Path) -> None:
+    """The files of a source that was Hugging Face's already, but for the chat template."""
+    copy(source, work)
+    path = work / "tokenizer_config.json"
+    settings = tensors.read_json(path)
+    if settings.pop("chat_template", None) is not None:
+        write_json(path, settings)
+
+
+def copy_original(source: Path | None, work: Path, vocab_size: int) -> None:
+    """The files without tokens behind `vocab_size`, which Hugging Face's format had added."""
+    copy(source, work)
+    if source is None:
+        return
+    path = work / "tokenizer_config.json"
+    settings = tensors.read_json(path)
+    decoder = settings.get("added_tokens_decoder") or {}
+    gone = {v.get("content") for k, v in decoder.items() if k.isdigit() and int(k) >= vocab_size}
+    listed = tensors.read_json(work / "added_tokens.json")
+    gone |= {k for k, v in listed.items() if isinstance(v, int) and v >= vocab_size}
+    if not gone:
+        return
+    settings["added_tokens_decoder"] = {
+        k: v for k, v in decoder.items() if v.get("content") not in gone
+    }
+    for key in ("image_token", "processor_class"):
+        settings.pop(key, None)
+    settings |= {"padding_side": "right"}
+    if settings.get("pad_token") in gone:
+        settings["pad_token"] = "<unk>"
+    write_json(path, settings)
+    special = tensors.read_json(work / "special_tokens_map.json")
+    special.pop("image_token", None)
+    if _content(special.get("pad_token")) in gone:
+        special["pad_token"] = "<unk>"
+    write_json(work / "special_tokens_map.json", special)
+    left = {k: v for k, v in listed.items() if k not in gone}
+    (work / "added_tokens.json").unlink(missing_ok=True)
+    if left:
+        write_json(work / "added_tokens.json", left)
+    (work / "tokenizer.json").unlink(missing_ok=True)
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+# Processor and chat template --------------------------------------------------------------------
+
+
+def write_processor(work: Path, config: LlavaConfig) -> None:
+    """preprocessor_config.json and processor_config.json, for transformers 4 and 5.
+
+    With padding to a square the processor is LlavaImageProcessor, which has `do_pad`; CLIP's own
+    would crop the sides away.
+    """
+    pads = config.image_aspect_ratio == "pad"
+    name = "LlavaImageProcessor" if pads else "CLIPImageProcessor"
+    write_json(
+        work / "preprocessor_config.json",
+        {**configs.preprocessor_json(config, name), "processor_class": "LlavaProcessor"},
+    )
+    patch = config.feature_select == "patch"
+    write_json(
+        work / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "image_token": IMAGE,
+            "num_additional_image_tokens": 1,
+            "patch_size": config.vision.patch_size,
+            "vision_feature_select_strategy": "default" if patch else "full",
+        },
+    )
+
+
+def write_chat_template(work: Path, config: LlavaConfig) -> None:
+    """chat_template.jinja and .json: the conversation template of the model, in Jinja."""
+    text = chat_template(config)
+    if text is None:
+        log.info("template %s has no Jinja form here: no chat template written", config.template)
+        return
+    (work / "chat_template.jinja").write_text(text, "utf-8")
+    write_json(work / "chat_template.json", {"chat_template": text})
+
+
+def chat_template(config: LlavaConfig) -> str | None:
+    """The Jinja text of a two-separator template (vicuna_v1 and its kin); None for other styles.
+
+    Behind each image stands a space before the line break: so the ids become those of the original,
+    which tokenizes what follows an image as a text of its own.
+    """
+    from llava_jax.text.conversation import TEMPLATES
+
+    t = TEMPLATES[config.template]
+    if getattr(t.style, "name", str(t.style)).upper() != "TWO":
+        return None
+    user, assistant = t.roles
+    gap = "\\n" if config.tokenizer_legacy else " \\n"
+    return (
+        "{%- if messages[0]['role'] == 'system' -%}"
+        "{%- set system = messages[0]['content'] if messages[0]['content'] is string "
+        "else messages[0]['content'][0]['text'] -%}{%- set turns = messages[1:] -%}"
+        f"{{%- else -%}}{{%- set system = {_jinja(t.system)} -%}}{{%- set turns = messages -%}}"
+        "{%- endif -%}"
+        f"{{{{- system + {_jinja(t.sep)} -}}}}"
+        "{%- for message in turns -%}"
+        "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
+        "{%- set images = 0 -%}"
+        "{%- else -%}"
+        "{%- set text = message['content'] | selectattr('type', 'equalto', 'text') "
+        "| map(attribute='text') | join('') -%}"
+        "{%- set images = message['content'] | selectattr('type', 'equalto', 'image') "
+        "| list | length -%}"
+        "{%- endif -%}"
+        "{%- if message['role'] == 'assistant' -%}"
+        f"{{{{- {_jinja(assistant + ': ')} -}}}}"
+        "{%- generation -%}"
+        f"{{{{- text + {_jinja(t.sep2 or '')} -}}}}"
+        "{%- endgeneration -%}"
+        "{%- else -%}"
+        f"{{{{- {_jinja(user + ': ')} + ('{IMAGE}{gap}' * images) + text + {_jinja(t.sep)} -}}}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        f"{{%- if add_generation_prompt -%}}{{{{- {_jinja(assistant + ':')} -}}}}{{%- endif -%}}"
+    )
+
+
+def _jinja(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

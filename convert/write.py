@@ -1,0 +1,369 @@
+"""Writing an open checkpoint in any format: the JAX side's, Hugging Face's, the original's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llava_jax.config import LlavaConfig
+from llava_jax.convert import compose, configs, keymap, lora, output, tokenizer_out
+from llava_jax.convert.keymap import Layout
+from llava_jax.convert.lazy import Lazy, Leaf, cast_all, dtype_name, float_dtype
+from llava_jax.convert.output import Progress, write_json
+from llava_jax.convert.source import JAX_FILE, OURS_ONLY, SIDE, Source, check, vision_digest
+from llava_jax.errors import ConfigError, LlavaError, WeightError
+
+log = logging.getLogger(__name__)
+
+_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """How to write.
+
+    to: "jax", "hf", "original", "projector" (stage 1's), "lora" (the original's pair) or "peft".
+    layout: for "hf", a name of keymap.HF_LAYOUTS; None: as it was read, else the hub's.
+    tower: for "original": "inside", "folder" or "none"; None: as it was read.
+    dtype: as in source.Options. shard_size: bytes. provenance: goes into llava_jax.json.
+    """
+
+    to: str = "jax"
+    layout: str | None = None
+    tower: str | None = None
+    dtype: str | None = None
+    shard_size: int = output.DEFAULT_SHARD
+    overwrite: bool = False
+    provenance: dict[str, Any] | None = None
+
+
+def save(source: Source, dst: str | Path, target: Target, progress: Progress | None = None) -> Path:
+    """Writes `source` to the folder `dst`, which appears whole or not at all.
+
+    Adapters are merged where the format has no place for them. Raises WeightError when `dst` is
+    there already, or the format cannot hold the model.
+    """
+    writers: dict[str, Callable] = {
+        "jax": write_jax,
+        "hf": write_hf,
+        "original": write_original,
+        "projector": write_projector,
+        "lora": write_lora,
+        "peft": write_peft,
+    }
+    if target.to not in writers:
+        raise WeightError(f"format {target.to!r} is unknown", fix=f"one of {', '.join(writers)}")
+    check(source)
+    if target.to in ("lora", "peft") and source.config.lora is None:
+        raise WeightError("the checkpoint has no LoRA adapters to write")
+    if target.to in ("hf", "original") and source.config.lora is not None:
+        source = lora.merge(source)
+    if target.dtype is not None:
+        source = replace(source, leaves=cast_all(source.leaves, float_dtype(target.dtype)))
+    with output.folder(Path(dst), overwrite=target.overwrite) as work:
+        writers[target.to](source, work, target, progress)
+    return Path(dst)
+
+
+def write_jax(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
+    """The JAX-side format: flat names, layer stacks whole, configuration and provenance beside."""
+    hashes = output.write_safetensors(
+        work, source.leaves, shard_size=target.shard_size, progress=progress
+    )
+    write_json(
+        work / JAX_FILE,
+        {
+            "format": "llava_jax",
+            "version": 1,
+            "config": source.config.to_dict(),
+            "provenance": target.provenance or {},
+            "files": hashes,
+        },
+    )
+    tokenizer_out.copy(source.tokenizer, work)
+    write_side(source, work)
+
+
+def write_side(source: Source, work: Path) -> None:
+    """What the format has no place for, in the sub-folder that our own readers look into."""
+    ours = {name: getattr(source.config, name) for name in OURS_ONLY}
+    (work / SIDE).mkdir()
+    write_json(work / SIDE / "kept.json", {**source.kept, "ours": ours})
+    if source.extras:
+        output.write_safetensors(work / SIDE, source.extras, stem="extras", shard_size=1 << 62)
+
+
+# Hugging Face -----------------------------------------------------------------------------------
+
+
+def write_hf(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
+    """A LlavaForConditionalGeneration folder that transformers 4 and 5, vLLM and SGLang read."""
+    kept = source.kept.get("hf")
+    config, leaves, image_id, pad_id = hf_vocabulary(source)
+    layout = keymap.LAYOUTS[target.layout or (kept or {}).get("layout", "hf")]
+    state = keymap.to_theirs(leaves, layout, config)
+    state |= _extras(source, "hf")
+    output.write_safetensors(work, state, shard_size=target.shard_size, progress=progress)
+    dtype = _TORCH_NAMES[dtype_name(leaves[compose.EMBED].dtype)]
+    fresh = configs.hf_json(config, image_id, pad_id, dtype)
+    write_json(work / "config.json", _hf_config(source, config, fresh, target))
+    generation = (kept or {}).get("generation_config") or {
+        "bos_token_id": config.language.bos_id,
+        "eos_token_id": config.language.eos_id,
+        "pad_token_id": pad_id,
+    }
+    write_json(work / "generation_config.json", generation)
+    tokenizer_out.write_processor(work, config)
+    tokenizer_out.write_chat_template(work, config)
+    if kept and config.language.vocab_size == source.config.language.vocab_size:
+        tokenizer_out.copy_hf(source.tokenizer, work)
+    else:
+        tokenizer_out.write_hf(source.tokenizer, work, config, image_id, pad_id)
+    write_side(source, work)
+
+
+def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, int]:
+    """(configuration, leaves, id of <image>, id of <pad>) with the two tokens in the vocabulary.
+
+    Added behind the last row where they are not there yet, the number of rows rounded up to a
+    multiple of 64 as Hugging Face's converter does; new rows are the mean row.
+    """
+    config, vocab = source.config, source.config.language.vocab_size
+    cut = original_vocabulary(source)
+    if cut < vocab:
+        kept = source.kept["hf"]["config"]
+        pad = kept.get("pad_token_id") or (kept.get("text_config") or {}).get("pad_token_id")
+        return config, source.leaves, cut, pad if pad is not None else config.language.pad_id
+    size = -(-(vocab + 2) // 64) * 64
+    language = replace(config.language, vocab_size=size, pad_id=vocab + 1)
+    leaves = compose.grown(source.leaves, vocab, size)
+    return replace(config, language=language), leaves, vocab, vocab + 1
+
+
+def original_vocabulary(source: Source) -> int:
+    """Rows of the vocabulary without those that Hugging Face's format adds behind it."""
+    vocab, kept = source.config.language.vocab_size, source.kept.get("hf")
+    image_id = kept["config"].get("image_token_index", 32000) if kept else vocab
+    return image_id if type(image_id) is int and 0 < image_id < vocab else vocab
+
+
+def _hf_config(source: Source, config: LlavaConfig, fresh: dict, target: Target) -> dict:
+    kept = source.kept.get("hf")
+    old = kept["config"] if kept else None
+    if kept and old:
+        processor = kept.get("preprocessor_config")
+        if _same(lambda: configs.from_hf(old, "", processor), config, OURS_ONLY):
+            return _with_dtype(old, fresh["torch_dtype"]) if target.dtype else old
+        fresh = {
+            **fresh,
+            "text_config": configs.updated(old.get("text_config"), fresh["text_config"]),
+            "vision_config": configs.updated(old.get("vision_config"), fresh["vision_config"]),
+        }
+        fresh["text_config"].pop("rope_parameters", None)
+    return configs.updated(old, fresh)
+
+
+def _with_dtype(data: dict, dtype: str) -> dict:
+    """A config.json with its dtype fields, of either spelling and at any depth, set to `dtype`."""
+    out = {k: _with_dtype(v, dtype) if isinstance(v, dict) else v for k, v in data.items()}
+    return out | {k: dtype for k in ("dtype", "torch_dtype") if k in out}
+
+
+# Original LLaVA ---------------------------------------------------------------------------------
+
+
+def write_original(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
+    """A full checkpoint of the original code; the tower inside it, beside it, or left out."""
+    source = original_rows(source)
+    kept = source.kept.get("original") or {}
+    place = target.tower or _tower_place(source, kept)
+    layout = keymap.ORIGINAL if place == "inside" else keymap.ORIGINAL_NO_TOWER
+    state = keymap.to_theirs(source.leaves, layout, source.config)
+    state |= _extras(source, "original")
+    output.write_safetensors(work, state, shard_size=target.shard_size, progress=progress)
+    tower = _write_tower(source, work, kept, progress) if place == "folder" else None
+    write_original_config(source, work, target, tower)
+    generation = kept.get("generation_config") or {
+        "bos_token_id": source.config.language.bos_id,
+        "eos_token_id": source.config.language.eos_id,
+        "pad_token_id": source.config.language.pad_id,
+    }
+    write_json(work / "generation_config.json", generation)
+    tokenizer_out.copy_original(source.tokenizer, work, source.config.language.vocab_size)
+    write_side(source, work)
+
+
+def original_rows(source: Source) -> Source:
+    """`source` without the vocabulary rows that Hugging Face's format had added."""
+    size = original_vocabulary(source)
+    if size == source.config.language.vocab_size:
+        return source
+    language = source.config.language
+    pad = language.pad_id if language.pad_id < size else 0
+    config = replace(source.config, language=replace(language, vocab_size=size, pad_id=pad))
+    kept = {k: v for k, v in source.kept.items() if k != "hf"}
+    return replace(source, config=config, leaves=compose.cut(source.leaves, size), kept=kept)
+
+
+def write_original_config(
+    source: Source, work: Path, target: Target, tower: str | None, extra: dict | None = None
+) -> None:
+    """config.json: the one that was read if it still says the same, else a fresh one over it."""
+    kept = source.kept.get("original") or {}
+    old = kept.get("config") or {}
+    name = tower or (kept.get("tower") or {}).get("name") or "vision_tower"
+    config = replace(source.config, lora=None)
+    legacy = config.tokenizer_legacy
+    said = _same(
+        lambda: configs.from_original(old, config.vision, "", legacy), config, ("template",)
+    )
+    if "hidden_size" in old and said:
+        data = dict(old)
+        if target.dtype:
+            dtype = dtype_name(source.leaves[compose.EMBED].dtype)
+            data = _with_dtype(data, _TORCH_NAMES[dtype])
+    else:
+        dtype = _TORCH_NAMES[dtype_name(source.leaves[compose.EMBED].dtype)]
+        data = configs.updated(old, configs.original_json(config, name) | {"torch_dtype": dtype})
+    if tower is not None:
+        data["mm_vision_tower"] = tower
+    write_json(work / "config.json", data | (extra or {}))
+
+
+def _tower_place(source: Source, kept: dict[str, Any]) -> str:
+    if kept.get("tower_inside"):
+        return "inside"
+    digest = (kept.get("tower") or {}).get("digest")
+    if digest and digest == vision_digest(source.leaves):
+        return "none"  # still the published tower that config.json names
+    return "folder"
+
+
+def _write_tower(
+    source: Source, work: Path, kept: dict[str, Any], progress: Progress | None
+) -> str:
+    """The tower as a CLIP folder inside `work`; returns its name for mm_vision_tower."""
+    tower = kept.get("tower") or {}
+    name = tower.get("name") or ""
+    name = name if name and Path(name).name == name and name not in (".", "..", SIDE) else "vision_tower"
+    layout = keymap.LAYOUTS[tower.get("layout", "clip")]
+    state = keymap.to_theirs(source.leaves, layout, source.config) | _extras(source, "tower")
+    (work / name).mkdir()
+    output.write_safetensors(work / name, state, shard_size=1 << 62, progress=progress)
+    old, vision = tower.get("config"), source.config.vision
+    processor = tower.get("preprocessor_config")
+    if not old or not _same(lambda: configs.vision_config(old, "", processor), vision):
+        old = configs.vision_json(vision)
+    write_json(work / name / "config.json", old)
+    write_json(
+        work / name / "preprocessor_config.json",
+        processor or configs.preprocessor_json(source.config),
+    )
+    return name
+
+
+# Parts of a model -------------------------------------------------------------------------------
+
+
+def write_projector(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
+    """Stage 1's result: mm_projector.bin and config.json (with the token embeddings if trained)."""
+    from llava_jax.convert import torch_file
+
+    source = original_rows(source)
+    layout = Layout("projector", "model", "lm_head", "model.mm_projector")
+    state = keymap.to_theirs(source.leaves, layout, source.config)
+    wanted = ["model.mm_projector."] + ["model.embed_tokens."] * source.config.use_im_start_end
+    state = {n: t for n, t in state.items() if n.startswith(tuple(wanted))}
+    torch_file.write(work / "mm_projector.bin", state)
+    write_original_config(source, work, target, None, {"tune_mm_mlp_adapter": True})
+
+
+def write_lora(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
+    """The original's pair: adapter_model and non_lora_trainables.bin (the projector)."""
+    from llava_jax.convert import torch_file
+
+    source = original_rows(source)
+    kept = source.kept.get("lora") or {}
+    config = replace(source.config, lora=None)
+    settings = _adapter_settings(source, kept, "model.")
+    state = lora.adapter_state(source, "model.", _targets(settings))
+    layout = Layout("projector", projector="model.mm_projector")
+    more = keymap.to_theirs(source.leaves, layout, config)
+    more = {f"base_model.model.{n}": t for n, t in more.items()}
+    if kept.get("adapter_file") == "adapter_model.bin":
+        torch_file.write(work / "adapter_model.bin", state)
+    else:
+        output.write_safetensors(work, state, stem="adapter_model", progress=progress)
+    torch_file.write(work / "non_lora_trainables.bin", more)
+    write_json(work / "adapter_config.json", settings)
+    write_original_config(source, work, target, None)
+
+
+def write_peft(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
+    """An adapter for PEFT on Hugging Face's LLaVA; the projector goes along as a saved module."""
+    kept = source.kept.get("lora") or {}
+    prefix = kept.get("prefix", "model.language_model.")
+    if prefix == "model." or target.layout:
+        prefix = f"{keymap.LAYOUTS[target.layout or 'hf5_memory'].lm}."
+    settings = _adapter_settings(source, kept, prefix)
+    state = lora.adapter_state(source, prefix, _targets(settings))
+    if kept.get("non_lora_file") or not kept or settings.get("modules_to_save"):
+        root = "model." if prefix.startswith("model.") else ""
+        layout = Layout("peft", projector=f"{root}multi_modal_projector", hf=True)
+        more = keymap.to_theirs(source.leaves, layout, replace(source.config, lora=None))
+        state |= {f"base_model.model.{n}": t for n, t in more.items()}
+        settings["modules_to_save"] = ["multi_modal_projector"]
+    output.write_safetensors(work, state, stem="adapter_model", progress=progress)
+    write_json(work / "adapter_config.json", settings)
+
+
+def _adapter_settings(source: Source, kept: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """adapter_config.json: the one that was read if it still says the same, else a fresh one."""
+    old, config = kept.get("adapter_config"), source.config.lora
+    if old and _same(lambda: lora.lora_config(old), config):
+        return dict(old)
+    if config is None:
+        raise WeightError("the checkpoint has no LoRA adapters to write")
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "modules_to_save": None,
+        # Full names under a regex: the tower has a q_proj of its own.
+        "target_modules": rf".*{prefix.removesuffix('.').rpartition('.')[2]}\..*"
+        r"\.(q|k|v|o|gate|up|down)_proj",
+    }
+
+
+def _targets(settings: dict[str, Any]) -> set[str] | None:
+    listed = settings.get("target_modules")
+    if not isinstance(listed, list):
+        return None
+    return {str(m).rpartition(".")[2] for m in listed}
+
+
+def _extras(source: Source, name: str) -> dict[str, Lazy]:
+    return {
+        n.removeprefix(f"{name}:"): t for n, t in source.extras.items() if n.startswith(f"{name}:")
+    }
+
+
+def _same(read: Callable[[], Any], want: Any, no_field: tuple[str, ...] = ()) -> bool:
+    """Whether a kept config file still means `want`, but for what it has `no_field` for."""
+    try:
+        have = read()
+    except LlavaError:
+        return False
+    try:
+        return replace(have, **{k: getattr(want, k) for k in no_field}) == want
+    except ConfigError:
+        return False
