@@ -1,0 +1,1 @@
+"""Training data: records, their order, batches, and the loader that ties them together."""

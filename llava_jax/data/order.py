@@ -8,29 +8,30 @@ epoch can be told without walking through the ones before it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from llava_jax.errors import ConfigError, SampleError
 
-Permute = Callable[[int], Sequence[int]]
+Permute = Callable[[int], Sequence[int] | np.ndarray]
 """n -> a permutation of range(n); called in a fixed order."""
 
 
 def seeded_permutations(seed: int, epoch: int) -> Permute:
-    """Permutations that depend on the seed, the epoch and how many were drawn before.
+    """Permutations that depend on the seed, the epoch and how many were drawn before."""
+    drawn = itertools.count()
+    return lambda n: lasting_random(seed, epoch, next(drawn)).permutation(n)
 
-    numpy keeps the streams of SeedSequence, MT19937 and RandomState the same in all versions (NEP 19),
-    so a run continues in the same order after an upgrade.
+
+def lasting_random(*key: int) -> np.random.RandomState:
+    """Random numbers told by `key` alone, the same in every version of numpy.
+
+    numpy keeps the streams of SeedSequence, MT19937 and RandomState for good (NEP 19), those of
+    Generator not: a run must go on in the same order after an upgrade.
     """
-    drawn = iter(range(2**31))
-
-    def permute(n: int) -> Sequence[int]:
-        bits = np.random.MT19937(np.random.SeedSequence([seed, epoch, next(drawn)]))
-        return np.random.RandomState(bits).permutation(n)
-
-    return permute
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))
 
 
 def epoch_order(

@@ -1,0 +1,233 @@
+"""Samples to arrays of few different shapes, as pure functions.
+
+input_ids   1   -200          15  16   2        one image of I = 3 features
+tokens      1    0   0   0    15  16   2   0    0 under features and padding
+slots      -1    0   1   2    -1  -1  -1  -1    row of the sample's K * I image features
+positions   0    1   2   3     4   5   6   0    RoPE
+segments    1    1   1   1     1   1   1   0    0 is padding, n the n-th sample of the row
+target_at                  4   5                positions whose next token is trained
+targets                   16   2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from llava_jax.errors import SampleError
+from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
+
+
+class Example(Protocol):
+    """What llava_jax.text.sample makes of a record; see there."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def input_ids(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def images(self) -> tuple[str, ...]: ...
+    @property
+    def turns(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """One sample with a place for every image feature: int32[t] each, targets int32[p]."""
+
+    id: str
+    tokens: np.ndarray
+    slots: np.ndarray
+    positions: np.ndarray
+    turns: np.ndarray
+    target_at: np.ndarray
+    targets: np.ndarray
+    images: tuple[str, ...]
+    cut: bool = False  # was longer than allowed
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Shape(NamedTuple):
+    """The padded shape of a batch."""
+
+    rows: int
+    length: int  # T
+    images: int  # K
+    targets: int  # P
+
+
+def expand(example: Example, image_tokens: int, max_length: int | None = None) -> Expanded:
+    """Gives every image slot `image_tokens` places and cuts the end off beyond `max_length`.
+
+    Source of the rule: prepare_inputs_labels_for_multimodal (llava/model/llava_arch.py).
+    Raises SampleError if slots and images differ in number, or if no position would be trained.
+    """
+    ids, labels, turns = example.input_ids, example.labels, example.turns
+    is_image = ids == IMAGE_TOKEN
+    if is_image.sum() != len(example.images):
+        raise SampleError(
+            f"sample {example.id}: {is_image.sum()} image slots for {len(example.images)} images"
+        )
+    repeat = np.where(is_image, image_tokens, 1)
+    tokens = np.repeat(np.where(is_image, 0, ids), repeat).astype(np.int32)
+    labels = np.repeat(np.where(is_image, IGNORE, labels), repeat)
+    turns = np.repeat(turns, repeat).astype(np.int32)
+    slots = np.full(len(tokens), -1, np.int32)
+    slots[np.repeat(is_image, repeat)] = np.arange(is_image.sum() * image_tokens)
+
+    cut = max_length is not None and len(tokens) > max_length
+    if cut:
+        tokens, labels, turns, slots = (a[:max_length] for a in (tokens, labels, turns, slots))
+    at, targets = _targets(tokens, labels, turns)
+    if not len(targets):
+        why = f"within its first {max_length} tokens" if cut else "in it"
+        raise SampleError(f"sample {example.id}: there is nothing to train {why}")
+    images = example.images[: -(-(int(slots.max(initial=-1)) + 1) // image_tokens)]
+    return Expanded(
+        example.id, tokens, slots, _positions(turns, example.id), turns, at, targets, images, cut
+    )
+
+
+def _targets(tokens: np.ndarray, labels: np.ndarray, turns: np.ndarray):
+    """(positions, ids): each trained token is predicted from the one before it that its turn sees."""
+    trained = np.flatnonzero(labels != IGNORE)
+    trained = trained[trained > 0]
+    before = trained - 1
+    # The first token of a later turn follows the prefix, not the turn that stands before it.
+    alien = (turns[before] != 0) & (turns[before] != turns[trained])
+    before[alien] = np.count_nonzero(turns == 0) - 1
+    return before.astype(np.int32), labels[trained].astype(np.int32)
+
+
+def _positions(turns: np.ndarray, sample: str) -> np.ndarray:
+    """0.. along the sample; with independent turns, each goes on from the shared prefix."""
+    positions = np.arange(len(turns), dtype=np.int32)
+    if not turns.any():
+        return positions
+    if (np.diff(turns) < 0).any():
+        raise SampleError(
+            f"sample {sample}: independent turns must follow a shared prefix in order"
+        )
+    prefix = np.count_nonzero(turns == 0)
+    starts = np.searchsorted(turns, turns)  # where each position's own turn begins
+    positions[prefix:] += (prefix - starts[prefix:]).astype(np.int32)
+    return positions
+
+
+def choose_turns(example: Example, count: int, rng: np.random.RandomState) -> Example:
+    """The example with only `count` of its independent turns, in their order; all if it has fewer."""
+    total = int(example.turns.max(initial=0))
+    if not count or total <= count:
+        return example
+    chosen = np.sort(rng.permutation(total)[:count]) + 1
+    keep = (example.turns == 0) | np.isin(example.turns, chosen)
+    number = np.zeros(total + 1, np.int32)
+    number[chosen] = np.arange(1, count + 1)
+    return dataclasses.replace(
+        example,  # type: ignore[type-var]
+        input_ids=example.input_ids[keep],
+        labels=example.labels[keep],
+        turns=number[example.turns[keep]],
+    )
+
+
+# Rows and shapes ------------------------------------------------------------------------------------
+
+
+def first_fit(samples: Sequence[Expanded], length: int, images: int) -> list[list[int]]:
+    """Rows of sample indices, none above `length` tokens and `images` images; longest first.
+
+    Ties keep their order, so the same samples always make the same rows.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # tokens and images left in each row
+    for i in sorted(range(len(samples)), key=lambda i: -len(samples[i])):
+        tokens, pictures = len(samples[i]), len(samples[i].images)
+        fits = (r for r, (t, k) in enumerate(room) if tokens <= t and pictures <= k)
+        r = next(fits, len(rows))
+        if r == len(rows):
+            rows.append([])
+            room.append((length, images))
+        rows[r].append(i)
+        room[r] = (room[r][0] - tokens, room[r][1] - pictures)
+    return rows
+
+
+def bucket(need: int, buckets: Sequence[int], name: str, sample: str) -> int:
+    """The smallest bucket of at least `need`. Raises SampleError naming the sample if none is."""
+    for size in buckets:
+        if size >= need:
+            return size
+    raise SampleError(
+        f"sample {sample}: needs {need} {name}, the largest bucket is {buckets[-1]}",
+        fix=f"add a larger one to data.{name}_buckets",
+    )
+
+
+def row_needs(row: Sequence[Expanded]) -> tuple[int, int, int]:
+    """(tokens, images, trained positions) of a row."""
+    return (
+        sum(len(s) for s in row),
+        sum(len(s.images) for s in row),
+        sum(len(s.targets) for s in row),
+    )
+
+
+def shape_of(
+    rows: Sequence[Sequence[Expanded]],
+    count: int,
+    lengths: Sequence[int],
+    images: Sequence[int],
+    targets: Sequence[int],
+) -> Shape:
+    """The smallest buckets that hold every row; `count` is the number of rows, empty ones included."""
+    filled = [(row_needs(row), row[0].id) for row in rows if row] or [((1, 0, 1), "")]
+    sizes = []
+    for i, (buckets, name) in enumerate(
+        ((lengths, "length"), (images, "image"), (targets, "target"))
+    ):
+        need, sample = max((needs[i], sample) for needs, sample in filled)
+        sizes.append(bucket(need, buckets, name, sample))
+    return Shape(count, *sizes)
+
+
+def collate(
+    rows: Sequence[Sequence[Expanded]],
+    pictures: Sequence[Sequence[np.ndarray]],
+    shape: Shape,
+    image_tokens: int,
+    image_size: int,
+) -> dict[str, np.ndarray]:
+    """The batch of `rows`; `pictures[r]` are the uint8[H, W, 3] of row r's images in order."""
+    count, length, images, targets = shape
+    text = {
+        name: np.zeros((count, length), np.int32)
+        for name in ("tokens", "slots", "positions", "segments", "turns")
+    }
+    text["slots"][:] = -1
+    target_at = np.zeros((count, targets), np.int32)
+    target = np.full((count, targets), IGNORE, np.int32)
+    pixels = np.zeros((count, images, image_size, image_size, 3), np.uint8)
+    for r, row in enumerate(rows):
+        t = p = k = 0
+        for n, sample in enumerate(row, 1):
+            here, trained = slice(t, t + len(sample)), slice(p, p + len(sample.targets))
+            text["tokens"][r, here] = sample.tokens
+            text["slots"][r, here] = np.where(sample.slots < 0, -1, sample.slots + k * image_tokens)
+            text["positions"][r, here] = sample.positions
+            text["segments"][r, here] = n
+            text["turns"][r, here] = sample.turns
+            target_at[r, trained] = sample.target_at + t
+            target[r, trained] = sample.targets
+            t, p, k = here.stop, trained.stop, k + len(sample.images)
+        for i, picture in enumerate(pictures[r]):
+            pixels[r, i] = picture
+    return {**text, "images": pixels, "target_at": target_at, "targets": target}

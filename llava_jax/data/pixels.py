@@ -1,0 +1,76 @@
+"""From an image path to the tower's pixels: the gate, preprocessing, a cache, augmentation."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava_jax.config import LlavaConfig
+from llava_jax.errors import ImageError
+from llava_jax.images.gate import open_image
+from llava_jax.images.preprocess import to_pixels
+
+SHIFT = 4  # pixels that the augmentations move a picture by, at most
+
+
+class Cache:
+    """Keeps what it is given until `capacity` bytes are used; shared by threads."""
+
+    def __init__(self, capacity: int):
+        self._capacity, self._used = capacity, 0
+        self._items: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Any:
+        """The item, or None."""
+        return self._items.get(key)
+
+    def put(self, key: Any, item: Any, size: int) -> None:
+        """Keeps `item` of `size` bytes if there is room."""
+        with self._lock:
+            if key not in self._items and self._used + size <= self._capacity:
+                self._items[key] = item
+                self._used += size
+
+
+class ImageStore:
+    """Pixels of the images below a folder, decoded once if they fit into `cache`."""
+
+    def __init__(self, folder: str | Path, config: LlavaConfig, cache: Cache):
+        self._folder, self._config, self._cache = Path(folder), config, cache
+
+    def pixels(self, path: str) -> np.ndarray:
+        """uint8[H, W, 3], not to be written to. Raises ImageError, which names the relative path."""
+        found = self._cache.get(path)
+        if found is None:
+            found = self._load(path)
+            size = 300 if isinstance(found, ImageError) else found.nbytes + 200
+            self._cache.put(path, found, size)
+        if isinstance(found, ImageError):
+            raise ImageError(found.message, code=found.code, fix=found.fix)
+        return found
+
+    def _load(self, path: str) -> np.ndarray | ImageError:
+        try:
+            return to_pixels(open_image(self._folder / path, name=path), self._config)
+        except ImageError as e:
+            return e
+
+
+def augment(pixels: np.ndarray, rule: str, rng: np.random.RandomState) -> np.ndarray:
+    """uint8[H, W, 3] moved by up to SHIFT pixels, edges repeated; "flip_shift4" mirrors half as well.
+
+    Meant for small pictures whose answers do not name a side. The rule "" changes nothing.
+    """
+    if not rule:
+        return pixels
+    down, right = rng.randint(-SHIFT, SHIFT + 1, size=2)
+    if rule == "flip_shift4" and rng.randint(2):
+        pixels = pixels[:, ::-1]
+    height, width = pixels.shape[:2]
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return pixels[rows[:, None], columns]

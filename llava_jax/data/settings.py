@@ -1,0 +1,87 @@
+"""The `data` part of a training configuration, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llava_jax.errors import ConfigError
+
+_CHOICES = {
+    "turns": ("conversation", "independent"),
+    "bad_samples": ("skip", "error"),
+    "augment": ("", "shift4", "flip_shift4"),
+    "image_aspect_ratio": ("", "pad", "square"),
+    "holdout_side": ("train", "held"),
+}
+_LENGTHS = (128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Everything about the data of a run. Lengths are in tokens after images took their slots."""
+
+    path: str | tuple[str, ...] = ""  # LLaVA JSON or JSON lines; several are put end to end
+    image_folder: str = ""
+    batch_size: int = 1  # samples of a step, over all hosts
+    version: str = "v1"  # prompt and label masks: plain, v1, llama_2, mpt, ...
+    turns: str = "conversation"  # "independent": the questions of an image do not see each other
+    turns_per_sample: int = 0  # independent turns drawn anew in each epoch; 0 takes all
+    image_aspect_ratio: str = ""  # pad or square; empty: as the model says
+    max_length: int | None = None  # longer samples are cut; None: as the model says
+    shuffle: bool = True
+    group_by_modality: bool = False  # the original's batches of one modality and like lengths
+    groups: int = 1  # parts of like total length in such a batch
+    pack: bool = False  # several samples of a step in one row
+    row_multiple: int = 0  # packed rows are a multiple of this; 0: an eighth of the batch
+    length_buckets: tuple[int, ...] = _LENGTHS  # batches are padded up to one of these
+    image_buckets: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64)  # image slots of a row
+    target_buckets: tuple[int, ...] = ()  # trained positions of a row; empty: powers of two
+    holdout: float = 0.0  # fraction of the images kept aside
+    holdout_seed: int = 0
+    holdout_side: str = "train"  # "held": read the part kept aside instead
+    bad_samples: str = "skip"  # or "error": stop at the first
+    bad_limit: float = 0.1  # stop when more than this part of the samples is bad
+    bad_report: str = ""  # JSON lines file that lists them
+    cache_images: bool = False  # keep decoded pixels and token ids in memory
+    cache_mb: int = 2048
+    augment: str = ""  # shift by up to 4 pixels, with or without a mirror image
+    threads: int = 4
+    prefetch: int = 8  # batches made ahead
+    seed: int = 42
+
+    def __post_init__(self):
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                wanted = " or ".join(repr(a) for a in allowed)
+                raise ConfigError(f"data.{name} {value!r} is unknown", fix=f"use {wanted}")
+        for name in ("length_buckets", "image_buckets", "target_buckets"):
+            sizes = getattr(self, name)
+            if list(sizes) != sorted(set(sizes)) or (not sizes and name != "target_buckets"):
+                raise ConfigError(f"data.{name} {sizes} must be sizes in rising order")
+        if self.batch_size < 1:
+            raise ConfigError(f"data.batch_size {self.batch_size} must be at least 1")
+
+    @classmethod
+    def read(cls, config: Any) -> DataSettings:
+        """From a mapping or ml_collections ConfigDict. Raises ConfigError for an unknown name."""
+        if isinstance(config, cls):
+            return config
+        items = dict(config.items()) if hasattr(config, "items") else dict(config)
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for name in items:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                fix = f"did you mean data.{near[0]}?" if near else f"known: {', '.join(known)}"
+                raise ConfigError(f"data.{name} is not a setting", fix=fix)
+        return cls(**{k: _plain(v) for k, v in items.items() if v is not None})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        raise ConfigError("data settings are plain values, not groups")
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,101 @@
+"""Reading LLaVA files: what is wrong is named by file, index and id."""
+
+import json
+
+import pytest
+
+from llava_jax.data.records import (
+    BadSamples,
+    check_record,
+    image_paths,
+    read_all,
+    read_records,
+    record_id,
+)
+from llava_jax.errors import SampleError
+
+TURNS = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
+
+
+def test_json_and_json_lines(tmp_path):
+    rows = [{"id": "a", "conversations": TURNS}, {"id": "b", "conversations": TURNS}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    assert read_records(tmp_path / "a.json") == read_records(tmp_path / "b.jsonl") == rows
+    records, places = read_all((str(tmp_path / "a.json"), str(tmp_path / "b.jsonl")))
+    assert records == rows * 2
+    assert places == ["a.json[0]", "a.json[1]", "b.jsonl[0]", "b.jsonl[1]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "[{", r"a\.json: not JSON at line 1, column 3"),
+        ("a.json", '{"id": 1}', "holds no list"),
+        ("a.json", "[]", "no samples"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.jsonl", "{}\n{", r"a\.jsonl: line 2: not JSON"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SampleError, match=message):
+        read_all(str(tmp_path / name))
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(SampleError, match="no such data file"):
+        read_records(tmp_path / "none.json")
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SampleError, match="UTF-8"):
+        read_records(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "must be an object, not list"),
+        ({"id": "9"}, r"f\[3\] \(id '9'\): \"conversations\" must be a list of turns"),
+        ({"conversations": []}, "must be a list of turns"),
+        ({"conversations": ["hello"]}, 'turn 0 must have "from" and "value"'),
+        ({"conversations": [{"from": "human"}]}, 'turn 0 must have "from" and "value"'),
+        ({"conversations": [*TURNS, {"from": "bing", "value": ""}]}, "turn 2 is from 'bing'"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "text of turn 0 is not a string"),
+        ({"image": 5, "conversations": TURNS}, '"image" must be a path'),
+        ({"image": ["a.png", 5], "conversations": TURNS}, '"image" must be a path'),
+        ({"image": "/etc/a.png", "conversations": TURNS}, "leaves the image folder"),
+        ({"image": "a/../../b.png", "conversations": TURNS}, "leaves the image folder"),
+    ],
+)
+def test_malformed_records(record, message):
+    with pytest.raises(SampleError, match=message):
+        check_record(record, "f[3]")
+
+
+def test_good_records():
+    for image in (None, "", "a/b.png", ["a.png", "b.png"]):
+        check_record({"image": image, "conversations": TURNS}, "f[0]")
+    assert image_paths({"image": "a"}) == ("a",)
+    assert image_paths({"image": ["a", "b"]}) == ("a", "b")
+    assert image_paths({}) == ()
+    assert [record_id(r, 4) for r in ({"id": 0}, {"id": ""}, {})] == ["0", "4", "4"]
+
+
+def test_bad_samples_are_counted_once_and_reported(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    bad = BadSamples(strict=False, limit=2, report=path)
+    bad.add(3, "c", "broken")
+    bad.add(3, "c", "broken")
+    bad.add(1, "a", "missing")
+    assert [r["id"] for r in bad.rows()] == ["a", "c"]
+    assert len(path.read_text().splitlines()) == 2
+    again = BadSamples(strict=False, limit=2, report=path)
+    again.add(1, "a", "missing")
+    assert again.rows() == bad.rows()
+    with pytest.raises(SampleError, match="3 samples are bad, more than"):
+        again.add(5, "e", "broken")
+
+
+def test_strict_stops_at_the_first():
+    with pytest.raises(SampleError, match=r"sample c: broken .*goes on without it"):
+        BadSamples(strict=True, limit=9).add(3, "c", "broken")
