@@ -1,0 +1,114 @@
+"""llava-jax convert SRC DST --to FORMAT."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+FORMATS = ("jax", "hf", "original", "projector", "lora", "peft", "gguf")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a checkpoint is to be opened."""
+    parser.add_argument(
+        "--base", help="model that an adapter, projector or delta belongs to (folder or hub id)"
+    )
+    parser.add_argument(
+        "--vision-tower", help="CLIP folder or hub id, in place of the one the checkpoint names"
+    )
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read .bin files (their tensors, nothing else)"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `llava-jax convert`."""
+    parser.add_argument("src", help="checkpoint: folder, projector file, or hub id")
+    parser.add_argument("dst", help="folder to write; it appears whole or not at all")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="format to write")
+    add_source_arguments(parser)
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: the source's")
+    parser.add_argument("--merge", action="store_true", help="add LoRA updates into the kernels")
+    parser.add_argument("--shard-size", default="5GB", help="largest weight file (default 5GB)")
+    parser.add_argument(
+        "--layout",
+        choices=("hf", "hf5", "hf5_memory", "hf4_memory"),
+        help="tensor names of --to hf (default: the source's, else hf, those on the hub)",
+    )
+    parser.add_argument(
+        "--tower",
+        choices=("inside", "folder", "none"),
+        help="where --to original puts the vision tower (default: where it was)",
+    )
+    parser.add_argument(
+        "--projector", default="mlp2x_gelu", help="kind of a new projector (CLIP + language model)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of a new projector")
+    parser.add_argument(
+        "--quantize", choices=("f16", "q8_0"), default="f16", help="weight type of --to gguf"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it is there")
+    parser.add_argument(
+        "--check", action="store_true", help="compare the result with the source afterwards"
+    )
+    parser.add_argument("--report", help="with --check: write the report to this JSON file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts, and with --check compares; 1 if the comparison finds a difference."""
+    from llava_jax.convert.checkpoint import convert
+    from llava_jax.convert.output import parse_size
+    from llava_jax.convert.source import Options
+    from llava_jax.convert.write import Target
+
+    options = Options(
+        base=args.base,
+        vision_tower=args.vision_tower,
+        allow_pickle=args.allow_pickle,
+        dtype=args.dtype,
+        merge=args.merge,
+        projector=args.projector,
+        seed=args.seed,
+    )
+    if args.to == "gguf":
+        from llava_jax.convert.gguf_out import write_gguf
+
+        write_gguf(args.src, args.dst, options, args.quantize, overwrite=args.overwrite)
+        print(args.dst)
+        return 0
+    target = Target(
+        to=args.to,
+        layout=args.layout,
+        tower=args.tower,
+        shard_size=parse_size(args.shard_size),
+        overwrite=args.overwrite,
+    )
+    from tqdm import tqdm
+
+    with tqdm(
+        unit="B", unit_scale=True, desc=f"to {args.to}", disable=not sys.stderr.isatty()
+    ) as bar:
+        convert(args.src, args.dst, target, options, bar.update)
+    print(args.dst)
+    return _check(args, options) if args.check else 0
+
+
+def _check(args: argparse.Namespace, options) -> int:
+    from dataclasses import replace
+
+    from llava_jax.convert import compare
+
+    # A projector or an adapter is read back over the same base.
+    if args.to in ("projector", "lora", "peft"):
+        back = replace(options, base=args.base or args.src, allow_pickle=True, dtype=None)
+    else:
+        back = replace(options, base=None, allow_pickle=True, dtype=None, vision_tower=None)
+        if args.tower == "none":
+            back = replace(back, vision_tower=args.vision_tower)
+    if args.to in ("hf", "original"):
+        options = replace(options, merge=True)
+    report = compare.compare(args.src, args.dst, options, back)
+    print(compare.table(report))
+    if args.report:
+        compare.write_report(report, args.report)
+    return 0 if report["equal"] else 1

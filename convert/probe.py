@@ -1,0 +1,158 @@
+"""A picture and a prompt, put to a checkpoint in JAX and, where it is installed, in PyTorch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from llava_jax.config import LlavaConfig
+from llava_jax.convert import keymap
+from llava_jax.convert.source import Source
+from llava_jax.errors import LlavaError
+
+log = logging.getLogger(__name__)
+
+QUESTION = "What is in this picture?"
+NEW_TOKENS = 16
+
+
+def prompt_ids(source: Source) -> np.ndarray:
+    """int32[t], -200 at the image: the question in the model's own template, or, without tokenizer
+    files, fixed ids of its vocabulary."""
+    config = source.config
+    text = f"USER: <image>\n{QUESTION} ASSISTANT:"
+    if source.tokenizer and (source.tokenizer / "tokenizer.model").is_file():
+        try:
+            from llava_jax.text.tokenizer import Tokenizer
+
+            tokenizer = Tokenizer.load(source.tokenizer, legacy=config.tokenizer_legacy)
+            before, after = text.split("<image>")
+            ids = [*tokenizer.encode(before), -200, *tokenizer.encode(after, add_bos=False)]
+            if max(ids) < config.language.vocab_size:
+                return np.array(ids, np.int32)
+        except LlavaError as error:
+            log.warning("the probe uses fixed ids: %s", error)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, config.language.vocab_size, 12)
+    return np.array([config.language.bos_id, *ids[:4], -200, *ids[4:]], np.int32)
+
+
+def picture(config: LlavaConfig) -> np.ndarray:
+    """float32[H, W, 3]: a colour gradient with a disc in it, normalised as CLIP wants it."""
+    n = config.vision.image_size
+    y, x = np.mgrid[0:n, 0:n] / n
+    rgb = np.stack([x, y, 1 - x], -1)
+    rgb[(x - 0.4) ** 2 + (y - 0.6) ** 2 < 0.06] = (0.9, 0.1, 0.2)
+    mean, std = np.array(config.vision.image_mean), np.array(config.vision.image_std)
+    return ((rgb - mean) / std).astype(np.float32)
+
+
+def jax_answer(source: Source) -> tuple[np.ndarray, list[int]]:
+    """(float32[t + I - 1, V] logits of the prompt, NEW_TOKENS greedy ids), in fp32."""
+    import jax
+    import jax.numpy as jnp
+
+    from llava_jax import llava
+
+    config, ids = source.config, prompt_ids(source)
+    params = {n: jnp.asarray(leaf.read(), jnp.float32) for n, leaf in source.leaves.items()}
+    at, count = int(np.argmax(ids < 0)), config.image_tokens
+    length = len(ids) - 1 + count
+    total = length + NEW_TOKENS
+    tokens = np.zeros((1, total), np.int32)
+    tokens[0, :at], tokens[0, at + count : length] = ids[:at], ids[at + 1 :]
+    slots = np.full((1, total), -1, np.int32)
+    slots[0, at : at + count] = np.arange(count)
+    positions = np.arange(total, dtype=np.int32)[None]
+    bind = llava.binder(config)
+
+    @jax.jit
+    def logits(params, tokens):
+        model = bind(params)
+        # Positions behind the last token are seen by nobody before them: the mask is causal.
+        batch = {
+            "tokens": tokens,
+            "slots": slots,
+            "positions": positions,
+            "segments": np.ones((1, total), np.int32),
+            "images": picture(config)[None, None],
+        }
+        return model.logits(model(batch))[0]
+
+    with jax.default_matmul_precision("highest"):
+        out = np.asarray(logits(params, tokens))
+        first, new = out[:length], []
+        for i in range(NEW_TOKENS):
+            new.append(int(out[length + i - 1].argmax()))
+            tokens[0, length + i] = new[-1]
+            out = np.asarray(logits(params, tokens))
+    return first, new
+
+
+def torch_answer(source: Source) -> tuple[np.ndarray, list[int]]:
+    """The same by transformers' LlavaForConditionalGeneration, filled from the leaves, in fp32."""
+    import torch
+
+    config, ids = source.config, prompt_ids(source)
+    model, image_id = torch_model(source)
+    at, count = int(np.argmax(ids < 0)), config.image_tokens
+    full = np.concatenate([ids[:at], np.full(count, image_id), ids[at + 1 :]])
+    tokens = torch.tensor(full[None], dtype=torch.long)
+    pixels = torch.tensor(picture(config).transpose(2, 0, 1)[None])
+    with torch.inference_mode():
+        inputs: dict[str, Any] = {"pixel_values": pixels}
+        first = model(input_ids=tokens, **inputs).logits[0].float().numpy()
+        new, out = [], first
+        for _ in range(NEW_TOKENS):
+            new.append(int(out[-1, : config.language.vocab_size].argmax()))
+            tokens = torch.cat([tokens, torch.tensor([[new[-1]]])], 1)
+            out = model(input_ids=tokens, **inputs).logits[0].float().numpy()
+    return first[:, : config.language.vocab_size], new
+
+
+def torch_model(source: Source):
+    """(transformers' model in fp32 with the values of `source`, its id of <image>).
+
+    Projectors that transformers has not are put in from their parts.
+    """
+    import torch
+    from transformers import LlavaConfig as HfConfig
+    from transformers import LlavaForConditionalGeneration
+
+    from llava_jax.convert import configs
+    from llava_jax.convert.write import hf_vocabulary
+
+    config, leaves, image_id, pad_id = hf_vocabulary(source)
+    data = configs.hf_json(config, image_id, pad_id, "float32")
+    model = LlavaForConditionalGeneration(HfConfig.from_dict(data))
+    if config.projector != "mlp2x_gelu":
+        model.model.multi_modal_projector = _projector(torch, config)
+    layout = keymap.HF_MEMORY
+    if config.projector != "mlp2x_gelu":
+        layout = keymap.Layout(
+            "probe", layout.lm, layout.head, layout.projector, layout.vision, hf=False
+        )
+    state = {}
+    for name, lazy in keymap.to_theirs(leaves, layout, config).items():
+        array = np.ascontiguousarray(lazy.read().astype(np.float32))
+        state[name] = torch.from_numpy(array if array.flags.writeable else array.copy())
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    left = [n for n in missing if not keymap.is_buffer(n) and n != "lm_head.weight"]
+    if left or unexpected:
+        raise LlavaError(f"transformers names its parameters differently: {[*left, *unexpected][:3]}")
+    if config.language.tied_head:
+        model.tie_weights()
+    return model.eval(), image_id
+
+
+def _projector(torch, config: LlavaConfig):
+    """linear, mlpNx_gelu or identity, as in llava/model/multimodal_projector/builder.py."""
+    if config.projector == "identity":
+        return torch.nn.Identity()
+    layers, d_in = [], config.vision.width
+    for i in range(config.projector_depth):
+        layers += [torch.nn.GELU()] * bool(i) + [torch.nn.Linear(d_in, config.language.width)]
+        d_in = config.language.width
+    return layers[0] if config.projector == "linear" else torch.nn.Sequential(*layers)
