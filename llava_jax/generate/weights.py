@@ -1,0 +1,99 @@
+"""Parameters as generation wants them: placed, and with a layer's arrays apart where that is faster.
+
+A scan over stacked layers copies each layer's weights out of the stack at every decoded token, which
+on CPU costs more than the arithmetic; a list of layers is read in place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llava_jax import llava
+from llava_jax.config import LlavaConfig
+from llava_jax.layers import Compute
+from llava_jax.llava import Llava
+
+STACK = "language.layers."
+_LAYER = re.compile(r"^language\.layers\.(\d+)\.(.+)$")
+
+_pick = jax.jit(lambda stacked, i: jax.lax.dynamic_index_in_dim(stacked, i, keepdims=False))
+
+
+def graph(config: LlavaConfig, compute: Compute, unrolled: bool) -> tuple[Any, nnx.State]:
+    """(graphdef, abstract state) of the model, its decoder a list of layers when `unrolled`."""
+
+    def make():
+        model = Llava(config, compute, rngs=nnx.Rngs(0))
+        if unrolled:
+            model.language.unrolled()
+        return model
+
+    with nnx.use_eager_sharding(False):
+        return nnx.split(nnx.eval_shape(make))
+
+
+def load(
+    config: LlavaConfig,
+    params: Mapping[str, Any],
+    compute: Compute,
+    *,
+    mesh: Mesh | None,
+    unrolled: bool,
+    consume: bool,
+) -> tuple[Any, nnx.State]:
+    """(graphdef, state) over `params`, the flat stacked parameters, placed on the mesh if given.
+
+    consume: takes the arrays out of `params`, one by one, so that a large model never exists twice.
+    Raises WeightError naming a missing, unknown or misshapen parameter.
+    """
+    llava.unflatten(config, params)  # only for its checks; nothing is copied
+    shardings = llava.param_shardings(config, mesh) if mesh else {}
+    placed: dict[str, jax.Array] = {}
+    for name in list(params):
+        value = params.pop(name) if consume else params[name]  # type: ignore[attr-defined]
+        sharding = shardings.get(name)
+        if unrolled and name.startswith(STACK):
+            for i, layer in enumerate(_layers(value, sharding)):
+                placed[f"{STACK}{i}.{name.removeprefix(STACK)}"] = layer
+        else:
+            placed[name] = _put(value, sharding)
+        del value
+    graphdef, abstract = graph(config, compute, unrolled)
+    filled = [
+        (path, variable.replace(placed[".".join(map(str, path))]))
+        for path, variable in nnx.to_flat_state(abstract)
+    ]
+    return graphdef, nnx.from_flat_state(filled)
+
+
+def _put(value: Any, sharding: NamedSharding | None) -> jax.Array:
+    return jnp.asarray(value) if sharding is None else jax.device_put(value, sharding)
+
+
+def _layers(stacked: Any, sharding: NamedSharding | None) -> Iterator[jax.Array]:
+    one = None if sharding is None else NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
+    for i in range(len(stacked)):
+        layer = stacked[i] if isinstance(stacked, np.ndarray) else _pick(stacked, i)
+        yield _put(layer, one)
+
+
+def stacked(state: nnx.State) -> Iterator[tuple[str, Any]]:
+    """(name, array) of the flat stacked parameters, one at a time: the inverse of `load`."""
+    groups: dict[str, dict[int, Any]] = {}
+    for name, value in llava.flatten(state).items():
+        match = _LAYER.match(name)
+        if match:
+            groups.setdefault(f"{STACK}{match[2]}", {})[int(match[1])] = value
+        else:
+            yield name, value
+    for name, layers in groups.items():
+        yield name, np.stack([np.asarray(layers[i]) for i in range(len(layers))])

@@ -1,0 +1,53 @@
+"""A model of a few thousand parameters, and prompts for it."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from llava_jax.config import LanguageConfig, LlavaConfig, VisionConfig
+from llava_jax.generate import Generator, Prompt
+from llava_jax.llava import init_params
+
+VOCAB = 61
+LANGUAGE = LanguageConfig(
+    vocab_size=VOCAB,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_width=8,
+    mlp_width=48,
+    max_positions=256,
+)
+CONFIG = LlavaConfig(
+    vision=VisionConfig(image_size=32, patch_size=16, width=16, layers=2, heads=2, mlp_width=32),
+    language=LANGUAGE,
+)
+# A window shorter than the prompts, and every other thing that changes the parameters' shapes.
+WINDOWED = replace(
+    CONFIG, language=replace(LANGUAGE, sliding_window=6, tied_head=True, attention_bias=True)
+)
+
+
+@cache
+def params(config: LlavaConfig = CONFIG) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in init_params(config, 7).items()}
+
+
+@cache
+def generator(config: LlavaConfig = CONFIG) -> Generator:
+    # No token ends an answer: -1 is never chosen, so answers are long and worth comparing.
+    return Generator(config, params(config), eos_ids=(-1,))
+
+
+def prompt(length: int, images: int = 0, seed: int = 0) -> Prompt:
+    """`length` ids of which `images` are slots."""
+    rng = np.random.default_rng(100 * length + 10 * images + seed)
+    ids = rng.integers(3, VOCAB, length)
+    ids[rng.choice(length, images, replace=False)] = -200
+    pictures = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
+    return Prompt(ids, tuple(pictures))
+
+
+MIXED = [prompt(5, 1), prompt(12), prompt(9, 2), prompt(1)]
