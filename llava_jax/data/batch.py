@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from llava_jax.data.order import Random
 from llava_jax.errors import SampleError
 from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
 
@@ -122,7 +123,7 @@ def _positions(turns: np.ndarray, sample: str) -> np.ndarray:
     return positions
 
 
-def choose_turns(example: Example, count: int, rng: np.random.RandomState) -> Example:
+def choose_turns(example: Example, count: int, rng: Random) -> Example:
     """The example with only `count` of its independent turns, in their order; all if it has fewer."""
     total = int(example.turns.max(initial=0))
     if not count or total <= count:

@@ -15,6 +15,8 @@ import numpy as np
 
 from llava_jax.errors import ConfigError, SampleError
 
+Random = np.random.RandomState | np.random.Generator
+
 Permute = Callable[[int], Sequence[int] | np.ndarray]
 """n -> a permutation of range(n); called in a fixed order."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LlavaConfig
+from llava_jax.data.order import Random
 from llava_jax.errors import ImageError
 from llava_jax.images.gate import open_image
 from llava_jax.images.preprocess import to_pixels
@@ -60,15 +61,16 @@ class ImageStore:
             return e
 
 
-def augment(pixels: np.ndarray, rule: str, rng: np.random.RandomState) -> np.ndarray:
+def augment(pixels: np.ndarray, rule: str, rng: Random) -> np.ndarray:
     """uint8[H, W, 3] moved by up to SHIFT pixels, edges repeated; "flip_shift4" mirrors half as well.
 
     Meant for small pictures whose answers do not name a side. The rule "" changes nothing.
     """
     if not rule:
         return pixels
-    down, right = rng.randint(-SHIFT, SHIFT + 1, size=2)
-    if rule == "flip_shift4" and rng.randint(2):
+    down, right, mirror = rng.random(3)
+    down, right = int(down * (2 * SHIFT + 1)) - SHIFT, int(right * (2 * SHIFT + 1)) - SHIFT
+    if rule == "flip_shift4" and mirror < 0.5:
         pixels = pixels[:, ::-1]
     height, width = pixels.shape[:2]
     rows = np.clip(np.arange(height) - down, 0, height - 1)
