@@ -6,7 +6,7 @@ Every row comes with the line it stands on, so that an error can say where to lo
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,23 +145,23 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def need(module: str, purpose: str):
+def need(module: str, purpose: str, install: str = "'llava_jax[eval]'"):
     """Imports an optional library or says how to install it."""
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError:
-        fix = "pip install 'llava_jax[eval]'"
+        fix = f"pip install {install}"
         raise LlavaError(f"{module} is needed {purpose}", fix=fix) from None
 
 
-def find(data: Path, patterns: Iterable[str], what: str, split: str | None = None) -> Path:
+def find(data: Path, patterns: Sequence[str], what: str, split: str | None = None) -> Path:
     """The one file under `data` that matches the first pattern that matches anything.
 
     Args:
       data: a folder, or the file itself.
-      patterns: globs, most specific first; searched in `data` and one folder below.
+      patterns: globs, most specific first; searched in `data`, then one folder below.
       what: what the file is, for the error.
       split: keeps only names that contain this ("val2014", "test-dev2015").
     Raises:
@@ -177,15 +177,13 @@ def find(data: Path, patterns: Iterable[str], what: str, split: str | None = Non
 
 
 def find_optional(
-    data: Path, patterns: Iterable[str], what: str, split: str | None = None
+    data: Path, patterns: Sequence[str], what: str, split: str | None = None
 ) -> Path | None:
     """As `find`, but None where nothing matches; several matches are still an error."""
     if data.is_file():
         return data if any(data.match(p) for p in patterns) else None
-    for pattern in patterns:
-        files = sorted({*data.glob(pattern), *data.glob(f"*/{pattern}")})
-        if split:
-            files = [f for f in files if split in f.name]
+    for pattern in (*patterns, *(f"*/{p}" for p in patterns)):
+        files = sorted(f for f in data.glob(pattern) if not split or split in f.name)
         if len(files) > 1:
             names = ", ".join(str(f.relative_to(data)) for f in files[:6])
             raise DataError(

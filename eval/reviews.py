@@ -30,7 +30,9 @@ def parse_score(review: str) -> list[float]:
         return list(UNREAD)
 
 
-def read_reviews(path: Path, skip_bad_lines: bool = False) -> tuple[list[dict[str, Any]], list[int]]:
+def read_reviews(
+    path: Path, skip_bad_lines: bool = False
+) -> tuple[list[dict[str, Any]], list[int]]:
     """The reviews of a file, each with question_id, tuple and perhaps category; and unreadable lines.
 
     Raises:
@@ -101,7 +103,9 @@ def score_reviews(task: str, path: Path, data: Path, options: Options) -> Result
 def _coverage(reviews: list[dict[str, Any]], data: Path, bad: list[int]) -> Coverage:
     ids = [as_id(r.get("question_id", n)) for n, r in enumerate(reviews)]
     files = [] if not data.is_dir() else sorted(data.glob("*questions.jsonl"))
-    expected = [as_id(r["question_id"]) for r in rows_of(files[0], ("question_id",))] if files else []
+    expected = (
+        [as_id(r["question_id"]) for r in rows_of(files[0], ("question_id",))] if files else []
+    )
     expected = expected or list(dict.fromkeys(ids))
     seen = set(ids)
     doubled = {i: [n + 1 for n, j in enumerate(ids) if j == i] for i in seen if ids.count(i) > 1}
@@ -126,15 +130,21 @@ def requests(
       prefix: of a category's name in rule.json.
     """
     questions = rows_of(
-        find(data, ("questions.jsonl", "qa90_questions.jsonl", "*questions.jsonl"), "questions file"),
+        find(
+            data, ("questions.jsonl", "qa90_questions.jsonl", "*questions.jsonl"), "questions file"
+        ),
         ("question_id", "image", "text", "category"),
     )
     context = find(data, ("context.jsonl", "caps_boxes_*.jsonl"), "context file")
     contexts = {row["image"]: row for row in rows_of(context, ("image",))}
     reference_path = find(
-        data, ("answers_gpt4.jsonl", "gpt4_answers.jsonl", "*gpt4_answer*.jsonl"), "reference answers"
+        data,
+        ("answers_gpt4.jsonl", "gpt4_answers.jsonl", "*gpt4_answer*.jsonl"),
+        "reference answers",
     )
-    references = {str(r["question_id"]): r for r in rows_of(reference_path, ("question_id", "text"))}
+    references = {
+        str(r["question_id"]): r for r in rows_of(reference_path, ("question_id", "text"))
+    }
     rules = read_json(find(data, ("rule.json",), "judge's rules"))
     given = read_answers(answers, id_keys=("question_id",), text_keys=("text",))
     joined, _ = join((str(q["question_id"]) for q in questions), given, strict=True)

@@ -5,7 +5,7 @@ Adding one: write `eval/benchmarks/<name>.py` with a `Task` subclass named `TASK
 """
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -161,7 +161,7 @@ def get_task(name: str) -> Task:
 
 
 def llava_questions(
-    data: Path, patterns: Iterable[str], split: str | None = None
+    data: Path, patterns: Sequence[str], split: str | None = None
 ) -> list[Question] | None:
     """The questions of one of LLaVA's own question files (jsonl: question_id, image, text,
     category), or None where there is none. The key is the id, with "#2", … where ids repeat."""

@@ -115,7 +115,10 @@ class ObjectWords:
         lines = synonyms.read_text(encoding="utf-8").splitlines()
         # A later line wins where a word is on two.
         self.object_of = {
-            word: names[0] for line in lines for names in (line.strip().split(", "),) for word in names
+            word: names[0]
+            for line in lines
+            for names in (line.strip().split(", "),)
+            for word in names
         }
         pairs = {p: p for p in _PAIRS}
         # A baby or adult animal and a passenger train are no persons.
@@ -138,7 +141,7 @@ class ObjectWords:
 
 
 def _tokens(text: str) -> list[str]:
-    need("nltk", "to score CHAIR")
+    need("nltk", "to score CHAIR", "textblob")
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     return NLTKWordTokenizer().tokenize(text)
@@ -146,7 +149,7 @@ def _tokens(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _singular(word: str) -> str:
-    need("textblob", "to score CHAIR")
+    need("textblob", "to score CHAIR", "textblob")
     from textblob.en.inflect import singularize
 
     return singularize(word)

@@ -95,7 +95,7 @@ class MMBench(Task):
             base = rows[g]
             base.extra = {
                 "vanilla": base.score,
-                "rows": {k: {"inferred": rows[k].parsed, "answer": rows[k].answer} for k in keys},
+                "rows": {k: _row(rows[k]) for k in keys},
             }
             base.score = float(all(rows[k].score for k in keys))
             samples[g] = base
@@ -213,6 +213,10 @@ def _by_content(text: str, choices: dict[str, str]) -> str | None:
         return None
     named = [letter for letter, option in choices.items() if option.lower() in text]
     return named[0] if len(named) == 1 else None
+
+
+def _row(s: Sample) -> dict[str, Any]:
+    return {"inferred": s.parsed, "truth": s.truth, "answer": s.answer}
 
 
 def _no_value(value: Any) -> bool:

@@ -84,17 +84,17 @@ class Mme(Task):
     def _from_jsonl(
         self, path: Path, data: Path, options: Options
     ) -> tuple[dict[str, Sample], Coverage]:
-        truth: dict[str, tuple[str, str, str, str]] = {}
-        seen: Counter[str] = Counter()
-        for row in _release(data):
-            task, image, question, _ = row
-            truth[_nth(f"{task}/{_stem(image)}/{_core(question)}", seen)] = row
         given = read_answers(
             path,
             id_keys=("question_id",),
             text_keys=("text", "answer"),
             skip_bad_lines=options.skip_bad_lines,
         )
+        truth: dict[str, tuple[str, str, str, str]] = {}
+        seen: Counter[str] = Counter()
+        for row in _release(data):
+            task, image, question, _ = row
+            truth[_nth(f"{task}/{_stem(image)}/{_core(question)}", seen)] = row
         seen.clear()
         rows = []
         for a in given.rows:

@@ -62,11 +62,14 @@ class MMVet(Task):
             "std": _round(math.sqrt(sum((x - centre) ** 2 for x in per_run) / runs)),
             "runs": [_round(x) for x in per_run],
             "n": len(samples),
-            "judge": ", ".join(sorted({str(m) for g in grades.values() for m in g.get("model", ())})),
+            "judge": ", ".join(
+                sorted({str(m) for g in grades.values() for m in g.get("model", ())})
+            ),
         }
         tables = {
             "per capability": {
-                c: _row([s for s in samples.values() if c in s.extra["capabilities"]]) for c in names
+                c: _row([s for s in samples.values() if c in s.extra["capabilities"]])
+                for c in names
             },
             "per integration": {
                 g: _row([s for s in samples.values() if s.groups["integration"] == g])
@@ -81,9 +84,7 @@ class MMVet(Task):
         )
         return Result(self.name, "total", totals, samples, coverage, tables)
 
-    def submission(
-        self, answers: Path, data: Path, out: Path, options: Options = DEFAULT
-    ) -> Path:
+    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
         """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}."""
         write_json(out, mmvet_answers(answers))
         return out
@@ -94,7 +95,9 @@ class MMVet(Task):
         given = mmvet_answers(answers)
         absent = [i for i in truth if i not in given]
         if absent:
-            raise AnswerError(f"{answers}: no answer to {', '.join(absent[:5])} ({len(absent)} in all)")
+            raise AnswerError(
+                f"{answers}: no answer to {', '.join(absent[:5])} ({len(absent)} in all)"
+            )
         return [(i, mmvet_message(r["question"], r["answer"], given[i])) for i, r in truth.items()]
 
 
@@ -129,7 +132,7 @@ def _grades(path: Path) -> dict[str, dict[str, Any]]:
         scores = grade.get("score") if isinstance(grade, dict) else None
         if not scores or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in scores):
             raise AnswerError(
-                f"{path}: {key}: no list of grades from 0 to 1 under \"score\"",
+                f'{path}: {key}: no list of grades from 0 to 1 under "score"',
                 fix="answers go through a judge first: llava-jax eval judge mmvet",
             )
     return grades

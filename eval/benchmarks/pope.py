@@ -50,7 +50,7 @@ class Pope(Task):
     def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
         labels = self._labels(data)
         truth = {
-            (split, r["image"], r["text"]): r["label"]
+            (split, r["image"], _question(r["text"])): r["label"]
             for split, rows in labels.items()
             for r in rows
         }
@@ -61,13 +61,14 @@ class Pope(Task):
             skip_bad_lines=options.skip_bad_lines,
         )
         asked = self._asked(given, data)
-        joined, coverage = join(asked, given, strict=options.strict)
+        images = {key: place[1] for key, place in asked.items()}
+        joined, coverage = join(asked, given, images=images, strict=options.strict)
         samples: dict[str, Sample] = {}
         for key, place in asked.items():
             if place not in truth:
                 raise DataError(
                     f"{data}: question {key} ({place[0]}, {place[1]}: {place[2]!r}) has no label",
-                    fix="LLaVA's 8,910 questions need the labels of POPE e3e3926, not its HEAD",
+                    fix="are these the labels of the same POPE set (COCO, A-OKVQA, GQA)?",
                 )
             samples[key] = _sample(joined.get(key), place, truth[place])
         tables = {"per split": {}, "LLaVA script (zip by position)": {}}
@@ -111,7 +112,7 @@ class Pope(Task):
         """Question id -> (split, image, question), from LLaVA's question file, else from our own
         numbering of the label files ("random/17")."""
         return {
-            q.key: (q.record["category"], str(q.images[0]), q.prompt.split("\n")[0])
+            q.key: (q.record["category"], str(q.images[0]), _question(q.prompt))
             for q in self.questions(data)
         }
 
@@ -141,6 +142,11 @@ def pope_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
         "F1 score": f1,
         "Yes ratio": (tp + fp) / len(pairs) if pairs else 0.0,
     }
+
+
+def _question(text: str) -> str:
+    # The owner has since mended "imange" in the label files; LLaVA's question file still has it.
+    return text.split("\n")[0].replace("imange", "image")
 
 
 def _yes_no(label: str) -> str:

@@ -25,7 +25,7 @@ _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\s*\]")
 class RefCoco(Task):
     name = "refcoco"
     title = "RefCOCO"
-    data_files = "refs(unc).p or refs(umd).p with instances.json; or jsonl with bbox_xyxy_norm"
+    data_files = "refs(unc).p, or refs(umd).p (--set refs=umd), with instances.json; or jsonl with bbox_xyxy_norm"
 
     def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
         return [
@@ -70,7 +70,7 @@ class RefCoco(Task):
         return Result(self.name, "acc@0.5", totals, samples, coverage)
 
     def _truth(self, data: Path, options: Options) -> dict[str, dict[str, Any]]:
-        refs = find_optional(data, ("refs(*).p",), "refs file", options.split)
+        refs = find_optional(data, ("refs(*).p",), "refs file", options.extra.get("refs"))
         if refs is not None:
             return _from_refs(refs, data, options.split or "val")
         path = find(data, ("samples.jsonl", "*refcoco*.json*"), "samples file")
@@ -137,7 +137,9 @@ def _from_refs(path: Path, data: Path, split: str) -> dict[str, dict[str, Any]]:
                 "image": image["file_name"],
             }
     if not truth:
-        raise DataError(f"{path}: no refs of split {split!r}", fix="--split val, testA, testB or test")
+        raise DataError(
+            f"{path}: no refs of split {split!r}", fix="--split val, testA, testB or test"
+        )
     return truth
 
 

@@ -24,7 +24,7 @@ from llava_jax.eval.task import (
     percent,
 )
 
-FILES = ("TextVQA_*val*.json", "*TextVQA*.json")
+FILES = ("TextVQA_[0-9]*val*.json", "TextVQA_val*.json", "*TextVQA*.json")
 _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 

@@ -1,0 +1,223 @@
+"""`llava-jax eval`: run benchmarks on a model, or score, judge, submit and report answer files.
+
+Only the run itself (`llava-jax eval --model …`) imports jax.
+"""
+
+import argparse
+from pathlib import Path
+
+from llava_jax.errors import LlavaError
+from llava_jax.eval.task import TASKS
+
+EXAMPLES = """examples:
+  llava-jax eval --model M --tasks pope,mme --data DIR --out DIR
+  llava-jax eval score pope --answers answers.jsonl --data DIR --json result.json
+  llava-jax eval report result.json other.json --out report
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the run, and a sub-parser for each of the other actions."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _run_arguments(parser)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    _score_arguments(actions.add_parser("score", help="score an answer file"))
+    _submit_arguments(
+        actions.add_parser("submit", help="write the file a benchmark's server takes")
+    )
+    _judge_arguments(actions.add_parser("judge", help="let a judge model read answers"))
+    _report_arguments(actions.add_parser("report", help="one page of results beside the paper's"))
+    _fetch_arguments(actions.add_parser("fetch", help="get a benchmark's files"))
+    _questions_arguments(
+        actions.add_parser("questions", help="write the prompts of a benchmark as LLaVA's jsonl")
+    )
+    actions.add_parser("list", help="the benchmarks and the files each needs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what the command line asks; returns the exit code."""
+    actions = {
+        None: _run,
+        "list": _list,
+        "score": _score,
+        "submit": _submit,
+        "judge": _judge,
+        "report": _report,
+        "fetch": _fetch,
+        "questions": _questions,
+    }
+    return actions[args.action](args)
+
+
+def _run_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", help="checkpoint folder or hub id")
+    p.add_argument("--tasks", help=f"comma-separated: {', '.join(TASKS)}")
+    p.add_argument("--data", type=Path, help="folder with a sub-folder per benchmark, or one's own")
+    p.add_argument("--images", type=Path, help="image folder, where it is not in the data folder")
+    p.add_argument("--out", type=Path, help="folder for answers, results and the report")
+    p.add_argument("--batch-size", type=int, default=16, help="questions at once (default 16)")
+    p.add_argument("--limit", type=int, help="ask only the first N questions")
+    p.add_argument("--shuffle-seed", type=int, help="ask in a random order drawn from this seed")
+    p.add_argument("--chunk", default="0/1", help="K/N: this process asks the K-th of N parts")
+    p.add_argument("--split", help="part of a file name, where several fit")
+    p.add_argument("--name", help="model_id in the answers (default: the model's folder name)")
+
+
+def _file_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("task", metavar="TASK", help=", ".join(TASKS))
+    p.add_argument("--answers", type=Path, required=True, metavar="FILE")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR")
+    p.add_argument("--split", help="part of a file name, where several fit")
+    p.add_argument(
+        "--strict", action="store_true", help="fail unless every question is answered once"
+    )
+    p.add_argument(
+        "--skip-bad-lines", action="store_true", help="count unreadable lines instead of failing"
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of one benchmark (textvqa: ocr=no; scienceqa: gpt4=FILE, requery=FILE)",
+    )
+
+
+def _score_arguments(p: argparse.ArgumentParser) -> None:
+    _file_arguments(p)
+    p.add_argument("--json", type=Path, metavar="OUT", help="write totals and per-sample values")
+    p.add_argument("--brief", action="store_true", help="totals only")
+
+
+def _submit_arguments(p: argparse.ArgumentParser) -> None:
+    _file_arguments(p)
+    p.add_argument("--out", type=Path, required=True, metavar="FILE")
+
+
+def _judge_arguments(p: argparse.ArgumentParser) -> None:
+    _file_arguments(p)
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="reviews or grades")
+    p.add_argument("--judge-model", required=True, help="the judge's name at the endpoint")
+    p.add_argument("--endpoint", default="https://api.openai.com/v1", help="OpenAI-compatible URL")
+    p.add_argument("--key-env", default="OPENAI_API_KEY", help="variable that holds the key")
+    p.add_argument("--per-minute", type=float, default=60, help="requests a minute (default 60)")
+    p.add_argument("--runs", type=int, default=1, help="grades per answer (mmvet)")
+    p.add_argument("--price-in", type=float, help="dollars per million tokens read")
+    p.add_argument("--price-out", type=float, help="dollars per million tokens written")
+    p.add_argument("--yes", action="store_true", help="start without asking")
+
+
+def _report_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("results", nargs="+", type=Path, help="files of eval score --json")
+    p.add_argument("--out", type=Path, required=True, help="folder for index.html and report.md")
+    p.add_argument("--images", type=Path, help="image folder, for the gallery of failures")
+    p.add_argument("--compare", action="store_true", help="compare runs of the same benchmark")
+    p.add_argument("--title", default="Evaluation", help="heading of the page")
+
+
+def _fetch_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("task", metavar="TASK", help=", ".join(TASKS))
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--org", default="lmms-lab", help="hub organisation (default lmms-lab)")
+
+
+def _questions_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("task", metavar="TASK", help=", ".join(TASKS))
+    p.add_argument("--data", type=Path, required=True, metavar="DIR")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE")
+    p.add_argument("--split", help="part of a file name, where several fit")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+
+
+def _options(args: argparse.Namespace):
+    from llava_jax.eval.task import Options
+
+    extra = {}
+    for pair in getattr(args, "set", []):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise LlavaError(f"--set {pair}: expected NAME=VALUE")
+        extra[name] = value
+    return Options(
+        split=args.split,
+        strict=getattr(args, "strict", False),
+        skip_bad_lines=getattr(args, "skip_bad_lines", False),
+        extra=extra,
+    )
+
+
+def _list(args: argparse.Namespace) -> int:
+    from llava_jax.eval.task import get_task
+
+    width = max(map(len, TASKS)) + 2
+    for name, title in TASKS.items():
+        task = get_task(name)
+        judged = "; needs a judge" if task.judge else ""
+        print(f"{name:{width}}{title}: {task.max_new_tokens} tokens{judged}")
+        print(f"{'':{width}}data: {task.data_files}")
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    import json
+
+    from llava_jax.eval.show import as_text
+    from llava_jax.eval.task import get_task
+
+    result = get_task(args.task).score(args.answers, args.data, _options(args)).to_json()
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+    print(as_text(result, tables=not args.brief))
+    return 0
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from llava_jax.eval.task import get_task
+
+    path = get_task(args.task).submission(args.answers, args.data, args.out, _options(args))
+    print(f"wrote {path}")
+    return 0
+
+
+def _questions(args: argparse.Namespace) -> int:
+    from llava_jax.eval.predict import write_questions
+    from llava_jax.eval.task import get_task
+
+    count = write_questions(get_task(args.task).questions(args.data, _options(args)), args.out)
+    print(f"wrote {count} questions to {args.out}")
+    return 0
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from llava_jax.eval.judge import judge_command
+
+    return judge_command(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from llava_jax.eval.report import write_report
+
+    html, markdown = write_report(
+        args.results, args.out, images=args.images, compare=args.compare, title=args.title
+    )
+    print(f"wrote {html} and {markdown}")
+    return 0
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from llava_jax.eval.fetch import fetch
+
+    for path in fetch(args.task, args.out, org=args.org):
+        print(path)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    for name in ("model", "tasks", "data", "out"):
+        if getattr(args, name) is None:
+            raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")
+    from llava_jax.eval.run import run_command
+
+    return run_command(args)

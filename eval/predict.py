@@ -1,0 +1,224 @@
+"""Asking a model all questions of a benchmark: in batches, appended as they come, resumable.
+
+An answer file belongs to one model and one question list. Each line is flushed when its batch is
+done; a line that a kill cut in half is cut off on the next start, and every question whose key is in
+the file is not asked again: no answer is lost and none doubled.
+"""
+
+import json
+import logging
+import math
+import random
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.task import Question
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a model is asked: the user's words, images in their order, and how much it may say.
+
+    images: paths, or bytes of an encoded image.
+    """
+
+    prompt: str
+    images: tuple[Path | bytes, ...]
+    max_new_tokens: int
+
+
+class Model(Protocol):
+    """A model that answers several requests at once, greedily, with the vicuna_v1 template."""
+
+    def generate(self, requests: list[Request]) -> list[str]:
+        """The answers in the order of the requests, stripped."""
+        ...
+
+
+def write_questions(questions: Iterable[Question], path: Path) -> int:
+    """Writes questions as LLaVA's question files are (question_id, image, text, category)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with open(path, "w", encoding="utf-8") as f:
+        for q in questions:
+            row = {"question_id": q.record.get("question_id", q.key)}
+            if q.images:
+                if isinstance(q.images[0], bytes):
+                    raise DataError(f"question {q.key}: its image is inside the benchmark's table")
+                row["image"] = q.images[0]
+            row |= {"text": q.prompt, "category": q.record.get("category", "default")}
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def choose(
+    questions: Sequence[Question],
+    *,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+    chunk: tuple[int, int] = (0, 1),
+) -> list[Question]:
+    """The part of the questions to ask: shuffled first, then limited, then cut into chunks of
+    ceil(n / parts) as LLaVA's scripts do.
+
+    Raises:
+      DataError: two questions have one key, or there is no such chunk.
+    """
+    seen: set[str] = set()
+    for q in questions:
+        if q.key in seen:
+            raise DataError(f"two questions have the key {q.key!r}")
+        seen.add(q.key)
+    chosen = list(questions)
+    if shuffle_seed is not None:
+        random.Random(shuffle_seed).shuffle(chosen)
+    chosen = chosen[:limit]
+    index, parts = chunk
+    if not 0 <= index < parts:
+        raise DataError(f"no chunk {index} of {parts}", fix="chunks count from 0")
+    size = math.ceil(len(chosen) / parts)
+    return chosen[index * size : (index + 1) * size]
+
+
+def length_buckets(questions: Sequence[Question], batch: int) -> Iterator[list[Question]]:
+    """Batches of questions of like length, longest first: a model then meets its largest shapes at
+    once and runs few others. Questions with different numbers of images are never mixed.
+
+    Args:
+      batch: size of all batches but the last of each number of images.
+    """
+    kinds: dict[int, list[Question]] = {}
+    for q in questions:
+        kinds.setdefault(len(q.images), []).append(q)
+    for _, group in sorted(kinds.items(), reverse=True):
+        # Stable: questions of one length keep their order, whatever was done before a restart.
+        group.sort(key=lambda q: -len(q.prompt))
+        for start in range(0, len(group), batch):
+            yield group[start : start + batch]
+
+
+def done_keys(path: Path) -> set[str]:
+    """Keys already answered in `path`; cuts off a last line that was not written to its end.
+
+    Raises:
+      AnswerError: another line is broken or has no key (then the file is not one of ours).
+    """
+    if not path.exists():
+        return set()
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        logger.warning("%s: dropped a line that was cut off", path)
+        with open(path, "r+b") as f:
+            f.truncate(len(whole))
+    keys: set[str] = set()
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        try:
+            key = json.loads(line)["metadata"]["key"]
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+            raise AnswerError(
+                f"{path} line {number}: not an answer of this command", fix="move the file away"
+            ) from None
+        if key in keys:
+            raise AnswerError(f"{path} line {number}: {key!r} is answered a second time")
+        keys.add(key)
+    return keys
+
+
+def image_paths(question: Question, folders: Sequence[Path]) -> tuple[Path | bytes, ...]:
+    """The images of a question, found in one of `folders`; raises DataError naming what is missing."""
+    found: list[Path | bytes] = []
+    for image in question.images:
+        if isinstance(image, bytes):
+            found.append(image)
+            continue
+        names = [image] if Path(image).suffix else [image, f"{image}.jpg", f"{image}.png"]
+        path = next((f / n for f in folders for n in names if (f / n).is_file()), None)
+        if path is None:
+            where = ", ".join(map(str, folders))
+            raise DataError(f"question {question.key}: no image {image!r} in {where}")
+        found.append(path)
+    return tuple(found)
+
+
+def predict(
+    model: Model,
+    questions: Sequence[Question],
+    out: Path,
+    *,
+    model_id: str,
+    max_new_tokens: int,
+    batch: int,
+    folders: Sequence[Path],
+    progress: Callable[[int], Any] = lambda n: None,
+) -> int:
+    """Asks what `out` does not hold yet and appends the answers; returns how many were asked.
+
+    Args:
+      model: answers batches.
+      out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
+      folders: where images may lie, in order.
+      progress: told the number of answers after each batch.
+    Raises:
+      DataError: an image is missing (before anything is asked).
+      AnswerError: the model returned another number of answers, or the file is not ours.
+    """
+    done = done_keys(out)
+    todo = [q for q in questions if q.key not in done]
+    found = {q.key: image_paths(q, folders) for q in todo}
+    progress(len(questions) - len(todo))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "a", encoding="utf-8") as f:
+        for group in length_buckets(todo, batch):
+            answers = model.generate(
+                [Request(q.prompt, found[q.key], max_new_tokens) for q in group]
+            )
+            if len(answers) != len(group):
+                raise AnswerError(
+                    f"the model gave {len(answers)} answers to {len(group)} questions"
+                )
+            f.write("".join(_line(q, a, model_id) for q, a in zip(group, answers)))
+            f.flush()
+            progress(len(group))
+    return len(todo)
+
+
+def _line(q: Question, text: str, model_id: str) -> str:
+    row = {
+        **q.record,
+        "text": text,
+        "answer_id": uuid.uuid4().hex[:22],
+        "model_id": model_id,
+        "metadata": {"key": q.key},
+    }
+    # Escaped (ensure_ascii), so that a cut-off line can never be half a character.
+    return json.dumps(row) + "\n"
+
+
+def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> int:
+    """Joins the answer files of several processes, in the order of the questions.
+
+    Raises:
+      AnswerError: two files answer the same question.
+    """
+    lines: dict[str, str] = {}
+    for part in parts:
+        done_keys(part)
+        for line in part.read_text(encoding="utf-8").split("\n")[:-1]:
+            key = json.loads(line)["metadata"]["key"]
+            if key in lines:
+                raise AnswerError(f"{part}: {key!r} is answered in another part as well")
+            lines[key] = line
+    out.parent.mkdir(parents=True, exist_ok=True)
+    ordered = [lines[q.key] for q in questions if q.key in lines]
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text("".join(f"{line}\n" for line in ordered), encoding="utf-8")
+    partial.replace(out)
+    return len(ordered)

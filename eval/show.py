@@ -1,0 +1,72 @@
+"""Results as plain text, and result files read back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.task import TASKS
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result as `eval score --json` writes it (Result.to_json)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise DataError(f"{path}: not a result file ({e})") from None
+    if not isinstance(value, dict) or not {"task", "totals", "per_sample", "headline"} <= set(
+        value
+    ):
+        raise DataError(f"{path}: not a result file", fix="write one with eval score --json")
+    return value
+
+
+def number(value: Any) -> str:
+    """A number with as many digits as a reader wants, other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}"
+
+
+def as_text(result: dict[str, Any], tables: bool = True) -> str:
+    """The totals, tables and coverage of a result, for a terminal."""
+    lines = [f"{result.get('title', TASKS.get(result['task'], result['task']))}"]
+    width = max(map(len, result["totals"]))
+    for name, value in result["totals"].items():
+        mark = " <" if name == result["headline"] else ""
+        lines.append(f"  {name:{width}}  {number(value)}{mark}")
+    for title, table in result.get("tables", {}).items() if tables else ():
+        lines.append(f"{title}:")
+        lines += [f"  {row}" for row in columns(table)]
+    coverage = result["coverage"]
+    lines.append(f"answered {coverage['answered']} of {coverage['expected']}")
+    lines += [f"warning: {line}" for line in coverage["details"]]
+    lines += [f"note: {line}" for line in result.get("notes", ())]
+    return "\n".join(lines)
+
+
+def columns(table: dict[str, Any]) -> list[str]:
+    """A table in aligned columns, its header first."""
+    header, rows = grid(table)
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    return [
+        "  ".join(
+            f"{c:{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths))
+        )
+        for row in cells
+    ]
+
+
+def grid(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table {row: number or {column: number}}, as text."""
+    names = list(dict.fromkeys(k for v in table.values() if isinstance(v, dict) for k in v)) or [
+        "value"
+    ]
+    rows = []
+    for row, value in table.items():
+        cells = value if isinstance(value, dict) else {"value": value}
+        rows.append([str(row), *(number(cells[n]) if n in cells else "" for n in names)])
+    return ["", *names], rows

@@ -1,0 +1,166 @@
+"""Answer files: kinds, broken lines, and ids that are missing, doubled, foreign or misplaced."""
+
+import json
+
+import pytest
+
+from llava_jax.errors import LlavaError
+from llava_jax.eval.answers import AnswerFile, as_id, join, read_answers
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.files import find, read_json, read_rows, write_xlsx
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+ROWS = [{"question_id": 1, "text": "a"}, {"question_id": "2", "text": "b\u2028c"}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "lines.json", "a.csv", "a.tsv", "a.xlsx"])
+def test_kinds(tmp_path, name):
+    path = tmp_path / name
+    lines = "\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS) + "\n\n"
+    if name == "a.json":
+        write(path, json.dumps(ROWS))
+    elif name.endswith("xlsx"):
+        pytest.importorskip("openpyxl")
+        write_xlsx(path, ["question_id", "text"], [list(r.values()) for r in ROWS])
+    elif name.endswith("sv"):
+        sep = "," if name == "a.csv" else "\t"
+        write(
+            path,
+            "".join(sep.join(map(str, r)) + "\n" for r in (ROWS[0], *(r.values() for r in ROWS))),
+        )
+    else:
+        write(path, lines)
+    got = read_answers(path)
+    assert [(a.id, a.text) for a in got.rows] == [("1", "a"), ("2", "b\u2028c")]
+
+
+def test_formula_like_answers_stay_text(tmp_path):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "a.xlsx"
+    write_xlsx(path, ["index", "prediction"], [[1, "=1+1"], [2, None], [3, "a\x0bb"]])
+    got = read_answers(path, empty_is_none=True)
+    assert [a.text for a in got.rows] == ["=1+1", "", "ab"]
+
+
+def test_object_of_texts(tmp_path):
+    got = read_answers(write(tmp_path / "a.json", '{"v1_0": "x", "v1_1": "y"}'))
+    assert [(a.id, a.text) for a in got.rows] == [("v1_0", "x"), ("v1_1", "y")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"question_id": 1, "text": "a"}\n{"question_id": 2, "te\n', r"a\.jsonl line 2: not JSON"),
+        ('{"question_id": 1, "text": "a"}\n[1]\n', r"line 2: not a JSON object"),
+        ('{"text": "a"}\n', r"line 1: no id"),
+        ('{"question_id": 7, "txt": "a"}\n', r"line 1, question_id 7: no answer"),
+        ('{"question_id": 7, "text": null}\n', r"question_id 7: the answer is None"),
+        ('{"question_id": 7, "text": ["a"]}\n', r"question_id 7: the answer is \['a'\]"),
+        ('{"question_id": 7.5, "text": "a"}\n', r"an id must be text or a whole number"),
+        ("", r"a\.jsonl: no answers in it"),
+    ],
+)
+def test_broken_lines(tmp_path, text, message):
+    with pytest.raises(AnswerError, match=message):
+        read_answers(write(tmp_path / "a.jsonl", text))
+
+
+def test_bad_lines_can_be_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"question_id": 1, "text": "a"}\n{bad\n"x"\n')
+    got = read_answers(path, skip_bad_lines=True)
+    assert (len(got.rows), got.bad_lines) == (1, [2, 3])
+    _, coverage = join(["1", "2"], got)
+    assert coverage.lines()[-1] == "2 lines are unreadable: 2, 3"
+
+
+def test_other_broken_files(tmp_path):
+    with pytest.raises(AnswerError, match="no such file"):
+        read_answers(tmp_path / "none.jsonl")
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "\xff"}')
+    with pytest.raises(AnswerError, match="not UTF-8"):
+        read_answers(tmp_path / "b.jsonl")
+    write(tmp_path / "b.json", '[{"a": 1},\n {"a" 2}]')
+    with pytest.raises(DataError, match="line 2 column 7"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(DataError, match="line 2 column 7"):
+        read_rows(tmp_path / "b.json")
+    write(tmp_path / "b.tsv", "a\tb\n1\n")
+    with pytest.raises(DataError, match="line 2: not as many cells"):
+        read_rows(tmp_path / "b.tsv")
+
+
+def test_not_an_excel_file(tmp_path):
+    pytest.importorskip("openpyxl")
+    with pytest.raises(AnswerError, match="not an Excel file"):
+        read_answers(write(tmp_path / "b.xlsx", "hello"))
+
+
+def answers(*rows):
+    from pathlib import Path
+
+    from llava_jax.eval.answers import Answer
+
+    return AnswerFile(Path("a.jsonl"), [Answer(i, t, n, r) for n, (i, t, r) in enumerate(rows, 1)])
+
+
+def test_coverage_counts_everything():
+    given = answers(("1", "old", {}), ("9", "x", {}), ("1", "new", {}), ("1", "newest", {}))
+    joined, coverage = join(["1", "2", "3"], given)
+    assert joined["1"].text == "newest"  # as a dict by id, LLaVA's way
+    assert (coverage.expected, coverage.answered) == (3, 1)
+    assert coverage.missing == ["2", "3"]
+    assert coverage.doubled == {"1": [1, 3, 4]}
+    assert coverage.unknown == {"9": 2}
+    assert coverage.lines() == [
+        "2 of 3 questions have no answer and count as wrong: 2, 3",
+        "1 ids answered twice, the last counts: 1 (lines 1, 3, 4)",
+        "1 answers belong to no question: 9 (line 2)",
+    ]
+    with pytest.raises(AnswerError, match="2 of 3 questions have no answer"):
+        join(["1", "2", "3"], given, strict=True)
+
+
+def test_foreign_file():
+    with pytest.raises(AnswerError, match=r"none of its 1 ids .* \(file: '7', benchmark: '1'\)"):
+        join(["1"], answers(("7", "x", {})))
+
+
+def test_wrong_image():
+    given = answers(("1", "x", {"image": "b.jpg"}))
+    with pytest.raises(AnswerError, match=r"line 1, id 1: the answer is for image 'b.jpg'"):
+        join(["1"], given, images={"1": "a.jpg"})
+
+
+def test_ids():
+    assert as_id(5) == as_id("5") == as_id(5.0) == "5"
+    for bad in (True, None, 5.5, [5]):
+        with pytest.raises(AnswerError):
+            as_id(bad)
+
+
+def test_find(tmp_path):
+    for name in ("x_val.json", "x_train.json"):
+        write(tmp_path / name, "{}")
+    assert find(tmp_path, ["x_*.json"], "file", "val").name == "x_val.json"
+    with pytest.raises(DataError, match="several files"):
+        find(tmp_path, ["x_*.json"], "file")
+    with pytest.raises(DataError, match="no labels; looked for y"):
+        find(tmp_path, ["y"], "labels")
+    with pytest.raises(DataError, match="no such file or folder"):
+        find(tmp_path / "none", ["y"], "labels")
+    assert find(tmp_path / "x_val.json", ["x_*.json"], "file").name == "x_val.json"
+
+
+def test_missing_library(monkeypatch):
+    import sys
+
+    from llava_jax.eval.files import need
+
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(LlavaError, match=r"pip install 'llava_jax\[eval\]'"):
+        need("openpyxl", "to read .xlsx files")

@@ -1,0 +1,291 @@
+"""ScienceQA, MMBench and SEED-Bench on hand-checked cases of odd answers."""
+
+import base64
+import csv
+
+import pytest
+
+from llava_jax.eval.benchmarks.mmbench import infer_option
+from llava_jax.eval.benchmarks.scienceqa import read_choice
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.files import read_rows
+from llava_jax.eval.task import Options, get_task
+from tests.eval.test_vqa_family import dump, lines
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("A", "A"),
+        ("E", "E"),
+        ("F", "FAILED"),
+        ("A.", "FAILED"),  # two characters: not "X. …"
+        ("A. cat", "A"),
+        ("B) cat", "FAILED"),
+        ("a", "FAILED"),
+        (" A", "FAILED"),
+        ("The answer is B.", "B"),
+        ("The answer is F.", "F"),
+        ("The answer is B", "FAILED"),  # the period of the pattern is any character, but one
+        ("The answer is B,", "B"),
+        ("The answer is A. The answer is B.", "FAILED"),
+        ("LECTURE … The answer is C.", "C"),
+        ("", "FAILED"),
+        ("AB", "FAILED"),
+    ],
+)
+def test_scienceqa_letter(text, want):
+    assert read_choice(text) == want
+
+
+def sqa(tmp_path, problems, rows, **options):
+    dump(tmp_path / "problems.json", problems)
+    dump(tmp_path / "pid_splits.json", {"test": list(problems), "val": []})
+    given = lines(tmp_path / "a.jsonl", rows)
+    return get_task("scienceqa").score(given, tmp_path, Options(**options))
+
+
+def problem(answer=0, image=None, hint="", grade="grade2", subject="natural science", choices=2):
+    return {
+        "question": "Which?",
+        "choices": [f"c{i}" for i in range(choices)],
+        "answer": answer,
+        "image": image,
+        "hint": hint,
+        "grade": grade,
+        "subject": subject,
+    }
+
+
+def test_scienceqa_letter_beyond_the_choices_is_wrong(tmp_path):
+    result = sqa(tmp_path, {"1": problem(1)}, [{"question_id": "1", "text": "C", "prompt": "x"}])
+    assert (result.totals["acc"], result.samples["1"].parsed) == (0.0, "C")
+
+
+def test_scienceqa_image_accuracy_and_missing(tmp_path):
+    problems = {
+        "1": problem(0, "image.png"),
+        "2": problem(0, "image.png"),
+        "3": problem(1, hint="h", grade="grade8", subject="social science"),
+    }
+    rows = [
+        {"question_id": "1", "prompt": "<image>\nWhich?", "text": "A"},
+        {"question_id": "3", "prompt": "Which?", "text": "B"},
+    ]
+    result = sqa(tmp_path, problems, rows)
+    assert result.totals["count"] == 3
+    assert result.totals["acc"] == pytest.approx(200 / 3)
+    # The script loses the missing image question from its denominator; the second number keeps it.
+    assert (result.totals["img_acc"], result.totals["img_count"]) == (100.0, 1)
+    assert result.totals["img_acc_missing_wrong"] == 50.0
+    assert result.coverage.missing == ["2"]
+    table = result.tables["official categories"]
+    assert table["NAT"] == {"score": 50.0, "n": 2}
+    assert table["TXT"] == table["SOC"] == table["G7-12"] == {"score": 100.0, "n": 1}
+    assert table["IMG"] == {"score": 50.0, "n": 2}
+    assert "NO" not in table
+
+
+def test_scienceqa_prompt(tmp_path):
+    problems = {
+        "1": problem(0, "image.png", hint="Some\ntext."),
+        "2": problem(0) | {"choices": ["two\nlines", "b"]},
+    }
+    dump(tmp_path / "problems.json", problems)
+    dump(tmp_path / "pid_splits.json", {"test": ["1", "2"]})
+    one, two = get_task("scienceqa").questions(tmp_path)
+    letter = "\nAnswer with the option's letter from the given choices directly."
+    assert one.prompt == "Context: Some\ntext.\nWhich?\nA. c0\nB. c1" + letter
+    assert one.record["prompt"] == "<image>\n" + one.prompt
+    assert one.images == ("1/image.png",)
+    assert two.prompt == two.record["prompt"] == "Which?\nA. two\nlines\nB. b" + letter
+    assert two.images == ()
+    with pytest.raises(DataError, match="no split 'dev'"):
+        get_task("scienceqa").questions(tmp_path, Options(split="dev"))
+
+
+def test_scienceqa_ensemble(tmp_path):
+    problems = {str(i): problem(0) for i in range(4)}
+    says = "The answer is {}.".format
+    ours = [says("A"), says("B"), says("A"), "unsure"]
+    rows = [{"question_id": str(i), "text": t, "prompt": ""} for i, t in enumerate(ours)]
+    gpt4 = {"outputs": {"0": says("B"), "1": says("A"), "2": "unsure", "3": says("A")}}
+    again = [{"question_id": "0", "text": says("A")}, {"question_id": "1", "text": says("A")}]
+    extra = {
+        "gpt4": str(dump(tmp_path / "gpt4.json", gpt4)),
+        "requery": str(lines(tmp_path / "requery.jsonl", again)),
+    }
+    table = sqa(tmp_path, problems, rows, extra=extra).tables["GPT-4 ensemble"]
+    assert table["ours"]["score"] == 100 * (1 + 0 + 1 + 0.5) / 4  # "unsure" is a guess among two
+    assert table["gpt4"]["score"] == 100 * (0 + 1 + 0.5 + 1) / 4
+    assert table["gpt4, else ours"]["score"] == 100 * (0 + 1 + 1 + 1) / 4
+    assert table["requery, else ours"]["score"] == 100 * (1 + 1 + 1 + 0.5) / 4
+    assert table["gpt4 gives no answer"] == {"score": 25.0, "n": 1}
+    with pytest.raises(AnswerError, match="needs an answer from both"):
+        sqa(tmp_path, problems, rows[:3], extra=extra)
+
+
+CHOICES = {"A": "a cat", "B": "a dog", "C": "None of the above"}
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("B", "B"),
+        ("(B)", "B"),
+        ("B.", "B"),
+        ("b", "Z"),
+        ("D", "Z"),
+        ("A dog", "A"),  # the article: one letter near the end settles it
+        ("A dog is what one can see there", "B"),  # far from the end: the words do
+        ("It shows a dog", "B"),
+        ("a cat and a dog", "Z"),
+        ("A or B", "Z"),
+        ("The correct answer is **B**.", "B"),
+        ("The answer is B because of the long tail that it has", "B"),
+        ("the answer is c", "C"),
+        ("Cannot determine the answer", "Z"),
+        ("Failed to obtain answer via API B", "Z"),
+        ("Z", "Z"),
+        ("", "Z"),
+        ("选B。", "Z"),
+        ("答案是 B", "B"),
+        ("none of the above", "C"),
+        ("x" * 60 + "a cat", "Z"),  # too long to be an option
+    ],
+)
+def test_mmbench_inference(text, want):
+    assert infer_option(text, CHOICES) == want
+
+
+PNG = base64.b64encode(b"png").decode()
+
+
+def mmbench_table(path, rows):
+    names = (
+        "index question hint A B C D answer category image source l2-category comment split".split()
+    )
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        table = csv.DictWriter(f, names, delimiter="\t")
+        table.writeheader()
+        table.writerows([{"split": "dev", "category": "c", "image": PNG, **r} for r in rows])
+    return path
+
+
+ROWS = [
+    {"index": 7, "question": "Which?", "hint": "Look.", "A": "cat", "B": "dog", "answer": "A"},
+    {"index": 1000007, "question": "Which?", "A": "dog", "B": "cat", "answer": "B"},
+    {"index": 8, "question": "How many?", "A": "1", "B": "None", "C": "3", "answer": "A"},
+]
+
+
+def test_mmbench_circular_counts_all_rotations(tmp_path):
+    mmbench_table(tmp_path / "mmbench_dev_20230712.tsv", ROWS)
+    rows = [{"question_id": i, "text": t} for i, t in ((7, "A"), (1000007, "A"), (8, "1"))]
+    result = get_task("mmbench").score(lines(tmp_path / "a.jsonl", rows), tmp_path)
+    assert result.totals["vanilla_acc"] == 100.0
+    assert result.totals["circular_acc"] == 50.0
+    assert result.tables["per category"] == {"c": {"score": 50.0, "n": 2}}
+    assert result.samples["7"].extra["rows"]["1000007"] == {
+        "inferred": "A",
+        "truth": "B",
+        "answer": "A",
+    }
+    part = get_task("mmbench").score(lines(tmp_path / "a.jsonl", rows[:1]), tmp_path)
+    assert part.totals["circular_acc"] == 0.0
+    assert part.coverage.missing == ["1000007", "8"]
+
+
+def test_mmbench_prompt_stops_at_an_option_without_value(tmp_path):
+    mmbench_table(tmp_path / "mmbench_dev_20230712.tsv", ROWS)
+    one, _, three = get_task("mmbench").questions(tmp_path)
+    letter = "\nAnswer with the option's letter from the given choices directly."
+    assert one.prompt == "Look.\nWhich?\nA. cat\nB. dog" + letter
+    assert one.record["option_char"] == ["A", "B"]
+    assert one.images == (b"png",)
+    assert three.prompt == "How many?\nA. 1" + letter
+
+
+def test_mmbench_cn_prompt(tmp_path):
+    mmbench_table(tmp_path / "mmbench_dev_cn_20231003.tsv", ROWS[1:2])
+    (q,) = get_task("mmbench-cn").questions(tmp_path)
+    assert q.prompt.endswith("B. cat\n请直接回答选项字母。")
+
+
+@pytest.mark.parametrize("name", ["up.xlsx", "up.csv"])
+def test_mmbench_upload(tmp_path, name):
+    pytest.importorskip("openpyxl")
+    mmbench_table(tmp_path / "mmbench_dev_20230712.tsv", ROWS)
+    given = lines(tmp_path / "a.jsonl", [{"question_id": 7, "text": "A"}])
+    out = get_task("mmbench").submission(given, tmp_path, tmp_path / name)
+    rows = [row for _, row in read_rows(out)]
+    want = ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"]
+    assert list(rows[0]) == want
+    assert (str(rows[0]["index"]), rows[0]["prediction"]) == ("7", "A")
+    assert rows[1]["prediction"] is None
+    assert rows[2]["B"] is None  # as pandas, which reads "None" as no value
+    # The upload carries options and answers, so it can be scored by itself.
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert get_task("mmbench").score(out, empty).totals["vanilla_acc"] == 50.0
+
+
+def test_mmbench_says_what_is_missing(tmp_path):
+    given = lines(tmp_path / "a.jsonl", [{"question_id": 7, "text": "A"}])
+    with pytest.raises(AnswerError, match="line 1, index 7: no tsv under"):
+        get_task("mmbench").score(given, tmp_path)
+    (tmp_path / "x.tsv").write_text("index\tquestion\n1\tq\n")
+    with pytest.raises(DataError, match="no columns index, question, A, B"):
+        get_task("mmbench").score(given, tmp_path)
+
+
+def seed_data(tmp_path):
+    rows = [
+        ("1", "B", "image", 1),
+        ("2", "B", "image", 1),
+        ("v3", "C", "video", 10),
+        ("4", "A", "image", 2),
+    ]
+    questions = [
+        {
+            "question_id": i,
+            "answer": a,
+            "data_type": d,
+            "question_type_id": t,
+            "question": "Which?",
+            "data_id": f"pic{i}",
+            **{f"choice_{c}": c * 2 for c in "abcd"},
+        }
+        for i, a, d, t in rows
+    ]
+    kinds = {"Scene Understanding": 1, "Instance Identity": 2, "Action Recognition": 10}
+    dump(tmp_path / "SEED-Bench.json", {"questions": questions, "question_type": kinds})
+
+
+def test_seed_exact_string(tmp_path):
+    seed_data(tmp_path)
+    rows = [{"question_id": i, "text": t} for i, t in ((1, "B"), (2, "B."), ("v3", " c "))]
+    result = get_task("seedbench").score(lines(tmp_path / "a.jsonl", rows), tmp_path)
+    assert result.totals["all"] == 25.0
+    assert result.totals["image"] == 33.33
+    assert result.totals["video"] == 0.0
+    assert result.totals["lmms_eval_first_char_all"] == 75.0
+    assert list(result.tables["per question type"]) == [
+        "Scene Understanding",
+        "Instance Identity",
+        "Action Recognition",
+    ]
+    assert result.coverage.missing == ["4"]
+    with pytest.raises(AnswerError, match="1 of 4 questions have no answer"):
+        get_task("seed").submission(tmp_path / "a.jsonl", tmp_path, tmp_path / "up.jsonl")
+
+
+def test_seed_prompt_and_frames(tmp_path):
+    seed_data(tmp_path)
+    one, _, video, _ = get_task("seed").questions(tmp_path)
+    assert one.prompt == (
+        "Which?\nA. aa\nB. bb\nC. cc\nD. dd"
+        "\nAnswer with the option's letter from the given choices directly."
+    )
+    assert one.images == ("SEED-Bench-image/pic1",)
+    assert video.images == ("SEED-Bench-video-image/10_v3.png",)
