@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llava_jax import __version__
-from tests.test_structure import ROOT, modules, repository_files
+from tests.test_structure import BESIDE, ROOT, repository_files
 
 EXTRAS = {"cuda12", "cuda13", "tpu", "torch", "gguf", "eval", "serve", "demo", "test", "dev"}
 
@@ -139,24 +139,20 @@ def built(tmp_path_factory) -> dict[str, Path]:
     return {"sdist": sdist, "unpacked": unpacked, "wheel": wheel}
 
 
-def test_wheel_holds_every_module_and_nothing_else(built):
+def test_wheel_holds_every_file_of_the_package_and_nothing_else(built):
     with zipfile.ZipFile(built["wheel"]) as wheel:
         files = set(wheel.namelist())
         metadata = wheel.read(f"llava_jax-{__version__}.dist-info/METADATA").decode()
     ours = {f for f in files if ".dist-info/" not in f}
     assert {f.partition("/")[0] for f in ours} == {"llava_jax"}
     expected = set()
-    for name, path in modules().items():
-        suffix = "/__init__.py" if path.name == "__init__.py" else ".py"
-        expected.add(name.replace(".", "/") + suffix)
-    assert {f for f in ours if f.endswith(".py")} == expected
-    assert "llava_jax/py.typed" in ours
-    assets = {
-        str(p.relative_to(ROOT))
-        for p in repository_files()
-        if p.is_relative_to(ROOT / "llava_jax/assets")
-    }
-    assert assets <= ours
+    for path in repository_files():
+        top = path.relative_to(ROOT).parts[0]
+        if top in ("llava_jax", *BESIDE):
+            inner = path.relative_to(ROOT).as_posix()
+            expected.add(inner if top == "llava_jax" else f"llava_jax/{inner}")
+    assert "llava_jax/py.typed" in expected
+    assert ours == expected
     assert f"llava_jax-{__version__}.dist-info/licenses/LICENSE" in files
     assert "License-Expression: Apache-2.0" in metadata
 
