@@ -18,7 +18,7 @@ from llava_jax.errors import SampleError
 
 log = logging.getLogger(__name__)
 
-_SPEAKERS = ("human", "gpt", "system")
+_SPEAKERS = ("human", "gpt")
 
 
 def read_records(path: str | Path) -> list[Any]:
