@@ -3,13 +3,15 @@
 llava-jax train --config configs/finetune_7b.py --config.lr=2e-5 --workdir runs/finetune
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Any:
     """All fields; None stands for "not set"."""
-    c = ConfigDict()
+    c: Any = ConfigDict()
     c.name = "train"
     c.seed = 42
 
@@ -28,21 +30,30 @@ def get_config() -> ConfigDict:
     c.lora_dropout = 0.05
 
     c.data = ConfigDict()
-    c.data.path = ""  # LLaVA JSON
+    c.data.path = ""  # LLaVA JSON or JSON lines
     c.data.image_folder = ""
     c.data.version = "v1"  # prompt and label masks: plain, v1, llama_2, mpt, ...
-    c.data.image_aspect_ratio = ""  # pad or square; empty: as the model says
     c.data.turns = "conversation"  # or "independent": questions of one image trained separately
-    c.data.turns_per_sample = 0  # independent turns drawn for one row; 0 takes all
-    c.data.max_length = 2048
+    c.data.turns_per_sample = 0  # independent turns drawn anew in each epoch; 0 takes all
+    c.data.image_aspect_ratio = ""  # pad or square; empty: as the model says
+    c.data.max_length = 2048  # tokens, image features counted
+    c.data.shuffle = True
     c.data.group_by_modality = False
-    c.data.pack = False
-    c.data.holdout = 0.0  # fraction of the images kept aside
-    c.data.bad_samples = "skip"  # or "error"
-    c.data.cache_images = False
-    c.data.augment = ""  # "shift4", "flip_shift4": for small made data sets
+    c.data.groups = 1  # the original's world size, for its exact grouping by length
+    c.data.pack = False  # several samples in one row
+    c.data.row_multiple = 0
     c.data.length_buckets = (128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+    c.data.image_buckets = (0, 1, 2, 4, 8, 16, 32, 64)
+    c.data.target_buckets = ()
+    c.data.holdout = 0.0  # fraction of the images kept aside
+    c.data.holdout_seed = 0
+    c.data.bad_samples = "skip"  # or "error"
+    c.data.bad_limit = 0.1
+    c.data.cache_images = False
+    c.data.cache_mb = 2048
+    c.data.augment = ""  # "shift4", "flip_shift4": for small made data sets
     c.data.threads = 4
+    c.data.prefetch = 8
 
     # Optimisation. Global batch = batch_size, split into grad_accum micro-batches.
     c.batch_size = 128

@@ -51,7 +51,7 @@ def load_config(name: str, overrides: list[str]) -> Any:
         values(argv)
         return values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        text = str(error).strip().splitlines()[0]
+        text = " ".join(str(error.args[0] if error.args else error).split())
         raise ConfigError(f"{path}: {text}", fix="--show prints every setting") from error
 
 

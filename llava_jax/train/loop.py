@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,15 @@ from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params, init_sharded, param_shardings
 from llava_jax.sharding import make_mesh, replicated
+from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.log import RunLog
 from llava_jax.train.optim import make_optimizer, trainable_names
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
 
 log = logging.getLogger(__name__)
+
+DONE = "done.json"
 
 MAX_BAD_STEPS = 20
 """Non-finite steps in a row after which a run stops instead of skipping on."""
@@ -55,8 +58,8 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     SIGTERM or Ctrl-C, once the state is saved.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    if (workdir / "export" / "llava_jax.json").exists():
-        done = json.loads((workdir / "done.json").read_text())
+    if (workdir / DONE).exists():
+        done = json.loads((workdir / DONE).read_text())
         return TrainResult(workdir / "export", done["loss"], done["steps"])
     _record_config(config, workdir)
 
@@ -74,21 +77,19 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     # Data: this process's rows of every global batch.
     from llava_jax.data.loader import make_loader
 
-    with config.data.unlocked():
-        config.data.batch_size = config.batch_size
     loader = make_loader(
-        config.data,
+        {**config.data, "batch_size": config.batch_size, "bad_report": str(workdir / "bad.jsonl")},
         model_config,
-        source.load_tokenizer(),
+        Tokenizer.load(source.tokenizer),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         seed=config.seed,
     )
-    steps = config.steps or math.ceil(config.epochs * loader.samples / config.batch_size)
+    steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
 
     # Optimizer and one compiled step.
     optimizer, peaks = make_optimizer(config, sorted(names), steps)
-    shardings = {name: value.sharding for name, value in trained.items()}
+    shardings: Any = {name: value.sharding for name, value in trained.items()}
     opt_shardings = _like_params(jax.eval_shape(optimizer.init, trained), shardings, mesh)
     state = TrainState(
         jax.device_put(jnp.int32(0), replicated(mesh)),
@@ -100,7 +101,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     step_fn = jax.jit(
         make_step(loss, optimizer, average=config.loss_average, seed=lora_seed),
         donate_argnums=0,
-        out_shardings=(TrainState(replicated(mesh), shardings, opt_shardings), replicated(mesh)),
+        out_shardings=(_layout(mesh, shardings, opt_shardings), replicated(mesh)),
     )
 
     # Resume.
@@ -146,7 +147,8 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     # What the run was for.
     save_model(workdir / "export", model_config, {**frozen, **state.params}, source)
     (workdir / "data_report.json").write_text(json.dumps(loader.report(), indent=1))
-    (workdir / "done.json").write_text(json.dumps({"loss": last_loss, "steps": steps}))
+    loader.close()
+    (workdir / DONE).write_text(json.dumps({"loss": last_loss, "steps": steps}))
     return TrainResult(workdir / "export", last_loss, steps)
 
 
@@ -186,9 +188,8 @@ def save_model(folder: Path, model_config: LlavaConfig, params: Params, source: 
     """Writes the trained model as a folder of this project's format (whole or not at all)."""
     from llava_jax.convert import save_checkpoint
 
-    save_checkpoint(
-        folder, dataclasses.replace(source, config=model_config, params=params), to="jax"
-    )
+    trained = dataclasses.replace(source, config=model_config, params=params)
+    save_checkpoint(trained, folder, to="jax", overwrite=True)
 
 
 # Helpers -------------------------------------------------------------------------------------------
@@ -203,6 +204,10 @@ def _put(batch: dict[str, np.ndarray], micro: int, mesh) -> dict[str, jax.Array]
         )
         for name, value in batch.items()
     }
+
+
+def _layout(mesh, shardings: Any, opt_shardings: Any) -> Any:
+    return TrainState(cast(Any, replicated(mesh)), shardings, opt_shardings)
 
 
 def _like_params(opt_state: Any, shardings: dict[str, NamedSharding], mesh) -> Any:

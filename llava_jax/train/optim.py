@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import optax
@@ -101,7 +101,7 @@ def make_optimizer(
         if label not in transforms:
             schedule = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)
             transforms[label] = _rule(config, schedule, decay, muon)
-    chain = [optax.transforms.partition(transforms, labels)]
+    chain: list[Any] = [optax.transforms.partition(transforms, labels)]
     if config.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
     return optax.chain(*chain), peaks
@@ -118,7 +118,7 @@ def _rule(config: Any, schedule, decay: float, muon: bool) -> optax.GradientTran
         return optax.contrib.muon(
             schedule,
             weight_decay=decay,
-            muon_weight_dimension_numbers=_matrix_axes,
+            muon_weight_dimension_numbers=cast(Any, _matrix_axes),
         )
     return optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=decay)
 

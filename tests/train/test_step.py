@@ -1,0 +1,167 @@
+"""The optimizer step: sharded equals single, chunked equals whole, frozen stays frozen."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llava_jax.config import LoraConfig
+from llava_jax.layers import Compute
+from llava_jax.llava import build, init_params, param_shardings
+from llava_jax.sharding import make_mesh
+from llava_jax.train.loop import _put
+from llava_jax.train.loss import mean_loss, supervised_nll
+from llava_jax.train.optim import make_optimizer, trainable_names
+from llava_jax.train.step import TrainState, make_loss, make_step
+from tests.tiny import CONFIG, random_batch
+
+
+def settings(**changes):
+    base = {
+        "optimizer": "adamw",
+        "lr": 1e-2,
+        "projector_lr": 5e-3,
+        "vision_lr": None,
+        "warmup_ratio": 0.0,
+        "lr_end_ratio": 0.0,
+        "weight_decay": 0.1,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "clip_norm": 1.0,
+        "muon_adam_lr_ratio": 0.15,
+    }
+    return SimpleNamespace(**{**base, **changes})
+
+
+def run(config, groups, steps=4, mesh=None, compute=None, micro=1, average="global", **changes):
+    """(losses, final state, parameters at the start) of a few steps."""
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    start = init_params(config, 1)
+    params = jax.device_put(start, param_shardings(config, mesh))
+    names = trainable_names(params, groups)
+    trained = {n: v for n, v in params.items() if n in names}
+    frozen = {n: v for n, v in params.items() if n not in names}
+    optimizer, _ = make_optimizer(settings(**changes), sorted(names), steps)
+    state = TrainState(jnp.int32(0), trained, jax.jit(optimizer.init)(trained))
+    step = jax.jit(
+        make_step(make_loss(config, compute or Compute()), optimizer, average=average, seed=0)
+    )
+    losses = []
+    with jax.set_mesh(mesh):
+        for number in range(steps):
+            batch = _put(random_batch(8, seed=number % 2, config=config), micro, mesh)
+            state, metrics = step(state, frozen, batch)
+            losses.append(float(metrics["loss"]))
+    return losses, state, start
+
+
+@pytest.fixture(scope="module")
+def single():
+    return run(CONFIG, ("projector", "language"))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+)
+def test_sharded_equals_single_device(single, sizes):
+    losses, state, _ = run(CONFIG, ("projector", "language"), mesh=make_mesh(**sizes))
+    np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
+    kernel = state.params["language.layers.mlp.up.kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [Compute(remat="full"), Compute(remat="dots"), Compute(unroll=True)],
+    ids=["full", "dots", "unroll"],
+)
+def test_remat_and_unroll_change_nothing(single, compute):
+    losses, _, _ = run(CONFIG, ("projector", "language"), compute=compute)
+    np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
+
+
+def test_micro_batches_weighed_by_tokens_equal_one_batch(single):
+    losses, _, _ = run(CONFIG, ("projector", "language"), micro=4)
+    np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
+
+
+def test_micro_average_weighs_batches_alike():
+    params = init_params(CONFIG, 1)
+    batch = random_batch(8)
+    loss = make_loss(CONFIG, Compute())
+    halves = [loss(params, {}, {k: v[i : i + 4] for k, v in batch.items()}) for i in (0, 4)]
+    losses, _, _ = run(CONFIG, ("projector",), steps=1, micro=2, average="micro")
+    assert losses[0] == pytest.approx(float(sum(halves)) / 2, abs=1e-5)
+    grouped = make_loss(CONFIG, Compute(), groups=2)(params, {}, batch)
+    assert float(grouped) == pytest.approx(losses[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("groups", [("projector",), ("projector", "language"), ("vision",)])
+def test_only_the_chosen_groups_move(groups, optimizer):
+    losses, state, start = run(CONFIG, groups, optimizer=optimizer, steps=3)
+    chosen = trainable_names(start, groups)
+    assert set(state.params) == chosen
+    moved = {n for n in chosen if not np.array_equal(state.params[n], start[n])}
+    # The key bias shifts all scores of a query alike: its gradient is zero up to rounding.
+    assert {n for n in chosen - moved if not n.endswith("k.bias")} == set()
+    assert losses[2] < losses[0]
+
+
+def test_lora_starts_equal_and_trains_adapters_only():
+    config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=4, alpha=8.0, dropout=0.1))
+    params = init_params(config, 1)
+    plain = {n: v for n, v in params.items() if "lora" not in n}
+    batch = random_batch(4)
+    with_lora = build(config, params)
+    without = build(CONFIG, plain)
+    np.testing.assert_array_equal(with_lora(batch), without(batch))
+    # 40 steps' worth of learning rate in a few: the first update only moves lora_b off zero.
+    losses, state, _ = run(config, ("projector", "lora"), lr=5e-2)
+    assert losses[-1] < losses[0]
+    assert all("lora" in n or n.startswith("projector") for n in state.params)
+
+
+def test_chunked_loss_is_exact():
+    params = init_params(CONFIG, 1)
+    model, batch = build(CONFIG, params), random_batch(4)
+    hidden = model(batch)
+    whole = supervised_nll(model, hidden, batch["target_at"], batch["targets"])
+    pieces = supervised_nll(model, hidden, batch["target_at"], batch["targets"], chunk=4)
+    np.testing.assert_allclose(whole, pieces, atol=1e-6)
+    logits = jax.nn.log_softmax(model.logits(hidden))
+    row, column = 3, 2
+    at, target = batch["target_at"][row, column], batch["targets"][row, column]
+    assert float(whole[row, column]) == pytest.approx(-float(logits[row, at, target]), abs=1e-5)
+
+
+def test_mean_loss_of_nothing_is_zero():
+    assert float(mean_loss(jnp.zeros((2, 3)), jnp.full((2, 3), -100))) == 0.0
+
+
+def test_non_finite_step_changes_nothing_but_the_count():
+    params = init_params(CONFIG, 1)
+    optimizer, _ = make_optimizer(settings(), sorted(params), 4)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    step = jax.jit(make_step(make_loss(CONFIG, Compute()), optimizer, average="global", seed=None))
+    batch = {k: v[None] for k, v in random_batch(4).items()}
+    broken = {**batch, "images": np.full(batch["images"].shape, np.nan, np.float32)}
+    after, metrics = step(state, {}, broken)
+    assert not metrics["ok"]
+    assert int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
+    after, metrics = step(state, {}, batch)
+    assert metrics["ok"]
+
+
+def test_bf16_runs_and_keeps_fp32_masters():
+    losses, state, _ = run(
+        CONFIG, ("projector", "language"), compute=Compute(jnp.bfloat16, remat="full")
+    )
+    assert all(v.dtype == jnp.float32 for v in state.params.values())
+    assert np.isfinite(losses).all()
