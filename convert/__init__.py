@@ -1,8 +1,8 @@
 """Weights in and out: every LLaVA layout <-> the flat parameters of this package.
 
-    from llava_jax.convert import load_checkpoint, save_checkpoint
-    checkpoint = load_checkpoint("llava-hf/llava-1.5-7b-hf")
-    save_checkpoint(checkpoint, "my-llava", to="original")
+from llava_jax.convert import load_checkpoint, save_checkpoint
+checkpoint = load_checkpoint("llava-hf/llava-1.5-7b-hf")
+save_checkpoint(checkpoint, "my-llava", to="original")
 """
 
 from typing import TYPE_CHECKING

@@ -207,7 +207,9 @@ def table(report: dict[str, Any], everything: bool = False) -> str:
             lines.append(f"probe: {value}")
     equal = sum(r["equal"] for r in report["tensors"])
     verdict = "equal" if report["equal"] else "NOT equal"
-    lines.append(f"{equal} of {len(report['tensors'])} tensors equal: the checkpoints are {verdict}")
+    lines.append(
+        f"{equal} of {len(report['tensors'])} tensors equal: the checkpoints are {verdict}"
+    )
     return "\n".join(lines)
 
 

@@ -77,11 +77,12 @@ def join(folder: Path, options: Options) -> Source:
     leaves = {**vision, **random_projector(config, lm.leaves[EMBED].dtype, options.seed)}
     leaves |= lm.leaves
     log.info("the projector is new and random (seed %d)", options.seed)
-    kept = {"original": {"config": {}, "tower_inside": False, "tower": tower.kept}, "llama": lm.kept}
+    kept = {
+        "original": {"config": {}, "tower_inside": False, "tower": tower.kept},
+        "llama": lm.kept,
+    }
     tokenizer = tensors.tokenizer_folder(folder)
-    return Source(
-        "joined", config, leaves, kept, lm.extras | extras, lm.files + files, tokenizer
-    )
+    return Source("joined", config, leaves, kept, lm.extras | extras, lm.files + files, tokenizer)
 
 
 def random_projector(config: LlavaConfig, dtype: np.dtype, seed: int) -> dict[str, Leaf]:
@@ -155,9 +156,7 @@ def _fitted(under: Source, data: dict[str, Any], folder: Path) -> Source:
         under.config = configs.from_original(
             data, under.config.vision, f"{folder.name}/config.json", under.config.tokenizer_legacy
         )
-        under.config = replace(
-            under.config, language=replace(have, vocab_size=want.vocab_size)
-        )
+        under.config = replace(under.config, language=replace(have, vocab_size=want.vocab_size))
         under.kept.setdefault("original", {"tower_inside": False, "tower": {}})["config"] = data
     return under
 
@@ -279,13 +278,9 @@ def grown(leaves: dict[str, Leaf], old: int, new: int) -> dict[str, Leaf]:
 def cut(leaves: dict[str, Leaf], size: int) -> dict[str, Leaf]:
     """Embedding and head of the first `size` tokens."""
     leaves = dict(leaves)
-    leaves[EMBED] = leaves[EMBED].map(
-        lambda p: p.map(lambda a: a[:size], (size, *p.shape[1:]))
-    )
+    leaves[EMBED] = leaves[EMBED].map(lambda p: p.map(lambda a: a[:size], (size, *p.shape[1:])))
     if HEAD in leaves:
-        leaves[HEAD] = leaves[HEAD].map(
-            lambda p: p.map(lambda a: a[:, :size], (p.shape[0], size))
-        )
+        leaves[HEAD] = leaves[HEAD].map(lambda p: p.map(lambda a: a[:, :size], (p.shape[0], size)))
     return leaves
 
 

@@ -65,7 +65,11 @@ class Reader:
     def number(self, key: str, default: float) -> float:
         value = self.data.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise WeightError(f"{self.where}: {key} is {_shown(value)}, not a number")
         return float(value)
 
@@ -272,7 +276,9 @@ def from_original(
     """An original LLaVA config.json, whose tower is described by `vision`."""
     r = Reader(data, where)
     if r.word("mm_patch_merge_type", "flat") != "flat":
-        raise WeightError(f"{where}: mm_patch_merge_type is that of LLaVA-1.6, which is not supported")
+        raise WeightError(
+            f"{where}: mm_patch_merge_type is that of LLaVA-1.6, which is not supported"
+        )
     if r.flag("s2"):
         raise WeightError(f"{where}: s2 towers are not supported")
     length = data.get("tokenizer_model_max_length")
@@ -394,8 +400,10 @@ def _triple(data: Mapping[str, Any] | None, key: str) -> tuple[float, float, flo
     values = (data or {}).get(key)
     if values is None:
         return None
-    if not isinstance(values, list) or len(values) != 3 or not all(
-        isinstance(v, int | float) for v in values
+    if (
+        not isinstance(values, list)
+        or len(values) != 3
+        or not all(isinstance(v, int | float) for v in values)
     ):
         raise WeightError(f"preprocessor_config.json: {key} is not three numbers")
     return (float(values[0]), float(values[1]), float(values[2]))

@@ -96,9 +96,7 @@ VISION = (
         "vision.layers.attn",
         (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "out")),
     ),
-    *_both(
-        "{vision}encoder.layers.{i}.mlp", "vision.layers.mlp", (("fc1", "fc1"), ("fc2", "fc2"))
-    ),
+    *_both("{vision}encoder.layers.{i}.mlp", "vision.layers.mlp", (("fc1", "fc1"), ("fc2", "fc2"))),
     *_norm("{vision}post_layernorm", "vision.tail.post_norm"),
 )
 _PEFT = "base_model.model."
@@ -200,9 +198,7 @@ HF_MEMORY_4 = Layout(
     "hf4_memory", f"model.{_LM}", "lm_head", f"model.{_MM}", "model.vision_tower.vision_model", True
 )
 HF_LAYOUTS = (HF_HUB, HF_SAVED, HF_MEMORY, HF_MEMORY_4)
-LAYOUTS = {
-    lay.name: lay for lay in (ORIGINAL, LLAMA, PROJECTOR, CLIP, CLIP_BARE, *HF_LAYOUTS)
-}
+LAYOUTS = {lay.name: lay for lay in (ORIGINAL, LLAMA, PROJECTOR, CLIP, CLIP_BARE, *HF_LAYOUTS)}
 
 
 @dataclass(frozen=True)
@@ -277,9 +273,7 @@ def to_jax(
     return leaves, rest
 
 
-def to_theirs(
-    leaves: Mapping[str, Leaf], layout: Layout, config: LlavaConfig
-) -> dict[str, Lazy]:
+def to_theirs(leaves: Mapping[str, Leaf], layout: Layout, config: LlavaConfig) -> dict[str, Lazy]:
     """Our leaves as their tensors, in the order of the table. Leaves of other components stay out."""
     state = {}
     for e in entries(layout, config):
@@ -313,7 +307,9 @@ def check_dtypes(state: Mapping[str, Lazy], layout: Layout, where: str, mixed: b
     groups: dict[str, dict[str, Lazy]] = {}
     for name, t in state.items():
         if t.dtype.name not in ("float32", "float16", "bfloat16"):
-            raise WeightError(f"{where}: {name} is of type {t.dtype.name}, no float of 16 or 32 bits")
+            raise WeightError(
+                f"{where}: {name} is of type {t.dtype.name}, no float of 16 or 32 bits"
+            )
         groups.setdefault(_component(name, layout), {})[name] = t
     for component, members in groups.items():
         counts = Counter(t.dtype for t in members.values())

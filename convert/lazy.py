@@ -65,8 +65,10 @@ class Lazy:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize if self.shape else (
-            self.dtype.itemsize
+        return (
+            int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+            if self.shape
+            else (self.dtype.itemsize)
         )
 
     def map(self, f: Callable[[np.ndarray], np.ndarray], shape=None, dtype=None) -> Lazy:

@@ -220,7 +220,9 @@ def _to_original(state: dict[str, Lazy]) -> dict[str, Lazy]:
     out = {}
     for name, lazy in state.items():
         inner = name.removeprefix("model.")
-        theirs = next((new + inner[len(old) :] for old, new in pairs if inner.startswith(old)), name)
+        theirs = next(
+            (new + inner[len(old) :] for old, new in pairs if inner.startswith(old)), name
+        )
         out[theirs] = lazy
     return out
 
@@ -235,9 +237,7 @@ def _base(folder: Path, settings: dict[str, Any], options: Options) -> str | Pat
                 return place
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             return name
-    raise WeightError(
-        f"{folder}: its base {ascii(name)[:80]} is not here", fix="give --base"
-    )
+    raise WeightError(f"{folder}: its base {ascii(name)[:80]} is not here", fix="give --base")
 
 
 def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:

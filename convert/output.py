@@ -109,9 +109,7 @@ def write_safetensors(
     return hashes
 
 
-def split(
-    tensors: Mapping[str, Lazy | Leaf], shard_size: int
-) -> list[dict[str, Lazy | Leaf]]:
+def split(tensors: Mapping[str, Lazy | Leaf], shard_size: int) -> list[dict[str, Lazy | Leaf]]:
     """The tensors in their order, cut where the next one would exceed `shard_size` bytes."""
     shards: list[dict[str, Lazy | Leaf]] = [{}]
     used = 0

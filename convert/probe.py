@@ -141,7 +141,9 @@ def torch_model(source: Source):
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     left = [n for n in missing if not keymap.is_buffer(n) and n != "lm_head.weight"]
     if left or unexpected:
-        raise LlavaError(f"transformers names its parameters differently: {[*left, *unexpected][:3]}")
+        raise LlavaError(
+            f"transformers names its parameters differently: {[*left, *unexpected][:3]}"
+        )
     if config.language.tied_head:
         model.tie_weights()
     return model.eval(), image_id

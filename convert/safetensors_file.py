@@ -46,8 +46,10 @@ def read(path: Path) -> dict[str, Lazy]:
 
     def lazy(name: str, dtype: np.dtype, shape: tuple[int, ...], begin: int, end: int) -> Lazy:
         def view() -> np.ndarray:
-            flat = np.frombuffer(mapped, np.uint8, end - begin, start + begin) if end > begin else (
-                np.zeros(0, np.uint8)
+            flat = (
+                np.frombuffer(mapped, np.uint8, end - begin, start + begin)
+                if end > begin
+                else (np.zeros(0, np.uint8))
             )
             return flat.view(dtype).reshape(shape)
 

@@ -154,9 +154,7 @@ def open_jax(folder: Path) -> Source:
     for component in ("vision", "projector", "language"):
         members = {n: t for n, t in state.items() if n.startswith(f"{component}.")}
         keymap.check_dtypes(members, Layout("jax"), str(folder), mixed=False)
-    leaves = {
-        n: stacked_block(state[n]) if ".layers." in n else single(state[n]) for n in shapes
-    }
+    leaves = {n: stacked_block(state[n]) if ".layers." in n else single(state[n]) for n in shapes}
     kept, extras = read_side(folder)
     return Source("jax", config, leaves, kept, extras, files, tensors.tokenizer_folder(folder))
 
@@ -173,9 +171,7 @@ def open_hf(folder: Path, options: Options) -> Source:
     )
     state, files = tensors.read_folder(folder, options.allow_pickle)
     layout = keymap.best_layout(state, keymap.HF_LAYOUTS, config)
-    leaves, rest = keymap.to_jax(
-        state, layout, config, where=str(folder), mixed=options.mixed
-    )
+    leaves, rest = keymap.to_jax(state, layout, config, where=str(folder), mixed=options.mixed)
     kept, extras = read_side(folder)
     kept["hf"] = {
         "config": data,
@@ -265,7 +261,10 @@ def open_tower(
         if str(name) in configs.KNOWN_TOWERS:
             return Tower(str(name), None, configs.KNOWN_TOWERS[str(name)], kept)
         return Tower(str(name), None, _guess_vision(inside or {}, folder), kept)
-    data, processor = tensors.read_json(found / "config.json", required=True), processor_config(found)
+    data, processor = (
+        tensors.read_json(found / "config.json", required=True),
+        processor_config(found),
+    )
     kept |= {"config": data, "preprocessor_config": processor}
     vision = configs.vision_config(data, f"{found.name}/config.json", processor)
     return Tower(str(name), found, vision, kept)

@@ -133,8 +133,15 @@ def _read_index(
     for name, file in table.items():
         safetensors_file.check_name(name, index.name)
         # A path, or a link's name, could lead out of the folder; a hub cache's own links may.
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file or file in ("", ".."):
-            raise WeightError(f"{index.name}: {name} lies in {ascii(file)[:80]}, not a plain file name")
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or "\\" in file
+            or file in ("", "..")
+        ):
+            raise WeightError(
+                f"{index.name}: {name} lies in {ascii(file)[:80]}, not a plain file name"
+            )
         if not file.endswith((".safetensors", ".bin")):
             raise WeightError(f"{index.name}: {name} lies in {ascii(file)[:80]}, no weight file")
     files = [folder / f for f in sorted(set(table.values()))]

@@ -248,7 +248,11 @@ def _write_tower(
     """The tower as a CLIP folder inside `work`; returns its name for mm_vision_tower."""
     tower = kept.get("tower") or {}
     name = tower.get("name") or ""
-    name = name if name and Path(name).name == name and name not in (".", "..", SIDE) else "vision_tower"
+    name = (
+        name
+        if name and Path(name).name == name and name not in (".", "..", SIDE)
+        else "vision_tower"
+    )
     layout = keymap.LAYOUTS[tower.get("layout", "clip")]
     state = keymap.to_theirs(source.leaves, layout, source.config) | _extras(source, "tower")
     (work / name).mkdir()
