@@ -2,13 +2,14 @@
 
 layout     prompts as fixed-shape arrays; the length buckets (numpy only)
 sampling   how the next token is chosen
-engine     prefill, decode and the KV cache, compiled once a bucket
+engine     prefill and decode over the KV cache, compiled once a bucket
+decoding   a batch being answered, seen from the host
 answer     ids to text: stop strings, text piece by piece
 """
 
 from llava_jax.generate.answer import Answer as Answer
-from llava_jax.generate.engine import Decoding as Decoding
+from llava_jax.generate.decoding import Decoding as Decoding
+from llava_jax.generate.decoding import Output as Output
 from llava_jax.generate.engine import Generator as Generator
-from llava_jax.generate.engine import Output as Output
 from llava_jax.generate.layout import Prompt as Prompt
 from llava_jax.generate.sampling import Sampling as Sampling

@@ -17,6 +17,8 @@ import numpy as np
 
 from llava_jax.errors import ConfigError
 
+Array = jax.Array | np.ndarray
+
 GREEDY_BELOW = 1e-3
 """A temperature up to this means greedy, as in the original's model_worker.py."""
 
@@ -63,11 +65,11 @@ def _whole(name: str, value: int, low: int) -> None:
 class Controls(NamedTuple):
     """The settings of B rows. `budget` is the tokens a row may still give, from its first on."""
 
-    temperature: np.ndarray  # float32[B]
-    top_k: np.ndarray  # int32[B]
-    top_p: np.ndarray  # float32[B]
-    seed: np.ndarray  # uint32[B]
-    budget: np.ndarray  # int32[B]
+    temperature: Array  # float32[B]
+    top_k: Array  # int32[B]
+    top_p: Array  # float32[B]
+    seed: Array  # uint32[B]
+    budget: Array  # int32[B]
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], budgets: Sequence[int]) -> Controls:
@@ -81,9 +83,7 @@ class Controls(NamedTuple):
         )
 
 
-def choose(
-    logits_BV: jax.Array, controls: Controls, step: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def choose(logits_BV: Array, controls: Controls, step: Array | int) -> tuple[jax.Array, jax.Array]:
     """The next token of each row, int32[B], and its log-probability under the model, float32[B].
 
     step: how many tokens the rows have given so far; a row's key is fold_in(key(seed), step).
@@ -97,7 +97,7 @@ def choose(
     return token, chosen - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
-def _draw(logits_BV: jax.Array, controls: Controls, step: jax.Array) -> jax.Array:
+def _draw(logits_BV: Array, controls: Controls, step: Array | int) -> jax.Array:
     scaled = logits_BV / jnp.maximum(controls.temperature, GREEDY_BELOW)[:, None]
     vocab = scaled.shape[-1]
     cut = jax.lax.cond(
@@ -115,7 +115,7 @@ def _draw(logits_BV: jax.Array, controls: Controls, step: jax.Array) -> jax.Arra
     return jnp.argmax(kept + jax.vmap(noise)(controls.seed), axis=-1).astype(jnp.int32)
 
 
-def smallest_kept(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+def smallest_kept(logits_BV: Array, top_k_B: Array, top_p_B: Array) -> jax.Array:
     """float32[B]: the smallest logit that top-k and then top-p keep. Ties with it are kept too."""
     ordered = jnp.sort(logits_BV, axis=-1, descending=True)
     rank = jnp.arange(ordered.shape[-1])[None]
