@@ -21,7 +21,8 @@ class StreamDecoder:
 
     def push(self, *ids: int) -> str:
         """The text that `ids` add; may be empty."""
-        self._ids += ids
+        # skipped ones must not stand between two bytes of one character
+        self._ids += [i for i in ids if not self._tokenizer.is_skipped(i)]
         held = _unfinished_bytes(self._tokenizer, self._ids)
         text = self._take(len(self._ids) - held)
         if not held and len(self._ids) > 2 * _WINDOW:

@@ -237,7 +237,7 @@ class Tokenizer:
                 chunks.append([])
             elif id_ < 0:
                 raise PromptError(f"{id_} is not a token id")
-            elif not (skip_special and id_ in self._special_ids) and self._exists(id_):
+            elif not (skip_special and self.is_skipped(id_)) and self._exists(id_):
                 chunks[-1].append(id_)
         return IMAGE_TAG.join(map(self._decode_chunk, chunks))
 
@@ -252,6 +252,10 @@ class Tokenizer:
         if start < len(ids):  # may be an empty text, and is set off even then
             texts.append(self._decode_run(ids[start:]))
         return " ".join(texts)
+
+    def is_skipped(self, id_: int) -> bool:
+        """Whether a `skip_special` decode leaves this id out."""
+        return id_ in self._special_ids or not self._exists(id_)
 
     def _exists(self, id_: int) -> bool:
         return id_ < self.vocab_size or id_ in self._added_text

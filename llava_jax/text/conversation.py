@@ -1,0 +1,288 @@
+"""The conversation templates of the original, as data, and the one function that lays them out.
+
+The wording is part of the trained models (llava/conversation.py of haotian-liu/LLaVA @ c121f04).
+A layout is a list of pieces that keeps apart what the template says from what people say, so that
+ids, label masks and image slots follow from structure and never from searching the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from llava_jax.errors import ConfigError, PromptError
+from llava_jax.text.constants import IMAGE_TAG
+
+USER, ASSISTANT = 0, 1
+
+Style = Literal["single", "two", "mpt", "llama_2", "plain"]
+
+
+@dataclass(frozen=True)
+class Template:
+    """How messages become a prompt.
+
+    single: `sep` behind every turn; two: `sep` behind even turns, `sep2` behind odd ones; mpt: the
+    role names hold their own markup; llama_2: [INST] brackets; plain: no roles at all (stage 1).
+    version: the original's family name, which decides how training masks labels.
+    examples: messages that always come first, as (role, text).
+    """
+
+    name: str
+    style: Style
+    system: str
+    roles: tuple[str, str]
+    sep: str
+    sep2: str | None = None
+    version: str = "Unknown"
+    examples: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end an answer. Where it is an EOS token, that token ends it just as well."""
+        ends = self.sep2 if self.style in ("two", "llama_2") else self.sep
+        return (ends,) if ends else ()
+
+
+class Piece(NamedTuple):
+    """A stretch of a prompt: the template's own text (message -1), or what one message says."""
+
+    content: Any
+    message: int  # index of the message this is, -1 for the template's text
+    answer: bool  # said by the assistant, end mark included: what training is about
+
+
+ImageMessage = tuple[str, Any, Any]
+"""The (text, image, mode) form of a first message that the original's demos use."""
+
+
+def render(template: Template | str, messages: Sequence[tuple[int, str | ImageMessage | None]]) -> str:
+    """The prompt text of messages (role 0 or 1, text); None or "" leaves the turn open.
+
+    A first message (text, image, mode) gets `<image>` and a newline in front, other tags in it
+    are removed; templates with "mmtag" in their version put the image in a turn of its own.
+    Raises PromptError where the template does not allow the messages.
+    """
+    template = find_template(template) if isinstance(template, str) else template
+    rows = [*template.examples, *((int(role), text) for role, text in messages)]
+    if rows and isinstance(rows[0][1], tuple):
+        rows[:1] = _image_first(template, rows[0][0], rows[0][1][0])
+    texts = [(role, text) for role, text in rows]
+    return "".join(
+        piece.content[0] if isinstance(piece.content, tuple) else piece.content
+        for piece in lay_out(template, texts, with_examples=False)
+    )
+
+
+def _image_first(template: Template, role: int, text: str) -> list[tuple[int, str]]:
+    text = text.replace(IMAGE_TAG, "").strip()
+    if "mmtag" in template.version:
+        shown = f"<Image>{IMAGE_TAG}</Image>"
+        return [(USER, shown), (ASSISTANT, "Received."), (role, text)]
+    return [(role, f"{IMAGE_TAG}\n{text}")]
+
+
+def lay_out(
+    template: Template, messages: Sequence[tuple[int, Any]], *, with_examples: bool = True
+) -> list[Piece]:
+    """The pieces of a prompt. A message's content may be anything; if falsy, its turn stays open.
+
+    Message indices count from the first of `messages`; built-in examples count as template text.
+    Raises PromptError where the template does not allow the messages.
+    """
+    examples = template.examples if with_examples else ()
+    lay = _STYLES[template.style](template, [*examples, *messages])
+    return [
+        piece._replace(message=-1, answer=False) if 0 <= piece.message < len(examples) else
+        piece._replace(message=max(piece.message - len(examples), -1))
+        for piece in lay
+        if piece.content
+    ]  # fmt: skip
+
+
+def _own(text: str | None, answer: bool = False) -> Piece:
+    return Piece(text, -1, answer)
+
+
+def _turns(template: Template, messages: Sequence[tuple[int, Any]], ends: tuple[str | None, ...]):
+    """`ROLE: text` + an end that alternates; `ROLE:` alone for an open turn."""
+    for i, (role, content) in enumerate(messages):
+        says = role == ASSISTANT
+        yield _own(template.roles[role] + ":")
+        if content:
+            # the space belongs to the answer: its token is `▁` + the answer's first letters
+            yield _own(" ", says)
+            yield Piece(content, i, says)
+            yield _own(ends[i % len(ends)], says)
+
+
+def _single(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
+    return [_own(template.system + template.sep), *_turns(template, messages, (template.sep,))]
+
+
+def _two(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
+    ends = (template.sep, template.sep2)
+    return [_own(template.system + template.sep), *_turns(template, messages, ends)]
+
+
+def _mpt(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
+    pieces = [_own(template.system + template.sep)]
+    for i, (role, content) in enumerate(messages):
+        says = role == ASSISTANT
+        pieces.append(_own(template.roles[role]))
+        if content:
+            pieces += [Piece(content, i, says), _own(template.sep, says)]
+    return pieces
+
+
+def _llama_2(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
+    if messages and (messages[0][0] != USER or not messages[0][1]):
+        raise PromptError(f"template {template.name}: the first message must be the user's, not empty")
+    pieces = []
+    for i, (_, content) in enumerate(messages):
+        if not content:
+            continue
+        if i % 2:
+            pieces += [_own(" ", True), Piece(content, i, True), _own(" ", True)]
+            pieces.append(_own(template.sep2, True))
+            continue
+        # `sep` (a BOS) stands between rounds; the first has the prompt's own BOS in front of it
+        pieces.append(_own((template.sep if i else "") + "[INST] "))
+        if i == 0 and template.system:
+            pieces.append(_own(f"<<SYS>>\n{template.system}\n<</SYS>>\n\n"))
+        pieces += [Piece(content, i, False), _own(" [/INST]")]
+    return pieces
+
+
+def _plain(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
+    pieces = [_own(template.system)]
+    for i, (role, content) in enumerate(messages):
+        end = template.sep2 if i % 2 else template.sep
+        if content and end is None:
+            raise PromptError(f"template {template.name} has no second message")
+        if content:
+            pieces += [Piece(content, i, role == ASSISTANT), _own(end, role == ASSISTANT)]
+    return pieces
+
+
+_STYLES = {"single": _single, "two": _two, "mpt": _mpt, "llama_2": _llama_2, "plain": _plain}
+
+
+# The templates ------------------------------------------------------------------------------------
+
+_USER_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_HUMAN_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+# No space before "The visual": the models were trained with it missing.
+_MMTAG_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant is able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: "
+    "<Image>visual content</Image>."
+)
+_LLAVA_LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+# Meta's default prompt; two spaces behind "safe.".
+_LLAMA_2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
+    "while being safe.  Your answers should not include any harmful, unethical, racist, sexist, "
+    "toxic, dangerous, or illegal content. Please ensure that your responses are socially "
+    "unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of "
+    "answering something not correct. If you don't know the answer to a question, please don't "
+    "share false information."
+)
+_MPT_SYSTEM = (
+    "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
+_CHATML_SYSTEM = "<|im_start|>system\nAnswer the questions."
+
+_EXAMPLE = (
+    (USER, "What are the key differences between renewable and non-renewable energy sources?"),
+    (
+        ASSISTANT,
+        "Renewable energy sources are those that can be replenished naturally in a relatively "
+        "short amount of time, such as solar, wind, hydro, geothermal, and biomass. "
+        "Non-renewable energy sources, on the other hand, are finite and will eventually be "
+        "depleted, such as coal, oil, and natural gas. Here are some key differences between "
+        "renewable and non-renewable energy sources:\n"
+        "1. Availability: Renewable energy sources are virtually inexhaustible, while "
+        "non-renewable energy sources are finite and will eventually run out.\n"
+        "2. Environmental impact: Renewable energy sources have a much lower environmental impact "
+        "than non-renewable sources, which can lead to air and water pollution, greenhouse gas "
+        "emissions, and other negative effects.\n"
+        "3. Cost: Renewable energy sources can be more expensive to initially set up, but they "
+        "typically have lower operational costs than non-renewable sources.\n"
+        "4. Reliability: Renewable energy sources are often more reliable and can be used in more "
+        "remote locations than non-renewable sources.\n"
+        "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to "
+        "different situations and needs, while non-renewable sources are more rigid and "
+        "inflexible.\n"
+        "6. Sustainability: Renewable energy sources are more sustainable over the long term, "
+        "while non-renewable sources are not, and their depletion can lead to economic and social "
+        "instability.\n",
+    ),
+)
+
+_HUMAN = ("Human", "Assistant")
+_UPPER = ("USER", "ASSISTANT")
+_CHATML = ("<|im_start|>user\n", "<|im_start|>assistant\n")
+
+
+def _table() -> dict[str, Template]:
+    t = Template
+    rows = [
+        t("default", "single", _HUMAN_SYSTEM, _HUMAN, "###", examples=_EXAMPLE),
+        t("v0", "single", _HUMAN_SYSTEM, _HUMAN, "###", examples=_EXAMPLE),
+        t("v1", "two", _USER_SYSTEM, _UPPER, " ", "</s>", "v1"),
+        t("vicuna_v1", "two", _USER_SYSTEM, _UPPER, " ", "</s>", "v1"),
+        t("llama_2", "llama_2", _LLAMA_2_SYSTEM, _UPPER, "<s>", "</s>", "llama_v2"),
+        t("mistral_instruct", "llama_2", "", _UPPER, "", "</s>", "llama_v2"),
+        t("chatml_direct", "mpt", _CHATML_SYSTEM, _CHATML, "<|im_end|>", version="mpt"),
+        t("mistral_direct", "mpt", _CHATML_SYSTEM, _CHATML, "<|im_end|>", version="mpt"),
+        t("plain", "plain", "", ("", ""), "\n"),
+        t("v0_plain", "plain", "", ("", ""), "\n"),
+        t("llava_v0", "single", _HUMAN_SYSTEM, _HUMAN, "###"),
+        t("v0_mmtag", "single", _MMTAG_SYSTEM, _HUMAN, "###", version="v0_mmtag"),
+        t("llava_v1", "two", _HUMAN_SYSTEM, _UPPER, " ", "</s>", "v1"),
+        t("v1_mmtag", "two", _MMTAG_SYSTEM, _UPPER, " ", "</s>", "v1_mmtag"),
+        t("llava_llama_2", "llama_2", _LLAVA_LLAMA_2_SYSTEM, _UPPER, "<s>", "</s>", "llama_v2"),
+        t("mpt", "mpt", _MPT_SYSTEM, _CHATML, "<|im_end|>", version="mpt"),
+    ]
+    return {row.name: row for row in rows}
+
+
+TEMPLATES: dict[str, Template] = _table()
+
+
+def find_template(name: str) -> Template:
+    """The template called `name`. Raises ConfigError for another name."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"no template {name!r}", fix=f"one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def template_for_model(name: str) -> str:
+    """The template the original's chat programs pick by a checkpoint's name (llava/serve/cli.py)."""
+    name = name.lower()
+    for part, template in (
+        ("llama-2", "llava_llama_2"),
+        ("mistral", "mistral_instruct"),
+        ("v1.6-34b", "chatml_direct"),
+        ("v1", "llava_v1"),
+        ("mpt", "mpt"),
+    ):
+        if part in name:
+            return template
+    return "llava_v0"
