@@ -37,15 +37,15 @@ def train_language(
     *,
     steps: int,
     lr: float,
-    batch_sizes: Sequence[int],
+    rows: Sequence[int],
     turns_per_sample: int = 0,
     seed: int = 0,
     quiet: bool = False,
 ) -> FitResult:
     """Trains the language model's parameters among `params`; the result holds those alone.
 
-    samples: groups of samples (say, captions and conversations); a batch has `batch_sizes[g]` of
-    group g.
+    samples: groups of samples (say, captions and conversations); a batch has `rows[g]` rows of
+    group g, each filled with as many samples as surely fit.
     """
     language = {k: v for k, v in params.items() if k.startswith("language.")}
     step_loss = make_loss(config, Compute(unroll=True))
@@ -53,7 +53,7 @@ def train_language(
         step_loss,
         language,
         {k: v for k, v in params.items() if k not in language},
-        text_batches(config, tokenizer, samples, batch_sizes, turns_per_sample, seed),
+        text_batches(config, tokenizer, samples, rows, turns_per_sample, seed),
         steps=steps,
         lr=lr,
         warmup_ratio=0.05,
@@ -66,25 +66,35 @@ def text_batches(
     config: LlavaConfig,
     tokenizer: Tokenizer,
     samples: Sequence[Sequence[TextSample]],
-    batch_sizes: Sequence[int],
+    rows: Sequence[int],
     turns_per_sample: int,
     seed: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches without images, all of one shape, for ever; see llava_jax.data.batch."""
     rng = np.random.default_rng([seed, 2])
-    shape = _shape(config, samples, sum(batch_sizes), turns_per_sample)
     slots = StandIn(config, tokenizer)
-    orders = [epochs(len(g), n, seed + i) for i, (g, n) in enumerate(zip(samples, batch_sizes))]
+    needs = [_needs(config, group, turns_per_sample) for group in samples]
+    length = max(length for length, _ in needs)
+    packed = [length // own for own, _ in needs]  # samples in a row of each group
+    targets = max(n * own for n, (_, own) in zip(packed, needs))
+    shape = Shape(sum(rows), -(-length // 8) * 8, 0, -(-targets // 8) * 8)
+    orders = [
+        epochs(len(group), count * n, seed + i)
+        for i, (group, count, n) in enumerate(zip(samples, rows, packed))
+    ]
+
+    def text(sample: TextSample) -> Expanded:
+        example = choose_turns(sample.example, turns_per_sample, rng)
+        expanded = expand(example, config.image_tokens, config.max_length)
+        return slots.fill(expanded, sample.caption, rng)
+
     while True:
-        rows = []
-        for group, order in zip(samples, orders):
-            for index in next(order):
-                sample = group[index]
-                example = choose_turns(sample.example, turns_per_sample, rng)
-                expanded = expand(example, config.image_tokens, config.max_length)
-                rows.append([slots.fill(expanded, sample.caption, rng)])
+        filled = []
+        for group, order, n in zip(samples, orders, packed):
+            texts = [text(group[index]) for index in next(order)]
+            filled += [texts[i : i + n] for i in range(0, len(texts), n)]
         size = config.vision.image_size
-        yield collate(rows, [[] for _ in rows], shape, config.image_tokens, size)
+        yield collate(filled, [[] for _ in filled], shape, config.image_tokens, size)
 
 
 class StandIn:
@@ -125,21 +135,17 @@ class StandIn:
         return self._known[word]
 
 
-def _shape(
-    config: LlavaConfig, samples: Sequence[Sequence[TextSample]], rows: int, turns: int
-) -> Shape:
-    """One shape that holds the longest sample with any choice of its turns."""
+def _needs(config: LlavaConfig, samples: Sequence[TextSample], turns: int) -> tuple[int, int]:
+    """(tokens, trained positions) that no choice of `turns` turns of a sample exceeds."""
     length = targets = 1
-    for group in samples:
-        for sample in group:
-            example = sample.example
-            sizes = np.bincount(example.turns)
-            trained = np.bincount(example.turns, example.labels >= 0)
-            images = len(example.images) * (config.image_tokens - 1)
-            length = max(length, sizes[0] + images + _largest(sizes[1:], turns))
-            targets = max(targets, int(trained[0] + _largest(trained[1:], turns)))
-    length = min(length, config.max_length or length)
-    return Shape(rows, -(-length // 8) * 8, 0, -(-targets // 8) * 8)
+    for sample in samples:
+        example = sample.example
+        sizes = np.bincount(example.turns)
+        trained = np.bincount(example.turns, example.labels >= 0)
+        images = len(example.images) * (config.image_tokens - 1)
+        length = max(length, sizes[0] + images + _largest(sizes[1:], turns))
+        targets = max(targets, int(trained[0]) + _largest(trained[1:], turns))
+    return min(length, config.max_length or length), targets
 
 
 def _largest(sizes: np.ndarray, count: int) -> int:
