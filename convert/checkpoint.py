@@ -15,8 +15,9 @@ from llava_jax import __version__
 from llava_jax.config import LlavaConfig
 from llava_jax.convert import tensors
 from llava_jax.convert.lazy import Lazy, Leaf, of_array, single, stacked_block
+from llava_jax.convert.opening import open_source
 from llava_jax.convert.output import DEFAULT_SHARD, Progress
-from llava_jax.convert.source import JAX_FILE, Options, Source, open_source
+from llava_jax.convert.source import JAX_FILE, Options, Source
 from llava_jax.convert.write import Target, save
 from llava_jax.errors import WeightError
 

@@ -16,7 +16,8 @@ import numpy as np
 from llava_jax.convert import compose
 from llava_jax.convert.cli import add_source_arguments
 from llava_jax.convert.lazy import Leaf, dtype_name
-from llava_jax.convert.source import Options, Source, open_source
+from llava_jax.convert.opening import open_source
+from llava_jax.convert.source import Options, Source
 
 log = logging.getLogger(__name__)
 

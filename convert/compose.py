@@ -110,7 +110,9 @@ def open_base(folder: Path, data: dict[str, Any], options: Options, base: str | 
     if detect.identify(path) == "lora":
         raise WeightError(f"{path} is an adapter itself, and no base")
     if detect.identify(path) != "llama":
-        under = sources.open_source(path, replace(options, base=None, dtype=None, merge=False))
+        from llava_jax.convert.opening import open_source  # which needs this module
+
+        under = open_source(path, replace(options, base=None, dtype=None, merge=False))
         return _fitted(under, data, folder) if data else under
     lm = open_language(path, options)
     described = {**lm.kept["config"], **data}

@@ -249,7 +249,7 @@ def to_jax(
     plan = entries(layout, config)
     wanted = {name for e in plan for name in e.theirs}
     rest = {name: t for name, t in state.items() if name not in wanted}
-    unknown = [n for n in rest if not is_buffer(n) and not (n == f"{layout.head}.weight")]
+    unknown = [n for n in rest if not is_buffer(n) and n != f"{layout.head}.weight"]
     missing = sorted(wanted - set(state))
     if config.language.tied_head:
         _check_tied(state, layout, where)

@@ -164,8 +164,9 @@ def cast_all(leaves: Mapping[str, Leaf], dtype: np.dtype | None) -> dict[str, Le
     """Every leaf as `dtype`; None changes nothing."""
     if dtype is None:
         return dict(leaves)
+    wanted = dtype
     return {
-        name: leaf if leaf.dtype == dtype else leaf.map(lambda p: cast(p, dtype))
+        name: leaf if leaf.dtype == wanted else leaf.map(lambda p: cast(p, wanted))
         for name, leaf in leaves.items()
     }
 

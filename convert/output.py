@@ -16,7 +16,7 @@ from llava_jax.convert.lazy import Lazy, Leaf
 from llava_jax.errors import WeightError
 
 DEFAULT_SHARD = 5 * 10**9  # bytes
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def torch_model(source: Source):
     data = configs.hf_json(config, image_id, pad_id, "float32")
     model = LlavaForConditionalGeneration(HfConfig.from_dict(data))
     if config.projector != "mlp2x_gelu":
-        model.model.multi_modal_projector = _projector(torch, config)
+        setattr(model.model, "multi_modal_projector", _projector(torch, config))  # noqa: B010
     layout = keymap.HF_MEMORY
     if config.projector != "mlp2x_gelu":
         layout = keymap.Layout(

@@ -134,7 +134,7 @@ def _shown(name) -> str:
 def write(
     path: Path,
     tensors: Mapping[str, Lazy | Leaf],
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> str:
     """Writes one file, tensor by tensor, and gives its SHA-256.
 

@@ -14,7 +14,7 @@ import numpy as np
 from llava_jax.config import LlavaConfig, VisionConfig
 from llava_jax.convert import configs, hub, keymap, tensors
 from llava_jax.convert.keymap import Layout
-from llava_jax.convert.lazy import Lazy, Leaf, cast_all, float_dtype, single, stacked_block
+from llava_jax.convert.lazy import Lazy, Leaf, single, stacked_block
 from llava_jax.convert.safetensors_file import contiguous
 from llava_jax.convert.shapes import parameter_shapes
 from llava_jax.errors import ConfigError, WeightError
@@ -72,44 +72,6 @@ class Source:
     @property
     def nbytes(self) -> int:
         return sum(leaf.nbytes for leaf in self.leaves.values())
-
-
-def open_source(path: str | Path, options: Options | None = None) -> Source:
-    """Opens any supported checkpoint, told apart by what is in it.
-
-    Raises WeightError, in one line that names the file or tensor, for everything that is wrong.
-    """
-    from llava_jax.convert import compose, detect, lora
-
-    options = options or Options()
-    path = hub.resolve(path, options.allow_pickle)
-    kind = detect.identify(path)
-    if kind == "jax":
-        source = open_jax(path)
-    elif kind == "hf":
-        source = open_hf(path, options)
-    elif kind == "original":
-        source = open_original(path, options)
-        source = compose.apply_delta(source, options)
-    elif kind == "projector":
-        source = compose.open_projector(path, options)
-    elif kind == "lora":
-        source = lora.open_adapter(path, options)
-    elif kind == "llama":
-        source = compose.join(path, options)
-    elif kind == "clip":
-        raise WeightError(
-            f"{path} is a vision tower alone",
-            fix="open the language model, with --vision-tower for this folder",
-        )
-    else:
-        raise WeightError(f"{path}: no kind of checkpoint that is known")
-    if options.merge and source.config.lora:
-        source = lora.merge(source)
-    if options.dtype is not None:
-        source.leaves = cast_all(source.leaves, float_dtype(options.dtype))
-    check(source)
-    return source
 
 
 def check(source: Source) -> None:

@@ -257,7 +257,8 @@ def _write_tower(
     state = keymap.to_theirs(source.leaves, layout, source.config) | _extras(source, "tower")
     (work / name).mkdir()
     output.write_safetensors(work / name, state, shard_size=1 << 62, progress=progress)
-    old, vision = tower.get("config"), source.config.vision
+    old: dict[str, Any] = tower.get("config") or {}
+    vision = source.config.vision
     processor = tower.get("preprocessor_config")
     if not old or not _same(lambda: configs.vision_config(old, "", processor), vision):
         old = configs.vision_json(vision)

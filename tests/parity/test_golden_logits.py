@@ -7,7 +7,8 @@ import pytest
 
 from llava_jax.convert import keymap, load_checkpoint
 from llava_jax.convert.lazy import of_array, single, stacked_block
-from llava_jax.convert.source import Options, open_source
+from llava_jax.convert.opening import open_source
+from llava_jax.convert.source import Options
 from llava_jax.llava import binder
 from tests.conftest import shared
 from tests.parity import float64

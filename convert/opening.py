@@ -1,0 +1,47 @@
+"""Opening any supported checkpoint, told apart by what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava_jax.convert import compose, detect, hub, lora
+from llava_jax.convert import source as sources
+from llava_jax.convert.lazy import cast_all, float_dtype
+from llava_jax.convert.source import Options, Source
+from llava_jax.errors import WeightError
+
+
+def open_source(path: str | Path, options: Options | None = None) -> Source:
+    """Opens any supported checkpoint, told apart by what is in it.
+
+    Raises WeightError, in one line that names the file or tensor, for everything that is wrong.
+    """
+    options = options or Options()
+    path = hub.resolve(path, options.allow_pickle)
+    kind = detect.identify(path)
+    if kind == "jax":
+        source = sources.open_jax(path)
+    elif kind == "hf":
+        source = sources.open_hf(path, options)
+    elif kind == "original":
+        source = sources.open_original(path, options)
+        source = compose.apply_delta(source, options)
+    elif kind == "projector":
+        source = compose.open_projector(path, options)
+    elif kind == "lora":
+        source = lora.open_adapter(path, options)
+    elif kind == "llama":
+        source = compose.join(path, options)
+    elif kind == "clip":
+        raise WeightError(
+            f"{path} is a vision tower alone",
+            fix="open the language model, with --vision-tower for this folder",
+        )
+    else:
+        raise WeightError(f"{path}: no kind of checkpoint that is known")
+    if options.merge and source.config.lora:
+        source = lora.merge(source)
+    if options.dtype is not None:
+        source.leaves = cast_all(source.leaves, float_dtype(options.dtype))
+    sources.check(source)
+    return source
