@@ -1,0 +1,173 @@
+"""Judges against a server in this process: retries, caching, resuming, and what a key never does."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from llava_jax.cli import main
+from llava_jax.eval.endpoint import Endpoint, JudgeError
+from llava_jax.eval.errors import AnswerError
+from llava_jax.eval.judge import estimate, grade_one, judge_grades, judge_reviews
+from llava_jax.eval.task import get_task
+from tests.eval.test_vqa_family import dump, lines
+
+
+class Judge:
+    """A server whose replies are a list of texts, or of (status, body)."""
+
+    def __init__(self):
+        self.replies: list = []
+        self.requests: list[dict] = []
+        self.keys: list[str | None] = []
+        judge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                judge.requests.append(body | {"path": self.path})
+                judge.keys.append(self.headers.get("Authorization"))
+                reply = judge.replies.pop(0) if judge.replies else "8 6\nfine"
+                status, text = reply if isinstance(reply, tuple) else (200, None)
+                if text is None:
+                    choice = {"message": {"role": "assistant", "content": reply}}
+                    text = json.dumps({"model": "judge-1", "choices": [choice]})
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *args):
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    j = Judge()
+    yield j
+    j.server.shutdown()
+    j.server.server_close()
+
+
+def endpoint(judge, tmp_path, **more):
+    settings = {"per_minute": 1e6, "wait": 0.001, "retries": 2} | more
+    return Endpoint(judge.url, "gpt-x", tmp_path / "t.jsonl", **settings)
+
+
+ASK = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0.0, "max_tokens": 5}
+
+
+def test_asks_once_and_remembers(judge, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    first = endpoint(judge, tmp_path)
+    assert first.ask(**ASK).text == "8 6\nfine"
+    assert first.ask(**ASK).model == "judge-1"
+    assert endpoint(judge, tmp_path).ask(**ASK).text == "8 6\nfine"
+    assert len(judge.requests) == 1
+    assert judge.requests[0]["path"] == "/v1/chat/completions"
+    assert judge.keys == ["Bearer sk-secret"]
+    assert "sk-secret" not in (tmp_path / "t.jsonl").read_text()
+    first.ask(**ASK, again=1)
+    assert len(judge.requests) == 2
+
+
+def test_transcript_cut_in_half(judge, tmp_path):
+    endpoint(judge, tmp_path).ask(**ASK)
+    with open(tmp_path / "t.jsonl", "a") as f:
+        f.write('{"key": "abc", "req')
+    assert endpoint(judge, tmp_path).ask(**ASK).text == "8 6\nfine"
+    assert len(judge.requests) == 1
+    (tmp_path / "t.jsonl").write_text("{}\n")
+    with pytest.raises(JudgeError, match=r"t\.jsonl line 1"):
+        endpoint(judge, tmp_path)
+
+
+def test_retries_then_gives_up(judge, tmp_path):
+    judge.replies = [(429, "{}"), (500, "oops"), "9 9"]
+    assert endpoint(judge, tmp_path).ask(**ASK).text == "9 9"
+    judge.replies = [(503, "{}")] * 3
+    with pytest.raises(JudgeError, match=r"HTTP 503 \(3 tries\)"):
+        endpoint(judge, tmp_path).ask(**ASK, again=1)
+    judge.replies = [(401, '{"error": {"message": "bad key"}}')]
+    with pytest.raises(JudgeError, match="HTTP 401 bad key"):
+        endpoint(judge, tmp_path).ask(**ASK, again=1)
+    judge.replies = [(200, "{}")]
+    with pytest.raises(JudgeError, match="no choices in the reply"):
+        endpoint(judge, tmp_path).ask(**ASK, again=1)
+
+
+def test_settings_are_checked(judge, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(JudgeError, match="no http"):
+        Endpoint("localhost:1", "m", tmp_path / "t")
+    with pytest.raises(JudgeError, match=r"no key in \$OPENAI_API_KEY"):
+        Endpoint("https://api.openai.com/v1", "m", tmp_path / "t")
+    with pytest.raises(JudgeError, match="above 0"):
+        endpoint(judge, tmp_path, per_minute=0)
+
+
+def test_reviews_resume(judge, tmp_path):
+    requests = [({"question_id": i, "category": "conv"}, f"message {i}") for i in range(3)]
+    out = tmp_path / "reviews.jsonl"
+    judge_reviews(requests[:2], out, endpoint(judge, tmp_path))
+    judge.replies = ["none"]
+    judge_reviews(requests, out, endpoint(judge, tmp_path))
+    assert len(judge.requests) == 3
+    system, user = judge.requests[0]["messages"]
+    assert system["content"].startswith("You are a helpful and precise assistant")
+    assert (user["content"], judge.requests[0]["temperature"]) == ("message 0", 0.2)
+    assert judge.requests[0]["max_tokens"] == 1024
+    result = get_task("coco30").score(out, tmp_path)
+    assert result.totals["judge"] == "judge-1"
+    assert result.totals["unread_reviews"] == 1
+    with pytest.raises(AnswerError, match="question 0 was reviewed with another answer"):
+        judge_reviews(
+            [({"question_id": 0, "category": "conv"}, "new")], out, endpoint(judge, tmp_path)
+        )
+
+
+def test_grades(judge, tmp_path):
+    judge.replies = ["0.5", "about 1", "0.9 |"]
+    requests = [("v1_0", "row 0"), ("v1_1", "row 1")]
+    out = tmp_path / "grades.json"
+    judge_grades(requests, out, endpoint(judge, tmp_path), runs=1)
+    grades = json.loads(out.read_text())
+    assert grades["v1_0"] == {"model": ["judge-1"], "content": ["0.5"], "score": [0.5]}
+    assert grades["v1_1"]["score"] == [0.9]
+    assert judge.requests[2]["messages"][0]["content"].endswith("answer (digit): ")
+    judge.replies = ["1.0", "0.0"]
+    judge_grades(requests, out, endpoint(judge, tmp_path), runs=2)
+    assert json.loads(out.read_text())["v1_0"]["score"] == [0.5, 1.0]
+    assert len(judge.requests) == 5
+
+
+def test_no_grade_at_all(judge, tmp_path):
+    judge.replies = ["no"] * 5
+    assert grade_one("row", endpoint(judge, tmp_path)) == ("judge-1", "no", 0.0)
+    assert [r["temperature"] for r in judge.requests] == [0.0, 0.0, 0.5, 1.0, 1.5]
+
+
+def test_estimate():
+    line = estimate(["x" * 4000] * 2, 100, 1.0, 10.0)
+    assert line == "2 requests, about 2,000 tokens read and at most 200 written, at most $0.00"
+    assert "$" not in estimate(["x"], 1, None, None)
+
+
+def test_command(judge, tmp_path, capsys):
+    truth = {"v1_0": {"imagename": "a", "question": "q", "answer": "z", "capability": ["ocr"]}}
+    dump(tmp_path / "mm-vet.json", truth)
+    answers = lines(tmp_path / "a.jsonl", [{"question_id": 0, "text": "z"}])
+    judge.replies = ["1.0"]
+    files = ["--answers", str(answers), "--data", str(tmp_path), "--out", str(tmp_path / "g.json")]
+    words = ["eval", "judge", "mmvet", *files, "--judge-model", "gpt-x", "--endpoint", judge.url]
+    assert main([*words, "--yes"]) == 0
+    assert "1 requests, about" in capsys.readouterr().out
+    assert main(["eval", "score", "mmvet", "--answers", files[-1], "--data", str(tmp_path)]) == 0
+    assert "100.00 <" in capsys.readouterr().out
+    assert main(["eval", "judge", "pope", *words[3:]]) == 2
+    assert "pope needs no judge" in capsys.readouterr().err
