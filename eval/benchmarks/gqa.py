@@ -71,7 +71,7 @@ class GQA(Task):
                 q["answer"],
                 parsed=predicted.get(i, ""),
                 prompt=q["question"],
-                image=str(q.get("imageId", "")),
+                image=f"{q.get('imageId', '')}.jpg",
                 groups=_groups(q),
                 extra={"lmms_eval": lenient[i]},
             )

@@ -72,7 +72,9 @@ class Mme(Task):
         out.mkdir(parents=True, exist_ok=True)
         for task in TASKS:
             lines = [
-                "\t".join([s.image, s.prompt, s.truth.capitalize(), " ".join(s.answer.split())])
+                "\t".join(
+                    [s.groups["pair"], s.prompt, s.truth.capitalize(), " ".join(s.answer.split())]
+                )
                 for s in samples.values()
                 if s.groups["task"] == task
             ]
@@ -144,7 +146,7 @@ def _sample(task: str, image: str, question: str, label: str, text: str) -> Samp
         truth,
         parsed=parsed,
         prompt=question,
-        image=image,
+        image=f"{task}/{image}",
         groups={"task": task, "pair": image},
     )
 

@@ -129,7 +129,7 @@ def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
         max(row["answers"], key=row["answers"].count),
         parsed=predicted,
         prompt=row["question"],
-        image=str(row["image_id"]),
+        image=f"{row['image_id']}.jpg",
         groups={"set_name": row["set_name"]} if "set_name" in row else {},
     )
 

@@ -41,14 +41,12 @@ class VQAv2(Task):
         if own is not None:
             return own
         meta = read_json(find(data, QUESTIONS, "questions file", options.split))
-        # test-dev is a part of the test2015 images.
-        images = str(meta.get("data_subtype", "val2014")).split("-")[0].replace("test2015", "test")
-        images = "test2015" if images == "test" else images
+        subtype = str(meta.get("data_subtype", "val2014"))
         return [
             Question(
                 str(q["question_id"]),
                 q["question"] + SHORT,
-                (f"COCO_{images}_{int(q['image_id']):012d}.jpg",),
+                (_image(subtype, q),),
                 {"question_id": q["question_id"], "prompt": q["question"] + SHORT},
             )
             for q in meta["questions"]
@@ -56,7 +54,9 @@ class VQAv2(Task):
 
     def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
         path = find(data, ("*annotations*.json",), "annotations file", options.split)
-        truth = {str(a["question_id"]): a for a in _list_of(path, "annotations")}
+        meta = read_json(path)
+        truth = {str(a["question_id"]): a for a in _list_of(meta, path, "annotations")}
+        images = str(meta.get("data_subtype", "val2014"))
         texts = self._question_texts(data, options)
         joined, coverage = join(truth, self._answers(answers, options), strict=options.strict)
         samples, always, uploaded = {}, [], []
@@ -72,7 +72,7 @@ class VQAv2(Task):
                 text,
                 row.get("multiple_choice_answer", ""),
                 prompt=texts.get(key, ""),
-                image=str(row.get("image_id", "")),
+                image=_image(images, row),
                 groups={k: row[k] for k in ("answer_type", "question_type") if k in row},
                 extra={"always_normalised": normal, "after_submission": upload},
             )
@@ -121,19 +121,27 @@ class VQAv2(Task):
         if own is not None:
             return [q.record["question_id"] for q in own]
         path = find(data, ("*test2015_questions.json", *QUESTIONS), "questions file", options.split)
-        return [q["question_id"] for q in _list_of(path, "questions")]
+        return [q["question_id"] for q in _list_of(read_json(path), path, "questions")]
 
     def _question_texts(self, data: Path, options: Options) -> dict[str, str]:
         path = find_optional(data, QUESTIONS, "questions file", options.split)
         return (
-            {str(q["question_id"]): q["question"] for q in _list_of(path, "questions")}
+            {
+                str(q["question_id"]): q["question"]
+                for q in _list_of(read_json(path), path, "questions")
+            }
             if path
             else {}
         )
 
 
-def _list_of(path: Path, key: str) -> list[dict[str, Any]]:
-    value = read_json(path)
+def _image(subtype: str, row: dict[str, Any]) -> str:
+    """File name of an image; test-dev is a part of test2015."""
+    number = row.get("image_id")
+    return "" if number is None else f"COCO_{subtype.split('-')[0]}_{int(number):012d}.jpg"
+
+
+def _list_of(value: Any, path: Path, key: str) -> list[dict[str, Any]]:
     rows = value.get(key) if isinstance(value, dict) else None
     if not isinstance(rows, list):
         raise DataError(f"{path}: no list {key!r} in it")

@@ -1,0 +1,160 @@
+"""Noise: bootstrap intervals of every headline, and McNemar's test between two runs.
+
+The unit that is drawn is what is independent: a question, a circular group (MMBench), an image with
+its two questions (MME), a review.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Rows = dict[str, dict[str, Any]]
+Statistic = Callable[[Any], float]  # weights float64[units] -> headline
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A headline with the ends of its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    units: int
+
+    @property
+    def half(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def statistic(task: str, rows: Rows) -> tuple[int, Statistic]:
+    """The number of units of a result, and the headline as a function of their weights.
+
+    Args:
+      task: the benchmark's name.
+      rows: `per_sample` of a result.
+    """
+    import numpy as np
+
+    values = list(rows.values())
+    if task == "pope":
+        return _pope(values)
+    if task == "mme":
+        return _mme(values)
+    if task in ("llava_wild", "coco30"):
+        model = np.array([r["model"] for r in values], float)
+        reference = np.array([r["reference"] for r in values], float)
+        return len(values), lambda w: float(100 * (w @ model) / (w @ reference))
+    if task == "scienceqa":
+        values = [r for r in values if r.get("is_multimodal")] or values
+    scores = np.array([r["score"] for r in values], float)
+    if task == "chair":
+        return len(values), lambda w: float(w @ (1 - scores) / w.sum())
+    return len(values), lambda w: float(100 * (w @ scores) / w.sum())
+
+
+def bootstrap(task: str, rows: Rows, draws: int | None = None, seed: int = 0) -> Interval:
+    """The headline of a result and its 95 % percentile interval.
+
+    Args:
+      draws: resamples; by default 1,000, or 200 for more than 20,000 units.
+    """
+    import numpy as np
+
+    units, headline = statistic(task, rows)
+    if not units:
+        return Interval(0.0, 0.0, 0.0, 0)
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(draws or (1000 if units <= 20_000 else 200)):
+        weights = np.bincount(rng.integers(0, units, units), minlength=units).astype(float)
+        found.append(headline(weights))
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return Interval(headline(np.ones(units)), float(low), float(high), units)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Two runs on the same questions. gained: wrong in the first, right in the second; p: two-sided
+    exact McNemar test (a sign test for reviews, whose scores are no right or wrong)."""
+
+    gained: list[str]
+    lost: list[str]
+    both: int
+    neither: int
+    only_one: int
+    p: float
+
+
+def flips(task: str, first: Rows, second: Rows) -> Flips:
+    """Compares two results of one benchmark, question by question. A soft score counts as right
+    from 0.5 on. Questions that only one of the results has are left out and counted."""
+    shared = [k for k in first if k in second]
+    pairs = [(k, first[k]["score"], second[k]["score"]) for k in shared]
+    if task in ("llava_wild", "coco30", "mmvet"):
+        gained = [k for k, a, b in pairs if b > a]
+        lost = [k for k, a, b in pairs if a > b]
+        both, neither = len(pairs) - len(gained) - len(lost), 0
+    else:
+        gained = [k for k, a, b in pairs if a < 0.5 <= b]
+        lost = [k for k, a, b in pairs if b < 0.5 <= a]
+        both = sum(a >= 0.5 and b >= 0.5 for _, a, b in pairs)
+        neither = len(pairs) - both - len(gained) - len(lost)
+    alone = len(first) + len(second) - 2 * len(shared)
+    return Flips(gained, lost, both, neither, alone, sign_test(len(gained), len(lost)))
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Two-sided exact p of so uneven a split of a fair coin's throws; 1.0 of none."""
+    n = gained + lost
+    if not n:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, n).pvalue)
+
+
+def _pope(values: list[dict[str, Any]]) -> tuple[int, Statistic]:
+    import numpy as np
+
+    said = np.array([r.get("parsed") == "yes" for r in values])
+    true = np.array([r["truth"] == "yes" for r in values])
+    # A missing answer is neither yes nor no, as in the scorer.
+    no = np.array([r.get("parsed") == "no" for r in values])
+    split = np.array([r["groups"]["split"] for r in values])
+    parts = [split == s for s in dict.fromkeys(split.tolist())]
+
+    def mean_f1(w) -> float:
+        scores = []
+        for part in parts:
+            tp, fp = w[part & said & true].sum(), w[part & said & ~true].sum()
+            fn = w[part & no & true].sum()
+            scores.append(2 * tp / (2 * tp + fp + fn) if tp else 0.0)
+        return float(100 * np.mean(scores))
+
+    return len(values), mean_f1
+
+
+def _mme(values: list[dict[str, Any]]) -> tuple[int, Statistic]:
+    import numpy as np
+
+    from llava_jax.eval.benchmarks.mme import PERCEPTION
+
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for r in values:
+        if r["groups"]["task"] in PERCEPTION:
+            pairs.setdefault((r["groups"]["task"], r["groups"]["pair"]), []).append(r["score"])
+    right = np.array([sum(p) for p in pairs.values()], float)
+    asked = np.array([len(p) for p in pairs.values()], float)
+    plus = (right == 2).astype(float)
+    task = np.array([t for t, _ in pairs])
+    parts = [task == t for t in dict.fromkeys(task.tolist())]
+
+    def perception(w) -> float:
+        total = 0.0
+        for part in parts:
+            if w[part].sum():
+                total += 100 * (w[part] @ right[part]) / (w[part] @ asked[part])
+                total += 100 * (w[part] @ plus[part]) / w[part].sum()
+        return float(total)
+
+    return len(pairs), perception
