@@ -45,11 +45,14 @@ class Template:
         return (ends,) if ends else ()
 
 
+TEMPLATE_TEXT, SYSTEM_TEXT = -1, -2
+
+
 class Piece(NamedTuple):
-    """A stretch of a prompt: the template's own text (message -1), or what one message says."""
+    """A stretch of a prompt: text of the template, or what one message says."""
 
     content: Any
-    message: int  # index of the message this is, -1 for the template's text
+    message: int  # index of the message this is, else TEMPLATE_TEXT or SYSTEM_TEXT
     answer: bool  # said by the assistant, end mark included: what training is about
 
 
@@ -92,17 +95,25 @@ def lay_out(
     Raises PromptError where the template does not allow the messages.
     """
     examples = template.examples if with_examples else ()
-    lay = _STYLES[template.style](template, [*examples, *messages])
-    return [
-        piece._replace(message=-1, answer=False) if 0 <= piece.message < len(examples) else
-        piece._replace(message=max(piece.message - len(examples), -1))
-        for piece in lay
-        if piece.content
-    ]  # fmt: skip
+    pieces = _STYLES[template.style](template, [*examples, *messages])
+    return [_shift(piece, len(examples)) for piece in pieces if piece.content]
+
+
+def _shift(piece: Piece, examples: int) -> Piece:
+    """Counts messages from behind the built-in examples, which become template text."""
+    if piece.message < 0:
+        return piece
+    if piece.message < examples:
+        return piece._replace(message=TEMPLATE_TEXT, answer=False)
+    return piece._replace(message=piece.message - examples)
 
 
 def _own(text: str | None, answer: bool = False) -> Piece:
-    return Piece(text, -1, answer)
+    return Piece(text, TEMPLATE_TEXT, answer)
+
+
+def _system(template: Template) -> Piece:
+    return Piece(template.system, SYSTEM_TEXT, False)
 
 
 def _turns(template: Template, messages: Sequence[tuple[int, Any]], ends: tuple[str | None, ...]):
@@ -118,16 +129,17 @@ def _turns(template: Template, messages: Sequence[tuple[int, Any]], ends: tuple[
 
 
 def _single(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
-    return [_own(template.system + template.sep), *_turns(template, messages, (template.sep,))]
+    ends = (template.sep,)
+    return [_system(template), _own(template.sep), *_turns(template, messages, ends)]
 
 
 def _two(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
     ends = (template.sep, template.sep2)
-    return [_own(template.system + template.sep), *_turns(template, messages, ends)]
+    return [_system(template), _own(template.sep), *_turns(template, messages, ends)]
 
 
 def _mpt(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
-    pieces = [_own(template.system + template.sep)]
+    pieces = [_system(template), _own(template.sep)]
     for i, (role, content) in enumerate(messages):
         says = role == ASSISTANT
         pieces.append(_own(template.roles[role]))
@@ -150,13 +162,13 @@ def _llama_2(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Pi
         # `sep` (a BOS) stands between rounds; the first has the prompt's own BOS in front of it
         pieces.append(_own((template.sep if i else "") + "[INST] "))
         if i == 0 and template.system:
-            pieces.append(_own(f"<<SYS>>\n{template.system}\n<</SYS>>\n\n"))
+            pieces += [_own("<<SYS>>\n"), _system(template), _own("\n<</SYS>>\n\n")]
         pieces += [Piece(content, i, False), _own(" [/INST]")]
     return pieces
 
 
 def _plain(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
-    pieces = [_own(template.system)]
+    pieces = [_system(template)]
     for i, (role, content) in enumerate(messages):
         end = template.sep2 if i % 2 else template.sep
         if content and end is None:

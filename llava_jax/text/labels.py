@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
-from llava_jax.text.conversation import ASSISTANT, TEMPLATES, Piece, Template, lay_out
+from llava_jax.text.conversation import (
+    ASSISTANT,
+    SYSTEM_TEXT,
+    TEMPLATE_TEXT,
+    TEMPLATES,
+    Piece,
+    Template,
+    lay_out,
+)
 from llava_jax.text.tokenizer import Part, Tokenizer
 
 Kind = Literal["plain", "llama_2", "v1", "mpt", "v0"]
@@ -64,7 +72,7 @@ def _lay_out_caption(template: Template, messages: Sequence[tuple[int, list[Part
     return [
         Piece(slots, 0, False),
         Piece(messages[1][1], 1, True),
-        Piece(template.sep, -1, True),
+        Piece(template.sep, TEMPLATE_TEXT, True),
     ]
 
 
@@ -73,16 +81,16 @@ def _lay_out_v0(template: Template, messages: Sequence[tuple[int, list[Part]]]) 
 
     Every `###` is trained, also in front of the user's turns: it is how an answer ends.
     """
-    pieces = [Piece(f"{template.system}\n\n", -1, False)]
+    pieces = [Piece(f"{template.system}\n\n", SYSTEM_TEXT, False)]
     for i, (role, parts) in enumerate(messages):
         says = role == ASSISTANT
         pieces += [
-            Piece("###", -1, True),
-            Piece(f" {template.roles[role]}: ", -1, says),
+            Piece("###", TEMPLATE_TEXT, True),
+            Piece(f" {template.roles[role]}: ", TEMPLATE_TEXT, says),
             Piece(parts, i, says),
-            Piece("\n", -1, says),
+            Piece("\n", TEMPLATE_TEXT, says),
         ]
-    return [*pieces, Piece("### ", -1, True)]
+    return [*pieces, Piece("### ", TEMPLATE_TEXT, True)]
 
 
 def flatten(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[Part], list[Piece]]:
@@ -105,7 +113,7 @@ class Labelled:
     """A tokenised training prompt.
 
     ids, labels: of equal length; labels are the id itself where trained, IGNORE elsewhere.
-    message: per id, the index of the message it is from; -1 for the template's text and BOS.
+    message: per id, the index of the message it is from; negative for the template's text and BOS.
     """
 
     ids: list[int]
@@ -123,5 +131,5 @@ def label(
     return Labelled(
         ids,
         [id_ if yes and id_ != IMAGE_TOKEN else IGNORE for id_, yes in zip(ids, trained)],
-        [pieces[owner].message if owner >= 0 else -1 for owner in owners],
+        [pieces[owner].message if owner >= 0 else TEMPLATE_TEXT for owner in owners],
     )
