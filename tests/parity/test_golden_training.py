@@ -1,0 +1,180 @@
+"""The original's four training runs, step by step: full, projector only, accumulated, LoRA."""
+
+import dataclasses
+import json
+from functools import cache
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llava_jax.config import LoraConfig
+from llava_jax.convert import load_checkpoint
+from llava_jax.data.batch import collate, expand, shape_of
+from llava_jax.layers import Compute
+from llava_jax.text.constants import IGNORE
+from llava_jax.text.sample import Example
+from llava_jax.train.optim import is_lora, make_optimizer, trainable_names
+from llava_jax.train.step import TrainState, make_loss, make_step
+from tests.conftest import shared
+
+KINDS = ("finetune", "pretrain", "finetune_wd_ga", "lora")
+TRAINABLE = {"pretrain": ("projector",), "lora": ("projector", "lora")}
+TORCH_NAMES = {"projector.linear_0": "mm_projector.0", "projector.linear_1": "mm_projector.2"}
+
+
+@cache
+def reference() -> tuple[dict, dict]:
+    folder = shared("golden/train")
+    runs = {run["kind"]: run for run in json.loads((folder / "train.json").read_text())}
+    return runs, dict(np.load(folder / "train.npz"))
+
+
+def start(kind: str):
+    """(config, flat parameters) the original's run began with."""
+    model = shared("golden/model") / "main"
+    if kind != "lora":
+        checkpoint = load_checkpoint(model / "llava", allow_pickle=True)
+        return checkpoint.config, checkpoint.params
+    checkpoint = load_checkpoint(
+        model / "stage1",
+        base=model / "base_llm",
+        vision_tower=model / "vision_tower",
+        allow_pickle=True,
+    )
+    a = np.load(shared("golden/train") / "lora_init.npz")
+    config = dataclasses.replace(checkpoint.config, lora=LoraConfig(4, 8.0, 0.0))
+    params = dict(checkpoint.params)
+    for ours, theirs in {
+        **{f"attn.{x}": f"self_attn.{x}_proj" for x in "qkvo"},
+        **{f"mlp.{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")},
+    }.items():
+        name = f"language.layers.{ours}"
+        params[f"{name}.lora_a"] = np.stack(
+            [a[f"model.layers.{i}.{theirs}.lora_A.weight"].T for i in range(config.language.layers)]
+        )
+        layers, _, out = params[f"{name}.kernel"].shape
+        params[f"{name}.lora_b"] = np.zeros((layers, 4, out), np.float32)
+    return config, params
+
+
+def expanded(example: Example, config):
+    """The sample with its image slots; one that the original masked whole trains nothing here too."""
+    if (example.labels != IGNORE).any():
+        return expand(example, config.image_tokens, config.max_length)
+    one = dataclasses.replace(example, labels=example.input_ids)
+    sample = expand(one, config.image_tokens, config.max_length)
+    return dataclasses.replace(sample, targets=np.full_like(sample.targets, IGNORE))
+
+
+def batch_of(rows: list[dict], images: np.ndarray, config, micro: int) -> dict[str, np.ndarray]:
+    """[micro, rows / micro, ...] arrays of the original's rows (ids with -200, labels)."""
+    samples, pictures = [], []
+    for row in rows:
+        ids, labels = np.array(row["input_ids"]), np.array(row["labels"])
+        slots = int((ids == -200).sum())
+        index = np.atleast_1d(row["image_index"])[:slots]
+        example = Example("", ids, labels, tuple(map(str, index)), np.zeros_like(ids))
+        samples.append(expanded(example, config))
+        pictures.append([images[i].transpose(1, 2, 0) for i in index])
+    shape = shape_of([[s] for s in samples], len(rows), (96, 192), (2, 4), (48, 96))
+    size = config.vision.image_size
+    blank = [[np.zeros((size, size, 3), np.uint8) for _ in p] for p in pictures]
+    batch = collate([[s] for s in samples], blank, shape, config.image_tokens, size)
+    batch["images"] = np.zeros(batch["images"].shape, np.float32)
+    for b, row_pictures in enumerate(pictures):
+        for k, picture in enumerate(row_pictures):
+            batch["images"][b, k] = picture
+    return {k: v.reshape(micro, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+@cache
+def trained(kind: str):
+    """(micro losses, gradient norms, parameters before, after) of our run."""
+    runs, arrays = reference()
+    run, (config, params) = runs[kind], start(kind)
+    c = run["config"]
+    params = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+    names = trainable_names(params, TRAINABLE.get(kind, ("projector", "language")))
+    settings = SimpleNamespace(
+        optimizer="adamw",
+        lr=c["lr"],
+        projector_lr=c["mm_projector_lr"],
+        vision_lr=None,
+        warmup_ratio=c["warmup_ratio"],
+        lr_end_ratio=0.0,
+        weight_decay=c["weight_decay"],
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        clip_norm=c["max_grad_norm"],
+    )
+    optimizer, _ = make_optimizer(settings, sorted(names), c["steps"])
+    step = jax.jit(make_step(make_loss(config, Compute()), optimizer, average="micro", seed=None))
+    begin = {k: v for k, v in params.items() if k in names}
+    frozen = {k: v for k, v in params.items() if k not in names}
+    state = TrainState(jnp.int32(0), begin, optimizer.init(begin))
+    losses, norms, per_step = [], [], c["batch_size"] * c["ga"]
+    for number in range(c["steps"]):
+        rows = [run["rows"][number * per_step + i] for i in range(per_step)]
+        state, metrics = step(state, frozen, batch_of(rows, arrays["images"], config, c["ga"]))
+        losses += metrics["micro_loss"].tolist()
+        norms.append(float(metrics["grad_norm"]))
+    return np.array(losses), np.array(norms), begin, state.params
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_gradient_norms(kind):
+    run = reference()[0][kind]
+    losses, norms, _, _ = trained(kind)
+    np.testing.assert_allclose(losses, run["per_micro_step_loss"], rtol=0, atol=1e-3)
+    # Norms were noted a micro-step; the last of each step is the accumulated one.
+    accumulated = run["accumulated_grad_norm_before_clip"][
+        run["config"]["ga"] - 1 :: run["config"]["ga"]
+    ]
+    np.testing.assert_allclose(norms, accumulated, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_final_parameters(kind):
+    final = reference()[0][kind]["final"]
+    _, _, before, after = trained(kind)
+    compared = 0
+    for name, value in after.items():
+        for torch_name, new, old in torch_views(name, np.asarray(value), np.asarray(before[name])):
+            matches = [v for k, v in final.items() if k.endswith(torch_name)]
+            assert len(matches) == 1, torch_name
+            assert np.linalg.norm(new - old) == pytest.approx(matches[0]["delta_l2"], rel=1e-2)
+            np.testing.assert_allclose(new.ravel()[:8], matches[0]["first8"], atol=2e-4)
+            compared += 1
+    assert compared == len([v for v in final.values() if v["trainable"]])
+
+
+def torch_views(name: str, new: np.ndarray, old: np.ndarray):
+    """(end of the torch name, new, old) of each torch tensor a parameter holds, in torch's layout."""
+    if name.startswith("projector."):
+        owner, leaf = name.rsplit(".", 1)
+        end = f"{TORCH_NAMES[owner]}.{'bias' if leaf == 'bias' else 'weight'}"
+        yield end, new.T, old.T
+        return
+    single = {
+        "language.embed.embedding": ("embed_tokens.weight", False),
+        "language.head.kernel": ("lm_head.weight", True),
+        "language.norm.scale": ("model.norm.weight", False),
+    }
+    if name in single:
+        end, flip = single[name]
+        yield end, new.T if flip else new, old.T if flip else old
+        return
+    inner = name.removeprefix("language.layers.")
+    for i in range(len(new)):
+        part = {"attn_norm.scale": "input_layernorm", "mlp_norm.scale": "post_attention_layernorm"}
+        if inner in part:
+            yield f"layers.{i}.{part[inner]}.weight", new[i], old[i]
+            continue
+        block, layer, leaf = inner.split(".")
+        module = f"{'self_attn' if block == 'attn' else 'mlp'}.{layer}_proj"
+        tail = f"lora_{leaf[-1].upper()}.default.weight" if is_lora(name) else "weight"
+        yield f"layers.{i}.{module}.{tail}", new[i].T, old[i].T
