@@ -60,7 +60,9 @@ ImageMessage = tuple[str, Any, Any]
 """The (text, image, mode) form of a first message that the original's demos use."""
 
 
-def render(template: Template | str, messages: Sequence[tuple[int, str | ImageMessage | None]]) -> str:
+def render(
+    template: Template | str, messages: Sequence[tuple[int, str | ImageMessage | None]]
+) -> str:
     """The prompt text of messages (role 0 or 1, text); None or "" leaves the turn open.
 
     A first message (text, image, mode) gets `<image>` and a newline in front, other tags in it
@@ -150,7 +152,9 @@ def _mpt(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]
 
 def _llama_2(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
     if messages and (messages[0][0] != USER or not messages[0][1]):
-        raise PromptError(f"template {template.name}: the first message must be the user's, not empty")
+        raise PromptError(
+            f"template {template.name}: the first message must be the user's, not empty"
+        )
     pieces = []
     for i, (_, content) in enumerate(messages):
         if not content:

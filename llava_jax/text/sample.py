@@ -85,9 +85,7 @@ class ExampleMaker:
         self.max_length, self.image_tokens = max_length, image_tokens
         self.turns, self.compat, self.use_im_start_end = turns, compat, use_im_start_end
         caption = self.version.kind == "plain"
-        self._slot = slot_parts(
-            tokenizer, self.version.template, use_im_start_end and not caption
-        )
+        self._slot = slot_parts(tokenizer, self.version.template, use_im_start_end and not caption)
         self.notes: Counter[str] = Counter()
 
     def __call__(self, record: Mapping[str, Any], index: int | None = None) -> Example:

@@ -378,18 +378,22 @@ def _chunks(parts: Iterable[Part]) -> Iterable[tuple[list[Part], bool]]:
     yield chunk, False
 
 
-def _merge_text(chunk: list[Part], first: int) -> list[tuple[Part, list[int], list[int]]]:
-    """Joins adjacent strings: (text or id, where each part starts in it, indices of the parts)."""
-    runs: list[tuple[Part, list[int], list[int]]] = []
+_Run = tuple[Part, list[int], list[int]]
+"""Text or a token id; where in the text each of its parts starts; indices of those parts."""
+
+
+def _merge_text(chunk: list[Part], first: int) -> list[_Run]:
+    """Joins adjacent strings. The first part of `chunk` has index `first`."""
+    runs: list[_Run] = []
     for index, part in enumerate(chunk, first):
-        if isinstance(part, str):
-            if not part:
-                continue
-            if runs and isinstance(runs[-1][0], str):
-                text, starts, indices = runs[-1]
-                runs[-1] = (text + part, [*starts, len(text)], [*indices, index])
-                continue
-        runs.append((part, [0], [index]))
+        before = runs[-1][0] if runs else None
+        if part == "":
+            continue
+        if isinstance(part, str) and isinstance(before, str):
+            _, starts, indices = runs[-1]
+            runs[-1] = (before + part, [*starts, len(before)], [*indices, index])
+        else:
+            runs.append((part, [0], [index]))
     return runs
 
 
