@@ -39,7 +39,8 @@ class AnswerFile:
 
 @dataclass
 class Coverage:
-    """How the answers cover the questions. Ids are the benchmark's; at most 20 kept in reports."""
+    """How the answers cover the questions, in the benchmark's ids. doubled: id -> lines; unknown:
+    id -> line. missing_left_out: missing ones are not in the score at all (reviews, captions)."""
 
     expected: int = 0
     answered: int = 0
@@ -47,6 +48,7 @@ class Coverage:
     doubled: dict[str, list[int]] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     bad_lines: list[int] = field(default_factory=list)
+    missing_left_out: bool = False
 
     @property
     def clean(self) -> bool:
@@ -56,9 +58,10 @@ class Coverage:
         """One sentence for each thing that is not as it should be."""
         out = []
         if self.missing:
+            how = "are left out" if self.missing_left_out else "count as wrong"
             out.append(
-                f"{len(self.missing)} of {self.expected} questions have no answer and count as "
-                f"wrong: {_some(self.missing)}"
+                f"{len(self.missing)} of {self.expected} questions have no answer and {how}: "
+                f"{_some(self.missing)}"
             )
         if self.doubled:
             shown = [f"{i} (lines {_some(map(str, n))})" for i, n in self.doubled.items()]

@@ -15,8 +15,8 @@ def radar(axes: Sequence[str], series: dict[str, Sequence[float | None]]) -> str
       series: name -> value per axis (None leaves the axis out). An axis runs from 85 % of its
         smallest to its largest value, so that differences show.
     """
-    size, radius = 520, 180
-    centre = size / 2
+    width, height, radius = 780, 440, 170
+    across, down = width / 2, height / 2
     spans = []
     for i in range(len(axes)):
         known = [v for values in series.values() if (v := values[i]) is not None]
@@ -26,22 +26,20 @@ def radar(axes: Sequence[str], series: dict[str, Sequence[float | None]]) -> str
     def point(i: int, fraction: float) -> tuple[float, float]:
         angle = 2 * math.pi * i / len(axes) - math.pi / 2
         return (
-            centre + radius * fraction * math.cos(angle),
-            centre + radius * fraction * math.sin(angle),
+            across + radius * fraction * math.cos(angle),
+            down + radius * fraction * math.sin(angle),
         )
 
     parts = [
-        f'<svg viewBox="0 0 {size} {size + 30}" role="img" aria-label="radar plot" width="{size}">'
+        f'<svg viewBox="0 0 {width} {height + 30}" role="img" aria-label="radar plot" width="{width}">'
     ]
     for ring in (0.25, 0.5, 0.75, 1.0):
         parts.append(_polygon([point(i, ring) for i in range(len(axes))], "#8884", "none"))
     for i, name in enumerate(axes):
         x, y = point(i, 1.0)
-        parts.append(
-            f'<line x1="{centre}" y1="{centre}" x2="{x:.1f}" y2="{y:.1f}" stroke="#8884"/>'
-        )
+        parts.append(f'<line x1="{across}" y1="{down}" x2="{x:.1f}" y2="{y:.1f}" stroke="#8884"/>')
         tx, ty = point(i, 1.12)
-        anchor = "middle" if abs(tx - centre) < 20 else "start" if tx > centre else "end"
+        anchor = "middle" if abs(tx - across) < 20 else "start" if tx > across else "end"
         label = f"{escape(name)} ({spans[i][1]:.1f})"
         parts.append(f'<text x="{tx:.1f}" y="{ty + 4:.1f}" text-anchor="{anchor}">{label}</text>')
     for n, (name, values) in enumerate(series.items()):
@@ -52,9 +50,9 @@ def radar(axes: Sequence[str], series: dict[str, Sequence[float | None]]) -> str
                 low, high = spans[i]
                 points.append(point(i, 0.1 + 0.9 * max(0.0, (v - low) / (high - low))))
         parts.append(_polygon(points, color, color))
-        x = 20 + n * (size - 40) / max(len(series), 1)
-        parts.append(f'<rect x="{x:.0f}" y="{size + 8}" width="12" height="12" fill="{color}"/>')
-        parts.append(f'<text x="{x + 17:.0f}" y="{size + 18}">{escape(name)}</text>')
+        x = 60 + n * (width - 80) / max(len(series), 1)
+        parts.append(f'<rect x="{x:.0f}" y="{height + 8}" width="12" height="12" fill="{color}"/>')
+        parts.append(f'<text x="{x + 17:.0f}" y="{height + 18}">{escape(name)}</text>')
     return "".join(parts) + "</svg>"
 
 

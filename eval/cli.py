@@ -162,10 +162,10 @@ def _list(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     import json
 
-    from llava_jax.eval.show import as_text
+    from llava_jax.eval.show import as_text, complete
     from llava_jax.eval.task import get_task
 
-    result = get_task(args.task).score(args.answers, args.data, _options(args)).to_json()
+    result = complete(get_task(args.task).score(args.answers, args.data, _options(args)))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")

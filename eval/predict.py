@@ -8,6 +8,7 @@ the file is not asked again: no answer is lost and none doubled.
 import json
 import logging
 import math
+import os
 import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,8 +105,9 @@ def length_buckets(questions: Sequence[Question], batch: int) -> Iterator[list[Q
             yield group[start : start + batch]
 
 
-def done_keys(path: Path) -> set[str]:
-    """Keys already answered in `path`; cuts off a last line that was not written to its end.
+def done_keys(path: Path, repair: bool = True) -> set[str]:
+    """Keys already answered in `path`; cuts off a last line that was not written to its end (only
+    reads past it without `repair`).
 
     Raises:
       AnswerError: another line is broken or has no key (then the file is not one of ours).
@@ -114,7 +116,7 @@ def done_keys(path: Path) -> set[str]:
         return set()
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
+    if repair and len(whole) < len(raw):
         logger.warning("%s: dropped a line that was cut off", path)
         with open(path, "r+b") as f:
             f.truncate(len(whole))
@@ -158,6 +160,7 @@ def predict(
     batch: int,
     folders: Sequence[Path],
     progress: Callable[[int], Any] = lambda n: None,
+    writes: bool = True,
 ) -> int:
     """Asks what `out` does not hold yet and appends the answers; returns how many were asked.
 
@@ -166,16 +169,19 @@ def predict(
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
       folders: where images may lie, in order.
       progress: told the number of answers after each batch.
+      writes: whether this process writes; the hosts of one mesh all ask, and one writes. `out` must
+        then lie where every host can read it.
     Raises:
       DataError: an image is missing (before anything is asked).
       AnswerError: the model returned another number of answers, or the file is not ours.
     """
-    done = done_keys(out)
+    done = done_keys(out, repair=writes)
     todo = [q for q in questions if q.key not in done]
     found = {q.key: image_paths(q, folders) for q in todo}
     progress(len(questions) - len(todo))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "a", encoding="utf-8") as f:
+    if writes:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out if writes else os.devnull, "a", encoding="utf-8") as f:
         for group in length_buckets(todo, batch):
             answers = model.generate(
                 [Request(q.prompt, found[q.key], max_new_tokens) for q in group]

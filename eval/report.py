@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ def collect(paths: Sequence[Path]) -> list[Entry]:
     for path in paths:
         result = read_result(path)
         interval = bootstrap(result["task"], result["per_sample"])
+        official = result["totals"][result["headline"]]  # rounded as its owner rounds it
+        interval = replace(interval, value=float(official))
         paper = dict(zip(ROWS, PAPER.get(result["task"], ())))
         entries.append(Entry(names[path], result, interval, paper))
     order = {t: n for n, t in enumerate(TASKS)}
@@ -168,14 +170,14 @@ def summary_rows(entries: Sequence[Entry]) -> list[list[str]]:
         near = min(e.paper, key=lambda r: abs(e.paper[r] - e.interval.value), default=None)
         shown = ""
         if near and (found := e.difference(near)):
-            shown = f"{found[0]:+.1f} ({near})" + (" !" if found[1] else "")
+            shown = f"{round(found[0], 1) + 0.0:+.1f} ({near})" + (" !" if found[1] else "")
         rows.append(
             [
                 e.title,
                 e.run,
                 number(e.interval.value),
                 f"{number(e.interval.low)} – {number(e.interval.high)}",
-                *(number(e.paper[r]) if r in e.paper else "" for r in ROWS),
+                *(f"{e.paper[r]:.1f}" if r in e.paper else "" for r in ROWS),
                 shown,
                 e.comparable,
             ]

@@ -114,6 +114,7 @@ def _coverage(reviews: list[dict[str, Any]], data: Path, bad: list[int]) -> Cove
         answered=len(seen.intersection(expected)),
         missing=[i for i in expected if i not in seen],
         doubled=doubled,
+        missing_left_out=True,
         bad_lines=bad,
     )
 

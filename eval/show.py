@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.task import TASKS
+from llava_jax.eval.task import TASKS, Result
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -28,6 +28,19 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     return f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}"
+
+
+def complete(result: Result) -> dict[str, Any]:
+    """A result as written to files. Where answers are missing, which count as wrong, the headline
+    of the answered questions alone is given as well, under its own name."""
+    value = result.to_json()
+    gone = set(result.coverage.missing)
+    if gone and not result.coverage.missing_left_out:
+        from llava_jax.eval.stats import answered_headline
+
+        name = f"{result.headline}_of_answered"
+        value["totals"][name] = answered_headline(result.task, value["per_sample"], gone)
+    return value
 
 
 def as_text(result: dict[str, Any], tables: bool = True) -> str:

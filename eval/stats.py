@@ -72,6 +72,18 @@ def bootstrap(task: str, rows: Rows, draws: int | None = None, seed: int = 0) ->
     return Interval(headline(np.ones(units)), float(low), float(high), units)
 
 
+def answered_headline(task: str, rows: Rows, missing: set[str]) -> float:
+    """The headline over what was answered: without the samples in `missing`, and without MMBench
+    groups of which a rotation is missing."""
+    import numpy as np
+
+    kept = {
+        k: r for k, r in rows.items() if k not in missing and not missing & set(r.get("rows", ()))
+    }
+    units, headline = statistic(task, kept)
+    return headline(np.ones(units)) if units else 0.0
+
+
 @dataclass(frozen=True)
 class Flips:
     """Two runs on the same questions. gained: wrong in the first, right in the second; p: two-sided

@@ -52,6 +52,7 @@ class Chair(Task):
         )
         truth = self._objects(given, data, words, options)
         joined, coverage = join(truth, given, strict=options.strict)
+        coverage.missing_left_out = True
         samples = {}
         for key, answer in joined.items():
             named = words.objects(answer.text)

@@ -138,7 +138,7 @@ class VQAv2(Task):
 def _image(subtype: str, row: dict[str, Any]) -> str:
     """File name of an image; test-dev is a part of test2015."""
     number = row.get("image_id")
-    return "" if number is None else f"COCO_{subtype.split('-')[0]}_{int(number):012d}.jpg"
+    return "" if number is None else f"COCO_{subtype.replace('-dev', '')}_{int(number):012d}.jpg"
 
 
 def _list_of(value: Any, path: Path, key: str) -> list[dict[str, Any]]:

@@ -1,0 +1,219 @@
+"""`llava-jax eval --model M --tasks …`: asks a model, scores its answers, writes the report.
+
+OUT/<task>/answers.jsonl grows batch by batch, and a killed run goes on where it stopped; beside it
+lie run.json (what was asked of whom), result.json and the upload file where a server has the truth.
+Over several hosts of one mesh every host asks the same batches and the first one writes; separate
+processes each take a part (--chunk K/N), and the one that completes the last part joins them.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_jax.errors import LlavaError
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.predict import Model, choose, done_keys, merge, predict
+from llava_jax.eval.show import as_text, complete
+from llava_jax.eval.task import DEFAULT, Options, Question, Task, get_task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run. data: holds a folder per task, or is the one task's. chunk: this part of how many.
+    The rest as in `llava-jax eval --help`."""
+
+    data: Path
+    out: Path
+    model_id: str
+    images: Path | None = None
+    batch: int = 16
+    limit: int | None = None
+    shuffle_seed: int | None = None
+    chunk: tuple[int, int] = (0, 1)
+    options: Options = DEFAULT
+    writes: bool = True
+    show_progress: bool = True
+
+
+def run_task(model: Model, task: Task, settings: Settings) -> dict[str, Any] | None:
+    """Asks one benchmark and scores it.
+
+    Returns:
+      The result as written to result.json; None where it cannot be scored here and now: other parts
+      are still out, a judge must read the answers first, or only a server has the truth.
+    """
+    data = task_folder(settings.data, task)
+    folder = settings.out / task.name
+    questions = task.questions(data, settings.options)
+    chosen = choose(questions, limit=settings.limit, shuffle_seed=settings.shuffle_seed)
+    part = choose(chosen, chunk=settings.chunk)
+    answers = _part(folder, *settings.chunk)
+    if settings.writes:
+        _check_run(folder / "run.json", task, settings, chosen)
+    with _progress(task.title, len(part), settings) as bar:
+        predict(
+            model,
+            part,
+            answers,
+            model_id=settings.model_id,
+            max_new_tokens=task.max_new_tokens,
+            batch=settings.batch,
+            folders=image_folders(settings, data),
+            progress=bar.update if bar is not None else lambda n: None,
+            writes=settings.writes,
+        )
+    if not settings.writes or not _joined(folder, settings.chunk, chosen):
+        return None
+    return _score(task, folder, data, settings)
+
+
+def task_folder(data: Path, task: Task) -> Path:
+    """The task's folder in `data`, or `data` itself if it has none; raises DataError if absent."""
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder")
+    own = data / task.name
+    return own if own.is_dir() else data
+
+
+def image_folders(settings: Settings, data: Path) -> list[Path]:
+    """Where images may lie: the given folder, the data folder, and the usual places in them."""
+    roots = [settings.images / data.name, settings.images] if settings.images else []
+    roots += [data]
+    usual = ("", "images", "test2015", "val2014", "test", "val", "train_images", "coco/val2014",
+             "MME_Benchmark_release_version")  # fmt: skip
+    return [f for root in roots for name in usual if (f := root / name).is_dir()]
+
+
+def _part(folder: Path, index: int, parts: int) -> Path:
+    name = "answers.jsonl" if parts == 1 else f"answers-{index}-of-{parts}.jsonl"
+    return folder / name
+
+
+def _joined(folder: Path, chunk: tuple[int, int], chosen: Sequence[Question]) -> bool:
+    """Whether answers.jsonl is complete; joins the parts if all of them are."""
+    if chunk[1] == 1:
+        return True
+    parts = [_part(folder, i, chunk[1]) for i in range(chunk[1])]
+    if not all(p.exists() for p in parts):
+        return False
+    if sum(len(done_keys(p)) for p in parts) < len(chosen):
+        return False
+    merge(parts, chosen, _part(folder, 0, 1))
+    return True
+
+
+def _check_run(path: Path, task: Task, settings: Settings, chosen: Sequence[Question]) -> None:
+    """Writes what is asked of whom, or compares it with what the folder's answers are from.
+
+    Raises:
+      AnswerError: the folder belongs to another model, prompts or settings.
+    """
+    keys = sorted(f"{q.key}\n{q.prompt}" for q in chosen)
+    run = {
+        "task": task.name,
+        "model": settings.model_id,
+        "template": task.template,
+        "max_new_tokens": task.max_new_tokens,
+        "questions": len(chosen),
+        "prompts": hashlib.sha256("\0".join(keys).encode()).hexdigest(),
+        "parts": settings.chunk[1],
+    }
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        changed = [k for k, v in run.items() if old.get(k) != v]
+        if changed:
+            was = ", ".join(f"{k} was {old.get(k)!r}" for k in changed if k != "prompts")
+            raise AnswerError(
+                f"{path.parent}: holds answers of another run ({was or 'other prompts'})",
+                fix="use another --out, or move that folder away",
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"run.{settings.chunk[0]}.partial")
+    partial.write_text(json.dumps(run, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def _score(task: Task, folder: Path, data: Path, settings: Settings) -> dict[str, Any] | None:
+    answers = folder / "answers.jsonl"
+    if task.judge:
+        print(f"{task.title}: answered; now: llava-jax eval judge {task.name} --answers {answers}")
+        return None
+    try:
+        result = complete(task.score(answers, data, settings.options))
+    except DataError as e:
+        # test-dev, test: the truth is on a server, which wants the upload file.
+        logger.warning("%s: not scored here: %s", task.title, e)
+        try:
+            upload = task.submission(answers, data, folder / "upload.json", settings.options)
+            print(f"{task.title}: upload {upload}")
+        except LlavaError as no:
+            logger.warning("%s: no upload file either: %s", task.title, no)
+        return None
+    (folder / "result.json").write_text(
+        json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
+    return result
+
+
+def _progress(title: str, total: int, settings: Settings):
+    if not (settings.writes and settings.show_progress):
+        return nullcontext()
+    from tqdm import tqdm
+
+    # Time per answer over the whole run, so that the first compilations do not mislead for long.
+    return tqdm(total=total, desc=title, unit="q", smoothing=0.05, dynamic_ncols=True)
+
+
+def parse_chunk(text: str) -> tuple[int, int]:
+    """ "K/N" as two numbers, K from 0; raises LlavaError."""
+    index, slash, parts = text.partition("/")
+    if not (slash and index.isdigit() and parts.isdigit() and int(index) < int(parts)):
+        raise LlavaError(f"--chunk {text}: expected K/N with K from 0 to N-1")
+    return int(index), int(parts)
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """The command line's run: all tasks, then the report."""
+    from llava_jax.eval.model import load_model
+
+    tasks = [get_task(name) for name in args.tasks.split(",") if name]
+    chunk = parse_chunk(args.chunk)
+    for name in ("batch_size", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise LlavaError(f"--{name.replace('_', '-')} must be at least 1")
+    for task in tasks:  # a missing file shows before the model is loaded
+        task.questions(task_folder(args.data, task), Options(split=args.split))
+    model = load_model(args.model)
+    settings = Settings(
+        data=args.data,
+        out=args.out,
+        model_id=args.name or Path(args.model).name,
+        images=args.images,
+        batch=args.batch_size,
+        limit=args.limit,
+        shuffle_seed=args.shuffle_seed,
+        chunk=chunk,
+        options=Options(split=args.split),
+        writes=model.first_host,
+    )
+    written = []
+    for task in tasks:
+        result = run_task(model, task, settings)
+        if result is not None:
+            print(as_text(result, tables=False))
+            written.append(args.out / task.name / "result.json")
+    if written:
+        from llava_jax.eval.report import write_report
+
+        html, _ = write_report(written, args.out / "report", images=args.images or args.data)
+        print(f"report: {html}")
+    return 0

@@ -1,0 +1,215 @@
+"""Intervals, flips, and the two pages."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from llava_jax.cli import main
+from llava_jax.eval.charts import bars, radar
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.report import asked_object, collect, run_names, write_report
+from llava_jax.eval.show import complete, read_result
+from llava_jax.eval.stats import answered_headline, bootstrap, flips, sign_test, statistic
+from llava_jax.eval.task import get_task
+from tests.conftest import shared
+from tests.eval.test_vqa_family import dump
+
+
+def rows(scores):
+    return {
+        str(i): {"score": s, "answer": f"a{i}", "truth": "t", "prompt": "<b>q</b>"}
+        for i, s in enumerate(scores)
+    }
+
+
+def result(scores, task="vqav2", **more):
+    value = {
+        "task": task,
+        "headline": "overall",
+        "totals": {"overall": 100 * sum(scores) / len(scores)},
+        "tables": {"per kind": {"a|b": {"score": 1.0, "n": 2}}},
+        "coverage": {"expected": len(scores), "answered": len(scores), "details": []},
+        "notes": [],
+        "per_sample": rows(scores),
+    }
+    return value | more
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "answers"),
+    [
+        ("vqav2", "vqav2", "predictions.json"),
+        ("gqa", "gqa", "answers.jsonl"),
+        ("vizwiz", "vizwiz", "predictions.json"),
+        ("textvqa", "textvqa", "answers.jsonl"),
+        ("pope", "pope", "answers.jsonl"),
+        ("mme", "mme", "results"),
+        ("scienceqa", "scienceqa/v0_nasty", "answers.jsonl"),
+        ("mmbench", "mmbench", "predictions.jsonl"),
+        ("seed", "seedbench", "answers.jsonl"),
+        ("llava_wild", "llava_bench", "review_llava-v1.5-7b-eval1.jsonl"),
+        ("mmvet", "mmvet", "llava-v1.5-7b_gpt-4-grade-1runs.json"),
+        ("refcoco", "refcoco", "samples.jsonl"),
+        ("chair", "chair", "samples.json"),
+    ],
+)
+def test_statistic_is_the_headline(task, folder, answers):
+    """What the bootstrap draws from gives, with every unit once, the scorer's own number."""
+    import numpy as np
+
+    if task == "chair":
+        pytest.importorskip("textblob")
+    folder = shared(f"benchmarks/{folder}")
+    scored = complete(get_task(task).score(folder / answers, folder))
+    units, headline = statistic(task, scored["per_sample"])
+    # Owners round to one or two decimals.
+    assert headline(np.ones(units)) == pytest.approx(scored["totals"][scored["headline"]], abs=0.06)
+    interval = bootstrap(task, scored["per_sample"], draws=50)
+    assert interval.low <= interval.value <= interval.high
+
+
+def test_bootstrap_is_as_wide_as_it_should_be():
+    interval = bootstrap("vqav2", rows([1.0, 0.0] * 200))
+    assert interval.value == 50.0
+    assert interval.half == pytest.approx(1.96 * 50 / 20, rel=0.1)  # 100 sqrt(p q / n)
+    assert bootstrap("vqav2", rows([1.0] * 5)).half == 0.0
+    assert bootstrap("vqav2", {}).units == 0
+
+
+def test_flips():
+    got = flips("pope", rows([1, 1, 0, 0, 1]), rows([1, 0, 1, 0]))
+    assert (got.gained, got.lost) == (["2"], ["1"])
+    assert (got.both, got.neither, got.only_one) == (1, 1, 1)
+    assert got.p == 1.0
+    assert sign_test(0, 10) == pytest.approx(2 / 1024)
+    assert sign_test(0, 0) == 1.0
+    reviews = flips("llava_wild", rows([5, 6, 7]), rows([6, 6, 1]))
+    assert (reviews.gained, reviews.lost, reviews.both) == (["0"], ["2"], 1)
+
+
+def test_answered_headline():
+    assert answered_headline("vqav2", rows([1, 0, 0]), {"2"}) == 50.0
+    groups = rows([1, 0])
+    groups["1"]["rows"] = {"1": {}, "1000001": {}}
+    assert answered_headline("mmbench", groups, {"1000001"}) == 100.0
+    assert answered_headline("vqav2", rows([1]), {"0"}) == 0.0
+
+
+class Page(HTMLParser):
+    """Collects tags and checks that they close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.sources = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_pages(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (900, 300), "red").save(tmp_path / "a.jpg")
+    values = [result([1.0, 0.0, 0.5, 0.0]), result([1.0, 0.0], "gqa"), result([0.3], "textvqa")]
+    values[0]["per_sample"]["1"]["image"] = "a.jpg"
+    values[0]["per_sample"]["3"]["image"] = "../secret.jpg"
+    values[1]["notes"] = ["a note & more"]
+    values[1]["coverage"]["details"] = ["2 missing"]
+    paths = [dump(tmp_path / "res" / f"{v['task']}.json", v) for v in values]
+    html, text = write_report(paths, tmp_path / "out", images=tmp_path, title="Run <1>")
+    page = Page()
+    page.feed(html.read_text())
+    assert page.open == []
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 1
+    assert all(s.startswith("data:") for s in page.sources)
+    assert page.tags.count("img") == 1
+    source = html.read_text()
+    assert "Run &lt;1&gt;" in source
+    assert "<b>q</b>" not in source
+    assert "a note &amp; more" in source
+    markdown = text.read_text()
+    assert "| VQAv2 | vqav2 | 37.50 |" in markdown
+    assert "4 of the paper's 107,394 questions" in markdown
+    assert "| a\\|b | 1.0000 | 2 |" in markdown
+
+
+def test_difference_is_flagged_beyond_noise(tmp_path):
+    far = dump(tmp_path / "far.json", result([0.0, 1.0] * 500))
+    (entry,) = collect([far])
+    assert entry.difference("7B") == (pytest.approx(-28.5), True)
+    near = dump(tmp_path / "near.json", result([1.0] * 785 + [0.0] * 215))
+    (entry,) = collect([near])
+    assert entry.difference("7B") == (pytest.approx(0.0), False)
+    (entry,) = collect([dump(tmp_path / "c.json", result([1.0], "chair"))])
+    assert entry.difference("7B") is None
+
+
+def test_compare(tmp_path):
+    paths = [
+        dump(tmp_path / name / "vqav2.json", result(scores))
+        for name, scores in (("one", [1, 0, 0, 1, 0]), ("two", [1, 1, 1, 0]))
+    ]
+    html, text = write_report(paths, tmp_path / "out", compare=True)
+    assert "| VQAv2 | one 40.00 | two 75.00 | 1 | 2 | 1 | 0 | 1 |" in text.read_text()
+    assert "1 questions are in one run only" in text.read_text()
+    assert "flips of VQAv2: two" in html.read_text()
+    with pytest.raises(DataError, match="nothing to compare"):
+        write_report(paths[:1], tmp_path / "out", compare=True)
+
+
+def test_run_names(tmp_path):
+    same = [tmp_path / "a.json", tmp_path / "b.json"]
+    assert list(run_names(same).values()) == ["a", "b"]
+    other = [tmp_path / "x" / "r.json", tmp_path / "y" / "r.json"]
+    assert list(run_names(other).values()) == ["x", "y"]
+    deep = [tmp_path / "x" / "pope" / "r.json", tmp_path / "y" / "pope" / "r.json"]
+    assert list(run_names(deep).values()) == [str(p.parent) for p in deep]
+
+
+def test_charts():
+    assert bars({"a<b": 1.0}).count("&lt;") == 1
+    svg = radar(["a", "b", "c"], {"x": [1.0, 2.0, None], "y": [1.0, 1.0, 1.0]})
+    assert svg.count("<polygon") == 6
+    assert asked_object("Is there an orange in the image?") == "orange"
+    assert asked_object("Is there a dog in the imange?") == "dog"
+
+
+def test_hallucination_figures(tmp_path):
+    samples = {
+        str(i): {
+            "score": 0.0,
+            "answer": "Yes",
+            "truth": "no",
+            "parsed": "yes",
+            "prompt": "Is there a snake in the image?",
+            "groups": {"split": "random"},
+        }
+        for i in range(3)
+    }
+    value = result([0.0], "pope", per_sample=samples)
+    value["tables"] = {"per split": {"random": {"Yes ratio": 1.0}}}
+    html, text = write_report([dump(tmp_path / "pope.json", value)], tmp_path / "out")
+    assert "snake" in html.read_text()
+    assert "Most often seen where it is not: snake 3" in text.read_text()
+
+
+def test_not_a_result(tmp_path, capsys):
+    with pytest.raises(DataError, match="not a result file"):
+        read_result(dump(tmp_path / "x.json", {"task": "pope"}))
+    code = main(["eval", "report", str(tmp_path / "none.json"), "--out", str(tmp_path)])
+    assert code == 2
+    assert "no such file" in capsys.readouterr().err
+    path = dump(tmp_path / "r.json", result([1.0]))
+    assert main(["eval", "report", str(path), "--out", str(tmp_path / "o")]) == 0
+    assert json.loads(path.read_text())["task"] == "vqav2"
