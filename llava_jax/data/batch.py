@@ -14,28 +14,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from llava_jax.data.order import Random
 from llava_jax.errors import SampleError
 from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
-
-
-class Example(Protocol):
-    """What llava_jax.text.sample makes of a record; see there."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def input_ids(self) -> np.ndarray: ...
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def images(self) -> tuple[str, ...]: ...
-    @property
-    def turns(self) -> np.ndarray: ...
+from llava_jax.text.sample import Example
 
 
 @dataclass(frozen=True)
@@ -65,39 +51,44 @@ class Shape(NamedTuple):
     targets: int  # P
 
 
-def expand(example: Example, image_tokens: int, max_length: int | None = None) -> Expanded:
-    """Gives every image slot `image_tokens` places and cuts the end off beyond `max_length`.
+def expand(
+    example: Example, image_tokens: int, max_length: int | None = None, *, idle: bool = False
+) -> Expanded:
+    """Gives every image slot `image_tokens` places; what is beyond `max_length` is cut off.
 
-    Source of the rule: prepare_inputs_labels_for_multimodal (llava/model/llava_arch.py).
+    Source of the rule: prepare_inputs_labels_for_multimodal (llava/model/llava_arch.py), but an image
+    is never cut in part. idle: a sample may train nothing.
     Raises SampleError if slots and images differ in number, or if no position would be trained.
     """
     ids, labels, turns = example.input_ids, example.labels, example.turns
-    is_image = ids == IMAGE_TOKEN
-    if is_image.sum() != len(example.images):
+    slots_wanted = int(np.count_nonzero(ids == IMAGE_TOKEN))
+    if slots_wanted != len(example.images):
         raise SampleError(
-            f"sample {example.id}: {is_image.sum()} image slots for {len(example.images)} images"
+            f"sample {example.id}: {slots_wanted} image slots for {len(example.images)} images"
         )
-    repeat = np.where(is_image, image_tokens, 1)
-    tokens = np.repeat(np.where(is_image, 0, ids), repeat).astype(np.int32)
-    labels = np.repeat(np.where(is_image, IGNORE, labels), repeat)
-    turns = np.repeat(turns, repeat).astype(np.int32)
-    slots = np.full(len(tokens), -1, np.int32)
-    slots[np.repeat(is_image, repeat)] = np.arange(is_image.sum() * image_tokens)
+    repeat = np.where(ids == IMAGE_TOKEN, image_tokens, 1)
+    end = len(ids)
+    if max_length is not None and repeat.sum() > max_length:
+        end = int(np.searchsorted(np.cumsum(repeat), max_length, side="right"))
+    cut = end < len(ids)
+    ids, labels, turns, repeat = ids[:end], labels[:end], turns[:end], repeat[:end]
 
-    cut = max_length is not None and len(tokens) > max_length
-    if cut:
-        tokens, labels, turns, slots = (a[:max_length] for a in (tokens, labels, turns, slots))
-    at, targets = _targets(tokens, labels, turns)
-    if not len(targets):
+    is_image = np.repeat(ids == IMAGE_TOKEN, repeat)
+    tokens = np.where(is_image, 0, np.repeat(ids, repeat)).astype(np.int32)
+    slots = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32)
+    turns = np.repeat(turns, repeat).astype(np.int32)
+    labels = np.where(is_image, IGNORE, np.repeat(labels, repeat))
+    at, targets = _targets(labels, turns)
+    if not len(targets) and not idle:
         why = f"within its first {max_length} tokens" if cut else "in it"
         raise SampleError(f"sample {example.id}: there is nothing to train {why}")
-    images = example.images[: -(-(int(slots.max(initial=-1)) + 1) // image_tokens)]
+    images = example.images[: np.count_nonzero(ids == IMAGE_TOKEN)]
     return Expanded(
         example.id, tokens, slots, _positions(turns, example.id), turns, at, targets, images, cut
     )
 
 
-def _targets(tokens: np.ndarray, labels: np.ndarray, turns: np.ndarray):
+def _targets(labels: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(positions, ids): each trained token is predicted from the one before it that its turn sees."""
     trained = np.flatnonzero(labels != IGNORE)
     trained = trained[trained > 0]
@@ -133,7 +124,7 @@ def choose_turns(example: Example, count: int, rng: Random) -> Example:
     number = np.zeros(total + 1, np.int32)
     number[chosen] = np.arange(1, count + 1)
     return dataclasses.replace(
-        example,  # type: ignore[type-var]
+        example,
         input_ids=example.input_ids[keep],
         labels=example.labels[keep],
         turns=number[example.turns[keep]],

@@ -48,7 +48,7 @@ def epoch_order(
 ) -> np.ndarray:
     """int64[count]: the order of one epoch: as stored, shuffled, or grouped by modality and length.
 
-    lengths: see `modality_lengths`; given, batches of `batch_size` hold one modality and like lengths.
+    lengths: of llava_jax.text.records.modality_lengths; given, batches of `batch_size` hold one modality and like lengths.
     groups: equal parts of like total length in every batch (one per device); divides batch_size.
     """
     permute = seeded_permutations(seed, epoch)
@@ -60,15 +60,6 @@ def epoch_order(
     if shuffle:
         return np.asarray(permute(count), np.int64)
     return np.arange(count, dtype=np.int64)
-
-
-def modality_lengths(records: Sequence[dict]) -> list[int]:
-    """Words of all turns of each LLaVA record, negative for a record without an image."""
-    lengths = []
-    for record in records:
-        words = sum(len(turn["value"].split()) for turn in record["conversations"])
-        lengths.append(words if record.get("image") else -words)
-    return lengths
 
 
 def group_by_modality_length(

@@ -15,10 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llava_jax.errors import SampleError
+from llava_jax.text.records import read_images, read_turns
 
 log = logging.getLogger(__name__)
-
-_SPEAKERS = ("human", "gpt")
 
 
 def read_records(path: str | Path) -> list[Any]:
@@ -71,28 +70,13 @@ def image_paths(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def check_record(record: Any, place: str) -> None:
     """Raises SampleError, naming the place and the id, if a record cannot be a conversation."""
-    if not isinstance(record, Mapping):
-        raise SampleError(f"{place}: a sample must be an object, not {type(record).__name__}")
-    where = f"{place} (id {record['id']!r})" if "id" in record else place
-    turns = record.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise SampleError(f'{where}: "conversations" must be a list of turns')
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or not {"from", "value"} <= set(turn):
-            raise SampleError(f'{where}: turn {i} must have "from" and "value"')
-        if turn["from"] not in _SPEAKERS:
-            raise SampleError(f"{where}: turn {i} is from {turn['from']!r}, not human or gpt")
-        if not isinstance(turn["value"], str):
-            raise SampleError(f"{where}: the text of turn {i} is not a string")
-    image = record.get("image")
-    if image is None or image == "":
-        return
-    if not isinstance(image, (str, list)) or not all(isinstance(p, str) and p for p in image):
-        raise SampleError(f'{where}: "image" must be a path or a list of paths')
-    for path in image_paths(record):
+    own = record.get("id") if isinstance(record, Mapping) else None
+    where = place if own is None else f"{place} (id {own!r})"
+    read_turns(record, where)
+    for path in read_images({**record, "image": record.get("image") or None}, where):
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise SampleError(
-                f"{where}: image path {path!r} leaves the image folder",
+                f"sample {where}: image path {path!r} leaves the image folder",
                 fix="make it relative to data.image_folder",
             )
 

@@ -28,6 +28,7 @@ class DataSettings:
     image_folder: str = ""
     batch_size: int = 1  # samples of a step, over all hosts
     version: str = "v1"  # prompt and label masks: plain, v1, llama_2, mpt, ...
+    compat: bool = False  # the original's exact ids and labels, whole samples masked included
     turns: str = "conversation"  # "independent": the questions of an image do not see each other
     turns_per_sample: int = 0  # independent turns drawn anew in each epoch; 0 takes all
     image_aspect_ratio: str = ""  # pad or square; empty: as the model says

@@ -1,6 +1,6 @@
 """Batches, as rows of numbers that can be checked by eye."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,18 +15,10 @@ from llava_jax.data.batch import (
     shape_of,
 )
 from llava_jax.errors import SampleError
+from llava_jax.text.sample import Example
 
 X = -200  # an image slot
 _ = -100  # not trained
-
-
-@dataclass(frozen=True)
-class Example:
-    input_ids: np.ndarray
-    labels: np.ndarray
-    turns: np.ndarray
-    images: tuple[str, ...] = ()
-    id: str = "7"
 
 
 def example(ids, labels, turns=None, images=None) -> Example:
@@ -34,7 +26,7 @@ def example(ids, labels, turns=None, images=None) -> Example:
     turns = np.zeros_like(ids) if turns is None else np.array(turns, np.int32)
     if images is None:
         images = tuple(f"{i}.png" for i in range((ids == X).sum()))
-    return Example(ids, np.array(labels, np.int32), turns, images)
+    return Example("7", ids, np.array(labels, np.int32), images, turns)
 
 
 def lists(sample, *names):
@@ -107,8 +99,10 @@ def test_cut_at_the_longest_length():
     assert sample.cut
     assert lists(sample, "tokens", "targets") == [[1, 0, 0, 0, 15, 16], [15, 16]]
     with_two = example([1, X, 5, X, 6], [_, _, 5, _, 6])
-    assert expand(with_two, 3, max_length=5).images == ("0.png",)
-    assert expand(with_two, 3, max_length=6).images == ("0.png", "1.png")
+    sample = expand(with_two, 3, max_length=7)  # an image is not cut in part
+    assert lists(sample, "tokens", "slots") == [[1, 0, 0, 0, 5], [-1, 0, 1, 2, -1]]
+    assert sample.images == ("0.png",)
+    assert expand(with_two, 3, max_length=8).images == ("0.png", "1.png")
 
 
 def test_errors_name_the_sample():
@@ -116,6 +110,7 @@ def test_errors_name_the_sample():
         expand(example([1, X, 5], [_, _, 5], images=()), 3)
     with pytest.raises(SampleError, match="sample 7: there is nothing to train in it"):
         expand(example([1, 5], [_, _]), 3)
+    assert len(expand(example([1, 5], [_, _]), 3, idle=True).targets) == 0
     with pytest.raises(SampleError, match="sample 7: there is nothing to train within its first 3"):
         expand(example([1, X, 5], [_, _, 5]), 3, max_length=3)
     with pytest.raises(SampleError, match="sample 7: independent turns"):

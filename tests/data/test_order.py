@@ -11,7 +11,6 @@ from llava_jax.data.order import (
     group_by_length,
     group_by_modality_length,
     holdout,
-    modality_lengths,
     seeded_permutations,
     split_to_even_chunks,
 )
@@ -93,12 +92,6 @@ def test_the_seeded_permutation_is_the_one_it_always_was():
 def test_groups_must_divide_the_batch():
     with pytest.raises(ConfigError, match="batch_size 6 is not a multiple of groups 4"):
         epoch_order(3, 0, 0, lengths=[1, 2, 3], batch_size=6, groups=4)
-
-
-def test_lengths_count_words_and_are_negative_without_an_image():
-    turns = [{"from": "human", "value": " what  is\nthis"}, {"from": "gpt", "value": "a cat"}]
-    records = [{"image": "a.png", "conversations": turns}, {"conversations": turns}]
-    assert modality_lengths(records) == [5, -5]
 
 
 def test_holdout_keeps_all_turns_of_an_image_on_one_side():
