@@ -105,7 +105,7 @@ def open_jax(folder: Path) -> Source:
     shapes = parameter_shapes(config)
     unknown, missing = sorted(set(state) - set(shapes)), sorted(set(shapes) - set(state))
     if unknown or missing:
-        said = [f"unknown {unknown[0]}"] * bool(unknown) + [f"missing {missing[0]}"] * bool(missing)
+        said = [f"unknown {n}" for n in unknown[:1]] + [f"missing {n}" for n in missing[:1]]
         raise WeightError(f"{folder}: parameter {', '.join(said)}")
     for name, want in shapes.items():
         if state[name].shape != want:

@@ -178,13 +178,18 @@ def _with_dtype(data: dict, dtype: str) -> dict:
 def write_original(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
     """A full checkpoint of the original code; the tower inside it, beside it, or left out."""
     source = original_rows(source)
+    language = source.config.language
+    if language.head_width * language.heads != language.width:
+        raise WeightError(
+            "the original code has no heads whose widths do not add up to hidden_size"
+        )
     kept = source.kept.get("original") or {}
     place = target.tower or _tower_place(source, kept)
     layout = keymap.ORIGINAL if place == "inside" else keymap.ORIGINAL_NO_TOWER
     state = keymap.to_theirs(source.leaves, layout, source.config)
     state |= _extras(source, "original")
     output.write_safetensors(work, state, shard_size=target.shard_size, progress=progress)
-    tower = _write_tower(source, work, kept, progress) if place == "folder" else None
+    tower = _write_tower(source, work, kept, place, progress)
     write_original_config(source, work, target, tower)
     generation = kept.get("generation_config") or {
         "bos_token_id": source.config.language.bos_id,
@@ -243,22 +248,25 @@ def _tower_place(source: Source, kept: dict[str, Any]) -> str:
 
 
 def _write_tower(
-    source: Source, work: Path, kept: dict[str, Any], progress: Progress | None
-) -> str:
-    """The tower as a CLIP folder inside `work`; returns its name for mm_vision_tower."""
+    source: Source, work: Path, kept: dict[str, Any], place: str, progress: Progress | None
+) -> str | None:
+    """The tower as a CLIP folder inside `work`; returns its name for mm_vision_tower.
+
+    A tower inside the checkpoint leaves a folder without weights, which says its sizes, unless
+    they are those of a published one that config.json names.
+    """
     tower = kept.get("tower") or {}
-    name = tower.get("name") or ""
-    name = (
-        name
-        if name and Path(name).name == name and name not in (".", "..", SIDE)
-        else "vision_tower"
-    )
-    layout = keymap.LAYOUTS[tower.get("layout", "clip")]
-    state = keymap.to_theirs(source.leaves, layout, source.config) | _extras(source, "tower")
+    name, vision = str(tower.get("name") or ""), source.config.vision
+    if place == "none" or (place == "inside" and configs.KNOWN_TOWERS.get(name) == vision):
+        return None
+    plain = name and Path(name).name == name and name not in (".", "..", SIDE)
+    name = name if plain else "vision_tower"
     (work / name).mkdir()
-    output.write_safetensors(work / name, state, shard_size=1 << 62, progress=progress)
+    if place == "folder":
+        layout = keymap.LAYOUTS[tower.get("layout", "clip")]
+        state = keymap.to_theirs(source.leaves, layout, source.config) | _extras(source, "tower")
+        output.write_safetensors(work / name, state, shard_size=1 << 62, progress=progress)
     old: dict[str, Any] = tower.get("config") or {}
-    vision = source.config.vision
     processor = tower.get("preprocessor_config")
     if not old or not _same(lambda: configs.vision_config(old, "", processor), vision):
         old = configs.vision_json(vision)
