@@ -32,6 +32,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72re
 h1 { margin: 0 0 1rem; } h2 { margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+.wide td:last-child { white-space: normal; min-width: 5rem; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 tr:hover td { background: var(--soft); } .wide { overflow-x: auto; }
 .flag { color: var(--bad); font-weight: 600; } .soft { opacity: .75; }

@@ -148,7 +148,9 @@ def _score(task: Task, folder: Path, data: Path, settings: Settings) -> dict[str
         print(f"{task.title}: answered; now: llava-jax eval judge {task.name} --answers {answers}")
         return None
     try:
-        result = complete(task.score(answers, data, settings.options))
+        result = complete(
+            task.score(answers, data, settings.options), only_answered=settings.limit is not None
+        )
     except DataError as e:
         # test-dev, test: the truth is on a server, which wants the upload file.
         logger.warning("%s: not scored here: %s", task.title, e)

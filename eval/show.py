@@ -30,16 +30,32 @@ def number(value: Any) -> str:
     return f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}"
 
 
-def complete(result: Result) -> dict[str, Any]:
+def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
     """A result as written to files. Where answers are missing, which count as wrong, the headline
-    of the answered questions alone is given as well, under its own name."""
+    of the answered questions alone is given as well, under its own name.
+
+    Args:
+      only_answered: the rest was not meant to be asked (--limit): leave it out of the samples, and
+        make the headline that of the answered questions.
+    """
     value = result.to_json()
     gone = set(result.coverage.missing)
-    if gone and not result.coverage.missing_left_out:
-        from llava_jax.eval.stats import answered_headline
+    if not gone or result.coverage.missing_left_out:
+        return value
+    from llava_jax.eval.stats import answered, headline_of
 
-        name = f"{result.headline}_of_answered"
-        value["totals"][name] = answered_headline(result.task, value["per_sample"], gone)
+    kept = answered(value["per_sample"], gone)
+    name = f"{result.headline}_of_answered"
+    value["totals"][name] = headline_of(result.task, kept)
+    if only_answered:
+        total = result.coverage.expected
+        value |= {"headline": name, "per_sample": kept}
+        value["coverage"] |= {"expected": total - len(gone), "missing": 0}
+        value["coverage"]["details"] = result.coverage.lines()[1:]
+        value["notes"].append(
+            f"{len(gone)} of {total} questions were not asked; tables and all totals but "
+            f"{name} count them as wrong"
+        )
     return value
 
 

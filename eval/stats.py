@@ -72,15 +72,18 @@ def bootstrap(task: str, rows: Rows, draws: int | None = None, seed: int = 0) ->
     return Interval(headline(np.ones(units)), float(low), float(high), units)
 
 
-def answered_headline(task: str, rows: Rows, missing: set[str]) -> float:
-    """The headline over what was answered: without the samples in `missing`, and without MMBench
-    groups of which a rotation is missing."""
-    import numpy as np
-
-    kept = {
+def answered(rows: Rows, missing: set[str]) -> Rows:
+    """The samples but those in `missing`, and but MMBench groups that lack a rotation."""
+    return {
         k: r for k, r in rows.items() if k not in missing and not missing & set(r.get("rows", ()))
     }
-    units, headline = statistic(task, kept)
+
+
+def headline_of(task: str, rows: Rows) -> float:
+    """The headline over these samples; 0.0 of none."""
+    import numpy as np
+
+    units, headline = statistic(task, rows)
     return headline(np.ones(units)) if units else 0.0
 
 

@@ -10,7 +10,7 @@ from llava_jax.eval.charts import bars, radar
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.report import asked_object, collect, run_names, write_report
 from llava_jax.eval.show import complete, read_result
-from llava_jax.eval.stats import answered_headline, bootstrap, flips, sign_test, statistic
+from llava_jax.eval.stats import answered, bootstrap, flips, headline_of, sign_test, statistic
 from llava_jax.eval.task import get_task
 from tests.conftest import shared
 from tests.eval.test_vqa_family import dump
@@ -89,11 +89,11 @@ def test_flips():
 
 
 def test_answered_headline():
-    assert answered_headline("vqav2", rows([1, 0, 0]), {"2"}) == 50.0
+    assert headline_of("vqav2", answered(rows([1, 0, 0]), {"2"})) == 50.0
     groups = rows([1, 0])
     groups["1"]["rows"] = {"1": {}, "1000001": {}}
-    assert answered_headline("mmbench", groups, {"1000001"}) == 100.0
-    assert answered_headline("vqav2", rows([1]), {"0"}) == 0.0
+    assert headline_of("mmbench", answered(groups, {"1000001"})) == 100.0
+    assert headline_of("vqav2", answered(rows([1]), {"0"})) == 0.0
 
 
 class Page(HTMLParser):

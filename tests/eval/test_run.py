@@ -1,0 +1,251 @@
+"""Running a benchmark on a stand-in model: batches, kills, parts, limits, and what is refused."""
+
+import json
+import logging
+
+import pytest
+
+from llava_jax.errors import LlavaError
+from llava_jax.eval.answers import read_answers
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.predict import choose, done_keys, length_buckets, merge, predict
+from llava_jax.eval.run import Settings, parse_chunk, run_task
+from llava_jax.eval.task import Question, get_task
+from tests.eval.test_choice_family import ROWS, mmbench_table
+from tests.eval.test_vqa_family import dump, lines
+
+
+class Echo:
+    """Answers with a rule on the prompt; dies after so many batches."""
+
+    def __init__(self, rule=lambda r: f"to {r.prompt}", dies_after=None):
+        self.rule, self.left, self.batches = rule, dies_after, []
+
+    def generate(self, requests):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left = None if self.left is None else self.left - 1
+        self.batches.append(len(requests))
+        return [self.rule(r) for r in requests]
+
+
+def questions(count, images=()):
+    return [Question(f"k{i}", "q" * (i % 7 + 1), images, {"question_id": i}) for i in range(count)]
+
+
+def ask(model, qs, out, batch=4, **more):
+    settings = {"model_id": "m", "max_new_tokens": 8, "batch": batch, "folders": []}
+    return predict(model, qs, out, **settings | more)
+
+
+def test_batches_are_of_like_length(tmp_path):
+    qs = [*questions(10), Question("i", "q", (b"x",), {})]
+    batches = list(length_buckets(qs, 4))
+    assert [len(b) for b in batches] == [1, 4, 4, 2]
+    assert batches[0][0].key == "i"  # images apart
+    lengths = [len(q.prompt) for b in batches[1:] for q in b]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_answer_rows(tmp_path):
+    out = tmp_path / "deep" / "a.jsonl"
+    assert ask(Echo(lambda r: "Ünï\u2028\n"), questions(3), out) == 3
+    got = read_answers(out)
+    assert sorted(a.id for a in got.rows) == ["0", "1", "2"]
+    row = got.rows[0].row
+    assert row["text"] == "Ünï\u2028\n"
+    assert row["model_id"] == "m"
+    assert set(row) == {"question_id", "text", "answer_id", "model_id", "metadata"}
+    assert out.read_bytes().isascii()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_killed_and_resumed(tmp_path, batch):
+    qs, out = questions(20), tmp_path / "a.jsonl"
+    whole = tmp_path / "whole.jsonl"
+    ask(Echo(), qs, whole, batch=batch)
+    with pytest.raises(KeyboardInterrupt):
+        ask(Echo(dies_after=2 if batch < 32 else 0), qs, out, batch=batch)
+    with open(out, "ab") as f:
+        f.write(b'{"question_id": 5, "text": "half a l')
+    model = Echo()
+    ask(model, qs, out, batch=batch)
+    texts = {a.id: a.text for a in read_answers(out).rows}
+    assert len(read_answers(out).rows) == 20
+    assert texts == {a.id: a.text for a in read_answers(whole).rows}
+    assert sum(model.batches) == 20 - min(20, 2 * batch if batch < 32 else 0)
+    assert ask(Echo(dies_after=0), qs, out, batch=batch) == 0
+
+
+def test_foreign_and_doubled_answers_are_refused(tmp_path):
+    out = lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x"}])
+    with pytest.raises(AnswerError, match="line 1: not an answer of this command"):
+        done_keys(out)
+    lines(out, [{"metadata": {"key": "k"}}] * 2)
+    with pytest.raises(AnswerError, match="line 2: 'k' is answered a second time"):
+        done_keys(out)
+
+
+def test_reading_host_leaves_the_file_alone(tmp_path):
+    out = tmp_path / "a.jsonl"
+    ask(Echo(), questions(2), out)
+    with open(out, "ab") as f:
+        f.write(b"half")
+    before = out.read_bytes()
+    assert ask(Echo(), questions(4), out, writes=False) == 2
+    assert out.read_bytes() == before
+
+
+def test_missing_image_is_found_before_asking(tmp_path):
+    model = Echo()
+    with pytest.raises(DataError, match="question k0: no image 'a.jpg' in"):
+        ask(model, questions(2, ("a.jpg",)), tmp_path / "a.jsonl", folders=[tmp_path])
+    assert model.batches == []
+    (tmp_path / "b.png").write_bytes(b"")
+    seen = []
+    rule = lambda r: seen.extend(r.images) or "x"  # noqa: E731
+    ask(Echo(rule), questions(1, ("b", b"raw")), tmp_path / "a.jsonl", folders=[tmp_path])
+    assert seen == [tmp_path / "b.png", b"raw"]
+
+
+def test_wrong_number_of_answers(tmp_path):
+    class Short(Echo):
+        def generate(self, requests):
+            return ["x"]
+
+    with pytest.raises(AnswerError, match="1 answers to 3 questions"):
+        ask(Short(), questions(3), tmp_path / "a.jsonl")
+
+
+def test_choose():
+    qs = questions(10)
+    assert choose(qs, limit=3) == qs[:3]
+    mixed = choose(qs, shuffle_seed=1)
+    assert mixed == choose(qs, shuffle_seed=1) != qs
+    assert choose(qs, shuffle_seed=1, limit=2) == mixed[:2]
+    parts = [choose(qs, chunk=(i, 3)) for i in range(3)]
+    assert [len(p) for p in parts] == [4, 4, 2]
+    assert [q for p in parts for q in p] == qs
+    with pytest.raises(DataError, match="no chunk 3 of 3"):
+        choose(qs, chunk=(3, 3))
+    with pytest.raises(DataError, match="two questions have the key 'k0'"):
+        choose([*qs, qs[0]])
+    assert parse_chunk("2/4") == (2, 4)
+    for bad in ("4/4", "x", "1", "-1/2"):
+        with pytest.raises(LlavaError, match="expected K/N"):
+            parse_chunk(bad)
+
+
+def test_merge(tmp_path):
+    qs = questions(5)
+    parts = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
+    ask(Echo(), qs[3:], parts[0])
+    ask(Echo(), qs[:3], parts[1])
+    assert merge(parts, qs, tmp_path / "all.jsonl") == 5
+    rows = read_answers(tmp_path / "all.jsonl").rows
+    assert [a.id for a in rows] == ["0", "1", "2", "3", "4"]
+    with pytest.raises(AnswerError, match="'k4' is answered in another part"):
+        merge([parts[0], parts[0]], qs, tmp_path / "all.jsonl")
+
+
+@pytest.fixture
+def vqa(tmp_path):
+    """A VQAv2 folder of six questions whose answer is their number."""
+    rows, asked = [], []
+    for i in range(6):
+        answers = [{"answer": f"x{i}", "answer_id": n} for n in range(10)]
+        rows.append(
+            {"question_id": i, "question_type": "is", "answer_type": "other", "answers": answers}
+        )
+        asked.append({"question_id": i, "image_id": i, "question": f"number x{i}"})
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"COCO_val2014_{i:012d}.jpg").write_bytes(b"")
+    dump(tmp_path / "data" / "vqav2" / "v2_annotations.json", {"annotations": rows})
+    dump(tmp_path / "data" / "vqav2" / "v2_questions.json", {"questions": asked})
+    return tmp_path
+
+
+def settings(folder, **more):
+    return Settings(
+        data=folder / "data",
+        out=folder / "out",
+        model_id="m",
+        images=folder / "images",
+        **{"batch": 4, "show_progress": False} | more,
+    )
+
+
+def right(request):
+    return request.prompt.split()[1]
+
+
+def test_run_scores(vqa):
+    task = get_task("vqav2")
+    result = run_task(Echo(right), task, settings(vqa))
+    assert result["totals"]["overall"] == 100.0
+    folder = vqa / "out" / "vqav2"
+    assert json.loads((folder / "result.json").read_text())["per_sample"]["3"]["answer"] == "x3"
+    assert json.loads((folder / "run.json").read_text())["questions"] == 6
+    assert run_task(Echo(dies_after=0), task, settings(vqa))["totals"] == result["totals"]
+    with pytest.raises(AnswerError, match="model was 'm'"):
+        run_task(Echo(), task, Settings(**settings(vqa).__dict__ | {"model_id": "other"}))
+
+
+def test_run_limited(vqa):
+    task = get_task("vqav2")
+    result = run_task(Echo(right), task, settings(vqa, limit=2, shuffle_seed=0))
+    assert result["headline"] == "overall_of_answered"
+    assert result["totals"]["overall_of_answered"] == 100.0
+    assert len(result["per_sample"]) == 2
+    assert result["coverage"]["expected"] == 2
+    assert "4 of 6 questions were not asked" in result["notes"][-1]
+
+
+def test_run_in_parts(vqa):
+    task = get_task("vqav2")
+    assert run_task(Echo(right), task, settings(vqa, chunk=(1, 2))) is None
+    result = run_task(Echo(right), task, settings(vqa, chunk=(0, 2)))
+    assert result["totals"]["overall"] == 100.0
+    rows = read_answers(vqa / "out" / "vqav2" / "answers.jsonl").rows
+    assert [a.id for a in rows] == list("012345")
+
+
+def test_batch_size_changes_nothing(vqa):
+    totals = []
+    for batch in (1, 5, 32):
+        out = vqa / f"out{batch}"
+        run = Settings(**settings(vqa).__dict__ | {"batch": batch, "out": out})
+        result = run_task(
+            Echo(lambda r: right(r) if "3" not in r.prompt else "no"), get_task("vqav2"), run
+        )
+        totals.append(result["per_sample"])
+    assert totals[0] == totals[1] == totals[2]
+
+
+def test_run_without_truth_writes_the_upload(vqa, capsys, caplog):
+    (vqa / "data" / "vqav2" / "v2_annotations.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert run_task(Echo(right), get_task("vqav2"), settings(vqa)) is None
+    upload = json.loads((vqa / "out" / "vqav2" / "upload.json").read_text())
+    assert upload[0] == {"question_id": 0, "answer": "x0"}
+    assert "not scored here" in caplog.text
+
+
+def test_run_of_images_inside_a_table(tmp_path):
+    mmbench_table(tmp_path / "mmbench_dev_20230712.tsv", ROWS)
+    seen = []
+
+    def rule(request):
+        seen.append(request.images)
+        return "A"
+
+    run = Settings(tmp_path, tmp_path / "out", "m", show_progress=False)
+    result = run_task(Echo(rule), get_task("mmbench"), run)
+    assert seen[0] == (b"png",)
+    assert result["totals"]["vanilla_acc"] == 100.0
+    assert result["totals"]["circular_acc"] == 50.0
+
+
+def test_no_data(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        run_task(Echo(), get_task("pope"), settings(tmp_path))
