@@ -60,8 +60,13 @@ class Tokenizer:
         self.model, self.legacy = model, legacy
         self._sp = _processor(model if legacy else model + _NO_DUMMY_PREFIX)
         self.vocab_size: int = self._sp.get_piece_size()
-        self.added = dict(added or {})
         self.bos_token, self.eos_token, self.unk_token = bos_token, eos_token, unk_token
+        self.added = {
+            token: id_
+            for token, id_ in (added or {}).items()
+            # a folder lists the basic three again, though the model has them
+            if token not in (bos_token, eos_token, unk_token) or self._piece_id(token) != id_
+        }
         self.pad_token = pad_token or unk_token
         self.bos_id = self._named_id(bos_token)
         self.eos_id = self._named_id(eos_token)
@@ -329,8 +334,9 @@ class Tokenizer:
     # ---------------------------------------------------------------------------------------------
 
     def _lookup(self, token: str) -> int | None:
-        if token in self.added:
-            return self.added[token]
+        return self.added[token] if token in self.added else self._piece_id(token)
+
+    def _piece_id(self, token: str) -> int | None:
         id_ = self._sp.piece_to_id(token)
         return id_ if id_ >= 0 and self._sp.id_to_piece(id_) == token else None
 
