@@ -11,7 +11,7 @@ import functools
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,13 +63,21 @@ def make_loader(
     settings = DataSettings.read(config)
     if seed is not None:
         settings = replace(settings, seed=seed)
-    settings = _fill_in(settings, model_config, process_count)
+    settings = settings.completed(model_config.max_length, process_count)
     if settings.image_aspect_ratio:
         model_config = replace(model_config, image_aspect_ratio=settings.image_aspect_ratio)
     records, places = read_all(settings.path)
     maker = _example_maker(settings, model_config, tokenizer)
     return Loader(
-        records, places, maker, settings, model_config, process_index, process_count, start
+        records,
+        places,
+        lambda record, name: replace(maker(record), id=name),
+        settings,
+        model_config,
+        process_index,
+        process_count,
+        start,
+        maker.notes,
     )
 
 
@@ -104,10 +112,11 @@ class Loader:
         process_index: int = 0,
         process_count: int = 1,
         start: int = 0,
+        notes: Mapping[str, int] | None = None,
     ):
         self._settings, self._model = settings, model_config
         self._process = (process_index, process_count)
-        self._make_example = make_example
+        self._make_example, self._notes = make_example, notes or {}
         report = settings.bad_report
         if report and process_count > 1:
             report = f"{report}.{process_index}"
@@ -187,13 +196,18 @@ class Loader:
         return {"content": self._content, **{name: getattr(s, name) for name in names}}
 
     def report(self) -> dict[str, Any]:
-        """What was left out or cut so far: {"samples", "bad", "bad_count", "cut"}."""
+        """What was left out or changed so far, JSON-ready.
+
+        {"samples", "bad": rows of BadSamples, "bad_count", "cut": how often a sample was too long,
+        "notes": counts of llava_jax.text.sample.ExampleMaker}.
+        """
         bad = self._bad.rows()
         return {
             "samples": self.samples,
             "bad": bad,
             "bad_count": len(bad),
             "cut": self._cut_total,
+            "notes": dict(self._notes),
         }
 
     def close(self) -> None:
@@ -398,34 +412,14 @@ def _without_null(record: Any) -> Any:
     return {k: v for k, v in record.items() if k != "image"}
 
 
-def _fill_in(settings: DataSettings, model_config: LlavaConfig, process_count: int) -> DataSettings:
-    """Settings with everything decided that was left to the model or to the loader."""
-    s = settings
-    if s.batch_size % process_count:
-        raise ConfigError(
-            f"data.batch_size {s.batch_size} is not a multiple of the {process_count} hosts"
-        )
-    longest = s.max_length or model_config.max_length
-    lengths = s.length_buckets
-    if longest:
-        lengths = (*(n for n in lengths if n < longest), longest)
-    targets = s.target_buckets or tuple(2**i for i in range(3, 32) if 2 ** (i - 1) < lengths[-1])
-    rows = s.row_multiple or max(1, s.batch_size // 8)
-    if rows % process_count:
-        rows *= process_count
-    return replace(
-        s, max_length=longest, length_buckets=lengths, target_buckets=targets, row_multiple=rows
-    )
-
-
 def _example_maker(
     settings: DataSettings, model_config: LlavaConfig, tokenizer: Any
-) -> Callable[[Any, str], Example]:
+) -> ExampleMaker:
     s = settings
     # Turns are drawn, and conversations cut, after images took their places; a sample of all its
     # independent turns is told the length here, so that it leaves out turns instead of halving one.
     ahead = s.compat or (s.turns == "independent" and not s.turns_per_sample)
-    maker = ExampleMaker(
+    return ExampleMaker(
         tokenizer,
         version=s.version,
         max_length=s.max_length if ahead else None,
@@ -434,4 +428,3 @@ def _example_maker(
         compat=s.compat,
         use_im_start_end=model_config.use_im_start_end,
     )
-    return lambda record, name: replace(maker(record), id=name)

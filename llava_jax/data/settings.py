@@ -67,6 +67,29 @@ class DataSettings:
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size {self.batch_size} must be at least 1")
 
+    def completed(self, model_length: int | None, process_count: int = 1) -> DataSettings:
+        """With everything decided that was left to the model (its max_length) or to us.
+
+        Raises ConfigError if the batch cannot be shared among `process_count` hosts.
+        """
+        if self.batch_size % process_count:
+            raise ConfigError(
+                f"data.batch_size {self.batch_size} is not a multiple of the {process_count} hosts"
+            )
+        longest = self.max_length or model_length
+        lengths = self.length_buckets
+        if longest:
+            lengths = (*(n for n in lengths if n < longest), longest)
+        powers = (2**i for i in range(3, 32) if 2 ** (i - 1) < lengths[-1])
+        rows = self.row_multiple or max(1, self.batch_size // 8)
+        return dataclasses.replace(
+            self,
+            max_length=longest,
+            length_buckets=lengths,
+            target_buckets=self.target_buckets or tuple(powers),
+            row_multiple=rows if rows % process_count == 0 else rows * process_count,
+        )
+
     @classmethod
     def read(cls, config: Any) -> DataSettings:
         """From a mapping or ml_collections ConfigDict. Raises ConfigError for an unknown name."""

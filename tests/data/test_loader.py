@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 
 from llava_jax.config import LlavaConfig
-from llava_jax.data.loader import Loader, _fill_in
+from llava_jax.data.loader import Loader
 from llava_jax.data.records import read_all
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, SampleError
@@ -63,7 +62,7 @@ def loader(folder: Path, index: int = 0, count: int = 1, start: int = 0, **setti
     plain = DataSettings.read(
         {"path": str(folder / "data.json"), "image_folder": str(folder), **base, **settings}
     )
-    full = _fill_in(plain, replace(MODEL, max_length=64), count)
+    full = plain.completed(64, count)
     return Loader(*read_all(full.path), make_example, full, MODEL, index, count, start)
 
 
@@ -300,11 +299,11 @@ def test_settings_are_checked():
     with pytest.raises(ConfigError, match="rising order"):
         DataSettings.read({"length_buckets": (64, 32)})
     with pytest.raises(ConfigError, match="not a multiple of the 3 hosts"):
-        _fill_in(DataSettings(batch_size=4), MODEL, 3)
+        DataSettings(batch_size=4).completed(None, 3)
     assert DataSettings.read({"length_buckets": [4, 8], "max_length": None}).max_length is None
 
 
 def test_buckets_end_at_the_longest_length():
-    filled = _fill_in(DataSettings(max_length=300), MODEL, 1)
+    filled = DataSettings(max_length=300).completed(2048)
     assert filled.length_buckets == (128, 256, 300)
     assert filled.target_buckets == (8, 16, 32, 64, 128, 256, 512)

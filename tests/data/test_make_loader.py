@@ -1,0 +1,158 @@
+"""The loader from its settings to its batches, with the real text and image rooms behind it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from ml_collections import ConfigDict
+from PIL import Image
+
+from llava_jax.config import LlavaConfig
+from llava_jax.data.loader import make_loader
+from llava_jax.errors import ConfigError, SampleError
+from llava_jax.text.tokenizer import Tokenizer
+from tests.conftest import shared
+
+MODEL = LlavaConfig.tiny()
+WORDS = "what is the shape blue red green circle square yes no a in picture colour of there".split()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.permutation(WORDS)[:6]) for _ in range(300)]
+    prefix = tmp_path_factory.mktemp("tokens") / "tokenizer"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(prefix),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",  # as in LLaMA's model, which keeps line ends
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return Tokenizer.load(prefix.with_suffix(".model"))
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    records = []
+    for i, colour in enumerate(["red", "green", "blue"] * 4):
+        Image.new("RGB", (30 + i, 40), colour).save(tmp_path / f"{i}.png")
+        turns = []
+        for question, answer in (("what is the colour", colour), ("is there a circle", "no")):
+            tag = "" if turns else "<image>\n"
+            turns.append({"from": "human", "value": tag + question})
+            turns.append({"from": "gpt", "value": answer})
+        records.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
+    records.append({"id": "text", "image": None, "conversations": turns_without_image()})
+    records.append(
+        {"id": "two", "image": ["0.png", "1.png"], "conversations": turns_with("<image> <image>")}
+    )
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+def turns_with(front: str) -> list[dict]:
+    return [
+        {"from": "human", "value": f"{front} what is in the picture"},
+        {"from": "gpt", "value": "a square"},
+    ]
+
+
+def turns_without_image() -> list[dict]:
+    return turns_with("")
+
+
+def config(folder: Path, **changes) -> ConfigDict:
+    base = {"batch_size": 4, "threads": 1, "length_buckets": (64, 128, 256), "seed": 3}
+    return ConfigDict(
+        {"path": str(folder / "data.json"), "image_folder": str(folder), **base, **changes}
+    )
+
+
+def trained_text(tokenizer: Tokenizer, batch: dict, row: int) -> str:
+    return tokenizer.decode([t for t in batch["targets"][row].tolist() if t >= 0])
+
+
+def rows_by_id(loader) -> dict[str, tuple[dict, int]]:
+    found = {}
+    for _ in range(loader.steps_per_epoch):
+        batch, info = next(loader)
+        found.update({name: (batch, row) for row, name in enumerate(info["ids"])})
+    loader.close()
+    return found
+
+
+def test_a_conversation_ends_up_in_the_batch(data, tokenizer):
+    rows = rows_by_id(make_loader(config(data), MODEL, tokenizer))
+    assert len(rows) == 14
+    batch, row = rows["0"]
+    assert trained_text(tokenizer, batch, row).split() == ["red</s>", "no</s>"]
+    assert (batch["slots"][row] >= 0).sum() == MODEL.image_tokens
+    assert batch["images"][row, 0, 32, 32].tolist() == [255, 0, 0]
+    assert batch["images"][row, 0, 32, 0].tolist() == [122, 116, 104]
+    batch, row = rows["text"]
+    assert (batch["slots"][row] == -1).all()
+    batch, row = rows["two"]
+    assert (batch["slots"][row] >= 0).sum() == 2 * MODEL.image_tokens
+    assert batch["images"][row, :2, 32, 32].tolist() == [[255, 0, 0], [0, 128, 0]]
+
+
+def test_crop_instead_of_pad(data, tokenizer):
+    settings = config(data, image_aspect_ratio="square")
+    batch, row = rows_by_id(make_loader(settings, MODEL, tokenizer))["0"]
+    assert (batch["images"][row, 0] == [255, 0, 0]).all()
+
+
+def test_independent_turns(data, tokenizer):
+    settings = config(data, turns="independent")
+    batch, row = rows_by_id(make_loader(settings, MODEL, tokenizer))["0"]
+    turns = batch["turns"][row][batch["segments"][row] > 0]
+    assert sorted(set(turns.tolist())) == [0, 1, 2]
+    starts = [batch["positions"][row][turns.tolist().index(n)] for n in (1, 2)]
+    assert starts[0] == starts[1] == (turns == 0).sum()
+
+    one = config(data, turns="independent", turns_per_sample=1)
+    seen = []
+    for epoch in range(8):
+        loader = make_loader(one, MODEL, tokenizer, start=4 * epoch)
+        seen.append(trained_text(tokenizer, *rows_by_id(loader)["0"]).strip())
+    assert set(seen) == {"red</s>", "no</s>"}
+
+
+def test_captions_of_stage_one(data, tokenizer):
+    records = [
+        {"id": str(i), "image": f"{i}.png", "conversations": turns_with("<image>")}
+        for i in range(3)
+    ]
+    (data / "data.json").write_text(json.dumps(records))
+    rows = rows_by_id(make_loader(config(data, version="plain"), MODEL, tokenizer))
+    assert trained_text(tokenizer, *rows["0"]).strip(" ") == "a square\n"
+
+
+def test_errors_before_the_first_step(data, tokenizer):
+    with pytest.raises(ConfigError, match=r"data\.hold_out is not a setting"):
+        make_loader(config(data, hold_out=0.1), MODEL, tokenizer)
+    with pytest.raises(SampleError, match="no such data file"):
+        make_loader(config(data, path=str(data / "none.json")), MODEL, tokenizer)
+    with pytest.raises(ConfigError, match="not a multiple of the 3 hosts"):
+        make_loader(config(data), MODEL, tokenizer, process_count=3)
+
+
+def test_easy_vqa():
+    """Real data that was not made for this project: every sample of an epoch, once, none bad."""
+    folder = shared("easy_vqa")
+    tokenizer = Tokenizer.load(shared("golden/model/fullvocab/llava"))
+    settings = config(folder, path=str(folder / "instruct.json"), batch_size=64, holdout=0.1)
+    settings.turns, settings.turns_per_sample = "independent", 2
+    loader = make_loader(settings, MODEL, tokenizer)
+    ids = [i for _ in range(loader.steps_per_epoch) for i in next(loader)[1]["ids"]]
+    loader.close()
+    assert len(ids) == len(set(ids)) == loader.samples
+    assert 3500 < len(ids) < 3700
+    assert loader.report()["bad_count"] == 0
