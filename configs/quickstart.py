@@ -28,6 +28,7 @@ def get_config():
     c.model.make = "llava_jax.quickstart.pretrain:make"
     c.tiny = tiny_defaults()
 
+    c.data.path = folder + "/instruct.json"
     c.data.image_folder = folder
     c.data.length_buckets = (40, 64, 96, 112, 128, 144, 160, 192, 256)
     c.data.target_buckets = (32, 48, 64, 96, 128, 192)
@@ -60,12 +61,7 @@ def get_config():
             trainable=("projector", "language", "vision"),
             steps=320,
             lr=0.02,
-            data=dict(
-                path=folder + "/instruct.json",
-                version="v1",
-                turns="independent",
-                turns_per_sample=6,
-            ),
+            data=dict(turns="independent", turns_per_sample=6),
         )
     )
     return c

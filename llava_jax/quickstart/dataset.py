@@ -1,9 +1,9 @@
 """Writes the quickstart's data as anyone's LLaVA data lies on disk: JSON files and an image folder.
 
-    captions.json      stage 1: one caption a picture
-    instruct.json      stage 2: seven short questions a picture, and its caption or its JSON
-    heldout.jsonl      one question of every kind on each of some pictures of another seed
-    images/, heldout/  the pictures, PNG
+captions.json      stage 1: one caption a picture
+instruct.json      stage 2: seven short questions a picture, and its caption or its JSON
+heldout.jsonl      one question of every kind on each of some pictures of another seed
+images/, heldout/  the pictures, PNG
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
     A folder that already holds this very data set is left as it is.
     """
     folder = Path(folder)
-    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 1}
+    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 2}
     done = folder / DONE
     if done.exists() and json.loads(done.read_text()) == settings:
         return folder

@@ -1,24 +1,32 @@
 """Makes the tiny "Vicuna": a language model that learned its prompts and words from text alone.
 
 Where training on pictures puts image features, this text has the words of the picture's caption,
-each somewhere in the part of the image where the thing it names is. So the model learns to look
-things up in the image's slots before it ever sees one, and stage 1 has something to align with.
+in the part of the image where the thing they name is; a slot with several words holds the sum of
+their embeddings. So the model learns to look things up in the image's slots before it ever sees a
+picture, and stage 1 has something to align with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llava_jax.config import LlavaConfig
 from llava_jax.data.batch import Example, Expanded, Shape, choose_turns, collate, expand
 from llava_jax.layers import Compute
+from llava_jax.llama import causal_mask
+from llava_jax.llava import binder
 from llava_jax.quickstart.captions import phrases
 from llava_jax.quickstart.fit import FitResult, Params, epochs, fit
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train.step import make_loss
+from llava_jax.train.loss import mean_loss, supervised_nll
+
+_SHARE = 0.7  # of the slots of its place that a word stands in
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,8 @@ def train_language(
     group g, each filled with as many samples as surely fit.
     """
     language = {k: v for k, v in params.items() if k.startswith("language.")}
-    step_loss = make_loss(config, Compute(unroll=True))
     return fit(
-        step_loss,
+        text_loss(config),
         language,
         {k: v for k, v in params.items() if k not in language},
         text_batches(config, tokenizer, samples, rows, turns_per_sample, seed),
@@ -62,6 +69,24 @@ def train_language(
     )
 
 
+def text_loss(config: LlavaConfig):
+    """loss(trained, frozen, batch): mean over the trained tokens of a batch of `text_batches`."""
+    bind = binder(config, Compute(unroll=True))
+
+    def loss(trained: Params, frozen: Params, batch: Mapping[str, Any]) -> jax.Array:
+        model = bind({**frozen, **trained})
+        words = batch["words"]  # int32[B, T, W]
+        stand_in = jnp.where(words[..., None] >= 0, model.language.embed(jnp.maximum(words, 0)), 0)
+        text = model.language.embed(batch["tokens"])
+        x = jnp.where((batch["slots"] >= 0)[..., None], stand_in.sum(axis=2), text)
+        mask = causal_mask(batch["segments"], batch["turns"])
+        hidden, _ = model.language(x, batch["positions"], mask)
+        nll = supervised_nll(model, hidden, batch["target_at"], batch["targets"])
+        return mean_loss(nll, batch["targets"])
+
+    return loss
+
+
 def text_batches(
     config: LlavaConfig,
     tokenizer: Tokenizer,
@@ -70,69 +95,79 @@ def text_batches(
     turns_per_sample: int,
     seed: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches without images, all of one shape, for ever; see llava_jax.data.batch."""
-    rng = np.random.default_rng([seed, 2])
-    slots = StandIn(config, tokenizer)
+    """Batches of one shape, for ever: those of llava_jax.data.batch, with `words` for images.
+
+    words: int32[B, T, W], the tokens whose embeddings add up in an image slot, -1 for none.
+    """
+    rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, 2])))
     needs = [_needs(config, group, turns_per_sample) for group in samples]
     length = max(length for length, _ in needs)
     packed = [length // own for own, _ in needs]  # samples in a row of each group
     targets = max(n * own for n, (_, own) in zip(packed, needs))
     shape = Shape(sum(rows), -(-length // 8) * 8, 0, -(-targets // 8) * 8)
+    stand_in = StandIn(config, tokenizer, [s.caption for group in samples for s in group])
     orders = [
         epochs(len(group), count * n, seed + i)
         for i, (group, count, n) in enumerate(zip(samples, rows, packed))
     ]
-
-    def text(sample: TextSample) -> Expanded:
-        example = choose_turns(sample.example, turns_per_sample, rng)
-        expanded = expand(example, config.image_tokens, config.max_length)
-        return slots.fill(expanded, sample.caption, rng)
-
     while True:
-        filled = []
+        filled: list[list[Expanded]] = []
+        words = np.full((shape.rows, shape.length, stand_in.width), -1, np.int32)
         for group, order, n in zip(samples, orders, packed):
-            texts = [text(group[index]) for index in next(order)]
-            filled += [texts[i : i + n] for i in range(0, len(texts), n)]
-        size = config.vision.image_size
-        yield collate(filled, [[] for _ in filled], shape, config.image_tokens, size)
+            for at, index in enumerate(next(order)):
+                sample = group[index]
+                example = choose_turns(sample.example, turns_per_sample, rng)
+                if at % n == 0:
+                    filled.append([])
+                start = sum(map(len, filled[-1]))
+                filled[-1].append(expand(example, config.image_tokens, config.max_length))
+                slots = start + np.flatnonzero(filled[-1][-1].slots >= 0)
+                words[len(filled) - 1, slots] = stand_in.words(sample.caption, rng)
+        batch = collate(
+            filled, [[] for _ in filled], shape, config.image_tokens, config.vision.image_size
+        )
+        batch.pop("images")
+        yield {**batch, "words": words}
 
 
 class StandIn:
-    """Puts a caption's words where a picture's features would be."""
+    """What stands in an image's slots where there is no image: its caption's words.
 
-    def __init__(self, config: LlavaConfig, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    width: the most tokens that one phrase of `captions` has.
+    """
+
+    def __init__(self, config: LlavaConfig, tokenizer: Tokenizer, captions: Sequence[str]):
         self._side = config.vision.image_size // config.vision.patch_size
-        self._first = config.image_tokens - self._side**2  # behind a class token, if there is one
-        self._known: dict[str, list[int]] = {}
+        self._count = config.image_tokens
+        known = {phrase for caption in set(captions) for phrase in phrases(caption)}
+        encode = {word: tokenizer.encode(word, add_bos=False) for p in known for word in p if word}
+        self._ids = {p: [id_ for word in p if word for id_ in encode[word]] for p in known}
+        self.width = max(map(len, self._ids.values()))
 
-    def fill(self, sample: Expanded, caption: str, rng: np.random.Generator) -> Expanded:
-        """`sample` as text alone."""
-        tokens = sample.tokens.copy()
-        places = np.flatnonzero(sample.slots >= 0)
-        tokens[places] = self._tokenizer.pad_id
+    def words(self, caption: str, rng: np.random.RandomState) -> np.ndarray:
+        """int32[I, width] of one image: each word in most of the slots of its place."""
+        out = np.full((self._count, self.width), -1, np.int32)
         for phrase in phrases(caption):
-            ids = [id_ for word in phrase if word for id_ in self._ids(word)]
-            area = self.area(phrase[2])
-            chosen = rng.permutation(area)[: len(ids)]
-            tokens[places[self._first + chosen]] = ids[: len(chosen)]
-        return replace(sample, tokens=tokens, slots=np.full_like(sample.slots, -1), images=())
+            ids = np.array(self._ids[phrase], np.int32)
+            area = self.area(phrase[2], rng) + (self._count - self._side**2)
+            there = rng.random_sample((len(area), len(ids))) < _SHARE
+            there[rng.randint(len(area))] = True  # a slot that has it all
+            out[area, : len(ids)] = np.where(there, ids, -1)
+        return out
 
-    def area(self, place: str) -> np.ndarray:
-        """The patches, row by row from 0, of a place such as "top left"; "" is all of them."""
+    def area(self, place: str, rng: np.random.RandomState) -> np.ndarray:
+        """The patches, row by row from 0, of a place such as "top left"; of "", four anywhere."""
         rows = columns = np.arange(self._side)
         half = self._side // 2
+        if not place:
+            top, left = rng.randint(0, self._side - half + 1, 2)
+            rows, columns = rows[top : top + half], columns[left : left + half]
         for word in place.split():
             if word in ("top", "bottom"):
                 rows = rows[:half] if word == "top" else rows[half:]
             elif word in ("left", "right"):
                 columns = columns[:half] if word == "left" else columns[half:]
         return (rows[:, None] * self._side + columns).ravel()
-
-    def _ids(self, word: str) -> list[int]:
-        if word not in self._known:
-            self._known[word] = self._tokenizer.encode(word, add_bos=False)
-        return self._known[word]
 
 
 def _needs(config: LlavaConfig, samples: Sequence[TextSample], turns: int) -> tuple[int, int]:

@@ -50,7 +50,9 @@ def make(config: Any, folder: Path) -> Path:
     tokenizer = make_tokenizer(tiny, captions + talks, workdir / "vocabulary")
     model_config = make_config(tiny, len(tokenizer))
     params = {k: np.asarray(v) for k, v in init_params(model_config, config.seed).items()}
-    log.info("vocabulary of %d, %d parameters", len(tokenizer), sum(v.size for v in params.values()))
+    log.info(
+        "vocabulary of %d, %d parameters", len(tokenizer), sum(v.size for v in params.values())
+    )
 
     tower = _make_tower(config, model_config, params, captions, caption_data)
     _write_losses(workdir / "tower", tower.losses)
@@ -150,21 +152,18 @@ def _make_tower(config, model_config: LlavaConfig, params, captions: list[Record
 
 def _make_language(config, model_config: LlavaConfig, params, tokenizer, captions, talks):
     from llava_jax.quickstart.language import TextSample, train_language
-    from llava_jax.text.sample import make_example
+    from llava_jax.text.sample import ExampleMaker
 
     tiny = config.tiny
     known = {image_paths(record)[0]: caption_of(record) for record in captions}
     talks = [record for record in talks if image_paths(record)[0] in known]
-    groups = [
-        [
-            TextSample(
-                make_example(record, tokenizer, version=version, turns=turns),
-                known[image_paths(record)[0]],
-            )
-            for record in records[: tiny.language_records]
-        ]
-        for records, version, turns in ((captions, "plain", "conversation"), (talks, "v1", "independent"))
-    ]
+    groups = []
+    for records, version in ((captions, "plain"), (talks, "v1")):
+        maker = ExampleMaker(
+            tokenizer, version=version, max_length=None, image_tokens=1, turns="independent"
+        )
+        chosen = records[: tiny.language_records]
+        groups.append([TextSample(maker(r), known[image_paths(r)[0]]) for r in chosen])
     return train_language(
         model_config,
         params,

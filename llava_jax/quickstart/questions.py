@@ -42,7 +42,9 @@ def ask_color(objects: list[Object], rng: random.Random) -> Turn:
     named = unique(objects, 1)
     if named and rng.random() < 0.5:
         found, shape, _ = rng.choice(named)
-        question = rng.choice((f"What color is the {shape}?", f"Which color does the {shape} have?"))
+        question = rng.choice(
+            (f"What color is the {shape}?", f"Which color does the {shape} have?")
+        )
     else:
         found, _, place = rng.choice(objects)
         question = f"What color is the shape at the {place}?"
@@ -65,10 +67,10 @@ def ask_count(objects: list[Object], rng: random.Random) -> Turn:
     if form == 0:
         number, things = len(objects), "shapes"
     elif form == 1:
-        word = _mostly_present([o[0] for o in objects], COLORS, rng)
+        word = _by_number([o[0] for o in objects], COLORS, rng)
         number, things = sum(o[0] == word for o in objects), f"{word} shapes"
     else:
-        word = _mostly_present([o[1] for o in objects], SHAPES, rng)
+        word = _by_number([o[1] for o in objects], SHAPES, rng)
         number, things = sum(o[1] == word for o in objects), f"{word}s"
     question = rng.choice((f"How many {things} are there?", f"How many {things} do you see?"))
     return question + SHORT, str(number)
@@ -168,6 +170,7 @@ def _short(question: str, rng: random.Random) -> str:
     return question + (UNSURE if rng.random() < _HINT_RATE else "") + SHORT
 
 
-def _mostly_present(present: list[str], words: tuple[str, ...], rng: random.Random) -> str:
-    """One of `words`, two times in three one of those that are present."""
-    return rng.choice(present) if rng.random() < 2 / 3 else rng.choice(words)
+def _by_number(present: list[str], words: tuple[str, ...], rng: random.Random) -> str:
+    """One of `words`, drawn so that each number of things that occurs is as likely as the others."""
+    number = rng.choice(sorted({present.count(word) for word in words}))
+    return rng.choice([word for word in words if present.count(word) == number])

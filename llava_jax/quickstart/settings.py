@@ -6,7 +6,14 @@ from ml_collections import ConfigDict
 
 from llava_jax.quickstart.scenes import PLACES
 
-JSON_PHRASES = (' [{"color": "', '", "shape": "', '", "place": "', '"}, {"color": "', '"}]')
+JSON_PHRASES = (
+    ' [{"color": "',
+    '[{"color": "',
+    '", "shape": "',
+    '", "place": "',
+    '"}, {"color": "',
+    '"}]',
+)
 
 
 def tiny_defaults() -> ConfigDict:

@@ -213,6 +213,8 @@ def _html_card(card: Card) -> str:
         if not item.right:
             said += f" (should be: {html.escape(item.truth)})"
         mark = "right" if item.right else "wrong"
-        rows.append(f'<dt class="q">{html.escape(item.question)}</dt><dd class="{mark}">{said}</dd>')
+        rows.append(
+            f'<dt class="q">{html.escape(item.question)}</dt><dd class="{mark}">{said}</dd>'
+        )
     image = f'<img alt="the picture asked about" src="data:image/png;base64,{source}">'
     return f'<div class="card">{image}<dl>{"".join(rows)}</dl></div>'
