@@ -98,16 +98,17 @@ def lay_out(
     """
     examples = template.examples if with_examples else ()
     pieces = _STYLES[template.style](template, [*examples, *messages])
-    return [_shift(piece, len(examples)) for piece in pieces if piece.content]
+    return _hide_examples([piece for piece in pieces if piece.content], len(examples))
 
 
-def _shift(piece: Piece, examples: int) -> Piece:
-    """Counts messages from behind the built-in examples, which become template text."""
-    if piece.message < 0:
-        return piece
-    if piece.message < examples:
-        return piece._replace(message=TEMPLATE_TEXT, answer=False)
-    return piece._replace(message=piece.message - examples)
+def _hide_examples(pieces: list[Piece], examples: int) -> list[Piece]:
+    """Counts messages from behind the built-in ones; what stands before is nobody's answer."""
+    first = next((i for i, piece in enumerate(pieces) if piece.message >= examples), len(pieces))
+    before = [p if p.message < 0 else p._replace(message=TEMPLATE_TEXT) for p in pieces[:first]]
+    behind = [
+        p if p.message < 0 else p._replace(message=p.message - examples) for p in pieces[first:]
+    ]
+    return [p._replace(answer=False) for p in before] + behind if examples else pieces
 
 
 def _own(text: str | None, answer: bool = False) -> Piece:

@@ -1,0 +1,175 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from llava_jax.errors import LlavaError, SampleError
+from llava_jax.text.compat import collate_compat, compat_sample
+from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
+from llava_jax.text.records import lengths, modality_lengths
+from llava_jax.text.sample import ExampleMaker
+from llava_jax.text.tokenizer import Tokenizer
+from tests.conftest import SHARED, shared
+
+
+def record(*texts, image=None):
+    who = ("human", "gpt")
+    turns = [{"from": who[i % 2], "value": text} for i, text in enumerate(texts)]
+    return {"id": "r1", "conversations": turns, **({"image": image} if image else {})}
+
+
+def test_tags_collapse_to_the_front(tok):
+    sample = compat_sample(record("Is <image> it <image>", "A <image> cat", image="a"), tok, "v1")
+    assert [t["value"] for t in sample.turns] == ["<image>\nIs  it", "<image>\nA  cat"]
+    assert (sample.ids == IMAGE_TOKEN).sum() == 2
+
+
+def test_text_only_records_keep_tags_as_text_and_are_cut(tok):
+    sample = compat_sample(record("<image>\nWhat?", "A cat"), tok, "v1", max_length=20)
+    assert IMAGE_TOKEN not in sample.ids
+    assert len(sample.ids) == 20
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("Say ASSISTANT: no", "the cat"),  # one more answer mark than answers
+        ("What?", ""),
+        ("What?", "A", "And?"),
+    ],
+)
+def test_samples_the_original_gives_up(tok, texts):
+    sample = compat_sample(record(*texts), tok, "v1")
+    assert sample.mismatch is not None
+    assert (sample.labels == IGNORE).all()
+
+
+def test_failures_name_the_sample(tok):
+    bad = record("a", "b")
+    bad["conversations"][1]["from"] = "human"
+    with pytest.raises(SampleError, match="sample r1"):
+        compat_sample(bad, tok, "v1")
+    with pytest.raises(SampleError, match="sample r1"):
+        compat_sample(record("no tag", "caption", image="a"), tok, "plain")
+    with pytest.raises(SampleError, match="sample r1"):
+        compat_sample(record(), tok, "v1")
+
+
+def test_collate(tok):
+    samples = [compat_sample(record("What?", "A cat" * n), tok, "v1") for n in (1, 40)]
+    batch = collate_compat(samples, tok, max_length=70)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, 70)
+    short = len(samples[0].ids)
+    assert batch["attention_mask"].sum(axis=1).tolist() == [short, 70]
+    assert (batch["labels"][0, short:] == IGNORE).all()
+
+
+def test_lengths():
+    rows = [record("a b\nc", "d", image="x"), record("a", "b c")]
+    assert lengths(rows) == [132, 3]
+    assert modality_lengths(rows) == [4, -3]
+    assert modality_lengths([{"conversations": [{"from": "human"}, 3]}, {}]) == [0, 0]
+
+
+# The original's labels -------------------------------------------------------------------------
+
+
+def golden_files():
+    folder = SHARED / "golden" / "preprocess"
+    names = sorted(p.name.removesuffix(".jsonl.gz") for p in folder.glob("*.jsonl.gz"))
+    return [n for n in names if not n.startswith("collator")] or ["v1"]
+
+
+def read_rows(name):
+    path = shared("golden") / "preprocess" / f"{name}.jsonl.gz"
+    return [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
+
+
+def set_up(name):
+    """(tokenizer, version, use_im_start_end) of a file."""
+    version = name.replace("_legacy", "").replace("_imse", "")
+    folder = shared("golden") / "model" / "fullvocab" / "llava"
+    tokenizer = Tokenizer.load(folder, legacy="_legacy" in name)
+    if version == "v0":
+        tokenizer = tokenizer.with_tokens(["[PAD]"], pad_token="[PAD]")
+    if "_imse" in name:
+        tokenizer = tokenizer.with_tokens(["<im_start>", "<im_end>"])
+    return tokenizer, version, "_imse" in name
+
+
+def wanted_labels(row):
+    labels = np.full(len(row["input_ids"]), IGNORE)
+    for a, b in row["labels_spans"]:
+        labels[a:b] = row["input_ids"][a:b]
+    return labels
+
+
+@pytest.mark.parametrize("name", golden_files())
+def test_golden_preprocess(name):
+    tokenizer, version, imse = set_up(name)
+    for row in read_rows(name):
+        try:
+            sample = compat_sample(
+                row["sample"],
+                tokenizer,
+                version,
+                max_length=row["model_max_length"],
+                use_im_start_end=imse,
+            )
+        except LlavaError:
+            assert "error" in row, row["kind"]
+            continue
+        if "error" in row:
+            continue
+        assert sample.turns == row["processed"]
+        assert sample.ids.tolist() == row["input_ids"], row["kind"]
+        assert sample.labels.tolist() == wanted_labels(row).tolist(), row["kind"]
+        if row["mismatch"]:
+            assert sample.mismatch
+            assert "{} vs. {}.".format(*sample.mismatch) in row["warning"]
+        else:
+            assert sample.mismatch is None
+
+
+ORDINARY = ("txt", "img_first", "img_last", "img_middle", "img_two_same", "img_two_turns")
+ORDINARY += ("img_later", "img_gpt", "img_notoken", "img_long", "txt_long")
+
+
+@pytest.mark.parametrize("name", [n for n in golden_files() if n != "mpt"])
+def test_right_labels_equal_the_originals_on_ordinary_samples(name):
+    """mpt is left out: with this tokenizer the original's sums go wrong on ordinary samples too."""
+    tokenizer, version, imse = set_up(name)
+    compared = 0
+    for row in read_rows(name):
+        if "error" in row or row["mismatch"] or row["kind"] not in ORDINARY:
+            continue
+        maker = ExampleMaker(tokenizer, version=version, max_length=None, use_im_start_end=imse)
+        example = maker(row["sample"])
+        cut = len(row["input_ids"])  # text-only rows were cut at model_max_length
+        labels = np.where(wanted_labels(row) == IMAGE_TOKEN, IGNORE, wanted_labels(row))
+        assert example.input_ids[:cut].tolist() == row["input_ids"], row["kind"]
+        assert example.labels[:cut].tolist() == labels.tolist(), row["kind"]
+        compared += 1
+    assert compared >= 3
+
+
+def test_golden_collator():
+    tokenizer, _, _ = set_up("v1")
+    for row in read_rows("collator_v1"):
+        samples = []
+        for sample in row["samples"]:
+            try:
+                made = compat_sample(sample, tokenizer, "v1", max_length=row["model_max_length"])
+            except LlavaError:
+                continue
+            samples.append(made)
+        batch = collate_compat(samples, tokenizer, max_length=row["model_max_length"])
+        for key, values in batch.items():
+            assert values.tolist() == row[key], key
+
+
+def test_golden_lengths():
+    want = json.loads((shared("golden") / "preprocess" / "lengths.json").read_text("utf-8"))
+    assert lengths(want["samples"]) == want["lengths"]
+    assert modality_lengths(want["samples"]) == want["modality_lengths"]

@@ -1,0 +1,127 @@
+import json
+
+import pytest
+
+from llava_jax.errors import ConfigError, LlavaError, PromptError
+from llava_jax.text.conversation import (
+    TEMPLATES,
+    find_template,
+    lay_out,
+    render,
+    template_for_model,
+)
+
+Q, A = (0, "Why?"), (1, "So.")
+
+
+def behind_system(name, messages):
+    return render(name, messages).removeprefix(TEMPLATES[name].system)
+
+
+def test_vicuna_v1():
+    assert behind_system("vicuna_v1", [Q, A, (0, "And?"), (1, None)]) == (
+        " USER: Why? ASSISTANT: So.</s>USER: And? ASSISTANT:"
+    )
+    assert TEMPLATES["vicuna_v1"].system.endswith("polite answers to the user's questions.")
+    assert TEMPLATES["llava_v1"].system.endswith("polite answers to the human's questions.")
+
+
+def test_llava_v0():
+    assert behind_system("llava_v0", [Q, A, (0, "And?"), (1, None)]) == (
+        "###Human: Why?###Assistant: So.###Human: And?###Assistant:"
+    )
+
+
+def test_built_in_example_comes_first():
+    text = render("v0", [Q, (1, None)])
+    assert text.endswith("social instability.\n###Human: Why?###Assistant:")
+    assert text.count("###Human: ") == 2
+
+
+def test_llama_2():
+    system = TEMPLATES["llava_llama_2"].system
+    assert render("llava_llama_2", [Q, A, (0, "And?"), (1, None)]) == (
+        f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\nWhy? [/INST] So. </s><s>[INST] And? [/INST]"
+    )
+    assert render("mistral_instruct", [Q, A, Q]) == "[INST] Why? [/INST] So. </s>[INST] Why? [/INST]"
+
+
+def test_mpt():
+    assert behind_system("mpt", [Q, A, (0, "And?"), (1, None)]) == (
+        "<|im_end|><|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\nSo.<|im_end|>"
+        "<|im_start|>user\nAnd?<|im_end|><|im_start|>assistant\n"
+    )
+
+
+def test_plain():
+    assert render("plain", [Q]) == "Why?\n"
+    with pytest.raises(PromptError, match="plain"):
+        render("plain", [Q, A])
+
+
+def test_first_message_with_an_image():
+    first = (0, ("What <image> is it?", object(), "Pad"))
+    assert "USER: <image>\nWhat  is it? ASSISTANT:" in render("vicuna_v1", [first, (1, None)])
+    assert behind_system("v1_mmtag", [first, (1, None)]) == (
+        " USER: <Image><image></Image> ASSISTANT: Received.</s>USER: What  is it? ASSISTANT:"
+    )
+
+
+def test_llama_2_must_start_with_the_user():
+    for messages in ([A], [(0, "")], [(0, None), A]):
+        with pytest.raises(PromptError, match="first message"):
+            render("llama_2", messages)
+
+
+@pytest.mark.parametrize("name", [n for n in TEMPLATES if TEMPLATES[n].style != "plain"])
+def test_pieces_join_to_the_text_and_know_the_answers(name):
+    pieces = lay_out(TEMPLATES[name], [Q, A])
+    assert "".join(p.content for p in pieces) == render(name, [Q, A])
+    assert [p.content for p in pieces if p.message == 0] == ["Why?"]
+    assert [p.content for p in pieces if p.message == 1] == ["So."]
+    answer = "".join(p.content for p in pieces if p.answer)
+    assert answer.strip().startswith("So.")
+    assert answer.endswith(TEMPLATES[name].stop_strings[0])
+
+
+def test_unknown_template():
+    with pytest.raises(ConfigError, match="vicuna_v2"):
+        find_template("vicuna_v2")
+
+
+def test_template_by_model_name():
+    assert template_for_model("liuhaotian/llava-v1.5-7b") == "llava_v1"
+    assert template_for_model("llava-llama-2-13b-chat") == "llava_llama_2"
+    assert template_for_model("llava-v1.6-mistral-7b") == "mistral_instruct"
+    assert template_for_model("llava-v1.6-34b") == "chatml_direct"
+    assert template_for_model("LLaVA-Lightning-MPT-7B") == "mpt"
+    assert template_for_model("llava-13b-delta-v0") == "llava_v0"
+
+
+def test_golden_templates(golden):
+    wanted = json.loads((golden / "prompts" / "templates.json").read_text("utf-8"))
+    assert set(wanted) == set(TEMPLATES)
+    for name, want in wanted.items():
+        have = TEMPLATES[name]
+        assert (have.system, list(have.roles), have.sep, have.sep2, have.version) == (
+            want["system"],
+            want["roles"],
+            want["sep"],
+            want["sep2"],
+            want["version"],
+        )
+        assert have.style.upper() == want["sep_style"]
+        assert len(have.examples) == want["n_messages"] == want["offset"]
+
+
+def test_golden_prompts(golden):
+    lines = (golden / "prompts" / "prompts.jsonl").read_text("utf-8").splitlines()
+    for row in map(json.loads, lines):
+        messages = [tuple(m) for m in row["messages"]]
+        if row["first_is_image_tuple"]:
+            messages[0] = (messages[0][0], (messages[0][1], None, "Pad"))
+        if "error" in row:
+            with pytest.raises(LlavaError):
+                render(row["template"], messages)
+        else:
+            assert render(row["template"], messages) == row["prompt"], row["template"]
