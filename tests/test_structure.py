@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "train": NETWORK | {"sharding", "text", "images", "data", "convert", "generate", "configs"},
     "chat": {"text", "images", "generate", "model"},
     "eval": {"text", "images", "generate", "model", "sharding"},
-    "inspect": {"text", "convert"},
+    "inspect": {"text", "convert", "data"},
     "configs": set(),
     "cli": set(),
     "__main__": {"cli"},

@@ -1,0 +1,264 @@
+"""`llava-jax inspect`: what a checkpoint is, or what training makes of a sample. Imports no jax."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_jax.errors import ConfigError, SampleError
+
+if TYPE_CHECKING:
+    from llava_jax.config import LlavaConfig
+    from llava_jax.convert.source import Source
+    from llava_jax.text.tokenizer import Tokenizer
+
+DATA_SUFFIXES = {".json", ".jsonl", ".ndjson"}
+SHIPPED = Path(__file__).parent / "assets"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `llava-jax inspect`: a checkpoint, or a data file and which sample of it."""
+    parser.add_argument(
+        "path", help="a checkpoint (folder, projector file or hub id), or a training data file"
+    )
+    whole = parser.add_argument_group("a checkpoint")
+    whole.add_argument("--tensors", action="store_true", help="list every parameter")
+    whole.add_argument("--json", action="store_true", help="print JSON instead of text")
+    whole.add_argument("--base", help="model that an adapter, projector or delta belongs to")
+    whole.add_argument("--vision-tower", help="CLIP folder or hub id, for one without its own")
+    whole.add_argument(
+        "--allow-pickle", action="store_true", help="read .bin files (their tensors, nothing else)"
+    )
+    sample = parser.add_argument_group("a training sample")
+    sample.add_argument(
+        "--sample", default="0", help="its place in the file, or its id (default 0)"
+    )
+    sample.add_argument(
+        "--model",
+        default="tiny",
+        help="checkpoint whose prompt, or tokenizer.model (default: the shipped tiny)",
+    )
+    sample.add_argument(
+        "--version", help="prompt and labels: v1, plain, ... (default: the model's)"
+    )
+    sample.add_argument(
+        "--turns",
+        choices=("conversation", "independent"),
+        default="conversation",
+        help="whether the questions of an image see each other",
+    )
+    sample.add_argument("--compat", action="store_true", help="the original's exact labels")
+    sample.add_argument("--tokens", action="store_true", help="list every token")
+    sample.add_argument("--color", choices=("auto", "always", "never"), default="auto")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what `args.path` is."""
+    if Path(args.path).suffix in DATA_SUFFIXES:
+        show_sample(args)
+        return 0
+    facts = checkpoint_facts(open_checkpoint(args.path, args), args.path)
+    print(json.dumps(facts, indent=2) if args.json else checkpoint_text(facts, args.tensors))
+    return 0
+
+
+# A checkpoint -----------------------------------------------------------------------------------
+
+
+def open_checkpoint(path: str, args: argparse.Namespace) -> Source:
+    """The checkpoint with nothing but headers read. Raises WeightError for what is wrong with it."""
+    from llava_jax.convert.opening import open_source
+    from llava_jax.convert.source import Options
+
+    if path == "tiny":
+        path = str(SHIPPED / "tiny")
+        if not Path(path).is_dir():
+            raise ConfigError("this installation has no tiny model", fix="name a checkpoint")
+    options = Options(
+        base=args.base, vision_tower=args.vision_tower, allow_pickle=args.allow_pickle
+    )
+    return open_source(path, options)
+
+
+def checkpoint_facts(source: Source, path: str) -> dict[str, Any]:
+    """Everything `inspect` knows of a checkpoint, JSON-ready.
+
+    "parameters" and "bytes" are totals; "parts" has them for each component, with the dtypes found.
+    """
+    from llava_jax.convert.detect import KINDS
+    from llava_jax.convert.lazy import dtype_name
+
+    tensors = {
+        name: {"shape": list(leaf.shape), "dtype": dtype_name(leaf.dtype), "bytes": leaf.nbytes}
+        for name, leaf in sorted(source.leaves.items())
+    }
+    parts: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        part = parts.setdefault(component(name), {"parameters": 0, "bytes": 0, "dtypes": Counter()})
+        part["parameters"] += size(tensor["shape"])
+        part["bytes"] += tensor["bytes"]
+        part["dtypes"][tensor["dtype"]] += size(tensor["shape"])
+    return {
+        "path": str(path),
+        "format": KINDS.get(source.kind, source.kind),
+        "config": source.config.to_dict(),
+        "image_tokens": source.config.image_tokens,
+        "parameters": sum(p["parameters"] for p in parts.values()),
+        "bytes": source.nbytes,
+        "parts": parts,
+        "files": [str(f) for f in source.files],
+        "tokenizer": str(source.tokenizer) if source.tokenizer else None,
+        "tensors": tensors,
+    }
+
+
+def component(name: str) -> str:
+    """The part of the model that the parameter `name` belongs to."""
+    if ".lora_" in name:
+        return "lora"
+    return "vision (not run)" if name.startswith("vision.tail.") else name.partition(".")[0]
+
+
+def checkpoint_text(facts: dict[str, Any], tensors: bool = False) -> str:
+    """The facts for a person: about ten lines, and one per parameter with `tensors`."""
+    config = facts["config"]
+    vision, language = config["vision"], config["language"]
+    kv_bytes = 2 * 2 * language["layers"] * language["kv_heads"] * language["head_width"]
+    per_side = vision["image_size"] // vision["patch_size"]
+    rows = [
+        ("format", facts["format"]),
+        (
+            "vision",
+            f"CLIP, {vision['image_size']} px, patch {vision['patch_size']} ({per_side}x{per_side}), "
+            f"{vision['layers']} layers, width {vision['width']}; "
+            f"features of layer {config['feature_layer']}",
+        ),
+        ("projector", f"{config['projector']}, {vision['width']} -> {language['width']}"),
+        (
+            "language",
+            f"{language['layers']} layers, width {language['width']}, {language['heads']} heads "
+            f"({language['kv_heads']} for keys), vocabulary {language['vocab_size']}",
+        ),
+        (
+            "prompt",
+            f"template {config['template']}, {facts['image_tokens']} tokens an image "
+            f"({config['image_aspect_ratio']}), "
+            + (f"at most {config['max_length']} tokens" if config["max_length"] else "any length"),
+        ),
+    ]
+    if config["lora"]:
+        rows.append(("lora", f"rank {config['lora']['rank']}, alpha {config['lora']['alpha']:g}"))
+    rows += [
+        ("weights", f"{facts['parameters']:,} parameters, {in_bytes(facts['bytes'])}"),
+        *((f"  {name}", part_text(part)) for name, part in facts["parts"].items()),
+        ("cache", f"{in_bytes(kv_bytes)} a token in bf16"),
+        ("tokenizer", facts["tokenizer"] or "none: its files are missing"),
+        ("files", file_list(facts["files"])),
+    ]
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [facts["path"], *(f"  {name:{width}}{text}" for name, text in rows)]
+    if tensors:
+        lines += [
+            f"  {name}  {t['dtype']}{t['shape']}  {in_bytes(t['bytes'])}"
+            for name, t in facts["tensors"].items()
+        ]
+    return "\n".join(lines)
+
+
+def part_text(part: dict[str, Any]) -> str:
+    """One line about a component: how many parameters, in which types."""
+    types = ", ".join(name for name, _ in part["dtypes"].most_common())
+    return f"{part['parameters']:,} ({types}, {in_bytes(part['bytes'])})"
+
+
+def file_list(files: list[str], limit: int = 3) -> str:
+    """The names of the first files, and how many more there are."""
+    names = ", ".join(Path(f).name for f in files[:limit]) or "none"
+    return f"{names} and {len(files) - limit} more" if len(files) > limit else names
+
+
+def size(shape: list[int]) -> int:
+    """Number of elements."""
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+def in_bytes(n: float) -> str:
+    """A number of bytes for a person: 14.1 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+# A training sample ------------------------------------------------------------------------------
+
+
+def show_sample(args: argparse.Namespace) -> None:
+    """Prints a sample of the data file `args.path` as training would see it.
+
+    Raises SampleError when there is no such sample, or when training could not use it.
+    """
+    from llava_jax.data.records import check_record
+    from llava_jax.text.explain import explain
+    from llava_jax.text.sample import ExampleMaker
+
+    index, record = find_record(args.path, args.sample)
+    check_record(record, f"{Path(args.path).name}[{index}]")
+    tokenizer, config = prompt_of(args)
+    make = ExampleMaker(
+        tokenizer,
+        version=args.version or config.template,
+        max_length=config.max_length,
+        image_tokens=config.image_tokens,
+        turns=args.turns,
+        compat=args.compat,
+        use_im_start_end=config.use_im_start_end,
+    )
+    example = make(record, index)
+    colour = {"always": True, "never": False, "auto": None}[args.color]
+    print(
+        explain(
+            example, tokenizer, image_tokens=config.image_tokens, colour=colour, table=args.tokens
+        )
+    )
+    for note, count in sorted(make.notes.items()):
+        print(f"\nnote: {note} ({count})")
+
+
+def find_record(path: str, wanted: str) -> tuple[int, Any]:
+    """(index, record) of the sample whose id is `wanted`, else of the one in that place.
+
+    Ids go first: a place that is meant and an id that reads like it are told apart by the heading.
+    """
+    from llava_jax.data.records import read_records, record_id
+
+    records = read_records(path)
+    for i, record in enumerate(records):
+        if record_id(record, i) == wanted:
+            return i, record
+    if wanted.lstrip("-").isdigit() and -len(records) <= int(wanted) < len(records):
+        return int(wanted) % len(records), records[int(wanted)]
+    raise SampleError(
+        f"{path}: no sample {wanted!r}", fix=f"give an id, or a place from 0 to {len(records) - 1}"
+    )
+
+
+def prompt_of(args: argparse.Namespace) -> tuple[Tokenizer, LlavaConfig]:
+    """Tokenizer and settings of --model: a checkpoint, or a tokenizer.model with LLaVA-1.5's."""
+    from llava_jax.config import LlavaConfig
+    from llava_jax.text.tokenizer import Tokenizer
+
+    path = Path(args.model)
+    if path.suffix == ".model" and path.is_file():
+        return Tokenizer.load(path), LlavaConfig.v15_7b()
+    source = open_checkpoint(args.model, args)
+    if source.tokenizer is None:
+        raise ConfigError(f"{args.model}: there is no tokenizer.model")
+    return Tokenizer.load(source.tokenizer), source.config
