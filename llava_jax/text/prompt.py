@@ -109,7 +109,7 @@ class _Reader:
         self.found: list[Any] = []
 
     def read(self, content: Any, where: str) -> list[Part]:
-        items = [content] if isinstance(content, str) else content
+        items = [content] if isinstance(content, str | Mapping) else content
         if not isinstance(items, Sequence) or not items:
             raise PromptError(f"{where} has no content")
         groups = [self._read_item(item, where) for item in items]

@@ -51,6 +51,11 @@ def im_tok(tok) -> Tokenizer:
     return tok.with_tokens(["<im_start>", "<im_end>"])
 
 
+@pytest.fixture(scope="session")
+def legacy_im_tok(legacy_tok) -> Tokenizer:
+    return legacy_tok.with_tokens(["<im_start>", "<im_end>"])
+
+
 def trained_text(example, tokenizer) -> str:
     """The trained tokens of an example as text, `|` where untrained ones lie between."""
     from llava_jax.text.explain import text_of

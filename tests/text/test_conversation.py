@@ -43,7 +43,9 @@ def test_llama_2():
     assert render("llava_llama_2", [Q, A, (0, "And?"), (1, None)]) == (
         f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\nWhy? [/INST] So. </s><s>[INST] And? [/INST]"
     )
-    assert render("mistral_instruct", [Q, A, Q]) == "[INST] Why? [/INST] So. </s>[INST] Why? [/INST]"
+    assert (
+        render("mistral_instruct", [Q, A, Q]) == "[INST] Why? [/INST] So. </s>[INST] Why? [/INST]"
+    )
 
 
 def test_mpt():

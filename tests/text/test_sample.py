@@ -133,7 +133,10 @@ def test_turns_without_a_partner(tok):
         ({"id": 5}, "sample 5: no list of conversations"),
         ({"id": 5, "conversations": []}, "sample 5: the conversation is empty"),
         ({"conversations": [{"from": "human"}]}, "sample #3: turn 0 has no text"),
-        ({"id": "x", "conversations": [{"from": "system", "value": ""}]}, "sample x: turn 0 is from"),
+        (
+            {"id": "x", "conversations": [{"from": "system", "value": ""}]},
+            "sample x: turn 0 is from",
+        ),
         (record("a", "b", image=3), "sample r1: `image`"),
         (record("a", image=None), "sample r1: no turn has an answer"),
         (record("<image>", "b", image=["a", "b"]), "1 <image> tags for 2 images"),
