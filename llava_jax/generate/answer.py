@@ -11,14 +11,17 @@ from llava_jax.text.tokenizer import Tokenizer
 class Answer:
     """Ids become text, without special tokens and without white space around it.
 
-    The answer ends before the first of the `stop` strings, wherever it falls among tokens. Joined,
-    the pieces that `push` and `finish` return are `text`; what may turn out to be the start of a
+    The answer ends before the first of the `stop` strings, wherever it falls among tokens; a stop
+    string that is a token of its own (`<|im_end|>` of some models) ends it as that token. Joined, the
+    pieces that `push` and `finish` return are `text`; what may turn out to be the start of a
     stop string, half a character or trailing space is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         self._decoder = StreamDecoder(tokenizer)
         self._stop = tuple(s for s in stop if s)
+        special = tokenizer.special_tokens
+        self._stop_ids = {special[s] for s in self._stop if s in special}
         self._raw = ""
         self._shown = 0  # characters of the stripped text that were given out
         self.count = 0  # ids taken, the one that completed a stop string included
@@ -35,7 +38,11 @@ class Answer:
             if self.stopped:
                 break
             self.count += 1
-            self._add(self._decoder.push(int(id_)))
+            if int(id_) in self._stop_ids:
+                self._add(self._decoder.flush())
+                self.stopped = True
+            else:
+                self._add(self._decoder.push(int(id_)))
         return self._piece(self._raw if self.stopped else self._raw[: self._certain()])
 
     def finish(self) -> str:

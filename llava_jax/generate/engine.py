@@ -119,12 +119,15 @@ class Generator:
         if len(settings) != len(prompts):
             raise PromptError(f"{len(settings)} sampling settings for {len(prompts)} prompts")
         for i, prompt in enumerate(prompts):
-            name = "the prompt" if len(prompts) == 1 else f"prompt {i} of the batch"
-            check(prompt, self.config, name)
+            self.check(prompt, "the prompt" if len(prompts) == 1 else f"prompt {i} of the batch")
         reuse = None
         if after is not None and len(prompts) == 1 and after.state is not None:
             reuse = reusable(after, prompts[0], self.config)
         return Decoding(self, prompts, settings, keep_logits, after, reuse)
+
+    def check(self, prompt: Prompt, name: str = "the prompt") -> None:
+        """Raises PromptError, with `name` in it, for a prompt that `start` would refuse."""
+        check(prompt, self.config, name)
 
     def params(self):
         """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""

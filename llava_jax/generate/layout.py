@@ -53,7 +53,7 @@ def check(prompt: Prompt, config: LlavaConfig, name: str = "the prompt") -> None
     length, limit = prompt.positions(config), config.language.max_positions
     if length >= limit:
         images = len(prompt.images)
-        part = f", {images * config.image_tokens} of them for {images} images" if images else ""
+        part = f", {images * config.image_tokens} of them for {images} image(s)" if images else ""
         raise PromptError(
             f"{name} takes {length} positions{part}; the model has {limit}, the answer included",
             fix="shorten the conversation or show fewer images",

@@ -1,13 +1,17 @@
 """A model of a few thousand parameters, and prompts for it."""
 
+import io
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import sentencepiece
 
 from llava_jax.config import LanguageConfig, LlavaConfig, VisionConfig
 from llava_jax.generate import Generator, Prompt
 from llava_jax.llava import abstract_params
+from llava_jax.model import LlavaModel
+from llava_jax.text.tokenizer import Tokenizer
 
 VOCAB = 61
 LANGUAGE = LanguageConfig(
@@ -55,6 +59,30 @@ def prompt(length: int, images: int = 0, seed: int = 0) -> Prompt:
     ids[rng.choice(length, images, replace=False)] = -200
     pictures = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     return Prompt(ids, tuple(pictures))
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """BPE with byte fallback, as LLaMA's."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["USER: what is this? ASSISTANT: a red disc on a table"] * 9),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=3,
+    )
+    return Tokenizer(out.getvalue())
+
+
+@cache
+def model() -> LlavaModel:
+    """A random model that talks nonsense, with a tokenizer."""
+    language = replace(LANGUAGE, vocab_size=320, max_positions=512)
+    config = replace(CONFIG, language=language)
+    return LlavaModel(config, params(config), tokenizer())
 
 
 MIXED = [prompt(5, 1), prompt(12), prompt(9, 2), prompt(1)]

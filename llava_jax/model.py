@@ -1,0 +1,429 @@
+"""The user's view of a model: load it, show it images, ask it things.
+
+    import llava_jax
+    model = llava_jax.load("llava-hf/llava-1.5-7b-hf")
+    print(model.generate("What is this?", "cat.jpg").text)
+
+Every image passes llava_jax.images.gate; every prompt is laid out by llava_jax.text.prompt.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator as GeneratorType
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from llava_jax.config import LlavaConfig
+from llava_jax.errors import ConfigError, ImageError, LlavaError, PromptError
+from llava_jax.generate import Answer, Decoding, Generator, Output, Prompt, Sampling
+from llava_jax.generate.request import (
+    Image,
+    Messages,
+    Reply,
+    Request,
+    image_list,
+    with_images,
+)
+from llava_jax.images.gate import decode_data_uri, open_image
+from llava_jax.images.preprocess import to_pixels
+from llava_jax.text.prompt import build_prompt
+from llava_jax.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from llava_jax.convert import Checkpoint
+
+ASSETS = Path(__file__).parent / "assets"
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+class _Ready(NamedTuple):
+    """A request as ids. The images are not opened yet."""
+
+    ids: np.ndarray
+    images: tuple[Image, ...]
+    sampling: Sampling
+    stop: tuple[str, ...]
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
+    vision_tower: str | Path | None = None,
+) -> LlavaModel:
+    """Loads a model: a checkpoint folder of any supported layout, a hub id, or "tiny".
+
+    dtype: "float32" or "bfloat16", of parameters and activations. None is float32 on CPU, where
+    bfloat16 is 20 times slower, and bfloat16 elsewhere.
+    mesh: spreads the model over devices. base: what a LoRA or projector checkpoint belongs to.
+    allow_pickle: read `.bin` files (as weights only).
+    "tiny" is the small checkpoint that comes with this package: it knows coloured shapes.
+    Raises WeightError or ConfigError, naming the file or key.
+    """
+    from llava_jax.convert import load_checkpoint
+
+    if str(path) == "tiny":
+        path = ASSETS / "tiny"
+        if not path.is_dir():
+            raise ConfigError("this installation has no tiny model", fix="llava-jax quickstart")
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown", fix=f"one of {', '.join(DTYPES)}")
+    checkpoint = load_checkpoint(
+        path,
+        base=base,
+        vision_tower=vision_tower,
+        allow_pickle=allow_pickle,
+        dtype=DTYPES[dtype],
+        mesh=mesh,
+    )
+    if checkpoint.tokenizer is None:
+        raise ConfigError(f"{path}: there is no tokenizer.model")
+    tokenizer = Tokenizer.load(checkpoint.tokenizer)
+    return LlavaModel(
+        checkpoint.config, checkpoint.params, tokenizer, mesh=mesh, source=checkpoint, consume=True
+    )
+
+
+class LlavaModel:
+    """A model with its tokenizer.
+
+    config, params: as in llava_jax.llava (flat names, stacked layers). source: the checkpoint that
+    the parameters are from, if any; `save` keeps what else it holds. consume: see Generator.
+    generator: the compiled part, for those who have token ids and pixels already.
+
+    Raises ConfigError when the tokenizer has more tokens than the model.
+    """
+
+    def __init__(
+        self,
+        config: LlavaConfig,
+        params: dict[str, Any],
+        tokenizer: Tokenizer,
+        *,
+        mesh: Mesh | None = None,
+        source: Checkpoint | None = None,
+        consume: bool = False,
+    ):
+        if len(tokenizer) > config.language.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model {config.language.vocab_size}"
+            )
+        ends = tuple(dict.fromkeys((config.language.eos_id, tokenizer.eos_id)))
+        self.config, self.tokenizer = config, tokenizer
+        self.generator = Generator(config, params, mesh=mesh, consume=consume, eos_ids=ends)
+        self._source = replace(source, params={}) if source else None
+
+    # Asking --------------------------------------------------------------------------------------
+
+    def generate(self, messages: Messages, images: Any = None, **settings) -> Reply:
+        """Answers `messages` about `images` (one or a list). `settings` are fields of Request.
+
+        Raises PromptError, ImageError or ConfigError for what cannot be asked.
+        """
+        stream = self.stream(messages, images, **settings)
+        stream.run()
+        return stream.reply
+
+    def stream(self, messages: Messages, images: Any = None, **settings) -> Stream:
+        """Like `generate`, but iterates over pieces of the text as they come."""
+        return Stream(self, self._prepare(Request(messages, image_list(images), **settings)))
+
+    def generate_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        batch_size: int = 16,
+        progress: bool | Callable[[int, int], None] = False,
+        on_error: str = "raise",
+    ) -> list[Reply]:
+        """Answers many requests, batched by like lengths; replies come in the requests' order.
+
+        progress: True for a bar, or a function of (answered, all). on_error: "raise", or "reply" for
+        a Reply with finish_reason "error" in place of what cannot be asked.
+        Every reply is the one `generate` gives.
+        """
+        replies: list[Reply | None] = [None] * len(requests)
+        ready: dict[int, _Ready] = {}
+        for i, request in enumerate(requests):
+            try:
+                ready[i] = self._prepare(request)
+            except LlavaError as error:
+                replies[i] = _refused(error, on_error)
+        order = sorted(ready, key=lambda i: (len(ready[i].images), len(ready[i].ids)))
+        report, close = _progress(progress, len(requests))
+        report(len(requests) - len(ready))
+        for start in range(0, len(order), max(1, batch_size)):
+            part = order[start : start + max(1, batch_size)]
+            for i, reply in self._answer({i: ready[i] for i in part}, on_error).items():
+                replies[i] = reply
+            report(len(part))
+        close()
+        return [reply for reply in replies if reply is not None]
+
+    def chat(self, **settings) -> Conversation:
+        """A conversation that remembers. `settings` are fields of Request, for every answer."""
+        return Conversation(self, **settings)
+
+    # Keeping -------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, to: str = "jax", overwrite: bool = False) -> Path:
+        """Writes the model and its tokenizer to a folder: to "jax", "hf" or "original"."""
+        from llava_jax.convert import Checkpoint, save_checkpoint
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save(folder)
+            source = self._source or Checkpoint(self.config, {}, Path(folder))
+            whole = replace(source, params=dict(self.generator.params()))
+            return save_checkpoint(whole, path, to=to, overwrite=overwrite)
+
+    # Preparing -----------------------------------------------------------------------------------
+
+    def pixels(self, image: Image, *, name: str = "the image", exif: bool = False) -> np.ndarray:
+        """What the tower sees of an image: uint8[S, S, 3] (float32 if it came normalised).
+
+        exif: turn a photograph upright; the original does not, so that is the default.
+        Raises ImageError.
+        """
+        size = self.config.vision.image_size
+        if isinstance(image, np.ndarray):
+            if image.dtype == np.float32 and image.shape == (size, size, 3):
+                return image
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                what = f"{image.dtype}{list(image.shape)}"
+                raise ImageError(f"{name}: {what} is not uint8[H, W, 3]", code="unknown_format")
+            from PIL.Image import fromarray
+
+            return to_pixels(fromarray(image), self.config)
+        if isinstance(image, str) and image.startswith("data:"):
+            image = decode_data_uri(image, name=name)
+        if isinstance(image, str | Path):
+            if str(image).startswith(("http://", "https://")):
+                raise ImageError(
+                    f"{name}: addresses are not fetched", code="not_found", fix="download it first"
+                )
+            return to_pixels(open_image(image, exif=exif), self.config)
+        if isinstance(image, bytes):
+            return to_pixels(open_image(image, name=name, exif=exif), self.config)
+        if hasattr(image, "convert"):  # PIL's
+            return to_pixels(image.convert("RGB"), self.config)
+        raise ImageError(f"{name}: a {type(image).__name__} is no image", code="unknown_format")
+
+    def _prepare(self, request: Request) -> _Ready:
+        seed = request.seed
+        if seed is None:
+            seed = secrets.randbits(32) if request.temperature else 0
+        sampling = Sampling(
+            request.temperature, request.top_k, request.top_p, seed, request.max_new_tokens
+        )
+        if isinstance(request.stop, str):
+            raise PromptError("stop must be a list of texts", fix=f"stop=[{request.stop!r}]")
+        prompt = build_prompt(
+            with_images(request.messages, request.images, request.system),
+            self.tokenizer,
+            request.template or self.config.template,
+            use_im_start_end=self.config.use_im_start_end,
+        )
+        stop = tuple(dict.fromkeys((*prompt.stop, *request.stop)))
+        return _Ready(np.asarray(prompt.ids, np.int32), prompt.images, sampling, stop)
+
+    def _open(self, ready: _Ready) -> Prompt:
+        several = len(ready.images) > 1
+        names = [f"image {i + 1}" if several else "the image" for i in range(len(ready.images))]
+        pixels = (self.pixels(i, name=n) for i, n in zip(ready.images, names))
+        return Prompt(ready.ids, tuple(pixels))
+
+    def _answer(self, ready: dict[int, _Ready], on_error: str) -> dict[int, Reply]:
+        """One batch. Keys are the requests' places."""
+        replies, prompts = {}, {}
+        for i, one in ready.items():
+            try:
+                prompt = self._open(one)
+                self.generator.check(prompt)
+                prompts[i] = prompt
+            except LlavaError as error:
+                replies[i] = _refused(error, on_error)
+        rows = list(prompts)
+        if not rows:
+            return replies
+        answers = [Answer(self.tokenizer, ready[i].stop) for i in rows]
+
+        def stop(row: int, ids: list[int]) -> int | None:
+            answers[row].push(ids[answers[row].count :])
+            return answers[row].count if answers[row].stopped else None
+
+        outputs = self.generator.generate(
+            [prompts[i] for i in rows], [ready[i].sampling for i in rows], stop=stop
+        )
+        for i, answer, output in zip(rows, answers, outputs):
+            answer.finish()
+            replies[i] = _reply(answer, output, ready[i].sampling)
+        return replies
+
+
+class Stream:
+    """One answer as it comes: iterate for pieces of text; `reply` is what there is so far.
+
+    Closing it early, or leaving the loop, ends the answer with finish_reason "cancelled".
+    """
+
+    def __init__(self, model: LlavaModel, ready: _Ready, after: Decoding | None = None):
+        self._answer, self._sampling = Answer(model.tokenizer, ready.stop), ready.sampling
+        # The first token is chosen here, so that what cannot be asked fails before any output.
+        self.decoding = model.generator.start([model._open(ready)], ready.sampling, after=after)
+        self._finished = False
+        self._pieces = self._run(pause=0.05)
+
+    @property
+    def reply(self) -> Reply:
+        """The answer so far; whole once the iteration has ended."""
+        (output,) = self.decoding.outputs()
+        reply = _reply(self._answer, output, self._sampling)
+        return reply if self._finished else replace(reply, finish_reason="cancelled")
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Ends the answer here."""
+        self._pieces.close()
+
+    def run(self) -> None:
+        """Answers to the end, in steps as large as possible."""
+        self._pieces = self._run(pause=None)
+        for _ in self._pieces:
+            pass
+
+    def _run(self, pause: float | None) -> GeneratorType[str, None, None]:
+        """pause: seconds between pieces to aim at; few tokens a step on a slow machine."""
+        decoding, answer = self.decoding, self._answer
+        count = 2
+        while True:
+            piece = answer.push(decoding.ids[0][answer.count :])
+            if answer.stopped:
+                decoding.end(0, keep=answer.count)
+            if piece:
+                yield piece
+            if not decoding.running:
+                break
+            before = time.monotonic()
+            decoding.advance() if pause is None else decoding.advance(count)
+            if pause is not None:
+                quick = time.monotonic() - before < pause
+                count = min(2 * count, 16) if quick else max(count // 2, 1)
+        self._finished = True
+        piece = answer.finish()
+        if piece:
+            yield piece
+
+
+class Conversation:
+    """Turns that build on each other. `messages` is the record, and may be changed.
+
+    The keys and values of what was already read are kept for the next turn.
+    settings: fields of Request other than messages and images. exif: see LlavaModel.pixels.
+    """
+
+    def __init__(self, model: LlavaModel, *, exif: bool = False, **settings):
+        self.model, self.settings, self.exif = model, settings, exif
+        self.messages: list[dict[str, Any]] = []
+        self._last: Decoding | None = None
+        Request("", **settings)  # raises TypeError for an unknown setting
+
+    def reset(self) -> None:
+        """Forgets everything said and shown."""
+        self.messages, self._last = [], None
+
+    def say(self, text: str, images: Any = None) -> Reply:
+        """Asks, remembers question and answer, and returns the answer."""
+        stream = self.stream(text, images)
+        for _ in stream:
+            pass
+        return stream.reply
+
+    def stream(self, text: str, images: Any = None) -> _Turn:
+        """Like `say`, piece by piece. An answer that is closed early is remembered as far as it came.
+
+        Raises as LlavaModel.generate does; the conversation is then as before.
+        """
+        # Opened once: what comes out of `pixels` is left as it is when it goes in again.
+        shown = [
+            {"type": "image", "image": self.model.pixels(image, exif=self.exif)}
+            for image in image_list(images)
+        ]
+        asked = {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
+        ready = self.model._prepare(Request([*self.messages, asked], **self.settings))
+        return _Turn(self, asked, ready)
+
+
+class _Turn(Stream):
+    """The answer to one turn; the conversation remembers it when it ends."""
+
+    def __init__(self, conversation: Conversation, asked: dict[str, Any], ready: _Ready):
+        last, conversation._last = conversation._last, None
+        super().__init__(conversation.model, ready, last)
+        self._conversation, self._asked = conversation, asked
+
+    def _run(self, pause: float | None) -> GeneratorType[str, None, None]:
+        conversation, kept = self._conversation, self.decoding
+        try:
+            yield from super()._run(pause)
+        except KeyboardInterrupt:
+            kept = None  # the cache may have been handed over and not taken back
+            raise
+        finally:
+            if self.reply.text:  # a turn without an answer could not be laid out again
+                said = {"role": "assistant", "content": self.reply.text}
+                conversation.messages += [self._asked, said]
+            conversation._last = kept
+
+
+# Small parts --------------------------------------------------------------------------------------
+
+
+def _reply(answer: Answer, output: Output, sampling: Sampling) -> Reply:
+    return Reply(
+        answer.text,
+        output.ids,
+        output.finish_reason,
+        output.prompt_positions,
+        output.logprobs,
+        sampling.seed,
+    )
+
+
+def _refused(error: LlavaError, on_error: str) -> Reply:
+    if on_error == "raise":
+        raise error
+    return Reply("", (), "error", error=str(error))
+
+
+def _progress(progress: bool | Callable[[int, int], None], total: int):
+    """(function that takes how many more are answered, function that ends the display)."""
+    if not callable(progress):
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, desc="answers", disable=not progress, dynamic_ncols=True)
+        return bar.update, bar.close
+    done = 0
+
+    def report(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return report, lambda: None

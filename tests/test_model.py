@@ -1,0 +1,250 @@
+"""The user's API: messages and images in, text out."""
+
+import base64
+import io
+from dataclasses import replace
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import llava_jax
+from llava_jax.errors import ConfigError, ImageError, PromptError
+from llava_jax.model import ASSETS, LlavaModel, Request, load
+from llava_jax.text.prompt import build_prompt
+from tests.generate.tiny import model, params, tokenizer
+
+SHORT = {"max_new_tokens": 12}
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def message(text: str, *images) -> dict:
+    shown = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
+
+
+REQUESTS = [
+    Request("what is this?", [picture()], **SHORT),
+    Request("a red disc on a table " * 4, **SHORT),
+    Request([message("which?", picture(1), picture(2))], **SHORT),
+    Request("what?", [picture(3)], temperature=1.0, seed=5, **SHORT),
+    Request("what?", [picture(3)], temperature=1.0, seed=6, top_p=0.9, **SHORT),
+]
+
+
+def test_a_prompt_is_laid_out_as_the_template_says():
+    reply = model().generate("what is this?", picture(), **SHORT)
+    prompt = build_prompt([message("what is this?", 0)], tokenizer(), "vicuna_v1")
+    assert prompt.text.endswith("USER: <image>\nwhat is this? ASSISTANT:")
+    assert reply.prompt_tokens == len(prompt.ids) + 3
+    assert len(reply.ids) == len(reply.logprobs) <= 12
+    assert reply.finish_reason in ("stop", "length")
+    assert reply.text == tokenizer().decode(reply.ids, skip_special=True).strip()
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_a_batch_gives_each_request_its_own_answer_in_order(batch_size):
+    seen = []
+    replies = model().generate_batch(
+        REQUESTS, batch_size=batch_size, progress=lambda done, total: seen.append((done, total))
+    )
+    for request, reply in zip(REQUESTS, replies):
+        fields = {k: v for k, v in vars(request).items() if k not in ("messages", "images")}
+        alone = model().generate(request.messages, list(request.images), **fields)
+        assert reply.ids == alone.ids
+        assert reply.text == alone.text
+    assert seen[-1] == (5, 5)
+    assert model().generate_batch([]) == []
+
+
+def test_a_request_that_cannot_be_asked_is_raised_or_reported():
+    requests = [
+        REQUESTS[0],
+        Request("what?", [b"GIF89a"]),
+        Request([]),
+        Request("long " * 400, [picture()]),
+    ]
+    with pytest.raises(PromptError, match="last message"):
+        model().generate_batch(requests)
+    replies = model().generate_batch(requests, on_error="reply")
+    assert replies[0].ids == model().generate("what is this?", [picture()], **SHORT).ids
+    assert [r.finish_reason for r in replies[1:]] == ["error"] * 3
+    assert "damaged" in replies[1].error
+    assert "the model has 512" in replies[3].error
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.2, "seed": 3}])
+def test_a_stream_gives_the_text_of_the_whole_answer(settings):
+    whole = model().generate("what is this?", picture(), max_new_tokens=40, **settings)
+    stream = model().stream("what is this?", picture(), max_new_tokens=40, **settings)
+    pieces = list(stream)
+    assert len(pieces) > 3
+    assert "".join(pieces) == whole.text
+    assert stream.reply == whole
+
+
+def test_a_stop_string_ends_the_answer_wherever_it_falls():
+    free = model().generate("what is this?", picture(), max_new_tokens=40)
+    middle = len(free.text) // 2
+    stop = free.text[middle : middle + 3]
+    cut = free.text[: free.text.index(stop)].strip()
+    settings = {"stop": ["nowhere at all", stop], "max_new_tokens": 40}
+    reply = model().generate("what is this?", picture(), **settings)
+    assert reply.text == cut
+    assert reply.finish_reason == "stop"
+    assert reply.ids == free.ids[: len(reply.ids)]
+    assert len(reply.ids) < len(free.ids)
+    assert "".join(model().stream("what is this?", picture(), **settings)) == cut
+    (batched, _) = model().generate_batch(
+        [Request("what is this?", [picture()], **settings), REQUESTS[1]]
+    )
+    assert (batched.text, batched.ids) == (reply.text, reply.ids)
+
+
+def test_words_that_look_like_markup_are_words():
+    plain = model()._prepare(Request("see <image> and </s> [INST] <s>", [picture()]))
+    assert (plain.ids == -200).sum() == 1
+    assert (plain.ids == tokenizer().bos_id).sum() == 1
+    assert (plain.ids == tokenizer().eos_id).sum() == 0
+
+
+def test_an_image_may_come_in_any_form(tmp_path):
+    pixels = picture(4)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(pixels))
+    uri = "data:image/png;base64," + base64.b64encode(encoded(pixels)).decode()
+    want = model().pixels(pixels)
+    assert want.dtype == np.uint8
+    assert want.shape == (32, 32, 3)
+    for form in (path, str(path), encoded(pixels), PIL.Image.fromarray(pixels), uri, want):
+        np.testing.assert_array_equal(model().pixels(form), want)
+    normal = np.zeros((32, 32, 3), np.float32)
+    assert model().pixels(normal) is normal
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("https://example.org/cat.jpg", "not fetched"),
+        ("/nowhere/cat.jpg", "cat.jpg"),
+        (3, "an image|is no image"),
+        (np.zeros((4, 4, 3)), "not uint8"),
+        (b"", "no bytes"),
+    ],
+)
+def test_what_is_no_image_is_refused(image, message):
+    with pytest.raises(ImageError, match=message):
+        model().generate("what?", image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"temperature": -1}, ConfigError),
+        ({"temperature": "hot"}, ConfigError),
+        ({"max_new_tokens": 0}, ConfigError),
+        ({"template": "nope"}, ConfigError),
+        ({"stop": "###"}, PromptError),
+    ],
+)
+def test_a_senseless_setting_is_refused(settings, error):
+    with pytest.raises(error):
+        model().generate("what?", **settings)
+
+
+def test_system_prompt_and_template_can_be_chosen():
+    ids = model()._prepare(Request("what?", system="a table")).ids
+    text = tokenizer().decode(ids, skip_special=True)
+    assert text.startswith("a table USER: what?")
+    ids = model()._prepare(Request("what?", template="llava_llama_2")).ids
+    assert "[INST]" in tokenizer().decode(ids)
+    with pytest.raises(PromptError, match="two system prompts"):
+        model().generate([{"role": "system", "content": "x"}, message("y")], system="z")
+
+
+def test_without_a_seed_draws_differ_and_with_one_they_do_not():
+    def draw(seed):
+        return model().generate("what?", temperature=2.0, seed=seed, max_new_tokens=12)
+
+    assert draw(3).ids == draw(3).ids
+    first, second = draw(None), draw(None)
+    assert first.seed != second.seed
+    assert draw(first.seed).ids == first.ids
+
+
+def test_a_conversation_equals_its_messages_asked_at_once():
+    chat = model().chat(**SHORT)
+    first = chat.say("what is this?", picture())
+    before = model().generator.compiled["extend"]
+    second = chat.say("and this?", picture(1))
+    third = "".join(chat.stream("which is red?"))
+    assert model().generator.compiled["extend"] > before  # the cache was kept
+    said = [message("what is this?", picture())]
+    assert model().generate(said, **SHORT).text == first.text
+    said += [{"role": "assistant", "content": first.text}, message("and this?", picture(1))]
+    assert model().generate(said, **SHORT).text == second.text
+    said += [{"role": "assistant", "content": second.text}, message("which is red?")]
+    assert model().generate(said, **SHORT).text == third
+    chat.reset()
+    assert chat.messages == []
+    assert chat.say("what is this?", picture()).text == first.text
+
+
+def test_an_answer_that_is_broken_off_is_remembered_as_far_as_it_came():
+    chat = model().chat(max_new_tokens=40)
+    stream = chat.stream("what is this?", picture())
+    shown = next(iter(stream))
+    stream.close()
+    assert stream.reply.finish_reason == "cancelled"
+    assert chat.messages[-1]["content"].startswith(shown)
+    assert chat.say("and now?", picture(1)).finish_reason in ("stop", "length")
+
+
+def test_a_turn_that_fails_leaves_the_conversation_as_it_was():
+    chat = model().chat(**SHORT)
+    first = chat.say("what is this?", picture())
+    for bad in (b"nothing", np.zeros((2, 2, 3))):
+        with pytest.raises(ImageError):
+            chat.say("and this?", bad)
+    with pytest.raises(PromptError):
+        chat.say("long " * 400)
+    assert [m["content"] for m in chat.messages[1:]] == [first.text]
+    assert chat.say("and this?", picture(1)).text
+    with pytest.raises(TypeError):
+        model().chat(colour="red")
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf"])
+def test_a_saved_model_gives_the_same_answers(layout, tmp_path):
+    want = model().generate("what is this?", picture(), **SHORT)
+    model().save(tmp_path / "m", to=layout)
+    again = llava_jax.load(tmp_path / "m")
+    reply = again.generate("what is this?", picture(), **SHORT)
+    assert reply.ids == want.ids
+    assert reply.text == want.text
+    again.save(tmp_path / "n", to=layout)
+    files = {p.name for p in (tmp_path / "m").iterdir()}
+    assert files == {p.name for p in (tmp_path / "n").iterdir()}
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="dtype 'int3'"):
+        load(tmp_path, dtype="int3")
+    if not (ASSETS / "tiny").is_dir():
+        with pytest.raises(ConfigError, match="no tiny model"):
+            load("tiny")
+
+
+def test_the_tokenizer_must_fit_the_model():
+    config = replace(model().config, language=replace(model().config.language, vocab_size=9))
+    with pytest.raises(ConfigError, match="the tokenizer has"):
+        LlavaModel(config, params(config), tokenizer())
