@@ -49,6 +49,7 @@ def get_config() -> Any:
     c.data.holdout_seed = 0
     c.data.bad_samples = "skip"  # or "error"
     c.data.bad_limit = 0.1
+    c.data.compat = False  # the original's exact labels, whole-sample masking and all
     c.data.cache_images = False
     c.data.cache_mb = 2048
     c.data.augment = ""  # "shift4", "flip_shift4": for small made data sets

@@ -17,7 +17,37 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from llava_jax.configs import common
-from llava_jax.quickstart.settings import tiny_defaults
+
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+
+
+def tiny() -> ConfigDict:
+    """How the starting model is made: values for some ten thousand pictures of 64 x 64 pixels."""
+    t = ConfigDict()
+    t.vocabulary = 620
+    t.phrases = (  # beside the prompts, what becomes a single token
+        *("What", "Which", "Where", "Describe the image concisely.", "Describe the image as JSON."),
+        *(
+            ' [{"color": "',
+            '[{"color": "',
+            '", "shape": "',
+            '", "place": "',
+            '"}, {"color": "',
+            '"}]',
+        ),
+        *PLACES,
+        *(f" {place}" for place in PLACES),
+    )
+    t.image_size, t.patch_size = 64, 16
+    t.tower_width, t.tower_layers = 96, 3
+    t.feature_layer = -1
+    t.language_width, t.language_layers, t.language_mlp = 96, 2, 256
+    t.batch_size = 64
+    t.tower_lr, t.tower_steps = 0.02, 600
+    t.language_lr, t.language_steps = 0.02, 150
+    t.language_records = 4000
+    t.caption_rows = 4  # rows of a language batch that hold captions, several in each
+    return t
 
 
 def get_config():
@@ -26,7 +56,7 @@ def get_config():
     folder = FieldReference("runs/quickstart/data")
     c.data_folder = folder
     c.model.make = "llava_jax.quickstart.pretrain:make"
-    c.tiny = tiny_defaults()
+    c.tiny = tiny()
 
     c.data.path = folder + "/instruct.json"
     c.data.image_folder = folder

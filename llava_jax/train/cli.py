@@ -28,9 +28,13 @@ def run(args: argparse.Namespace) -> int:
         print(config)
         return 0
     workdir = args.workdir or Path("runs") / config.name
+    from llava_jax.train.loop import Stopped
     from llava_jax.train.stages import run_stages
 
-    run_stages(config, workdir, quiet=args.quiet)
+    try:
+        run_stages(config, workdir, quiet=args.quiet)
+    except Stopped as stopped:  # asked for, and everything is saved: not a failure
+        print(stopped)
     return 0
 
 

@@ -31,6 +31,7 @@ class RunLog:
             total=total, initial=start, desc=name, unit="step", disable=quiet, dynamic_ncols=True
         )
         self._rate: float | None = None
+        self._steps = 0
         self._last = time.perf_counter()
 
     def step(self, row: dict[str, Any]) -> None:
@@ -41,8 +42,10 @@ class RunLog:
         self._file.flush()
         for key in ("loss", "grad_norm", "lr"):
             self._board.add_scalar(key, row[key], row["step"])
-        # An exponential mean: the first step's compilation must not colour the whole display.
-        self._rate = seconds if self._rate is None else 0.9 * self._rate + 0.1 * seconds
+        # An exponential mean that leaves the first step out: it compiles.
+        if self._rate is None or self._steps < 2:
+            self._rate = seconds
+        self._rate, self._steps = 0.9 * self._rate + 0.1 * seconds, self._steps + 1
         self._board.add_scalar("tokens_per_second", row["tokens"] / max(seconds, 1e-9), row["step"])
         self._bar.set_postfix_str(
             f"loss {row['loss']:.4f}, {row['samples'] / self._rate:.1f} samples/s, "

@@ -1,0 +1,168 @@
+"""Whole runs on a tiny model: what they leave behind, killing, stopping, resuming, refusing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from llava_jax.convert import load_checkpoint
+from llava_jax.errors import ConfigError, LlavaError
+from llava_jax.train.cli import load_config
+from llava_jax.train.log import METRICS, read_metrics
+from llava_jax.train.stages import run_stages
+from tests.train.run import make_data, make_model, overrides
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    data = make_data(folder / "data")
+    return make_model(folder, data), data
+
+
+def config_of(made, **changes):
+    return load_config("common", overrides(*made, **changes))
+
+
+def curve(workdir):
+    """What must be bit-identical between two runs: everything but the clock."""
+    return [
+        {k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(workdir / METRICS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(made, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    export = run_stages(config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8}), workdir, quiet=True)
+    return workdir, export
+
+
+def test_a_run_leaves_log_curve_board_model_and_report(uninterrupted, made):
+    workdir, export = uninterrupted
+    rows = curve(workdir)
+    assert [r["step"] for r in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert all(r["tokens"] > 0 and r["ok"] for r in rows)
+    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").iterdir())
+    assert json.loads((workdir / "data_report.json").read_text())["bad_count"] == 0
+    before, after = load_checkpoint(made[0]), load_checkpoint(export)
+    assert after.config == before.config
+    for name, value in after.params.items():
+        moved = not np.array_equal(value, before.params[name])
+        assert moved == name.startswith(("projector.", "language.")), name
+
+
+def test_a_finished_run_is_not_run_again(uninterrupted, made):
+    workdir, export = uninterrupted
+    stamp = (export / "llava_jax.json").stat().st_mtime_ns
+    config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8})
+    assert run_stages(config, workdir, quiet=True) == export
+    assert (export / "llava_jax.json").stat().st_mtime_ns == stamp
+
+
+def start(made, workdir, **changes):
+    command = [sys.executable, "-m", "llava_jax", "train", "--config", "common", "--quiet"]
+    command += ["--workdir", str(workdir), *overrides(*made, **changes)]
+    return subprocess.Popen(
+        command, env=os.environ.copy(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_steps(process, workdir, steps, seconds=240):
+    end = time.time() + seconds
+    while time.time() < end and process.poll() is None:
+        if len(read_metrics(workdir / METRICS)) >= steps:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no {steps} steps: {process.communicate()[0]}")
+
+
+def test_killed_at_a_random_step_it_goes_on_bit_identically(uninterrupted, made, tmp_path):
+    changes = {"mesh.fsdp": 1, "mesh.data": 8}
+    process = start(made, tmp_path, **changes)
+    wait_for_steps(process, tmp_path, int(np.random.default_rng().integers(5, 11)))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "export").exists()
+    run_stages(config_of(made, **changes), tmp_path, quiet=True)
+    assert curve(tmp_path) == curve(uninterrupted[0])
+    ours, theirs = (load_checkpoint(w / "export").params for w in (tmp_path, uninterrupted[0]))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_asked_to_stop_it_saves_first(uninterrupted, made, tmp_path):
+    changes = {"mesh.fsdp": 1, "mesh.data": 8, "save_every": 1000}
+    process = start(made, tmp_path, **changes)
+    wait_for_steps(process, tmp_path, 2)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert "state saved" in out, out
+    assert process.returncode == 0, out
+    stopped_at = len(curve(tmp_path))
+    assert stopped_at < 12
+    run_stages(config_of(made, **changes), tmp_path, quiet=True)
+    assert curve(tmp_path) == curve(uninterrupted[0])
+
+
+def test_resumed_on_another_mesh_it_gives_the_same_losses(uninterrupted, made, tmp_path):
+    run_stages(config_of(made, **{"mesh.fsdp": 4, "mesh.tensor": 2}), tmp_path, quiet=True)
+    ours, theirs = ([r["loss"] for r in curve(w)] for w in (tmp_path, uninterrupted[0]))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_two_stages_follow_each_other(made, tmp_path):
+    config = config_of(made, steps=2)
+    with config.unlocked():
+        config.stages.one = {"trainable": ("projector",), "lr": 1e-3}
+        config.stages.two = {"trainable": ("projector", "language"), "steps": 3}
+    export = run_stages(config, tmp_path, quiet=True)
+    assert export == tmp_path / "two" / "export"
+    assert len(curve(tmp_path / "one")) == 2
+    assert len(curve(tmp_path / "two")) == 3
+    one = load_checkpoint(tmp_path / "one" / "export").params
+    start_params = load_checkpoint(made[0]).params
+    assert np.array_equal(one["language.head.kernel"], start_params["language.head.kernel"])
+
+
+def test_lora_run_writes_adapters(made, tmp_path):
+    changes = {"lora_rank": 4, "lora_alpha": 8.0, "trainable": "('projector','lora')", "steps": 2}
+    export = run_stages(config_of(made, **changes), tmp_path, quiet=True)
+    checkpoint = load_checkpoint(export)
+    assert checkpoint.config.lora is not None
+    assert np.abs(checkpoint.params["language.layers.attn.q.lora_b"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("--config.lrr=1", "lr"),
+        ("--config.data.pth=x", "path"),
+        ("--config.lr=fast", "fast"),
+    ],
+)
+def test_a_mistyped_setting_is_named_with_its_neighbour(override, says):
+    with pytest.raises(ConfigError, match=says):
+        load_config("finetune_7b", [override])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"trainable": "('projektor',)"}, "projektor"),
+        ({"mesh.fsdp": 3}, "does not fit"),
+        ({"optimizer": "sgd"}, "sgd"),
+        ({"model.init": "/nowhere"}, "nowhere"),
+        ({"data.path": "/no.json"}, "no.json"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(made, tmp_path, changes, says):
+    with pytest.raises((LlavaError, FileNotFoundError), match=says) as info:
+        run_stages(config_of(made, **changes), tmp_path, quiet=True)
+    assert "\n" not in str(info.value)
