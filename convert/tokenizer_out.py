@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import configs, tensors
+from llava_jax.convert import configs, fast_tokenizer, tensors
 from llava_jax.convert.output import write_json
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,11 @@ def write_hf(
     write_json(work / "special_tokens_map.json", special)
     listed = tensors.read_json(work / "added_tokens.json")
     write_json(work / "added_tokens.json", {**listed, **added})
-    _add_to_fast(work / "tokenizer.json", added)
+    entries = {v["content"]: int(k) for k, v in decoder.items()} | listed | added
+    if fast_tokenizer.write(work, config, entries):
+        fast_tokenizer.settings(work)
+    else:
+        _add_to_fast(work / "tokenizer.json", added)
 
 
 def _add_to_fast(path: Path, added: dict[str, int]) -> None:

@@ -20,6 +20,7 @@ CONFIG = LlavaConfig(
     max_length=None,
 )
 ORIGINAL = replace(CONFIG, language=replace(CONFIG.language, head_width=8))  # it has no head_dim
+TEXT = replace(ORIGINAL, language=replace(ORIGINAL.language, vocab_size=320))  # for `tokenizer`
 
 
 def random_params(config=CONFIG, dtype="float32", seed=0):
@@ -79,7 +80,7 @@ def clip(path: Path, config=ORIGINAL, seed=0) -> Path:
     return path
 
 
-def tokenizer(folder: Path, size=90) -> Path:
+def tokenizer(folder: Path, size=320) -> Path:
     """A sentencepiece model of `size` pieces with tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "corpus.txt"
@@ -94,7 +95,9 @@ def tokenizer(folder: Path, size=90) -> Path:
         model_type="bpe",
         character_coverage=1.0,
         minloglevel=2,
-        user_defined_symbols=["\n"],
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
     )
     text.unlink()
     (folder / "tokenizer.vocab").unlink()

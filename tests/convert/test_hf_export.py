@@ -1,0 +1,111 @@
+"""What transformers makes of an exported folder: nothing missing, same pixels, ids and answers."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_jax.convert import convert, load_checkpoint
+from llava_jax.convert.opening import open_source
+from llava_jax.convert.probe import jax_answer, torch_answer
+from llava_jax.convert.write import Target
+from llava_jax.text.tokenizer import Tokenizer
+from tests.convert import tiny
+
+transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+
+CHAT = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is  this? 図"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "a red disc"}]},
+    {"role": "user", "content": [{"type": "text", "text": "left of what?"}]},
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    tokenizer = tiny.tokenizer(folder / "tokenizer")
+    source = tiny.save(folder / "jax", "jax", tiny.TEXT, tokenizer=tokenizer)
+    convert(source, folder / "hf", Target("hf"))
+    return folder / "hf"
+
+
+def test_every_weight_is_found(exported):
+    model, found = transformers.LlavaForConditionalGeneration.from_pretrained(
+        exported, output_loading_info=True
+    )
+    assert not any(found.values()), found
+    assert model.config.image_token_index == 320
+    assert model.config.pad_token_id == 321
+
+
+@pytest.mark.parametrize("layout", ["hf5", "hf4_memory", "hf5_memory"])
+def test_other_layouts_load_too(layout, tmp_path):
+    folder = tiny.save(tmp_path / "a", "hf", layout=layout)
+    _, found = transformers.LlavaForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(found.values()), found
+
+
+def test_prompt_and_pixels_are_ours(exported):
+    from llava_jax.images.preprocess import normalize, to_pixels
+
+    processor = transformers.AutoProcessor.from_pretrained(exported)
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (31, 57, 3), dtype=np.uint8), "RGB"
+    )
+    text = processor.apply_chat_template(CHAT, add_generation_prompt=True)
+    theirs = processor(images=image, text=text, return_tensors="pt")
+    config = load_checkpoint(exported).config
+    vision = config.vision
+    pixels = normalize(to_pixels(image, config), vision.image_mean, vision.image_std)
+    assert np.array_equal(pixels.transpose(2, 0, 1), theirs["pixel_values"][0].numpy())
+
+    tokenizer = Tokenizer.load(exported.parent / "jax")
+    parts = tokenizer.split_markup(text.replace("<image> \n", "<image>\n"), image_tags=True)
+    ours = []
+    for token in tokenizer.encode_parts(parts):
+        ours += [320] * config.image_tokens if token == -200 else [token]
+    assert theirs["input_ids"][0].tolist() == ours
+
+
+def test_generate_gives_our_tokens(exported):
+    source = open_source(exported)
+    logits, tokens = jax_answer(source)
+    theirs, answer = torch_answer(source)
+    np.testing.assert_allclose(logits, theirs, atol=1e-4, rtol=0)
+    assert tokens == answer
+
+
+def test_a_checkpoint_of_transformers_comes_back(tmp_path):
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3,
+            image_size=28, patch_size=14,
+        ),
+        text_config=transformers.LlamaConfig(
+            vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2,
+        ),
+        image_token_index=80,
+    )  # fmt: skip
+    model = transformers.LlavaForConditionalGeneration(config).bfloat16()
+    model.save_pretrained(tmp_path / "a")
+    convert(tmp_path / "a", tmp_path / "b", Target("jax"))
+    convert(tmp_path / "b", tmp_path / "c", Target("hf"))
+    tiny.same_tensors(tmp_path / "a", tmp_path / "c")
+    again = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "c")
+    for (name, x), (_, y) in zip(model.state_dict().items(), again.state_dict().items()):
+        assert torch.equal(x, y), name
+
+
+def test_chat_template_of_the_source_is_not_passed_on(exported, tmp_path):
+    path = exported / "chat_template.jinja"
+    kept = path.read_text()
+    path.write_text("{{ cycler.__init__.__globals__.os.system('touch canary') }}")
+    try:
+        convert(exported, tmp_path / "b", Target("hf"))
+    finally:
+        path.write_text(kept)
+    assert (tmp_path / "b/chat_template.jinja").read_text() == kept
