@@ -3,7 +3,7 @@
 What the original downloads, CLIP and Vicuna, is made here in a minute each: a vocabulary from the
 text, a tower from the captions (tower.py), a language model from text alone (language.py). The
 projector between them stays random, for stage 1 to train. A config asks for this with
-`config.model.make = "llava_jax.quickstart.pretrain:make"` and says how in `config.tiny` (see settings.py).
+`config.model.make = "llava_jax.quickstart.pretrain:make"` and says how in `config.tiny`.
 """
 
 from __future__ import annotations
