@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _questions_arguments(
         actions.add_parser("questions", help="write the prompts of a benchmark as LLaVA's jsonl")
     )
+    _scenes_arguments(
+        actions.add_parser(
+            "scenes", help="make small sets of the quickstart's pictures to try it on"
+        )
+    )
     actions.add_parser("list", help="the benchmarks and the files each needs")
 
 
@@ -46,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         "report": _report,
         "fetch": _fetch,
         "questions": _questions,
+        "scenes": _scenes,
     }
     return actions[args.action](args)
 
@@ -60,6 +66,9 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--limit", type=int, help="ask only the first N questions")
     p.add_argument("--shuffle-seed", type=int, help="ask in a random order drawn from this seed")
     p.add_argument("--chunk", default="0/1", help="K/N: this process asks the K-th of N parts")
+    p.add_argument("--max-new-tokens", type=int, help="per answer (default: the paper's)")
+    p.add_argument("--mesh", help="DATA,FSDP,TENSOR (default: split over all devices)")
+    p.add_argument("--template", help="conversation template (default: the model's own)")
     p.add_argument("--split", help="part of a file name, where several fit")
     p.add_argument("--name", help="model_id in the answers (default: the model's folder name)")
 
@@ -128,6 +137,12 @@ def _questions_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, required=True, metavar="FILE")
     p.add_argument("--split", help="part of a file name, where several fit")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+
+
+def _scenes_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--count", type=int, default=40, help="pictures (default 40)")
+    p.add_argument("--seed", type=int, default=0)
 
 
 def _options(args: argparse.Namespace):
@@ -203,6 +218,14 @@ def _report(args: argparse.Namespace) -> int:
         args.results, args.out, images=args.images, compare=args.compare, title=args.title
     )
     print(f"wrote {html} and {markdown}")
+    return 0
+
+
+def _scenes(args: argparse.Namespace) -> int:
+    from llava_jax.eval.scenes import write_scene_sets
+
+    names = ",".join(f.name for f in write_scene_sets(args.out, args.count, args.seed))
+    print(f"llava-jax eval --model M --tasks {names} --data {args.out} --out DIR")
     return 0
 
 

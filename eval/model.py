@@ -1,39 +1,64 @@
-"""A LlavaModel as the evaluation asks it: requests in, stripped texts out."""
+"""A LlavaModel as the evaluation asks it: requests in, texts out."""
 
+import logging
 from typing import Any
 
+from llava_jax.errors import LlavaError
 from llava_jax.eval.predict import Request
+
+logger = logging.getLogger(__name__)
 
 
 class Asked:
     """Answers `predict.Request`s with a `llava_jax.LlavaModel`, greedily, a batch at once.
 
-    first_host: whether this process writes what is answered.
+    template: in place of the model's own. first_host: whether this process writes the answers.
     """
 
-    def __init__(self, model: Any, first_host: bool = True):
+    def __init__(self, model: Any, template: str | None = None, first_host: bool = True):
         self.model, self.first_host = model, first_host
+        self.template: str = template or model.config.template
 
     def generate(self, requests: list[Request]) -> list[str]:
-        """The answers in order. The user's turn is the images, each in a line, then the prompt:
-        "<image>\\n" and the question, as LLaVA's evaluation has it."""
+        """The answers in order. A user's turn is the images, each in a line, and then the prompt:
+        "<image>\\n" and the question, as in LLaVA's evaluation."""
         from llava_jax.model import Request as ModelRequest
 
-        asked = [ModelRequest(messages(r), max_new_tokens=r.max_new_tokens) for r in requests]
-        replies = self.model.generate_batch(asked, batch_size=len(asked), progress=False)
-        return [reply.text.strip() for reply in replies]
+        asked = [
+            ModelRequest(r.prompt, r.images, r.max_new_tokens, template=self.template)
+            for r in requests
+        ]
+        replies = self.model.generate_batch(asked, batch_size=len(asked))
+        return [reply.text for reply in replies]
 
 
-def messages(request: Request) -> list[dict[str, Any]]:
-    """A request as one user message."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": i} for i in request.images]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": request.prompt}]}]
+def load_model(path: str, *, mesh: str | None = None, template: str | None = None) -> Asked:
+    """Loads a checkpoint folder or hub id.
 
-
-def load_model(path: str) -> Asked:
-    """Loads a checkpoint folder or hub id on all devices of this process, or of all hosts."""
+    Args:
+      mesh: "DATA,FSDP,TENSOR" sizes, one of which may be -1 for what is left; by default the model
+        is split over all devices there are, and not at all on one.
+      template: conversation template; by default the model's own.
+    """
     import jax
 
     from llava_jax.model import load
+    from llava_jax.sharding import make_mesh
 
-    return Asked(load(path), first_host=jax.process_index() == 0)
+    if mesh is None:
+        chosen = make_mesh() if jax.device_count() > 1 else None
+    else:
+        chosen = make_mesh(*parse_mesh(mesh))
+    asked = Asked(load(path, mesh=chosen), template, jax.process_index() == 0)
+    if asked.template != "vicuna_v1":
+        logger.warning("template %s; the paper's is vicuna_v1", asked.template)
+    return asked
+
+
+def parse_mesh(text: str) -> tuple[int, int, int]:
+    """ "8,1,1" as three sizes; raises LlavaError."""
+    try:
+        data, fsdp, tensor = (int(x) for x in text.split(","))
+    except ValueError:
+        raise LlavaError(f"--mesh {text}: expected DATA,FSDP,TENSOR such as 1,-1,1") from None
+    return data, fsdp, tensor

@@ -35,7 +35,9 @@ class Request:
 
 
 class Model(Protocol):
-    """A model that answers several requests at once, greedily, with the vicuna_v1 template."""
+    """A model that answers several requests at once, greedily, in its conversation template."""
+
+    template: str
 
     def generate(self, requests: list[Request]) -> list[str]:
         """The answers in the order of the requests, stripped."""

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Settings:
     """How to run. data: holds a folder per task, or is the one task's. chunk: this part of how many.
-    The rest as in `llava-jax eval --help`."""
+    max_new_tokens: in place of the paper's. The rest as in `llava-jax eval --help`."""
 
     data: Path
     out: Path
@@ -38,6 +38,7 @@ class Settings:
     limit: int | None = None
     shuffle_seed: int | None = None
     chunk: tuple[int, int] = (0, 1)
+    max_new_tokens: int | None = None
     options: Options = DEFAULT
     writes: bool = True
     show_progress: bool = True
@@ -57,16 +58,16 @@ def run_task(model: Model, task: Task, settings: Settings) -> dict[str, Any] | N
     part = choose(chosen, chunk=settings.chunk)
     answers = _part(folder, *settings.chunk)
     if settings.writes:
-        _check_run(folder / "run.json", task, settings, chosen)
+        _check_run(folder / "run.json", task, settings, chosen, model.template)
     with _progress(task.title, len(part), settings) as bar:
         predict(
             model,
             part,
             answers,
             model_id=settings.model_id,
-            max_new_tokens=task.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens or task.max_new_tokens,
             batch=settings.batch,
-            folders=image_folders(settings, data),
+            folders=image_folders(settings, data, task),
             progress=bar.update if bar is not None else lambda n: None,
             writes=settings.writes,
         )
@@ -83,9 +84,9 @@ def task_folder(data: Path, task: Task) -> Path:
     return own if own.is_dir() else data
 
 
-def image_folders(settings: Settings, data: Path) -> list[Path]:
+def image_folders(settings: Settings, data: Path, task: Task) -> list[Path]:
     """Where images may lie: the given folder, the data folder, and the usual places in them."""
-    roots = [settings.images / data.name, settings.images] if settings.images else []
+    roots = [settings.images / task.name, settings.images] if settings.images else []
     roots += [data]
     usual = ("", "images", "test2015", "val2014", "test", "val", "train_images", "coco/val2014",
              "MME_Benchmark_release_version")  # fmt: skip
@@ -110,7 +111,9 @@ def _joined(folder: Path, chunk: tuple[int, int], chosen: Sequence[Question]) ->
     return True
 
 
-def _check_run(path: Path, task: Task, settings: Settings, chosen: Sequence[Question]) -> None:
+def _check_run(
+    path: Path, task: Task, settings: Settings, chosen: Sequence[Question], template: str
+) -> None:
     """Writes what is asked of whom, or compares it with what the folder's answers are from.
 
     Raises:
@@ -120,8 +123,8 @@ def _check_run(path: Path, task: Task, settings: Settings, chosen: Sequence[Ques
     run = {
         "task": task.name,
         "model": settings.model_id,
-        "template": task.template,
-        "max_new_tokens": task.max_new_tokens,
+        "template": template,
+        "max_new_tokens": settings.max_new_tokens or task.max_new_tokens,
         "questions": len(chosen),
         "prompts": hashlib.sha256("\0".join(keys).encode()).hexdigest(),
         "parts": settings.chunk[1],
@@ -189,12 +192,12 @@ def run_command(args: argparse.Namespace) -> int:
 
     tasks = [get_task(name) for name in args.tasks.split(",") if name]
     chunk = parse_chunk(args.chunk)
-    for name in ("batch_size", "limit"):
+    for name in ("batch_size", "limit", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise LlavaError(f"--{name.replace('_', '-')} must be at least 1")
     for task in tasks:  # a missing file shows before the model is loaded
         task.questions(task_folder(args.data, task), Options(split=args.split))
-    model = load_model(args.model)
+    model = load_model(args.model, mesh=args.mesh, template=args.template)
     settings = Settings(
         data=args.data,
         out=args.out,
@@ -204,6 +207,7 @@ def run_command(args: argparse.Namespace) -> int:
         limit=args.limit,
         shuffle_seed=args.shuffle_seed,
         chunk=chunk,
+        max_new_tokens=args.max_new_tokens,
         options=Options(split=args.split),
         writes=model.first_host,
     )

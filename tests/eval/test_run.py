@@ -18,6 +18,8 @@ from tests.eval.test_vqa_family import dump, lines
 class Echo:
     """Answers with a rule on the prompt; dies after so many batches."""
 
+    template = "vicuna_v1"
+
     def __init__(self, rule=lambda r: f"to {r.prompt}", dies_after=None):
         self.rule, self.left, self.batches = rule, dies_after, []
 

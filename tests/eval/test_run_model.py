@@ -1,0 +1,172 @@
+"""The whole path on a real (untrained) model and on an oracle, over sets made of scenes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from llava_jax.cli import main
+from llava_jax.errors import LlavaError
+from llava_jax.eval.answers import read_answers
+from llava_jax.eval.model import Asked, load_model, parse_mesh
+from llava_jax.eval.predict import Request, image_paths
+from llava_jax.eval.run import Settings, image_folders, run_task
+from llava_jax.eval.scenes import write_scene_sets
+from llava_jax.eval.task import get_task
+from llava_jax.text.prompt import build_prompt
+from tests.generate.tiny import model, tokenizer
+
+TASKS = ("vqav2", "pope", "mme", "scienceqa", "mmbench")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    assert [f.name for f in write_scene_sets(folder, count=6)] == list(TASKS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return model().save(tmp_path_factory.mktemp("model") / "tiny")
+
+
+class Oracle:
+    """Knows the answer to every prompt about every picture."""
+
+    template = "vicuna_v1"
+
+    def __init__(self, sets):
+        self.known = {}
+        for name in TASKS:
+            task, folder = get_task(name), sets / name
+            folders = image_folders(Settings(sets, sets, ""), folder, task)
+            truths = truth_of(task, folder)
+            for q in task.questions(folder):
+                self.known[q.prompt, pixels(image_paths(q, folders))] = truths[q.key]
+
+    def generate(self, requests):
+        return [self.known[r.prompt, pixels(r.images)] for r in requests]
+
+
+def pixels(images):
+    return b"".join(i if isinstance(i, bytes) else i.read_bytes() for i in images)
+
+
+def truth_of(task, folder):
+    """Question key -> the right answer, as scoring answers of "?" tells it."""
+    asked = task.questions(folder)
+    answers = folder.parent / f"{task.name}.jsonl"
+    answers.write_text("".join(json.dumps({**q.record, "text": "?"}) + "\n" for q in asked))
+    samples = task.score(answers, folder).samples
+    if task.name == "mmbench":
+        return {k: r["truth"] for s in samples.values() for k, r in s.extra["rows"].items()}
+    return {q.key: s.truth for q, s in zip(asked, samples.values())}
+
+
+def test_oracle_is_right_everywhere(sets, tmp_path):
+    oracle, totals = Oracle(sets), {}
+    for name in TASKS:
+        run = Settings(sets, tmp_path, "oracle", show_progress=False)
+        totals[name] = run_task(oracle, get_task(name), run)["totals"]
+    assert totals["vqav2"]["overall"] == 100.0
+    assert totals["pope"]["f1"] == 100.0
+    assert totals["mme"]["perception"] == 400.0
+    assert totals["scienceqa"]["img_acc"] == totals["scienceqa"]["acc"] == 100.0
+    assert totals["mmbench"]["circular_acc"] == 100.0
+
+
+def answers_of(asked, sets, out, batch, tasks=("pope", "scienceqa")):
+    texts = {}
+    for name in tasks:
+        run = Settings(
+            sets, out, "tiny", batch=batch, max_new_tokens=5, limit=4, show_progress=False
+        )
+        run_task(asked, get_task(name), run)
+        for a in read_answers(out / name / "answers.jsonl").rows:
+            texts[name, a.row["metadata"]["key"]] = a.text
+    return texts
+
+
+def test_batches_and_devices_change_no_answer(sets, checkpoint, tmp_path):
+    one = answers_of(Asked(model()), sets, tmp_path / "1", 1)
+    assert len(one) == 8
+    assert len(set(one.values())) > 4
+    assert answers_of(Asked(model()), sets, tmp_path / "32", 32) == one
+    assert jax.device_count() == 8
+    spread = load_model(str(checkpoint), mesh="4,2,1")
+    assert answers_of(spread, sets, tmp_path / "8", 32) == one
+
+
+def test_prompt_is_the_papers():
+    content = [{"type": "image", "image": b""}, {"type": "text", "text": " Is it?\nAnswer."}]
+    prompt = build_prompt([{"role": "user", "content": content}], tokenizer())
+    assert prompt.text.endswith("questions. USER: <image>\n Is it?\nAnswer. ASSISTANT:")
+
+
+def test_asked_passes_everything_on():
+    class Model:
+        class config:
+            template = "vicuna_v1"
+
+        def generate_batch(self, requests, batch_size):
+            self.seen = requests, batch_size
+            return [type("Reply", (), {"text": "t"})() for _ in requests]
+
+    stub = Model()
+    assert Asked(stub).generate([Request("q", (b"i",), 7)] * 2) == ["t", "t"]
+    (request, _), size = stub.seen
+    assert (request.messages, request.images, request.max_new_tokens) == ("q", (b"i",), 7)
+    assert (request.temperature, request.template, size) == (0.0, "vicuna_v1", 2)
+    assert Asked(stub, "llava_v0").template == "llava_v0"
+    with pytest.raises(LlavaError, match="expected DATA,FSDP,TENSOR"):
+        parse_mesh("2x4")
+
+
+def words(checkpoint, sets, out, *more):
+    return [
+        "eval",
+        *("--model", str(checkpoint), "--tasks", "pope,vqav2", "--data", str(sets)),
+        *("--out", str(out), "--batch-size", "2", "--max-new-tokens", "4", *more),
+    ]
+
+
+def test_command(sets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("llava_jax.eval.model.load_model", lambda path, **_: Asked(model()))
+    assert main(words("any/tiny-model", sets, tmp_path, "--limit", "2")) == 0
+    out = capsys.readouterr().out
+    assert "overall_of_answered" in out
+    assert "report: " in out
+    assert (tmp_path / "report" / "report.md").exists()
+    run = json.loads((tmp_path / "pope" / "run.json").read_text())
+    assert (run["model"], run["max_new_tokens"], run["questions"]) == ("tiny-model", 4, 2)
+    assert main(words("m", sets, tmp_path, "--chunk", "2/2")) == 2
+    assert main(words("m", sets, tmp_path, "--batch-size", "0")) == 2
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_process_goes_on(sets, checkpoint, tmp_path):
+    """SIGKILL in the middle; afterwards every question is answered once, as without the kill."""
+    command = [sys.executable, "-m", "llava_jax"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, *words(checkpoint, sets, whole)], check=True, capture_output=True)
+    answers = killed / "pope" / "answers.jsonl"
+    run = subprocess.Popen([*command, *words(checkpoint, sets, killed)], stderr=subprocess.DEVNULL)
+    while run.poll() is None and not (answers.exists() and answers.read_text().count("\n") > 3):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    partly = answers.read_text().count("\n")
+    assert 3 < partly < 36
+    subprocess.run([*command, *words(checkpoint, sets, killed)], check=True, capture_output=True)
+    for task, count in (("pope", 36), ("vqav2", 12)):
+        pair = [read_answers(d / task / "answers.jsonl").rows for d in (whole, killed)]
+        first, second = ({a.id: a.text for a in rows} for rows in pair)
+        assert first == second
+        assert len(pair[1]) == len(second) == count
+    assert (killed / "report" / "index.html").exists()
