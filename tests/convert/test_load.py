@@ -1,0 +1,141 @@
+"""load_checkpoint onto meshes, hub ids, the command line, and the report."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llava_jax.cli import main
+from llava_jax.convert import hub, load_checkpoint, save_checkpoint
+from llava_jax.errors import WeightError
+from llava_jax.sharding import make_mesh
+from tests.convert import tiny
+
+
+@pytest.mark.parametrize("to", ["jax", "hf"])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
+def test_on_a_mesh(to, shape, tmp_path):
+    from llava_jax.llava import param_shardings
+
+    folder = tiny.save(tmp_path / "a", to)
+    mesh = make_mesh(*shape)
+    host, there = load_checkpoint(folder), load_checkpoint(folder, mesh=mesh)
+    shardings = param_shardings(host.config, mesh)
+    assert set(there.params) == set(host.params)
+    for name, value in host.params.items():
+        assert there.params[name].sharding.is_equivalent_to(shardings[name], value.ndim), name
+        assert np.array_equal(np.asarray(there.params[name]), value), name
+
+
+def test_sharded_arrays_are_saved(tmp_path):
+    folder = tiny.save(tmp_path / "a", "jax", dtype="bfloat16")
+    there = load_checkpoint(folder, mesh=make_mesh(1, 4, 2))
+    save_checkpoint(there, tmp_path / "b")
+    tiny.same_tensors(folder, tmp_path / "b")
+
+
+def test_trained_params_go_out_in_the_sources_names(tmp_path):
+    """Load, change the weights, save: names, settings and buffers are the source's."""
+    folder = tiny.save(tmp_path / "a", "hf", layout="hf5")
+    loaded = load_checkpoint(folder)
+    loaded.params["language.norm.scale"] = loaded.params["language.norm.scale"] + 1
+    save_checkpoint(loaded, tmp_path / "b", to="hf")
+    again = load_checkpoint(tmp_path / "b")
+    assert again.kept["hf"]["layout"] == "hf5"
+    assert np.array_equal(again.params["language.norm.scale"], loaded.params["language.norm.scale"])
+
+
+# Hub --------------------------------------------------------------------------------------------
+
+
+def test_what_looks_like_a_hub_id():
+    for name in ("llava-hf/llava-1.5-7b-hf", "a/b@main", "openai/clip-vit-large-patch14-336"):
+        assert hub.looks_like_id(name)
+    for name in ("a", "/a/b", "a/b/c", "../b", "a/..", "a b/c", ""):
+        assert not hub.looks_like_id(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("GatedRepoError", "gated"),
+        ("RepositoryNotFoundError", "neither"),
+        ("LocalEntryNotFoundError", "network"),
+        ("OfflineModeIsEnabled", "network"),
+    ],
+)
+def test_hub_errors_are_one_line(error, words, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def fail(*_, **__):
+        kind = getattr(errors, error)
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(WeightError, match=words) as caught:
+        load_checkpoint("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_pickles_are_not_even_fetched_unasked(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(repo, revision=None, allow_patterns=()):
+        asked.append((repo, revision, list(allow_patterns)))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert hub.resolve("a/b@v1") == tmp_path
+    hub.resolve("a/b", allow_pickle=True)
+    assert asked[0][:2] == ("a/b", "v1")
+    assert ["*.bin" in patterns for *_, patterns in asked] == [False, True]
+
+
+# Command line -----------------------------------------------------------------------------------
+
+
+def test_convert_with_a_check(tmp_path, capsys):
+    source = tiny.save(tmp_path / "a", "jax", tiny.ORIGINAL)
+    words = ["convert", str(source), str(tmp_path / "b"), "--to", "hf", "--check"]
+    assert main([*words, "--report", str(tmp_path / "r.json")]) == 0
+    assert "tensors equal: the checkpoints are equal" in capsys.readouterr().out
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["equal"]
+    assert len(report["tensors"]) == len(load_checkpoint(source).params)
+
+
+def test_compare_finds_one_changed_value(tmp_path, capsys):
+    made = tiny.checkpoint()
+    save_checkpoint(made, tmp_path / "a")
+    changed = made.params["projector.linear_1.bias"]
+    changed[2] += 0.25
+    save_checkpoint(made, tmp_path / "b", to="hf")
+    words = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--logits", "no"]
+    assert main([*words, "--json", str(tmp_path / "r.json")]) == 1
+    out = capsys.readouterr().out
+    assert "projector.linear_1.bias  DIFFERS (values), by up to 0.25" in out
+    off = [r for r in json.loads((tmp_path / "r.json").read_text())["tensors"] if not r["equal"]]
+    assert [r["name"] for r in off] == ["projector.linear_1.bias"]
+
+
+def test_compare_sees_other_settings(tmp_path, capsys):
+    from dataclasses import replace
+
+    save_checkpoint(tiny.checkpoint(), tmp_path / "a")
+    save_checkpoint(
+        tiny.checkpoint(replace(tiny.CONFIG, feature_select="cls_patch")), tmp_path / "b"
+    )
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--logits", "no"]) == 1
+    assert "feature_select" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    (tmp_path / "x").mkdir()
+    for words in (["no-such-folder"], [str(tmp_path / "x")], [str(tmp_path)]):
+        assert main(["convert", *words, str(tmp_path / "out"), "--to", "jax"]) == 2
+        error = capsys.readouterr().err.strip()
+        assert "\n" not in error
+        assert error.startswith("llava-jax convert: ")

@@ -1,0 +1,115 @@
+"""A conversion that is killed, fails or runs out of room leaves nothing half behind."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llava_jax.convert import convert, load_checkpoint, output
+from llava_jax.convert.write import Target
+from llava_jax.errors import WeightError
+from tests.convert import tiny
+
+SLOWLY = """
+import sys, time
+from llava_jax.convert import convert
+from llava_jax.convert.write import Target
+source, dst, to = sys.argv[1:]
+print("ready", flush=True)
+convert(source, dst, Target(to, overwrite=True), progress=lambda n: time.sleep(0.002))
+print("done", flush=True)
+"""
+
+
+def test_twenty_kills(tmp_path):
+    source = tiny.save(tmp_path / "a", "jax")
+    convert(source, tmp_path / "whole", Target("hf"))
+    whole = tiny.files(tmp_path / "whole")
+    rng, finished, killed = random.Random(0), 0, 0
+    for i in range(20):
+        dst = tmp_path / "b"
+        command = [sys.executable, "-c", SLOWLY, str(source), str(dst), "hf"]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0, 0.45))
+        child.send_signal(signal.SIGKILL)
+        done = "done" in child.communicate()[0]
+        finished, killed = finished + done, killed + (not done)
+        if dst.exists():
+            assert tiny.files(dst) == whole
+        if i % 3 == 2 and dst.exists():
+            for name in ("old", "new"):
+                convert(source, tmp_path / name, Target("hf", overwrite=True))
+    assert killed >= 5
+    convert(source, tmp_path / "b", Target("hf", overwrite=True))
+    assert tiny.files(tmp_path / "b") == whole
+    assert not list(tmp_path.glob(".b.*"))
+
+
+def test_an_error_on_the_way_leaves_nothing(tmp_path):
+    source = tiny.save(tmp_path / "a", "jax")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        convert(source, tmp_path / "b", Target("hf"), progress=full)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)])
+    if made.returncode:
+        pytest.skip("cannot mount")
+    try:
+        with pytest.raises(OSError, match="No space"):
+            convert(tiny.save(tmp_path / "a", "jax"), disk / "b", Target("hf"))
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_is_there_is_not_overwritten_unasked(tmp_path):
+    source = tiny.save(tmp_path / "a", "jax")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/mine.txt").write_text("keep")
+    with pytest.raises(WeightError, match="overwrite"):
+        convert(source, tmp_path / "b", Target("hf"))
+    assert (tmp_path / "b/mine.txt").read_text() == "keep"
+    convert(source, tmp_path / "b", Target("hf", overwrite=True))
+    assert not (tmp_path / "b/mine.txt").exists()
+    (tmp_path / "empty").mkdir()
+    convert(source, tmp_path / "empty", Target("hf"))
+
+
+def test_shards(tmp_path):
+    folder = tiny.save(tmp_path / "a", "hf", shard_size=30_000)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 3
+    assert all((folder / f).stat().st_size < 60_000 for f in files)
+    tiny.same_tensors(folder, tiny.save(tmp_path / "b", "hf"))
+    assert load_checkpoint(folder).config == load_checkpoint(tmp_path / "b").config
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("1.5 MB", 1_500_000), ("2GiB", 2 << 30), ("77", 77), (3, 3)],
+)
+def test_sizes(text, size):
+    assert output.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "5XB"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(WeightError):
+        output.parse_size(text)
