@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as GeneratorType
@@ -278,13 +279,15 @@ class LlavaModel:
 class Stream:
     """One answer as it comes: iterate for pieces of text; `reply` is what there is so far.
 
-    Closing it early, or leaving the loop, ends the answer with finish_reason "cancelled".
+    Closing it early, or leaving the loop, ends the answer with finish_reason "cancelled"; so does
+    setting the event `cancelled`, from any thread or signal handler, at the model's next step.
     """
 
     def __init__(self, model: LlavaModel, ready: _Ready, after: Decoding | None = None):
         self._answer, self._sampling = Answer(model.tokenizer, ready.stop), ready.sampling
         # The first token is chosen here, so that what cannot be asked fails before any output.
         self.decoding = model.generator.start([model._open(ready)], ready.sampling, after=after)
+        self.cancelled = threading.Event()
         self._finished = False
         self._pieces = self._run(pause=0.05)
 
@@ -319,13 +322,14 @@ class Stream:
             if piece:
                 yield piece
             if not decoding.running:
+                self._finished = True
+            if self._finished or self.cancelled.is_set():
                 break
             before = time.monotonic()
             decoding.advance() if pause is None else decoding.advance(count)
             if pause is not None:
                 quick = time.monotonic() - before < pause
                 count = min(2 * count, 16) if quick else max(count // 2, 1)
-        self._finished = True
         piece = answer.finish()
         if piece:
             yield piece

@@ -1,0 +1,243 @@
+"""`llava-jax chat`: talk with a model about one or more images, in the terminal or in a pipe.
+
+In a terminal it is a conversation with commands; with --prompt, or a question piped in, it answers
+once and ends. Nothing heavy is imported before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_jax.errors import LlavaError, PromptError
+
+if TYPE_CHECKING:
+    from llava_jax.model import Conversation, LlavaModel
+
+YOU, MODEL = "you> ", "model> "
+HELP = """  /image FILE ...  show one or more images with the next message
+  /system TEXT     set the system prompt and start anew (no TEXT: the template's own)
+  /reset           forget everything said and shown
+  /help            this list
+  /quit            leave (so does Ctrl-D)
+  Ctrl-C stops an answer; a second one leaves. A line that starts with // is sent with one slash."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        help="checkpoint folder, hub id, or tiny: the small one that comes along (default)",
+    )
+    parser.add_argument(
+        "--image", action="extend", nargs="+", default=[], metavar="FILE", help="show these first"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer, and end")
+    parser.add_argument("--system", metavar="TEXT", help="in place of the template's system prompt")
+    parser.add_argument("--template", metavar="NAME", help="conversation template of the model")
+    sampling = parser.add_argument_group("how answers are chosen")
+    sampling.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    sampling.add_argument("--top-p", type=float, default=1.0, help="keep this much probability")
+    sampling.add_argument("--top-k", type=int, default=0, help="keep this many tokens (0: all)")
+    sampling.add_argument("--seed", type=int, help="repeats a random answer")
+    sampling.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
+    loading = parser.add_argument_group("how the model is loaded")
+    loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
+    loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
+    parser.add_argument(
+        "--no-exif", action="store_true", help="leave photographs as stored, not turned upright"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command. Raises LlavaError for a model, image or setting that cannot be used."""
+    prompt: str | None = args.prompt
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    if prompt is None:
+        print(f"loading {args.model} ...", flush=True)
+        return Session(load_model(args), args).talk()
+    if not prompt.strip():
+        raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
+    return Session(load_model(args), args).once(prompt)
+
+
+def load_model(args: argparse.Namespace) -> LlavaModel:
+    """The model that the command line names."""
+    from llava_jax.model import load
+
+    return load(args.model, dtype=args.dtype, base=args.base, allow_pickle=args.allow_pickle)
+
+
+class Session:
+    """One conversation at a terminal, or one answer in a pipe."""
+
+    def __init__(self, model: LlavaModel, args: argparse.Namespace):
+        self.model, self.system = model, args.system
+        self.settings = {
+            name: getattr(args, name)
+            for name in ("temperature", "top_p", "top_k", "seed", "max_new_tokens", "template")
+        }
+        self.exif = not args.no_exif
+        self.pending: list = []  # opened images that go with the next message
+        self.commands: dict[str, Callable[[str], None]] = {
+            "image": self.show,
+            "system": self.set_system,
+            "reset": lambda _: self.reset(),
+            "help": lambda _: print(HELP),
+        }
+        self.conversation = self._begin()
+        for file in args.image:
+            self._open(file)
+
+    def _begin(self) -> Conversation:
+        return self.model.chat(exif=self.exif, system=self.system, **self.settings)
+
+    def _open(self, file: str) -> None:
+        self.pending.append(self.model.pixels(Path(file).expanduser(), exif=self.exif))
+
+    # One answer ----------------------------------------------------------------------------------
+
+    def once(self, prompt: str) -> int:
+        """Answers one prompt on standard output. Ctrl-C is left to the caller."""
+        stream = self.conversation.stream(prompt.strip(), self.pending)
+        for piece in stream:
+            print(printable(piece), end="", flush=True)
+        print()
+        if stream.reply.finish_reason == "length":
+            print(f"(cut off after {len(stream.reply.ids)} tokens)", file=sys.stderr)
+        return 0
+
+    # A conversation ------------------------------------------------------------------------------
+
+    def talk(self) -> int:
+        """Reads lines until the user leaves."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives input() line editing and a history
+        shown = f", {len(self.pending)} image(s) shown" if self.pending else ""
+        print(f"ready{shown}. Type a message, or /help.")
+        interrupted = False
+        while True:
+            try:
+                line = input(YOU).strip()
+            except EOFError:
+                print()
+                return 0
+            except KeyboardInterrupt:
+                print()
+                if interrupted:
+                    return 0
+                interrupted = True
+                print("(Ctrl-C once more leaves)")
+                continue
+            interrupted = False
+            if line in ("/quit", "/exit"):
+                return 0
+            try:
+                interrupted = self._line(line)
+            except KeyboardInterrupt:  # the second one within an answer
+                print()
+                return 0
+            except LlavaError as error:
+                print(f"\r! {printable(str(error))}")
+
+    def _line(self, line: str) -> bool:
+        """Does what a line says. True if Ctrl-C stopped the answer."""
+        if line.startswith("/") and not line.startswith("//"):
+            name, _, rest = line[1:].partition(" ")
+            self._command(name, rest.strip())
+            return False
+        return self._ask(line[1:] if line.startswith("//") else line) if line else False
+
+    def _command(self, name: str, rest: str) -> None:
+        if name in self.commands:
+            self.commands[name](rest)
+            return
+        near = difflib.get_close_matches(name, [*self.commands, "quit"], n=1)
+        raise PromptError(
+            f"there is no /{name}", fix=f"did you mean /{near[0]}?" if near else "see /help"
+        )
+
+    def _ask(self, text: str) -> bool:
+        print(MODEL, end="", flush=True)
+        with stoppable() as stopped:
+            stream = self.conversation.stream(text, self.pending)
+            stream.cancelled = stopped
+            self.pending = []
+            for piece in stream:
+                print(printable(piece), end="", flush=True)
+        print()
+        reply = stream.reply
+        if reply.finish_reason == "length":
+            print(f"(cut off after {len(reply.ids)} tokens)")
+        if stopped.is_set():
+            print("(stopped)")
+        return stopped.is_set()
+
+    def show(self, rest: str) -> None:
+        """/image: opens files for the next message; all of them or none."""
+        files = file_names(rest)
+        if not files:
+            raise PromptError("which file?", fix="/image FILE")
+        before = list(self.pending)
+        try:
+            for file in files:
+                self._open(file)
+        except LlavaError:
+            self.pending = before
+            raise
+        print(f"({len(self.pending)} image(s) go with your next message)")
+
+    def set_system(self, text: str) -> None:
+        """/system: another system prompt, and a new conversation."""
+        self.system = text or None
+        self.reset()
+
+    def reset(self) -> None:
+        """/reset: a new conversation."""
+        self.conversation, self.pending = self._begin(), []
+        print("(a new conversation)")
+
+
+def file_names(text: str) -> list[str]:
+    """File names as a shell reads them, so that quoted and dropped ones work; else the whole text."""
+    if text and Path(text).expanduser().exists():
+        return [text]
+    try:
+        return shlex.split(text)
+    except ValueError:  # an apostrophe in a name
+        return [text]
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: control characters other than newline and tab."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t " else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event, between two steps of the model; the second raises."""
+    stopped = threading.Event()
+
+    def interrupt(*_):
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

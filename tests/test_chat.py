@@ -1,0 +1,180 @@
+"""The terminal chat: in a pipe, and at a real (pseudo) terminal."""
+
+import io
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from llava_jax import chat, cli
+from llava_jax.model import load
+from tests.generate.tiny import model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model that talks nonsense, saved, and two pictures beside it."""
+    path = tmp_path_factory.mktemp("chat") / "model"
+    model().save(path)
+    for i, name in enumerate(("a.png", "b c.png")):
+        pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(path.parent / name)
+    return path
+
+
+def test_a_prompt_is_answered_once(folder, capsys):
+    picture = folder.parent / "a.png"
+    words = ["chat", "--model", str(folder), "--max-new-tokens", "9"]
+    code = cli.main([*words, "--image", str(picture), "--prompt", "what is this?"])
+    out = capsys.readouterr()
+    want = load(folder).generate("what is this?", picture, max_new_tokens=9)
+    assert code == 0
+    assert out.out == chat.printable(want.text) + "\n"
+    assert "cut off after 9 tokens" in out.err
+
+
+def test_a_question_may_be_piped_in(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("what?\n"))
+    assert cli.main(["chat", "--model", str(folder), "--max-new-tokens", "4"]) == 0
+    want = load(folder).generate("what?", max_new_tokens=4)
+    assert capsys.readouterr().out == chat.printable(want.text) + "\n"
+
+
+def test_what_cannot_be_asked_is_one_line(folder, capsys, monkeypatch):
+    words = ["chat", "--model", str(folder)]
+    assert cli.main([*words, "--image", "/no/cat.png", "--prompt", "what?"]) == 2
+    assert "cat.png: the file does not exist" in capsys.readouterr().err
+    assert cli.main([*words, "--temperature", "-1", "--prompt", "what?"]) == 2
+    assert "temperature is -1.0" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("  \n"))
+    assert cli.main(words) == 2
+    assert "prompt is empty" in capsys.readouterr().err
+
+
+def test_what_a_terminal_would_obey_is_not_printed():
+    assert (
+        chat.printable("a\x1b[31mb\x07\n\tц 猫")
+        == "a\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}\n\tц 猫"
+    )
+
+
+def test_file_names_are_read_as_a_shell_does(tmp_path):
+    assert chat.file_names("a.png 'b c.png'") == ["a.png", "b c.png"]
+    assert chat.file_names("it's.png") == ["it's.png"]
+    (tmp_path / "d e.png").touch()
+    assert chat.file_names(str(tmp_path / "d e.png")) == [str(tmp_path / "d e.png")]
+    assert chat.file_names("") == []
+
+
+class Terminal:
+    """A chat in a process of its own, at the other end of a pseudo terminal."""
+
+    def __init__(self, *words: str):
+        self.master, slave = pty.openpty()
+        env = {**os.environ, "TERM": "dumb", "JAX_PLATFORMS": "cpu"}
+        env.pop("XLA_FLAGS", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llava_jax", "chat", *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=env,
+            start_new_session=True,
+            close_fds=True,
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def until(self, pattern: str, limit: float = 240) -> str:
+        """Reads until the pattern comes; returns what came with it, and forgets it."""
+        end = time.monotonic() + limit
+        while not (match := re.search(pattern, self.seen)):
+            left = end - time.monotonic()
+            assert left > 0, f"{pattern!r} did not come in {self.seen!r}"
+            if select.select([self.master], [], [], left)[0]:
+                try:
+                    data = os.read(self.master, 65536)
+                except OSError:  # the other end is gone
+                    data = b""
+                assert data, f"the chat ended: {self.seen!r}"
+                self.seen += data.decode("utf-8", "replace")
+        text, self.seen = self.seen[: match.end()], self.seen[match.end() :]
+        return text
+
+    def send(self, line: str) -> None:
+        os.write(self.master, f"{line}\n".encode())
+
+    def interrupt(self) -> None:
+        os.kill(self.process.pid, signal.SIGINT)
+
+    def code(self) -> int:
+        try:
+            return self.process.wait(60)
+        finally:
+            os.close(self.master)
+
+
+def test_a_conversation_at_a_terminal(folder):
+    a, b = folder.parent / "a.png", folder.parent / "b c.png"
+    talk = load(folder).chat(max_new_tokens=8, exif=True)
+    first = talk.say("what is this?", a).text
+    second = talk.say("and this?", b).text
+    line = Terminal("--model", str(folder), "--image", str(a), "--max-new-tokens", "8")
+    try:
+        line.until(r"1 image\(s\) shown.*\n[^\n]*you> ")
+        line.send("what is this?")
+        said = line.until(r"\nyou> |\nmodel> [\s\S]*?you> ")
+        assert chat.printable(first) in said.replace("\r\n", "\n")
+        line.send("/image nothing.png")
+        line.until(r"! nothing.png: the file does not exist[\s\S]*you> ")
+        line.send(f"/image '{b}'")
+        line.until(r"1 image\(s\) go with your next message[\s\S]*you> ")
+        line.send("and this?")
+        said = line.until(r"model> [\s\S]*?you> ")
+        assert chat.printable(second) in said.replace("\r\n", "\n")
+        line.send("/rest")
+        line.until(r"did you mean /reset\?[\s\S]*you> ")
+        line.send("/help")
+        line.until(r"/image FILE[\s\S]*you> ")
+        line.send("/reset")
+        line.until(r"a new conversation[\s\S]*you> ")
+        line.send("/quit")
+        assert line.code() == 0
+    finally:
+        line.process.kill()
+
+
+def test_control_c_stops_an_answer_and_a_second_one_leaves(folder):
+    line = Terminal("--model", str(folder), "--max-new-tokens", "450", "--temperature", "2")
+    try:
+        line.until("you> ")
+        line.send("what is this?")
+        line.until("model> ")  # the model is read and compiled for a second or more from here on
+        line.interrupt()
+        line.until(r"\(stopped\)[\s\S]*you> ")
+        line.send("/help")
+        line.until(r"/quit[\s\S]*you> ")
+        line.interrupt()
+        line.until(r"Ctrl-C once more leaves[\s\S]*you> ")
+        line.interrupt()
+        assert line.code() == 0
+    finally:
+        line.process.kill()
+
+
+def test_the_end_of_input_leaves(folder):
+    line = Terminal("--model", str(folder))
+    try:
+        line.until("you> ")
+        os.write(line.master, b"\x04")
+        assert line.code() == 0
+    finally:
+        line.process.kill()
