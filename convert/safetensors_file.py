@@ -195,7 +195,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     # Copying as plain integers is far faster than as bfloat16, which numpy moves item by item.
     whole = {2: np.uint16, 4: np.uint32}.get(array.dtype.itemsize)
     source, target = (array, out) if whole is None else (array.view(whole), out.view(whole))
-    tile = 256
+    tile = 64
     for i in range(0, array.shape[0], tile):
         for j in range(0, array.shape[1], tile):
             target[i : i + tile, j : j + tile] = source[i : i + tile, j : j + tile]

@@ -1,0 +1,143 @@
+"""How fast, and with how much memory, a checkpoint of real size converts.
+
+    python -m llava_jax.convert.benchmark --size llava-v1.5-7b --folder /big/disk
+
+Makes a random checkpoint in Hugging Face's layout, copies it (the yardstick), converts it to the
+JAX side and back, and checks that every tensor came back. One JSON line per step:
+{"step", "seconds", "gigabytes", "ratio_to_copy", "peak_anonymous_mb"}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from llava_jax.config import PRESETS, LlavaConfig
+from llava_jax.convert import output, safetensors_file, tensors
+from llava_jax.convert.lazy import Lazy, Leaf, dtypes
+from llava_jax.convert.shapes import parameter_shapes
+from llava_jax.convert.source import Source
+from llava_jax.convert.write import Target, save
+
+_RUN = """
+import sys
+from llava_jax.convert import convert
+from llava_jax.convert.write import Target
+convert(sys.argv[1], sys.argv[2], Target(sys.argv[3]))
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the benchmark; 1 if a tensor did not come back."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--size", choices=sorted(PRESETS), default="llava-v1.5-7b")
+    parser.add_argument("--folder", type=Path, required=True, help="where there is room for it")
+    parser.add_argument("--keep", action="store_true", help="leave the files there")
+    args = parser.parse_args(words)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    first, jax, back, copy = (args.folder / n for n in ("hf", "jax", "back", "copy"))
+    source = random_source(LlavaConfig.preset(args.size))
+    save(source, first, Target("hf", overwrite=True))
+    size = sum(p.stat().st_size for p in first.glob("*.safetensors"))
+    try:
+        yardstick = copied(first, copy)
+        report("plain copy", yardstick, size, yardstick, 0)
+        shutil.rmtree(copy)
+        for step, a, b, to in (("hf to jax", first, jax, "jax"), ("jax to hf", jax, back, "hf")):
+            shutil.rmtree(b, ignore_errors=True)
+            seconds, peak = measured([sys.executable, "-c", _RUN, str(a), str(b), to])
+            report(step, seconds, size, yardstick, peak)
+        same = equal(first, back)
+        print(json.dumps({"step": "every tensor byte-equal", "equal": same}), flush=True)
+        return 0 if same else 1
+    finally:
+        for folder in () if args.keep else (first, jax, back, copy):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def random_source(config: LlavaConfig) -> Source:
+    """A checkpoint of bfloat16 noise, made block by block as it is written."""
+    noise = np.random.default_rng(0).normal(size=1 << 22).astype(dtypes()["BF16"])
+
+    def lazy(shape: tuple[int, ...], name: str, i: int) -> Lazy:
+        def read() -> np.ndarray:
+            count = int(np.prod(shape))
+            return np.resize(np.roll(noise, hash((len(name), i)) % 1000), count).reshape(shape)
+
+        return Lazy(shape, noise.dtype, read, name)
+
+    leaves = {}
+    for name, shape in parameter_shapes(config).items():
+        if ".layers." in name:
+            leaves[name] = Leaf(tuple(lazy(shape[1:], name, i) for i in range(shape[0])), True)
+        else:
+            leaves[name] = Leaf((lazy(shape, name, 0),), False)
+    return Source("random", config, leaves)
+
+
+def copied(a: Path, b: Path) -> float:
+    """Seconds of copying a folder's weights to disk, fsync included."""
+    b.mkdir(exist_ok=True)
+    start = time.perf_counter()
+    for path in a.glob("*.safetensors"):
+        with open(path, "rb") as x, open(b / path.name, "wb") as y:
+            shutil.copyfileobj(x, y, 1 << 24)
+    output.sync(b)
+    return time.perf_counter() - start
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """(seconds, peak anonymous memory in MB) of a process. Mapped files do not count: RssAnon."""
+    start, peak = time.perf_counter(), 0
+    child = subprocess.Popen(command)
+    status = Path(f"/proc/{child.pid}/status")
+    while child.poll() is None:
+        try:
+            lines = status.read_text().splitlines()
+            peak = max([peak, *(int(x.split()[1]) for x in lines if x.startswith("RssAnon"))])
+        except OSError:
+            break
+        time.sleep(0.01)
+    if child.wait():
+        raise SystemExit(f"{command[-1]}: exit code {child.returncode}")
+    return time.perf_counter() - start, peak * 1024 / 1e6
+
+
+def equal(a: Path, b: Path) -> bool:
+    """Whether two folders hold the same tensors, byte by byte."""
+    one, other = (tensors.read_folder(p, allow_pickle=False)[0] for p in (a, b))
+    return one.keys() == other.keys() and all(
+        one[n].dtype == other[n].dtype
+        and one[n].shape == other[n].shape
+        and _bytes(one[n]) == _bytes(other[n])
+        for n in one
+    )
+
+
+def _bytes(lazy: Lazy) -> memoryview:
+    return safetensors_file.contiguous(lazy.read()).reshape(-1).view(np.uint8).data
+
+
+def report(step: str, seconds: float, size: int, yardstick: float, peak: float) -> None:
+    """Prints one step as a JSON line."""
+    line = {
+        "step": step,
+        "seconds": round(seconds, 1),
+        "gigabytes": round(size / 1e9, 2),
+        "ratio_to_copy": round(seconds / yardstick, 2),
+        "peak_anonymous_mb": round(peak),
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
