@@ -1,13 +1,13 @@
 """Small inline SVG charts: a radar of all benchmarks, and bars. No script, no font, no network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 
 
-def radar(axes: Sequence[str], series: dict[str, Sequence[float | None]]) -> str:
+def radar(axes: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> str:
     """A radar plot.
 
     Args:
@@ -64,7 +64,7 @@ def _polygon(points: Sequence[tuple[float, float]], stroke: str, fill: str) -> s
     )
 
 
-def bars(rows: dict[str, float], largest: float | None = None, mark: float | None = None) -> str:
+def bars(rows: Mapping[str, float], largest: float | None = None, mark: float | None = None) -> str:
     """Horizontal bars with their values.
 
     Args:

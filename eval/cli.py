@@ -128,7 +128,8 @@ def _report_arguments(p: argparse.ArgumentParser) -> None:
 def _fetch_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("task", metavar="TASK", help=", ".join(TASKS))
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--org", default="lmms-lab", help="hub organisation (default lmms-lab)")
+    p.add_argument("--org", help="hub organisation, where files come from the hub")
+    p.add_argument("--images", action="store_true", help="image archives too (gigabytes)")
 
 
 def _questions_arguments(p: argparse.ArgumentParser) -> None:
@@ -232,7 +233,7 @@ def _scenes(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     from llava_jax.eval.fetch import fetch
 
-    for path in fetch(args.task, args.out, org=args.org):
+    for path in fetch(args.task, args.out, org=args.org, images=args.images):
         print(path)
     return 0
 

@@ -63,11 +63,12 @@ def _jsonl_rows(path: Path, error: type[LlavaError], bad_lines: list[int] | None
         for number, line in enumerate(f, 1):
             if not line.strip():
                 continue
+            row: Any = None
             try:
                 row = json.loads(line)
                 problem = None if isinstance(row, dict) else "not a JSON object"
             except json.JSONDecodeError as e:
-                row, problem = None, f"not JSON ({e.msg} at column {e.colno})"
+                problem = f"not JSON ({e.msg} at column {e.colno})"
             if problem is None:
                 yield number, row
             elif bad_lines is not None:

@@ -1,6 +1,6 @@
 """The numbers our results stand beside: LLaVA docs/MODEL_ZOO.md, and what is known of their noise."""
 
-ROWS = ("7B", "13B", "7B LoRA", "13B LoRA")
+ROWS: tuple[str, ...] = ("7B", "13B", "7B LoRA", "13B LoRA")
 
 # task -> the score of each row, in the unit of the task's headline.
 PAPER: dict[str, tuple[float, float, float, float]] = {

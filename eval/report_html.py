@@ -11,8 +11,7 @@ from typing import Any
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.charts import bars, radar
-from llava_jax.eval.paper import ROWS
-from llava_jax.eval.report import (
+from llava_jax.eval.entries import (
     LEGEND,
     SUMMARY_HEADER,
     Comparison,
@@ -21,6 +20,7 @@ from llava_jax.eval.report import (
     hallucinated,
     summary_rows,
 )
+from llava_jax.eval.paper import ROWS
 from llava_jax.eval.report_md import COMPARISON_HEADER, comparison_rows
 from llava_jax.eval.show import grid, number
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llava_jax.eval.report import (
+from llava_jax.eval.entries import (
     LEGEND,
     SUMMARY_HEADER,
     Comparison,

@@ -89,7 +89,7 @@ def image_folders(settings: Settings, data: Path, task: Task) -> list[Path]:
     roots = [settings.images / task.name, settings.images] if settings.images else []
     roots += [data]
     usual = ("", "images", "test2015", "val2014", "test", "val", "train_images", "coco/val2014",
-             "MME_Benchmark_release_version")  # fmt: skip
+             "images/test", "mm-vet/images", "MME_Benchmark_release_version")  # fmt: skip
     return [f for root in roots for name in usual if (f := root / name).is_dir()]
 
 

@@ -180,7 +180,7 @@ def _scienceqa(folder: Path, pictures: list[bytes], objects: list[list[Object]],
 
 
 def _mmbench(folder: Path, pictures: list[bytes], objects: list[list[Object]], rng) -> None:
-    names = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image",
+    names: tuple[str, ...] = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image",
              "source", "l2-category", "comment", "split")  # fmt: skip
     with open(folder / "mmbench_dev_20230712.tsv", "w", newline="", encoding="utf-8") as f:
         table = csv.DictWriter(f, names, delimiter="\t", restval="")

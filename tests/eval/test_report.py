@@ -7,8 +7,9 @@ import pytest
 
 from llava_jax.cli import main
 from llava_jax.eval.charts import bars, radar
+from llava_jax.eval.entries import asked_object, collect, run_names
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.report import asked_object, collect, run_names, write_report
+from llava_jax.eval.report import write_report
 from llava_jax.eval.show import complete, read_result
 from llava_jax.eval.stats import answered, bootstrap, flips, headline_of, sign_test, statistic
 from llava_jax.eval.task import get_task

@@ -1,0 +1,126 @@
+"""Fetching from a server in this process: hashes, archives, and what is said when it fails."""
+
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from llava_jax.cli import main
+from llava_jax.errors import LlavaError
+from llava_jax.eval import fetch as module
+from llava_jax.eval.fetch import FILES, Source, fetch
+from llava_jax.eval.task import TASKS
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A server of `pages` (path -> (status, bytes)); tasks fetch from it once told to."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    pages, seen = {}, []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            status, body = pages.get(self.path, (404, b""))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) + (status == 206)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+
+    def use(*sources):
+        monkeypatch.setitem(FILES, "pope", tuple(Source(url + s, *more) for s, *more in sources))
+
+    yield type("Site", (), {"pages": pages, "seen": seen, "use": staticmethod(use)})
+    server.shutdown()
+    server.server_close()
+
+
+def test_files_are_kept_and_remembered(site, tmp_path):
+    body = b"labels"
+    site.pages["/a.json"] = (200, body)
+    site.use(("/a.json", hashlib.sha256(body).hexdigest()), ("/big.zip", "", True))
+    assert list(fetch("pope", tmp_path)) == [tmp_path / "a.json"]
+    assert list(fetch("pope", tmp_path)) == [tmp_path / "a.json"]
+    assert site.seen == ["/a.json"]
+    record = json.loads((tmp_path / "fetched.json").read_text())
+    assert record["a.json"]["bytes"] == 6
+
+
+def test_changed_files_are_refused(site, tmp_path):
+    site.pages["/a.json"] = (200, b"one")
+    site.use(("/a.json",))
+    list(fetch("pope", tmp_path))
+    (tmp_path / "a.json").write_bytes(b"two")
+    with pytest.raises(LlavaError, match=r"a\.json: has hash"):
+        list(fetch("pope", tmp_path))
+    (tmp_path / "a.json").unlink()
+    site.pages["/a.json"] = (200, b"three")
+    with pytest.raises(LlavaError, match="the owner changed it"):
+        list(fetch("pope", tmp_path))
+    assert not (tmp_path / "a.json").exists()
+
+
+def archive(**files):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name, text in files.items():
+            z.writestr(name.replace("__", "/"), text)
+    return out.getvalue()
+
+
+def test_archives_are_unpacked(site, tmp_path):
+    site.pages["/{org}/a.zip".format(org="me")] = (200, archive(sub__b="text"))
+    site.use(("/{org}/a.zip",))
+    list(fetch("pope", tmp_path, org="me"))
+    assert (tmp_path / "sub" / "b").read_text() == "text"
+    site.pages["/evil.zip"] = (200, archive(**{"..__evil": "x"}))
+    site.use(("/evil.zip",))
+    with pytest.raises(LlavaError, match="outside itself"):
+        list(fetch("pope", tmp_path / "in"))
+    site.pages["/bad.zip"] = (200, b"no zip")
+    site.use(("/bad.zip",))
+    with pytest.raises(LlavaError, match="not a zip archive"):
+        list(fetch("pope", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ((403, b""), "is gated"),
+        ((404, b""), "HTTP 404 .*try --org"),
+        ((206, b"half"), "ended early"),
+    ],
+)
+def test_failures_are_worded(site, tmp_path, page, words):
+    site.pages["/a.json"] = page
+    site.use(("/a.json",))
+    with pytest.raises(LlavaError, match=words):
+        list(fetch("pope", tmp_path))
+
+
+def test_offline(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setitem(FILES, "pope", (Source("http://127.0.0.1:9/a.json"),))
+    assert main(["eval", "fetch", "pope", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "127.0.0.1:9 cannot be reached" in error
+    assert "download http://127.0.0.1:9/a.json elsewhere" in error
+
+
+def test_every_task_can_be_got_or_says_how():
+    assert set(FILES) | set(module.BY_HAND) == set(TASKS)
+    with pytest.raises(LlavaError, match="on request"):
+        list(fetch("mme", None))
+    for sources in FILES.values():
+        assert all(s.url.startswith("http") and len(s.sha256) in (0, 64) for s in sources)
