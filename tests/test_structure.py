@@ -32,9 +32,10 @@ MAY_IMPORT = {
     "convert": NETWORK | {"sharding", "text"},
     "generate": NETWORK | {"sharding", "text", "images"},
     "model": NETWORK | {"sharding", "text", "images", "generate", "convert"},
-    "train": NETWORK | {"sharding", "text", "images", "data", "convert", "generate", "configs"},
+    "train": NETWORK
+    | {"sharding", "text", "images", "data", "convert", "generate", "model", "configs"},
     "chat": {"text", "images", "generate", "model"},
-    "eval": {"text", "images", "generate", "model", "sharding"},
+    "eval": {"text", "images", "generate", "model", "sharding", "quickstart"},  # makes own sets
     "inspect": {"text", "convert", "data"},
     "configs": set(),
     "cli": set(),
