@@ -81,10 +81,15 @@ setup(
         "torch": TORCH,
         "gguf": GGUF,
         "eval": EVAL,
+        "chair": ["textblob>=0.19"],
+        "lmms": ["lmms-eval>=0.7.2", *TORCH],
         "serve": SERVE,
         "demo": ["gradio>=6.31"],
         "test": TEST,
         "dev": [*TEST, *DEV],
     },
-    entry_points={"console_scripts": ["llava-jax=llava_jax.cli:main"]},
+    entry_points={
+        "console_scripts": ["llava-jax=llava_jax.cli:main"],
+        "lmms_eval.models": ["llava_jax=llava_jax.eval.lmms:manifest"],
+    },
 )

@@ -13,10 +13,23 @@ from pathlib import Path
 
 import pytest
 
-from llava_jax import __version__
+from llava_jax import __version__, cli
 from tests.test_structure import BESIDE, ROOT, repository_files
 
-EXTRAS = {"cuda12", "cuda13", "tpu", "torch", "gguf", "eval", "serve", "demo", "test", "dev"}
+EXTRAS = {
+    "cuda12",
+    "cuda13",
+    "tpu",
+    "torch",
+    "gguf",
+    "chair",
+    "eval",
+    "lmms",
+    "serve",
+    "demo",
+    "test",
+    "dev",
+}
 
 READ_SETUP = """
 import json
@@ -92,6 +105,12 @@ def test_locks_satisfy_setup(needs, lock):
         assert need.specifier.contains(locked[name]), f"{lock}: {name} {locked[name]}"
 
 
+def test_every_extra_that_an_error_names_exists(needs):
+    for package, extra in cli.EXTRAS.items():
+        wanted = {name.replace("-", "_") for name in names(needs["extras"][extra])}
+        assert package in wanted, f"[{extra}] does not bring {package}"
+
+
 def test_package_is_typed():
     assert (ROOT / "llava_jax" / "py.typed").is_file()
 
@@ -105,7 +124,9 @@ def test_typings_lead_to_the_folders_beside_the_package():
 
 
 def test_ci_runs_the_commands_of_the_readme():
-    line = next(x for x in (ROOT / "README.md").read_text().splitlines() if "-m pytest" in x and "venv" in x)
+    line = next(
+        x for x in (ROOT / "README.md").read_text().splitlines() if "-m pytest" in x and "venv" in x
+    )
     setup, _, test = line.rpartition(" && ")
     assert test.startswith("python -m pytest")
     assert ".venv" in setup

@@ -142,7 +142,7 @@ class ObjectWords:
 
 
 def _tokens(text: str) -> list[str]:
-    need("nltk", "to score CHAIR", "textblob")
+    need("nltk", "to score CHAIR", "'llava_jax[chair]'")
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     return NLTKWordTokenizer().tokenize(text)
@@ -150,7 +150,7 @@ def _tokens(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _singular(word: str) -> str:
-    need("textblob", "to score CHAIR", "textblob")
+    need("textblob", "to score CHAIR", "'llava_jax[chair]'")
     from textblob.en.inflect import singularize
 
     return singularize(word)
