@@ -66,7 +66,8 @@ EXTRAS = {
     "torch": "torch",
     "gguf": "gguf",
     "openpyxl": "eval",
-    "rapidfuzz": "eval",
+    "textblob": "chair",
+    "lmms_eval": "lmms",
     "fastapi": "serve",
     "uvicorn": "serve",
     "sse_starlette": "serve",
@@ -98,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug, words = take_flag(words, "--debug")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character must not kill a run
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal that lacks a character must not kill a run
             stream.reconfigure(errors="backslashreplace")
     name = words[0] if words and words[0] in COMMANDS else None
     try:
