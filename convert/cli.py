@@ -45,18 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of a new projector")
     parser.add_argument(
-        "--quantize", choices=("f16", "q8_0"), default="f16", help="weight type of --to gguf"
+        "--quantize", choices=("f16", "q8_0", "f32"), default="f16", help="weight type of --to gguf"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it is there")
     parser.add_argument(
-        "--check", action="store_true", help="compare the result with the source afterwards"
+        "--check",
+        action="store_true",
+        help="compare the result with the source afterwards (not for gguf)",
     )
     parser.add_argument("--report", help="with --check: write the report to this JSON file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Converts, and with --check compares; 1 if the comparison finds a difference."""
+    from tqdm import tqdm
+
     from llava_jax.convert.checkpoint import convert
+    from llava_jax.convert.gguf_out import write_gguf
     from llava_jax.convert.output import parse_size
     from llava_jax.convert.source import Options
     from llava_jax.convert.write import Target
@@ -70,27 +75,24 @@ def run(args: argparse.Namespace) -> int:
         projector=args.projector,
         seed=args.seed,
     )
-    if args.to == "gguf":
-        from llava_jax.convert.gguf_out import write_gguf
-
-        write_gguf(args.src, args.dst, options, args.quantize, overwrite=args.overwrite)
-        print(args.dst)
-        return 0
-    target = Target(
-        to=args.to,
-        layout=args.layout,
-        tower=args.tower,
-        shard_size=parse_size(args.shard_size),
-        overwrite=args.overwrite,
-    )
-    from tqdm import tqdm
-
+    shard_size = parse_size(args.shard_size)
     with tqdm(
         unit="B", unit_scale=True, desc=f"to {args.to}", disable=not sys.stderr.isatty()
     ) as bar:
-        convert(args.src, args.dst, target, options, bar.update)
+        if args.to == "gguf":
+            kind, again = args.quantize, args.overwrite
+            write_gguf(args.src, args.dst, options, kind, overwrite=again, progress=bar.update)
+        else:
+            target = Target(
+                to=args.to,
+                layout=args.layout,
+                tower=args.tower,
+                shard_size=shard_size,
+                overwrite=args.overwrite,
+            )
+            convert(args.src, args.dst, target, options, bar.update)
     print(args.dst)
-    return _check(args, options) if args.check else 0
+    return _check(args, options) if args.check and args.to != "gguf" else 0
 
 
 def _check(args: argparse.Namespace, options) -> int:

@@ -1,0 +1,306 @@
+"""GGUF for llama.cpp: the language model, and tower + projector ("mmproj"), each one file.
+
+Names and keys: llama.cpp's tools/mtmd/clip-impl.h, src/llama-arch.cpp and the gguf package.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava_jax.config import LlavaConfig
+from llava_jax.convert import keymap, lora, output, tensors
+from llava_jax.convert.keymap import Layout
+from llava_jax.convert.lazy import Lazy
+from llava_jax.convert.opening import open_source
+from llava_jax.convert.output import Progress
+from llava_jax.convert.source import Options, Source
+from llava_jax.convert.write import original_rows
+from llava_jax.errors import WeightError
+
+log = logging.getLogger(__name__)
+
+TYPES = ("f32", "f16", "q8_0")
+BLOCK = 32  # values that share a scale in q8_0
+_LANGUAGE = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+_VISION = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_out",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "layer_norm1": "ln1",
+    "layer_norm2": "ln2",
+}
+_WHOLE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "vision_model.embeddings.class_embedding": "v.class_embd",
+    "vision_model.embeddings.patch_embedding.weight": "v.patch_embd.weight",
+    "vision_model.embeddings.position_embedding.weight": "v.position_embd.weight",
+    "vision_model.pre_layrnorm.weight": "v.pre_ln.weight",
+    "vision_model.pre_layrnorm.bias": "v.pre_ln.bias",
+}
+
+
+def write_gguf(
+    src: str | Path,
+    dst: str | Path,
+    options: Options | None = None,
+    kind: str = "f16",
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes `model-KIND.gguf` and `mmproj-KIND.gguf` into the folder `dst`, tensor by tensor.
+
+    kind: "f16", "q8_0" or "f32", of the matrices; norms and biases are float32, and what q8_0 has
+    no whole blocks for is f16. Adapters are merged. Raises WeightError for what llama.cpp cannot
+    run: projectors other than mlp2x_gelu, the class token among the features.
+    """
+    if kind not in TYPES:
+        raise WeightError(f"gguf type {kind!r} is unknown", fix=f"one of {', '.join(TYPES)}")
+    source = original_rows(lora.merge(open_source(src, options)))
+    check_supported(source.config)
+    with output.folder(Path(dst), overwrite=overwrite) as work:
+        _write_language(source, work / f"model-{kind}.gguf", kind, progress)
+        _write_mmproj(source, work / f"mmproj-{kind}.gguf", kind, progress)
+    return Path(dst)
+
+
+def check_supported(config: LlavaConfig) -> None:
+    """Raises WeightError, with the reason, for a model that llama.cpp has no graph for."""
+    if config.projector != "mlp2x_gelu":
+        raise WeightError(f"llama.cpp runs no projector {config.projector!r}, only mlp2x_gelu")
+    if config.feature_select != "patch":
+        raise WeightError("llama.cpp always drops the class token: feature_select must be patch")
+    if config.language.sliding_window or config.language.attention_bias:
+        raise WeightError("sliding windows and attention biases are not written to GGUF")
+    if config.image_aspect_ratio != "pad":
+        log.warning("llama.cpp pads images to a square; this model was made for cropped ones")
+
+
+# Tensors ----------------------------------------------------------------------------------------
+
+
+def language_tensors(source: Source) -> dict[str, Lazy]:
+    """{GGUF name: tensor, as torch has it} of the decoder."""
+    config = source.config
+    state = keymap.to_theirs(source.leaves, keymap.LLAMA, replace(config, lora=None))
+    heads = {"attn_q": config.language.heads, "attn_k": config.language.kv_heads}
+    out = {}
+    for name, lazy in state.items():
+        if name in _WHOLE:
+            out[_WHOLE[name]] = lazy
+            continue
+        number, _, rest = name.removeprefix("model.layers.").partition(".")
+        part = _LANGUAGE[rest.removesuffix(".weight")]
+        if part in heads:
+            lazy = lazy.map(lambda a, n=heads[part]: interleaved(a, n))
+        out[f"blk.{number}.{part}.weight"] = lazy
+    return out
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k in llama.cpp's order: the two halves that RoPE turns together, alternating."""
+    rows, columns = weight.shape
+    split = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return split.swapaxes(1, 2).reshape(rows, columns)
+
+
+def mmproj_tensors(source: Source) -> dict[str, Lazy]:
+    """{GGUF name: tensor, as torch has it} of the layers of the tower that run, and the projector."""
+    layout = Layout("mmproj", projector="mm", vision="vision_model")
+    run = source.config.vision_layers_run
+    out = {}
+    for name, lazy in keymap.to_theirs(source.leaves, layout, source.config).items():
+        if name.startswith("mm."):
+            out[name] = lazy
+        elif name in _WHOLE:
+            out[_WHOLE[name]] = lazy
+        elif ".encoder.layers." in name:
+            number, _, rest = name.partition(".encoder.layers.")[2].partition(".")
+            part, _, kind = rest.rpartition(".")
+            if int(number) < run:
+                out[f"v.blk.{number}.{_VISION[part]}.{kind}"] = lazy
+        # The last norm stays out: llama.cpp would apply it to the features.
+    return out
+
+
+def _packed(array: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
+    """(array as it lies in the file, GGUF type)."""
+    import gguf
+
+    kinds = gguf.GGMLQuantizationType
+    values = np.ascontiguousarray(array.astype(np.float32))
+    if kind == "f32":
+        return values, kinds.F32
+    if kind == "q8_0":
+        return gguf.quants.quantize(values, kinds.Q8_0), kinds.Q8_0
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if np.isinf(half).any():
+        raise WeightError("values do not fit into f16", fix="use --quantize f32 or q8_0")
+    return half, kinds.F16
+
+
+def _kind_of(name: str, shape: tuple[int, ...], kind: str) -> str:
+    if len(shape) == 1 or name == "v.position_embd.weight":
+        return "f32"
+    if kind == "q8_0" and (len(shape) != 2 or shape[1] % BLOCK):
+        return "f16"
+    return kind
+
+
+def _write(writer, state: dict[str, Lazy], kind: str, progress: Progress | None) -> None:
+    """Header first, then one tensor at a time."""
+    import gguf
+
+    sizes = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK}  # bytes a value
+    for name, lazy in state.items():
+        own = _kind_of(name, lazy.shape, kind)
+        count = int(np.prod(lazy.shape))
+        raw = gguf.GGMLQuantizationType[own.upper()]
+        shape = lazy.shape
+        if own == "q8_0":  # the writer wants the shape in bytes
+            shape = gguf.quant_shape_to_byte_shape(shape, raw)
+        writer.add_tensor_info(
+            name,
+            shape,
+            np.dtype({"f32": np.float32, "f16": np.float16, "q8_0": np.uint8}[own]),
+            int(count * sizes[own]),
+            raw_dtype=raw,
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, lazy in state.items():
+        writer.write_tensor_data(_packed(lazy.read(), _kind_of(name, lazy.shape, kind))[0])
+        if progress:
+            progress(lazy.nbytes)
+    writer.close()
+
+
+# The two files ----------------------------------------------------------------------------------
+
+
+def _write_language(source: Source, path: Path, kind: str, progress: Progress | None) -> None:
+    import gguf
+
+    c = source.config.language
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("LLaVA (language model)")
+    writer.add_file_type(_file_type(kind))
+    writer.add_vocab_size(c.vocab_size)
+    writer.add_context_length(c.max_positions)
+    writer.add_embedding_length(c.width)
+    writer.add_block_count(c.layers)
+    writer.add_feed_forward_length(c.mlp_width)
+    writer.add_head_count(c.heads)
+    writer.add_head_count_kv(c.kv_heads)
+    writer.add_key_length(c.head_width)
+    writer.add_value_length(c.head_width)
+    writer.add_rope_dimension_count(c.head_width)
+    writer.add_rope_freq_base(c.rope_theta)
+    writer.add_layer_norm_rms_eps(c.norm_eps)
+    state = language_tensors(source)
+    if c.rope_scaling and c.rope_scaling.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(c.rope_scaling.factor)
+    elif c.rope_scaling:
+        raise WeightError("RoPE scaling of kind llama3 is not written to GGUF")
+    _add_vocabulary(writer, source)
+    _write(writer, state, kind, progress)
+
+
+def _write_mmproj(source: Source, path: Path, kind: str, progress: Progress | None) -> None:
+    import gguf
+
+    v = source.config.vision
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_name("LLaVA (vision tower and projector)")
+    writer.add_file_type(_file_type(kind))
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type("mlp")
+    writer.add_bool("clip.has_llava_projector", True)
+    writer.add_bool("clip.use_gelu", v.hidden_act == "gelu")
+    writer.add_vision_image_size(v.image_size)
+    writer.add_vision_patch_size(v.patch_size)
+    writer.add_vision_embedding_length(v.width)
+    writer.add_vision_feed_forward_length(v.mlp_width)
+    writer.add_vision_projection_dim(source.config.language.width)
+    writer.add_vision_head_count(v.heads)
+    writer.add_vision_attention_layernorm_eps(v.norm_eps)
+    writer.add_vision_block_count(source.config.vision_layers_run)
+    # Said outright: without it llama.cpp would leave out the last of the blocks that are there.
+    writer.add_array("clip.vision.feature_layer", [source.config.vision_layers_run])
+    writer.add_vision_image_mean(list(v.image_mean))
+    writer.add_vision_image_std(list(v.image_std))
+    _write(writer, mmproj_tensors(source), kind, progress)
+
+
+def _file_type(kind: str) -> Any:
+    import gguf
+
+    names = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+    return gguf.LlamaFileType[names[kind]]
+
+
+def _add_vocabulary(writer, source: Source) -> None:
+    """The sentencepiece vocabulary; added tokens become control tokens, missing ids unused ones."""
+    import gguf
+    import sentencepiece
+
+    folder, size = source.tokenizer, source.config.language.vocab_size
+    if folder is None or not (folder / "tokenizer.model").is_file():
+        raise WeightError("GGUF needs the tokenizer.model of the language model")
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    kinds = gguf.TokenType
+    entries = [(f"[PAD{i}]", -10000.0, kinds.UNUSED) for i in range(size)]
+    for i in range(min(sp.get_piece_size(), size)):
+        kind = kinds.NORMAL
+        for test, other in (
+            (sp.is_unknown, kinds.UNKNOWN),
+            (sp.is_control, kinds.CONTROL),
+            (sp.is_unused, kinds.UNUSED),
+            (sp.is_byte, kinds.BYTE),
+        ):
+            kind = other if test(i) else kind
+        entries[i] = (sp.id_to_piece(i), sp.get_score(i), kind)
+    for token, number in _added_tokens(folder).items():
+        if sp.get_piece_size() <= number < size:
+            entries[number] = (token, -1000.0, kinds.CONTROL)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([t.encode() for t, _, _ in entries])
+    writer.add_token_scores([s for _, s, _ in entries])
+    writer.add_token_types([int(k) for _, _, k in entries])
+    writer.add_bos_token_id(source.config.language.bos_id)
+    writer.add_eos_token_id(source.config.language.eos_id)
+    writer.add_unk_token_id(sp.unk_id())
+    writer.add_pad_token_id(source.config.language.pad_id)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    listed = tensors.read_json(folder / "added_tokens.json")
+    decoder = tensors.read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    listed |= {v["content"]: int(k) for k, v in decoder.items() if k.isdigit()}
+    return {t: n for t, n in listed.items() if isinstance(n, int)}
