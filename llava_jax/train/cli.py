@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def load_config(name: str, overrides: list[str]) -> Any:
         return values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         text = " ".join(str(error.args[0] if error.args else error).split())
+        near = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
+        if near:
+            raise ConfigError(
+                f"{path}: no setting {near[2]!r}", fix=f"did you mean {near[1]!r}?"
+            ) from error
         raise ConfigError(f"{path}: {text}", fix="--show prints every setting") from error
 
 
