@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import AnswerFile, join, read_answers
+from llava_jax.eval.answers import Answer, AnswerFile, as_id, join, read_answers
+from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import find, find_optional, need, read_json
 from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, rows_of
 
@@ -44,12 +45,7 @@ class Chair(Task):
 
     def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
         words = ObjectWords(find(data, ("synonyms.txt",), "synonyms file"))
-        given = read_answers(
-            answers,
-            id_keys=("image_id", "question_id"),
-            text_keys=("caption", "text"),
-            skip_bad_lines=options.skip_bad_lines,
-        )
+        given = _given(answers, options.skip_bad_lines)
         truth = self._objects(given, data, words, options)
         joined, coverage = join(truth, given, strict=options.strict)
         coverage.missing_left_out = True
@@ -104,6 +100,21 @@ class Chair(Task):
             if str(c["image_id"]) in objects:
                 objects[str(c["image_id"])].update(words.objects(c["caption"]))
         return objects
+
+
+def _given(path: Path, skip_bad_lines: bool) -> AnswerFile:
+    """Captions by image_id; also of the owner's own caption files ("imgToEval")."""
+    value = read_json(path, AnswerError) if path.suffix == ".json" else None
+    if isinstance(value, dict) and isinstance(value.get("imgToEval"), dict):
+        captions = value["imgToEval"].values()
+        rows = [Answer(as_id(c["image_id"]), c["caption"], n, c) for n, c in enumerate(captions, 1)]
+        return AnswerFile(path, rows)
+    return read_answers(
+        path,
+        id_keys=("image_id", "question_id"),
+        text_keys=("caption", "text"),
+        skip_bad_lines=skip_bad_lines,
+    )
 
 
 class ObjectWords:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import Answer, join, read_answers
+from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import find, read_json
 from llava_jax.eval.task import (
@@ -48,16 +48,8 @@ class ScienceQA(Task):
 
     def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
         problems = self._problems(data, options)
-        joined, coverage = join(
-            problems,
-            read_answers(
-                answers,
-                id_keys=("question_id", "id"),
-                text_keys=("text", "answer"),
-                skip_bad_lines=options.skip_bad_lines,
-            ),
-            strict=options.strict,
-        )
+        given = _given(answers, options.skip_bad_lines)
+        joined, coverage = join(problems, given, strict=options.strict)
         samples = {pid: _sample(joined.get(pid), pid, p) for pid, p in problems.items()}
         scores = list(samples.values())
         # A missing answer has no prompt, so the script takes it for a text question.
@@ -192,13 +184,21 @@ def _chance(text: str, p: dict[str, Any]) -> tuple[str, float]:
 
 
 def _texts(path: Path) -> dict[str, str]:
-    """Texts by question, of a jsonl answer file or of a results file with "outputs"."""
-    if path.suffix == ".json":
-        value = read_json(path, AnswerError)
-        if isinstance(value, dict) and isinstance(value.get("outputs"), dict):
-            return value["outputs"]
-    rows = read_answers(path, id_keys=("question_id", "id"), text_keys=("text", "answer")).rows
-    return {a.id: a.text for a in rows}
+    return {a.id: a.text for a in _given(path).rows}
+
+
+def _given(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
+    """An answer file, or a results file as LLaVA's scripts write them ("outputs": id -> text)."""
+    value = read_json(path, AnswerError) if path.suffix == ".json" else None
+    if isinstance(value, dict) and isinstance(value.get("outputs"), dict):
+        rows = [Answer(i, t, n, {}) for n, (i, t) in enumerate(value["outputs"].items(), 1)]
+        return AnswerFile(path, rows)
+    return read_answers(
+        path,
+        id_keys=("question_id", "id"),
+        text_keys=("text", "answer"),
+        skip_bad_lines=skip_bad_lines,
+    )
 
 
 TASK = ScienceQA()

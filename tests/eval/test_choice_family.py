@@ -86,6 +86,13 @@ def test_scienceqa_image_accuracy_and_missing(tmp_path):
     assert "NO" not in table
 
 
+def test_scienceqa_results_file(tmp_path):
+    dump(tmp_path / "problems.json", {"1": problem(1, "image.png")})
+    dump(tmp_path / "pid_splits.json", {"test": ["1"]})
+    given = dump(tmp_path / "r.json", {"acc": 0, "results": {"1": 1}, "outputs": {"1": "B"}})
+    assert get_task("sqa").score(given, tmp_path).totals["img_acc"] == 100.0
+
+
 def test_scienceqa_prompt(tmp_path):
     problems = {
         "1": problem(0, "image.png", hint="Some\ntext."),
