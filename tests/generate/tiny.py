@@ -72,6 +72,8 @@ def tokenizer() -> Tokenizer:
         vocab_size=300,
         byte_fallback=True,
         hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=3,
     )
     return Tokenizer(out.getvalue())
