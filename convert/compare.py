@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.convert import compose
+from llava_jax.convert import compose, lora
 from llava_jax.convert.cli import add_source_arguments
 from llava_jax.convert.lazy import Leaf, dtype_name
 from llava_jax.convert.opening import open_source
@@ -85,8 +85,6 @@ def compare(
 
 def _aligned(a: Source, b: Source) -> tuple[Source, Source]:
     """Both without adapters if only one has them, and with the smaller of the two vocabularies."""
-    from llava_jax.convert import lora
-
     if (a.config.lora is None) != (b.config.lora is None):
         a, b = lora.merge(a), lora.merge(b)
     size = min(a.config.language.vocab_size, b.config.language.vocab_size)
@@ -166,7 +164,10 @@ def _probe(a: Source, b: Source, logits: str) -> dict[str, Any]:
     reference = probe.jax_answer(a)
     out: dict[str, Any] = {"a in JAX, b in JAX": _against(reference, lambda: probe.jax_answer(b))}
     if all(importlib.util.find_spec(m) for m in ("torch", "transformers")):
-        out["a in JAX, b in torch"] = _against(reference, lambda: probe.torch_answer(b))
+        whole = lora.merge(b)  # transformers knows no adapters without PEFT
+        if a.config.lora:
+            reference = probe.jax_answer(lora.merge(a))
+        out["a in JAX, b in torch"] = _against(reference, lambda: probe.torch_answer(whole))
     else:
         out["note"] = "torch is not installed: not asked"
     return out

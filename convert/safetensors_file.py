@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -157,26 +158,45 @@ def write(
     digest = hashlib.sha256()
     with open(path, "wb") as f:
         _put(f, digest, struct.pack("<Q", len(text)) + text)
-        for name in order:
-            t = tensors[name]
-            for part in t.parts if isinstance(t, Leaf) else (t,):
-                _put_tensor(f, digest, part, name)
-                if progress:
-                    progress(part.nbytes)
+        for (_, part), data in _read_ahead(_parts(tensors, order)):
+            _put(f, digest, data)
+            if progress:
+                progress(part.nbytes)
         f.flush()
         os.fsync(f.fileno())
     return digest.hexdigest()
 
 
-def _put_tensor(f, digest, part: Lazy, name: str) -> None:
+def _parts(tensors: Mapping[str, Lazy | Leaf], order: list[str]) -> Iterator[tuple[str, Lazy]]:
+    for name in order:
+        tensor = tensors[name]
+        for part in tensor.parts if isinstance(tensor, Leaf) else (tensor,):
+            yield name, part
+
+
+def _read_ahead(
+    parts: Iterable[tuple[str, Lazy]],
+) -> Iterator[tuple[tuple[str, Lazy], memoryview]]:
+    """Each part with its bytes. The next one is read and turned while this one is written."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: list[tuple[tuple[str, Lazy], Future]] = []
+        for part in parts:
+            waiting.append((part, pool.submit(_bytes_of, *part)))
+            if len(waiting) > 1:
+                first, future = waiting.pop(0)
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def _bytes_of(name: str, part: Lazy) -> memoryview:
     array = part.read()
     if tuple(array.shape) != part.shape or array.dtype != part.dtype:
         raise WeightError(
             f"{name}: became {array.dtype.name}{list(array.shape)}, "
             f"planned {part.dtype.name}{list(part.shape)}"
         )
-    if array.size:
-        _put(f, digest, contiguous(array).reshape(-1).view(np.uint8).data)
+    return contiguous(array).reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def _put(f, digest, data) -> None:
