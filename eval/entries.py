@@ -66,15 +66,17 @@ class Comparison:
 
 def collect(paths: Sequence[Path]) -> list[Entry]:
     """Reads results and their noise, in the order of TASKS and of the files."""
-    names = run_names(paths)
+    results = [read_result(path) for path in paths]
+    names = dict(zip(paths, (r.get("run") for r in results)))
+    if None in names.values() or len({(r["task"], r["run"]) for r in results}) < len(results):
+        names = run_names(paths)
     entries = []
-    for path in paths:
-        result = read_result(path)
+    for path, result in zip(paths, results):
         interval = bootstrap(result["task"], result["per_sample"])
         official = result["totals"][result["headline"]]  # rounded as its owner rounds it
         interval = replace(interval, value=float(official))
         paper: dict[str, float] = dict(zip(ROWS, PAPER.get(result["task"], ())))
-        entries.append(Entry(names[path], result, interval, paper))
+        entries.append(Entry(str(names[path]), result, interval, paper))
     order = {t: n for n, t in enumerate(TASKS)}
     return sorted(entries, key=lambda e: order.get(e.task, len(order)))
 

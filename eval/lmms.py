@@ -11,6 +11,6 @@ MODEL = "llava_jax.eval.lmms_model.LlavaJax"
 
 def manifest():
     """What the registry asks for: our name and where the class is. Imports neither jax nor torch."""
-    from lmms_eval.models.registry_v2 import ModelManifest
+    from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 
     return ModelManifest(model_id="llava_jax", simple_class_path=MODEL)

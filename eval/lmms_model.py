@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from lmms_eval.api.model import lmms
+from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 
 from llava_jax.errors import LlavaError
 

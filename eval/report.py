@@ -5,6 +5,7 @@ from pathlib import Path
 
 from llava_jax.eval.entries import collect, comparisons_of
 from llava_jax.eval.errors import DataError
+from llava_jax.eval.pictures import Pictures
 from llava_jax.eval.report_html import page
 from llava_jax.eval.report_md import markdown
 
@@ -20,9 +21,9 @@ def write_report(
     """Writes `out`/index.html and `out`/report.md.
 
     Args:
-      results: files of `eval score --json`, of any benchmarks and runs. A run is named by the
-        folder of its file, if the files lie in several, else by the file.
-      images: image folder, for pictures in the gallery of failures.
+      results: files of `eval score --json`, of any benchmarks and runs. A run is named by
+        its model, else by the folder of its file, if the files lie in several, else by the file.
+      images: folder with the images anywhere in it, for the gallery of failures.
       compare: also compare the runs of each benchmark, question by question, with the first.
     Returns:
       The two paths.
@@ -33,6 +34,8 @@ def write_report(
         raise DataError("nothing to compare: no benchmark has two results")
     out.mkdir(parents=True, exist_ok=True)
     html, text = out / "index.html", out / "report.md"
-    html.write_text(page(entries, comparisons, title, images), encoding="utf-8")
+    html.write_text(
+        page(entries, comparisons, title, Pictures(images) if images else None), encoding="utf-8"
+    )
     text.write_text(markdown(entries, comparisons, title), encoding="utf-8")
     return html, text

@@ -1,15 +1,10 @@
 """The report as one self-contained HTML page: no script, no network, pictures inside."""
 
-import base64
-import io
 import json
-import logging
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from llava_jax.errors import LlavaError
 from llava_jax.eval.charts import bars, radar
 from llava_jax.eval.entries import (
     LEGEND,
@@ -21,10 +16,9 @@ from llava_jax.eval.entries import (
     summary_rows,
 )
 from llava_jax.eval.paper import ROWS
+from llava_jax.eval.pictures import Pictures
 from llava_jax.eval.report_md import COMPARISON_HEADER, comparison_rows
 from llava_jax.eval.show import grid, number
-
-logger = logging.getLogger(__name__)
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8881; --bad: #c62828; }
@@ -32,7 +26,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72re
 h1 { margin: 0 0 1rem; } h2 { margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-.wide td:last-child { white-space: normal; min-width: 5rem; }
+.summary td:last-child { white-space: normal; min-width: 5rem; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 tr:hover td { background: var(--soft); } .wide { overflow-x: auto; }
 .flag { color: var(--bad); font-weight: 600; } .soft { opacity: .75; }
@@ -46,22 +40,25 @@ dt { font-weight: 600; } .figures { display: flex; flex-wrap: wrap; gap: 2rem; }
 
 
 def page(
-    entries: Sequence[Entry], comparisons: Sequence[Comparison], title: str, images: Path | None
+    entries: Sequence[Entry],
+    comparisons: Sequence[Comparison],
+    title: str,
+    pictures: Pictures | None,
 ) -> str:
     """The whole page as HTML text.
 
     Args:
-      images: folder of the pictures that samples name, if they are to be shown.
+      pictures: finds the pictures that samples name, if they are to be shown.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
-        _table(SUMMARY_HEADER, summary_rows(entries)),
+        f'<div class="summary">{_table(SUMMARY_HEADER, summary_rows(entries))}</div>',
         f'<p class="soft">{escape(LEGEND)}</p>',
         _radar(entries),
     ]
     if comparisons:
         parts.append(_comparison(comparisons))
-    parts += [_section(e, images) for e in entries]
+    parts += [_section(e, pictures) for e in entries]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -99,7 +96,7 @@ def _radar(entries: Sequence[Entry]) -> str:
     return radar(axes, series)
 
 
-def _section(e: Entry, images: Path | None) -> str:
+def _section(e: Entry, pictures: Pictures | None) -> str:
     coverage = e.result["coverage"]
     parts = [f"<h2>{escape(e.title)}: {escape(e.run)}</h2>"]
     parts.append(f"<p>answered {coverage['answered']:,} of {coverage['expected']:,}</p>")
@@ -113,7 +110,7 @@ def _section(e: Entry, images: Path | None) -> str:
             f"<details{open_}><summary>{escape(name)}</summary>{_table(*grid(rows))}</details>"
         )
     parts.append(_figures(e))
-    parts.append(_gallery(e, images))
+    parts.append(_gallery(e, pictures))
     return "".join(parts)
 
 
@@ -133,15 +130,15 @@ def _figures(e: Entry) -> str:
     return f'<div class="figures">{"".join(parts)}</div>'
 
 
-def _gallery(e: Entry, images: Path | None) -> str:
-    cards = "".join(_card(key, s, images) for key, s in failures(e))
+def _gallery(e: Entry, pictures: Pictures | None) -> str:
+    cards = "".join(_card(key, s, pictures) for key, s in failures(e))
     if not cards:
         return ""
     return f'<details><summary>failures</summary><div class="gallery">{cards}</div></details>'
 
 
-def _card(key: str, s: dict[str, Any], images: Path | None) -> str:
-    picture = thumbnail(images, s.get("image", "")) if images and s.get("image") else ""
+def _card(key: str, s: dict[str, Any], pictures: Pictures | None) -> str:
+    picture = pictures.thumbnail(s["image"]) if pictures and s.get("image") else ""
     shown = f'<img alt="{escape(s["image"])}" src="{picture}">' if picture else ""
     truth = s["truth"] if isinstance(s["truth"], str) else json.dumps(s["truth"])
     lines = [("question", s.get("prompt", "")), ("answer", s["answer"]), ("truth", truth)]
@@ -183,21 +180,3 @@ def _comparison(comparisons: Sequence[Comparison]) -> str:
                 f'<div class="gallery">{"".join(cards)}</div></details>'
             )
     return "".join(parts)
-
-
-def thumbnail(folder: Path, name: str, side: int = 240) -> str:
-    """A picture as a small data: URL, or "" where there is none or it cannot be read."""
-    path = next((p for p in (folder / name, folder / Path(name).name) if p.is_file()), None)
-    if path is None or not path.resolve().is_relative_to(folder.resolve()):
-        return ""
-    from llava_jax.images.gate import open_image
-
-    try:
-        image = open_image(path)
-    except LlavaError as e:
-        logger.warning("report: %s", e)
-        return ""
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -163,6 +163,7 @@ def _score(task: Task, folder: Path, data: Path, settings: Settings) -> dict[str
         except LlavaError as no:
             logger.warning("%s: no upload file either: %s", task.title, no)
         return None
+    result["run"] = settings.model_id
     (folder / "result.json").write_text(
         json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8"
     )

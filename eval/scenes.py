@@ -182,7 +182,7 @@ def _scienceqa(folder: Path, pictures: list[bytes], objects: list[list[Object]],
 def _mmbench(folder: Path, pictures: list[bytes], objects: list[list[Object]], rng) -> None:
     names = "index question hint A B C D answer category image source l2-category comment split"
     with open(folder / "mmbench_dev_20230712.tsv", "w", newline="", encoding="utf-8") as f:
-        table = csv.DictWriter(f, names.split(), delimiter="\t", restval="")
+        table: csv.DictWriter[str] = csv.DictWriter(f, names.split(), delimiter="\t", restval="")
         table.writeheader()
         for i, (picture, seen) in enumerate(zip(pictures, objects)):
             table.writerows(_rotations(i, picture, seen, rng))

@@ -27,7 +27,7 @@ def number(value: Any) -> str:
     """A number with as many digits as a reader wants, other values as they are."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
-    return f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}"
+    return f"{value:.4f}" if 0 < abs(value) < 2 else f"{value:.2f}"
 
 
 def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:

@@ -154,7 +154,9 @@ class ObjectWords:
 
 def _tokens(text: str) -> list[str]:
     need("nltk", "to score CHAIR", "'llava_jax[chair]'")
-    from nltk.tokenize.destructive import NLTKWordTokenizer
+    from nltk.tokenize.destructive import (  # pyright: ignore[reportMissingImports]
+        NLTKWordTokenizer,
+    )
 
     return NLTKWordTokenizer().tokenize(text)
 
@@ -162,7 +164,7 @@ def _tokens(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def _singular(word: str) -> str:
     need("textblob", "to score CHAIR", "'llava_jax[chair]'")
-    from textblob.en.inflect import singularize
+    from textblob.en.inflect import singularize  # pyright: ignore[reportMissingImports]
 
     return singularize(word)
 

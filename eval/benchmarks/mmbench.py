@@ -67,6 +67,7 @@ class MMBench(Task):
     def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
         given = self._answers(answers, options)
         truth = {as_id(r["index"]): r for r in self._truth(given, data, options)}
+        table = find_optional(data, self.files, "table", options.split)
         joined, coverage = join(truth, given, strict=options.strict)
         rows: dict[str, Sample] = {}
         for key, row in truth.items():
@@ -79,7 +80,7 @@ class MMBench(Task):
                 row["answer"],
                 parsed=inferred,
                 prompt=str(row["question"]),
-                image=key,
+                image=f"{table.name}#{key}" if table else "",
                 groups={k: str(row[k]) for k in ("l2-category", "category", "split") if row.get(k)},
             )
         return self._result(rows, coverage)

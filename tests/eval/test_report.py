@@ -145,6 +145,28 @@ def test_pages(tmp_path):
     assert "| a\\|b | 1.0000 | 2 |" in markdown
 
 
+def test_pictures(tmp_path):
+    import base64
+
+    from PIL import Image
+
+    from llava_jax.eval.pictures import Pictures
+
+    for name in ("1", "2"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "in" / name / "image.png")
+    (tmp_path / "secret.png").write_bytes((tmp_path / "in" / "1" / "image.png").read_bytes())
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no")
+    png = base64.b64encode((tmp_path / "secret.png").read_bytes()).decode()
+    (tmp_path / "in" / "t.tsv").write_text(f"index\timage\n7\t{png}\n8\t\n")
+    shown = Pictures(tmp_path / "in")
+    for name in ("2/image.png", "in/2/image.png", "t.tsv#7"):
+        found = shown.thumbnail(name)
+        assert found.startswith("data:image/jpeg") == (name != "in/2/image.png")
+    for name in ("image.jpg", "../secret.png", "broken.jpg", "t.tsv#8", "t.tsv#9", "u.tsv#1"):
+        assert shown.thumbnail(name) == ""
+
+
 def test_difference_is_flagged_beyond_noise(tmp_path):
     far = dump(tmp_path / "far.json", result([0.0, 1.0] * 500))
     (entry,) = collect([far])
@@ -174,6 +196,8 @@ def test_run_names(tmp_path):
     assert list(run_names(same).values()) == ["a", "b"]
     other = [tmp_path / "x" / "r.json", tmp_path / "y" / "r.json"]
     assert list(run_names(other).values()) == ["x", "y"]
+    named = [dump(p, result([1.0], run=p.parent.name)) for p in other]
+    assert [e.run for e in collect(named)] == ["x", "y"]
     deep = [tmp_path / "x" / "pope" / "r.json", tmp_path / "y" / "pope" / "r.json"]
     assert list(run_names(deep).values()) == [str(p.parent) for p in deep]
 
