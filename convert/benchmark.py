@@ -4,7 +4,7 @@
 
 Makes a random checkpoint in Hugging Face's layout, copies it (the yardstick), converts it to the
 JAX side and back, and checks that every tensor came back. One JSON line per step:
-{"step", "seconds", "gigabytes", "ratio_to_copy", "peak_anonymous_mb"}.
+{"step", "seconds", "cpu_seconds", "gigabytes", "ratio_to_copy", "peak_anonymous_mb"}.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,21 +42,25 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", choices=sorted(PRESETS), default="llava-v1.5-7b")
     parser.add_argument("--folder", type=Path, required=True, help="where there is room for it")
+    parser.add_argument("--layers", type=int, help="of the decoder, to make it smaller")
     parser.add_argument("--keep", action="store_true", help="leave the files there")
     args = parser.parse_args(words)
     args.folder.mkdir(parents=True, exist_ok=True)
     first, jax, back, copy = (args.folder / n for n in ("hf", "jax", "back", "copy"))
-    source = random_source(LlavaConfig.preset(args.size))
+    config = LlavaConfig.preset(args.size)
+    if args.layers:
+        config = replace(config, language=replace(config.language, layers=args.layers))
+    source = random_source(config)
     save(source, first, Target("hf", overwrite=True))
     size = sum(p.stat().st_size for p in first.glob("*.safetensors"))
     try:
         yardstick = copied(first, copy)
-        report("plain copy", yardstick, size, yardstick, 0)
+        report("plain copy", yardstick, 0, size, yardstick, 0)
         shutil.rmtree(copy)
         for step, a, b, to in (("hf to jax", first, jax, "jax"), ("jax to hf", jax, back, "hf")):
             shutil.rmtree(b, ignore_errors=True)
-            seconds, peak = measured([sys.executable, "-c", _RUN, str(a), str(b), to])
-            report(step, seconds, size, yardstick, peak)
+            seconds, cpu, peak = measured([sys.executable, "-c", _RUN, str(a), str(b), to])
+            report(step, seconds, cpu, size, yardstick, peak)
         same = equal(first, back)
         print(json.dumps({"step": "every tensor byte-equal", "equal": same}), flush=True)
         return 0 if same else 1
@@ -94,9 +100,13 @@ def copied(a: Path, b: Path) -> float:
     return time.perf_counter() - start
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """(seconds, peak anonymous memory in MB) of a process. Mapped files do not count: RssAnon."""
+def measured(command: list[str]) -> tuple[float, float, float]:
+    """(seconds, CPU seconds, peak anonymous memory in MB) of a process.
+
+    Mapped files do not count as memory: RssAnon.
+    """
     start, peak = time.perf_counter(), 0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     child = subprocess.Popen(command)
     status = Path(f"/proc/{child.pid}/status")
     while child.poll() is None:
@@ -108,7 +118,9 @@ def measured(command: list[str]) -> tuple[float, float]:
         time.sleep(0.01)
     if child.wait():
         raise SystemExit(f"{command[-1]}: exit code {child.returncode}")
-    return time.perf_counter() - start, peak * 1024 / 1e6
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - start, cpu, peak * 1024 / 1e6
 
 
 def equal(a: Path, b: Path) -> bool:
@@ -126,11 +138,12 @@ def _bytes(lazy: Lazy) -> memoryview:
     return safetensors_file.contiguous(lazy.read()).reshape(-1).view(np.uint8).data
 
 
-def report(step: str, seconds: float, size: int, yardstick: float, peak: float) -> None:
+def report(step: str, seconds: float, cpu: float, size: int, yardstick: float, peak: float) -> None:
     """Prints one step as a JSON line."""
     line = {
         "step": step,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
         "gigabytes": round(size / 1e9, 2),
         "ratio_to_copy": round(seconds / yardstick, 2),
         "peak_anonymous_mb": round(peak),
