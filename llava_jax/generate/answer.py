@@ -12,16 +12,16 @@ class Answer:
     """Ids become text, without special tokens and without white space around it.
 
     The answer ends before the first of the `stop` strings, wherever it falls among tokens; a stop
-    string that is a token of its own (`<|im_end|>` of some models) ends it as that token. Joined, the
-    pieces that `push` and `finish` return are `text`; what may turn out to be the start of a
-    stop string, half a character or trailing space is held back.
+    string that is a token of its own (`</s>`, or `<|im_end|>` of some models) means that token, not
+    its letters. Joined, the pieces that `push` and `finish` return are `text`; what may turn out to
+    be the start of a stop string, half a character or trailing space is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         self._decoder = StreamDecoder(tokenizer)
-        self._stop = tuple(s for s in stop if s)
         special = tokenizer.special_tokens
-        self._stop_ids = {special[s] for s in self._stop if s in special}
+        self._stop = tuple(s for s in stop if s and s not in special)
+        self._stop_ids = {special[s] for s in stop if s in special}
         self._raw = ""
         self._shown = 0  # characters of the stripped text that were given out
         self.count = 0  # ids taken, the one that completed a stop string included

@@ -65,3 +65,9 @@ def test_a_stop_string_that_is_a_token_ends_the_answer_as_that_token():
     assert answer.push([*ids, *ids]) + answer.finish() == "a table"
     assert answer.stopped
     assert answer.count == len(ids)
+
+
+def test_the_letters_of_a_token_are_only_letters():
+    shown, answer = pieces(tokenizer(), "a </s> table", ("</s>",))
+    assert "".join(shown) == "a </s> table"
+    assert not answer.stopped
