@@ -81,7 +81,7 @@ def _add_phrases(model: bytes, phrases: list[str]) -> bytes:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
     score = min(piece.score for piece in proto.pieces)
     known = {piece.piece for piece in proto.pieces}
 
