@@ -1,0 +1,196 @@
+"""config.json files of published checkpoints, and configurations there and back."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llava_jax.config import (
+    LanguageConfig,
+    LlavaConfig,
+    RopeScaling,
+    VisionConfig,
+)
+from llava_jax.convert import configs, detect, keymap
+from llava_jax.convert.lazy import Lazy
+from llava_jax.errors import WeightError
+from tests.convert import tiny
+
+# The fields of llava-hf/llava-1.5-7b-hf's config.json that matter: the sizes are left to defaults.
+HUB_7B = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "ignore_index": -100,
+    "image_token_index": 32000,
+    "model_type": "llava",
+    "pad_token_id": 32001,
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5",
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "torch_dtype": "float16",
+        "vocab_size": 32064,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+ORIGINAL_7B = {
+    "architectures": ["LlavaLlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "image_aspect_ratio": "pad",
+    "intermediate_size": 11008,
+    "max_length": 4096,
+    "max_position_embeddings": 4096,
+    "mm_hidden_size": 1024,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_use_im_patch_token": False,
+    "mm_use_im_start_end": False,
+    "mm_vision_select_feature": "patch",
+    "mm_vision_select_layer": -2,
+    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+    "model_type": "llava",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "vocab_size": 32000,
+}
+
+
+def test_published_hugging_face_7b():
+    config = configs.from_hf(HUB_7B, "config.json")
+    language = replace(LanguageConfig(), vocab_size=32064, pad_id=32001)
+    assert config == LlavaConfig(language=language, max_length=None)
+
+
+def test_published_original_7b():
+    config = configs.from_original(ORIGINAL_7B, VisionConfig(), "config.json", False)
+    assert config == LlavaConfig(max_length=None)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (HUB_7B, "hf"),
+        (ORIGINAL_7B, "original"),  # model_type "llava" as well
+        ({"model_type": "llama", "hidden_size": 8}, "llama"),
+        ({"model_type": "clip", "vision_config": {}, "text_config": {}}, "clip"),
+        ({"model_type": "clip_vision_model"}, "clip"),
+    ],
+)
+def test_kinds_are_told_by_content(data, kind, tmp_path):
+    folder = tmp_path / "llava-lora-mpt-of-another-kind"  # names that mislead the original's loader
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(data))
+    (folder / "model.safetensors").write_bytes(b"")
+    assert detect.identify(folder) == kind
+
+
+@pytest.mark.parametrize(
+    "data", [{"model_type": "gpt2"}, {}, {"model_type": 3}, {"model_type": "llava_next"}]
+)
+def test_other_kinds_are_refused(data, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(WeightError):
+        detect.identify(tmp_path)
+
+
+LANGUAGES = {
+    "7b": LanguageConfig(),
+    "13b": LlavaConfig.v15_13b().language,
+    "v1": LlavaConfig.v1_7b().language,
+    "grouped": tiny.CONFIG.language,
+    "tied, biased": LanguageConfig(tied_head=True, attention_bias=True, rope_theta=5e5),
+    "linear rope": LanguageConfig(rope_scaling=RopeScaling("linear", 2.0)),
+    "llama 3": LanguageConfig(
+        vocab_size=128256, kv_heads=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    ),
+    "mistral": LanguageConfig(kv_heads=8, sliding_window=4096, mlp_width=14336),
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_language_configs_come_back(name):
+    language = LANGUAGES[name]
+    data = json.loads(json.dumps(configs.language_json(language)))
+    assert configs.language_config(data, "x") == language
+
+
+def test_rope_of_transformers_5():
+    data = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "linear", "factor": 4.0}}
+    language = configs.language_config(data, "x")
+    assert language.rope_theta == 1e6
+    assert language.rope_scaling == RopeScaling("linear", 4.0)
+
+
+@pytest.mark.parametrize("name", ["7b", "13b", "grouped", "llama 3", "mistral"])
+def test_configs_of_transformers_say_the_same(name):
+    transformers = pytest.importorskip("transformers")
+    language = LANGUAGES[name]
+    data = configs.language_json(language)
+    kind = {"llama": "LlamaConfig", "mistral": "MistralConfig"}[data["model_type"]]
+    theirs = getattr(transformers, kind).from_dict(data)
+    assert theirs.num_key_value_heads == language.kv_heads
+    assert theirs.head_dim == language.head_width
+    saved = json.loads(theirs.to_json_string(use_diff=False))
+    assert configs.language_config(saved, "x") == language
+
+
+@pytest.mark.parametrize("preset", ["v15_7b", "v15_13b", "v1_7b"])
+@pytest.mark.parametrize("layout", [keymap.ORIGINAL, *keymap.HF_LAYOUTS], ids=lambda x: x.name)
+def test_real_sizes_there_and_back(preset, layout):
+    """All tensors of the published sizes, as shapes: names and shapes come back."""
+    config = getattr(LlavaConfig, preset)()
+    if layout.hf and config.projector == "linear":
+        pytest.skip("Hugging Face has no linear projector")
+
+    def never() -> np.ndarray:
+        raise AssertionError("a value was read")
+
+    state = {
+        name: Lazy(entry.their_shape, np.dtype(np.float16), never)
+        for entry in keymap.entries(layout, config)
+        for name in entry.theirs
+    }
+    leaves, rest = keymap.to_jax(state, layout, config, where="x")
+    assert not rest
+    back = keymap.to_theirs(leaves, layout, config)
+    assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in state.items()}
+    assert state[f"{layout.lm}.layers.0.mlp.down_proj.weight"].shape[0] == config.language.width
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mm_projector_type": "resampler"}, {"mm_patch_merge_type": "spatial_unpad"}, {"s2": True},
+        {"image_aspect_ratio": "anyres"}, {"mm_vision_select_layer": -30},
+        {"mm_vision_select_feature": "all"}, {"model_type": "llava_mpt"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_models_that_are_not_supported_say_so(change):
+    with pytest.raises(WeightError) as error:
+        configs.from_original(ORIGINAL_7B | change, VisionConfig(), "config.json", False)
+    assert "config.json" in str(error.value)
