@@ -1,8 +1,13 @@
 """A very small LLaVA and batches for it, for tests that need no data."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llava_jax.config import LanguageConfig, LlavaConfig, VisionConfig
+from llava_jax.llava import abstract_params
 
 CONFIG = LlavaConfig(
     vision=VisionConfig(image_size=28, patch_size=14, width=32, layers=3, heads=2, mlp_width=48),
@@ -46,3 +51,23 @@ def random_batch(rows: int = 8, length: int = 24, images: int = 1, seed: int = 0
     shape = (rows, images, size, size, 3)
     batch["images"] = rng.integers(0, 256, shape).astype(np.uint8)
     return batch
+
+
+@functools.cache
+def _params(config: LlavaConfig, seed: int) -> dict[str, np.ndarray]:
+    rng, made = np.random.default_rng(seed), {}
+    for name, leaf in abstract_params(config).items():
+        values = rng.standard_normal(leaf.shape).astype(np.float32)
+        if name.endswith((".scale", ".bias")):
+            values = values * np.float32(0.1) + name.endswith(".scale")
+        elif name.endswith((".kernel", ".lora_a")):
+            values *= np.float32(np.prod(leaf.shape[-2:-1]) ** -0.5)
+        elif name.endswith(".lora_b"):
+            values[:] = 0
+        made[name] = values
+    return made
+
+
+def random_params(config: LlavaConfig = CONFIG, seed: int = 0) -> dict[str, jax.Array]:
+    """Random parameters made without compiling anything; norms and biases are not at 1 and 0."""
+    return {name: jnp.asarray(value) for name, value in _params(config, seed).items()}

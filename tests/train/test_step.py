@@ -10,13 +10,13 @@ import pytest
 
 from llava_jax.config import LoraConfig
 from llava_jax.layers import Compute
-from llava_jax.llava import build, init_params, param_shardings
+from llava_jax.llava import build, param_shardings
 from llava_jax.sharding import make_mesh
 from llava_jax.train.loop import _put
 from llava_jax.train.loss import mean_loss, supervised_nll
 from llava_jax.train.optim import make_optimizer, trainable_names
 from llava_jax.train.step import TrainState, make_loss, make_step
-from tests.tiny import CONFIG, random_batch
+from tests.tiny import CONFIG, random_batch, random_params
 
 
 def settings(**changes):
@@ -40,7 +40,7 @@ def settings(**changes):
 def run(config, groups, steps=4, mesh=None, compute=None, micro=1, average="global", **changes):
     """(losses, final state, parameters at the start) of a few steps."""
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    start = init_params(config, 1)
+    start = random_params(config, 1)
     params = jax.device_put(start, param_shardings(config, mesh))
     names = trainable_names(params, groups)
     trained = {n: v for n, v in params.items() if n in names}
@@ -64,9 +64,7 @@ def single():
     return run(CONFIG, ("projector", "language"))
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
-)
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
 def test_sharded_equals_single_device(single, sizes):
     losses, state, _ = run(CONFIG, ("projector", "language"), mesh=make_mesh(**sizes))
     np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
@@ -76,8 +74,8 @@ def test_sharded_equals_single_device(single, sizes):
 
 @pytest.mark.parametrize(
     "compute",
-    [Compute(remat="full"), Compute(remat="dots"), Compute(unroll=True)],
-    ids=["full", "dots", "unroll"],
+    [Compute(remat="dots"), Compute(unroll=True)],
+    ids=["dots", "unroll"],
 )
 def test_remat_and_unroll_change_nothing(single, compute):
     losses, _, _ = run(CONFIG, ("projector", "language"), compute=compute)
@@ -90,7 +88,7 @@ def test_micro_batches_weighed_by_tokens_equal_one_batch(single):
 
 
 def test_micro_average_weighs_batches_alike():
-    params = init_params(CONFIG, 1)
+    params = random_params(CONFIG, 1)
     batch = random_batch(8)
     loss = make_loss(CONFIG, Compute())
     halves = [loss(params, {}, {k: v[i : i + 4] for k, v in batch.items()}) for i in (0, 4)]
@@ -100,8 +98,9 @@ def test_micro_average_weighs_batches_alike():
     assert float(grouped) == pytest.approx(losses[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("groups", [("projector",), ("projector", "language"), ("vision",)])
+@pytest.mark.parametrize(
+    ("groups", "optimizer"), [(("projector", "language"), "muon"), (("vision",), "adamw")]
+)
 def test_only_the_chosen_groups_move(groups, optimizer):
     losses, state, start = run(CONFIG, groups, optimizer=optimizer, steps=3)
     chosen = trainable_names(start, groups)
@@ -114,7 +113,7 @@ def test_only_the_chosen_groups_move(groups, optimizer):
 
 def test_lora_starts_equal_and_trains_adapters_only():
     config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=4, alpha=8.0, dropout=0.1))
-    params = init_params(config, 1)
+    params = random_params(config, 1)
     plain = {n: v for n, v in params.items() if "lora" not in n}
     batch = random_batch(4)
     with_lora = build(config, params)
@@ -127,7 +126,7 @@ def test_lora_starts_equal_and_trains_adapters_only():
 
 
 def test_chunked_loss_is_exact():
-    params = init_params(CONFIG, 1)
+    params = random_params(CONFIG, 1)
     model, batch = build(CONFIG, params), random_batch(4)
     hidden = model(batch)
     whole = supervised_nll(model, hidden, batch["target_at"], batch["targets"])
@@ -144,7 +143,7 @@ def test_mean_loss_of_nothing_is_zero():
 
 
 def test_non_finite_step_changes_nothing_but_the_count():
-    params = init_params(CONFIG, 1)
+    params = random_params(CONFIG, 1)
     optimizer, _ = make_optimizer(settings(), sorted(params), 4)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     step = jax.jit(make_step(make_loss(CONFIG, Compute()), optimizer, average="global", seed=None))

@@ -1,0 +1,50 @@
+"""Every config file loads, is locked, and holds the original recipe's numbers."""
+
+from pathlib import Path
+
+import pytest
+
+import llava_jax.configs
+from llava_jax.data.settings import DataSettings
+from llava_jax.train.cli import load_config
+from llava_jax.train.optim import GROUPS
+from llava_jax.train.stages import split_stages
+
+NAMES = sorted(
+    p.stem
+    for p in Path(str(llava_jax.configs.__file__)).parent.glob("*.py")
+    if p.stem not in ("__init__", "common")
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loads_and_every_stage_is_valid(name):
+    config = load_config(name, [])
+    assert config.is_locked
+    assert config.name == name
+    for _, stage in split_stages(config):
+        assert set(stage.trainable) <= set(GROUPS)
+        DataSettings.read({**stage.data, "batch_size": stage.batch_size})
+        assert stage.optimizer in ("adamw", "muon")
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "lr", "trainable", "version"),
+    [
+        ("pretrain_7b", 256, 1e-3, ("projector",), "plain"),
+        ("pretrain_13b", 256, 1e-3, ("projector",), "plain"),
+        ("finetune_7b", 128, 2e-5, ("projector", "language"), "v1"),
+        ("finetune_13b", 128, 2e-5, ("projector", "language"), "v1"),
+        ("finetune_lora_7b", 128, 2e-4, ("projector", "lora"), "v1"),
+    ],
+)
+def test_the_paper_s_recipes(name, batch, lr, trainable, version):
+    c = load_config(name, [])
+    assert (c.batch_size, c.lr, c.trainable, c.data.version) == (batch, lr, trainable, version)
+    assert (c.warmup_ratio, c.weight_decay, c.clip_norm, c.epochs) == (0.03, 0.0, 0.0, 1.0)
+    assert c.data.max_length == 2048
+
+
+def test_overrides_reach_nested_and_optional_fields():
+    c = load_config("finetune_7b", ["--config.projector_lr=1e-4", "--config.mesh.tensor=2"])
+    assert (c.projector_lr, c.mesh.tensor) == (1e-4, 2)

@@ -1,0 +1,65 @@
+"""Where parameters lie. tests/golden/params_7b.txt is the list to review when a rule changes."""
+
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from llava_jax.config import LlavaConfig
+from llava_jax.errors import ConfigError
+from llava_jax.llava import abstract_params, describe_params
+from llava_jax.sharding import make_mesh, put_batch, spec
+from llava_jax.train.optim import GROUPS, has_decay
+from tests.tiny import random_batch
+
+GOLDEN = Path(__file__).parent / "golden" / "params_7b.txt"
+
+
+def listing() -> str:
+    """Every parameter of the 7B: shape, place on FSDP 4 x tensor 2, group, weight decay."""
+    rows = describe_params(LlavaConfig.v15_7b(), make_mesh(fsdp=4, tensor=2))
+    lines = []
+    for row in rows:
+        groups = [g for g in ("projector", "language", "vision") if GROUPS[g](row["name"])]
+        decay = "decay" if has_decay(row["name"]) else "-"
+        shape = "x".join(map(str, row["shape"]))
+        lines.append(f"{row['name']}  {shape}  {row['spec']}  {','.join(groups) or '-'}  {decay}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_7b_lies_as_reviewed():
+    assert listing() == GOLDEN.read_text()
+
+
+def test_nothing_large_is_replicated():
+    rows = describe_params(LlavaConfig.v15_13b(), make_mesh(fsdp=8))
+    whole = sum(4 * v.size for v in abstract_params(LlavaConfig.v15_13b()).values())
+    assert sum(r["bytes_per_device"] for r in rows) < whole / 8 * 1.01
+
+
+def test_mesh_fills_in_one_axis():
+    assert dict(make_mesh(data=2).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert dict(make_mesh(devices=jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"data": -1, "fsdp": -1}, {"tensor": 0}])
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+    with pytest.raises(ConfigError):
+        make_mesh(**sizes)
+
+
+def test_an_axis_that_does_not_divide_is_named_and_kept_whole(caplog):
+    with caplog.at_level(logging.WARNING):
+        placed = spec("a.kernel", (6, 8), ("embed", "mlp"), make_mesh(fsdp=4, tensor=2))
+    assert placed == P(None, "tensor")
+    assert "a.kernel" in caplog.text
+    assert "embed" in caplog.text
+
+
+def test_batches_are_split_by_rows():
+    batch = put_batch(random_batch(8), make_mesh(data=2, fsdp=4))
+    assert batch["tokens"].sharding.shard_shape(batch["tokens"].shape)[0] == 1
+    np.testing.assert_array_equal(batch["images"], random_batch(8)["images"])
