@@ -37,8 +37,19 @@ def write(folder: Path, config: LlavaConfig, added: Mapping[str, int]) -> bool:
     if fast is None or not _agrees(fast, folder, config):
         log.warning("no tokenizer.json written: it would not give the ids of %s", model.name)
         return False
-    (folder / "tokenizer.json").write_text(fast.to_str(pretty=True) + "\n", "utf-8")
+    data = for_old_versions(json.loads(fast.to_str()))
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(text + "\n", "utf-8")
     return True
+
+
+def for_old_versions(data: dict) -> dict:
+    """tokenizer.json in the spelling of tokenizers 0.15 (transformers 4.37), which new ones read too."""
+    model = data["model"]
+    model["merges"] = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    for step in (data["pre_tokenizer"] or {}).get("pretokenizers", ()):
+        step["add_prefix_space"] = step["prepend_scheme"] != "never"
+    return data
 
 
 def build(model: Path, legacy: bool, added: Mapping[str, int]):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import tokenizers
 
 from llava_jax.convert import fast_tokenizer
 from llava_jax.text.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ def test_as_ours_with_added_tokens_and_a_gap(legacy, tmp_path):
     config = replace(tiny.TEXT, tokenizer_legacy=legacy)
     added = {"<image>": 330, "<pad>": 331}
     assert fast_tokenizer.write(folder, config, added)
-    fast = fast_tokenizer.build(folder / "tokenizer.model", legacy, added)
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert fast.token_to_id("<pad>") == 331
     slow = Tokenizer.load(folder, legacy=legacy)
     for text in ("USER: what  is this", " a", "a </s> b", "图 é\n\n", "x</s>USER: y"):
