@@ -267,10 +267,14 @@ class LlavaModel:
             answers[row].push(ids[answers[row].count :])
             return answers[row].count if answers[row].stopped else None
 
+        watched = any(answer.watches(self.generator.eos_ids) for answer in answers)
         outputs = self.generator.generate(
-            [prompts[i] for i in rows], [ready[i].sampling for i in rows], stop=stop
+            [prompts[i] for i in rows],
+            [ready[i].sampling for i in rows],
+            stop=stop if watched else None,
         )
         for i, answer, output in zip(rows, answers, outputs):
+            answer.push(output.ids[answer.count :])
             answer.finish()
             replies[i] = _reply(answer, output, ready[i].sampling)
         return replies

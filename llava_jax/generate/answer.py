@@ -27,6 +27,10 @@ class Answer:
         self.count = 0  # ids taken, the one that completed a stop string included
         self.stopped = False
 
+    def watches(self, eos_ids: Iterable[int]) -> bool:
+        """Whether the answer may end before a token of `eos_ids`, so that it must be read as it grows."""
+        return bool(self._stop) or not self._stop_ids <= set(eos_ids)
+
     @property
     def text(self) -> str:
         """The answer so far."""
