@@ -44,11 +44,14 @@ def open_adapter(folder: Path, options: Options) -> Source:
     more_file = _one_of(folder, tensors.NON_LORA_FILES)
     more = tensors.read_file(more_file, options.allow_pickle) if more_file else {}
     factors = {n: t for n, t in state.items() if ".lora_" in n}
+    elsewhere = {n: t for n, t in factors.items() if _outside(n)}
+    factors = {n: t for n, t in factors.items() if n not in elsewhere}
     more |= {n: t for n, t in state.items() if ".lora_" not in n}
     under = compose.open_base(folder, data, options, _base(folder, settings, options))
     more = _to_original(compose.strip_peft(more))
     source = compose.overlay(under, more, under.config, folder.name, options)
     source.config = replace(source.config, lora=lora)
+    _merge_elsewhere(elsewhere, source, lora, folder.name)
     source.leaves |= _leaves(factors, source, lora, settings, folder.name, options)
     source.kept["lora"] = {
         "adapter_config": settings,
@@ -108,6 +111,51 @@ def _merged(kernel: Lazy, a: Lazy, b: Lazy, scale: float) -> Lazy:
     return Lazy(kernel.shape, kernel.dtype, read, kernel.origin)
 
 
+def _outside(name: str) -> bool:
+    """Whether an adapter is on the tower or the projector (PEFT matches names like q_proj there too)."""
+    return any(
+        f".{part}." in name for part in ("vision_tower", "multi_modal_projector", "mm_projector")
+    )
+
+
+def _merge_elsewhere(
+    factors: dict[str, Lazy], source: Source, lora: LoraConfig, where: str
+) -> None:
+    """Adds adapters outside of the language model into their kernels: they are not kept apart."""
+    if not factors:
+        return
+    log.info("%s: adapters outside of the language model are merged", where)
+    config = replace(source.config, lora=None)
+    hugging_face = keymap.HF_LAYOUTS if config.projector == "mlp2x_gelu" else ()
+    places = {
+        name: (entry.ours, i)
+        for layout in (*hugging_face, keymap.ORIGINAL)
+        for entry in keymap.entries(layout, config)
+        for i, name in enumerate(entry.theirs)
+    }
+    keymap.check_dtypes(factors, keymap.ORIGINAL, where, mixed=False)
+    pairs: dict[str, dict[str, Lazy]] = {}
+    for name, lazy in factors.items():
+        match = _NAME.fullmatch(name)
+        if not match or f"{match[1]}.weight" not in places:
+            raise WeightError(f"{where}: unknown tensor {name}")
+        pairs.setdefault(match[1], {})[match[2]] = lazy
+    for path, pair in pairs.items():
+        ours, i = places[f"{path}.weight"]
+        leaf = source.leaves[ours]
+        d_in, d_out = leaf.parts[i].shape
+        if set(pair) != {"A", "B"}:
+            raise WeightError(f"{where}: missing lora_{'BA'['B' in pair]} of {path}")
+        for letter, shape in (("A", (lora.rank, d_in)), ("B", (d_out, lora.rank))):
+            if pair[letter].shape != shape:
+                have = list(pair[letter].shape)
+                raise WeightError(f"{pair[letter].origin} has shape {have}, not {list(shape)}")
+        a, b = (keymap._moved(pair[letter], keymap.T) for letter in "AB")
+        parts = list(leaf.parts)
+        parts[i] = _merged(parts[i], a, b, lora.scale)
+        source.leaves[ours] = Leaf(tuple(parts), leaf.stacked)
+
+
 def adapter_state(source: Source, prefix: str, targets: set[str] | None) -> dict[str, Lazy]:
     """The adapters of `source` under PEFT's names; `targets` limits them to some linear layers.
 
@@ -146,6 +194,8 @@ def _leaves(
     for name in _targets(settings):
         if name not in kinds:
             raise WeightError(f"{where}: missing the adapters of {name.split('.')[1]}_proj")
+    if not factors:
+        raise WeightError(f"{where}: has no adapters on the language model")
     dtype = next(iter(factors.values())).dtype
     leaves = {}
     for name in LINEARS:
@@ -205,7 +255,7 @@ def _prefix(factors: dict[str, Lazy]) -> str:
         for prefix in _PREFIXES:
             if match and match[1].startswith(f"{prefix}layers."):
                 return prefix
-    raise WeightError("the adapter file holds no LoRA factors")
+    return "model."
 
 
 def _to_original(state: dict[str, Lazy]) -> dict[str, Lazy]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from llava_jax.convert import compose, configs, keymap, lora, output, tokenizer_
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy, Leaf, cast_all, dtype_name, float_dtype
 from llava_jax.convert.output import Progress, write_json
+from llava_jax.convert.shapes import LINEARS
 from llava_jax.convert.source import JAX_FILE, OURS_ONLY, SIDE, Source, check, vision_digest
 from llava_jax.errors import ConfigError, LlavaError, WeightError
 
@@ -323,6 +325,8 @@ def write_peft(source: Source, work: Path, target: Target, progress: Progress | 
         prefix = f"{keymap.LAYOUTS[target.layout or 'hf5_memory'].lm}."
     settings = _adapter_settings(source, kept, prefix)
     state = lora.adapter_state(source, prefix, _targets(settings))
+    if kept.get("prefix") != prefix:  # the base is another model than the one it was trained on
+        settings |= {"base_model_name_or_path": None, "target_modules": _pattern(prefix, settings)}
     if kept.get("non_lora_file") or not kept or settings.get("modules_to_save"):
         root = "model." if prefix.startswith("model.") else ""
         layout = Layout("peft", projector=f"{root}multi_modal_projector", hf=True)
@@ -351,10 +355,14 @@ def _adapter_settings(source: Source, kept: dict[str, Any], prefix: str) -> dict
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "modules_to_save": None,
-        # Full names under a regex: the tower has a q_proj of its own.
-        "target_modules": rf".*{prefix.removesuffix('.').rpartition('.')[2]}\..*"
-        r"\.(q|k|v|o|gate|up|down)_proj",
+        "target_modules": _pattern(prefix, {}),
     }
+
+
+def _pattern(prefix: str, settings: dict[str, Any]) -> str:
+    """target_modules as a regex of whole names, because the tower has a q_proj of its own."""
+    names = sorted(_targets(settings) or {f"{n.split('.')[1]}_proj" for n in LINEARS})
+    return rf"{re.escape(prefix)}layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})"
 
 
 def _targets(settings: dict[str, Any]) -> set[str] | None:

@@ -211,6 +211,27 @@ def test_peft_adapter_on_hugging_face(pair, layout, tmp_path):
     assert (tmp_path / "again" / ADAPTER).read_bytes() == (tmp_path / "peft" / ADAPTER).read_bytes()
 
 
+def test_adapters_on_tower_and_projector_are_merged(pair, tmp_path):
+    """PEFT matches the names of target_modules in the tower too."""
+    folder, options = pair
+    opened = Options(allow_pickle=True, **options)
+    convert(folder, tmp_path / "peft", Target("peft"), opened)
+    convert(options["base"], tmp_path / "hf", Target("hf"))
+    want = load_checkpoint(tmp_path / "peft", base=tmp_path / "hf").params
+    state = load_file(tmp_path / "peft" / ADAPTER)
+    a, b = np.ones((3, 24), np.float32), np.arange(72, dtype=np.float32).reshape(24, 3)
+    root = "base_model.model.model.vision_tower.encoder.layers.2.self_attn.q_proj"
+    both = {f"{root}.lora_A.weight": a, f"{root}.lora_B.weight": b}
+    save_file(state | both, tmp_path / "peft" / ADAPTER)
+    got = load_checkpoint(tmp_path / "peft", base=tmp_path / "hf").params
+    for name, value in want.items():
+        more = 2.0 * (b @ a).T[None] if name == "vision.tail.layers.attn.q.kernel" else 0
+        np.testing.assert_allclose(got[name], value + more, rtol=1e-6, atol=1e-6)
+    save_file(state | {f"{root}.lora_A.weight": a}, tmp_path / "peft" / ADAPTER)
+    with pytest.raises(WeightError, match="lora_B"):
+        load_checkpoint(tmp_path / "peft", base=tmp_path / "hf")
+
+
 def test_base_is_found_beside_the_adapter(pair, tmp_path):
     folder, options = pair
     settings = json.loads((folder / "adapter_config.json").read_text())
