@@ -144,7 +144,7 @@ def _make_tower(config, model_config: LlavaConfig, params, captions: list[Record
         labels,
         steps=tiny.tower_steps,
         lr=tiny.tower_lr,
-        batch_size=tiny.batch_size,
+        batch_size=tiny.tower_batch,
         augmentation=data.augment,
         seed=config.seed,
     )
@@ -171,7 +171,7 @@ def _make_language(config, model_config: LlavaConfig, params, tokenizer, caption
         groups,
         steps=tiny.language_steps,
         lr=tiny.language_lr,
-        rows=(tiny.caption_rows, tiny.batch_size - tiny.caption_rows),
+        rows=(tiny.caption_rows, tiny.language_batch - tiny.caption_rows),
         turns_per_sample=_data_of_stages(config)[1].turns_per_sample,
         seed=config.seed,
     )

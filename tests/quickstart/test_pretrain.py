@@ -26,7 +26,8 @@ def config(tmp_path_factory):
     config.tiny.tower_steps = config.tiny.language_steps = 12
     config.tiny.tower_width, config.tiny.tower_layers = 32, 2
     config.tiny.language_width, config.tiny.language_mlp = 32, 48
-    config.tiny.batch_size, config.tiny.caption_rows = 16, 2
+    config.tiny.tower_batch = config.tiny.language_batch = 16
+    config.tiny.language_records = 32
     return config
 
 
