@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the quickstart and prints what came out."""
+    from llava_jax.train.heap import keep_freed_memory
+
+    keep_freed_memory()
     from llava_jax.quickstart.run import quickstart
 
     quickstart(args.out, seed=args.seed, fast=args.fast, quiet=args.quiet)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
+from llava_jax.train.heap import keep_freed_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         print(config)
         return 0
+    keep_freed_memory()
     workdir = args.workdir or Path("runs") / config.name
     from llava_jax.train.loop import Stopped
     from llava_jax.train.stages import run_stages
