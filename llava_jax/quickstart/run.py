@@ -12,13 +12,13 @@ from typing import Any
 
 from llava_jax.errors import ConfigError
 from llava_jax.quickstart import questions
+from llava_jax.quickstart.curves import draw_curves
 from llava_jax.quickstart.dataset import make_dataset, question_rows, write_pictures
 from llava_jax.quickstart.scenes import render, sample
 from llava_jax.quickstart.sheet import Answered, Card, write_sheet
 
 PICTURES, HELD_OUT = 16_000, 300
 EXAMPLES, EXAMPLE_SIZE, EXAMPLE_SEED = 6, 256, 2_000_003
-CURVES = ("tower", "language", "stage1", "stage2")
 
 
 def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = False) -> dict:
@@ -30,7 +30,6 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
     """
     from llava_jax.model import load
     from llava_jax.train.evaluate import Question, exact_match
-    from llava_jax.train.log import METRICS, plot_losses
     from llava_jax.train.stages import run_stages
 
     out.mkdir(parents=True, exist_ok=True)
@@ -42,7 +41,7 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
 
     with clock.step("tower, language model, stage 1, stage 2"):
         export = run_stages(_config(out, seed, fast), out, quiet=quiet)
-        plot_losses({name: out / name / METRICS for name in CURVES}, out / "loss.png")
+        draw_curves(out)
 
     with clock.step("held-out questions"):
         model = load(export)

@@ -1,0 +1,57 @@
+"""The whole quickstart, very short: everything is written, and a second run changes nothing."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from llava_jax.cli import main
+from llava_jax.errors import ConfigError
+from llava_jax.quickstart import run
+from llava_jax.quickstart.questions import KINDS
+
+
+@pytest.mark.slow
+def test_from_the_first_picture_to_the_last_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "PICTURES", 96)
+    monkeypatch.setattr(run, "HELD_OUT", 4)
+    whole = run._config
+
+    def short(*args):
+        config = whole(*args)
+        config.tiny.tower_steps = config.tiny.language_steps = 3
+        config.stages.stage1.steps = config.stages.stage2.steps = 2
+        return config
+
+    monkeypatch.setattr(run, "_config", short)
+    out = tmp_path / "out"
+    report = run.quickstart(out, quiet=True)
+    assert set(report["exact_match"]) == set(KINDS)
+    assert report["questions"] == 4 * len(KINDS)
+    assert json.loads((out / "report.json").read_text("utf-8"))["mean"] == report["mean"]
+    assert {p.name for p in out.iterdir()} >= {
+        *("sheet.png", "sheet.html", "loss.png", "hf", "data", "examples", "stage1", "stage2"),
+    }
+    assert (out / "hf" / "config.json").exists()
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width > 1000
+    weights = (out / "stage2" / "export" / "llava_jax.json").read_bytes()
+    assert run.quickstart(out, quiet=True)["exact_match"] == report["exact_match"]
+    assert (out / "stage2" / "export" / "llava_jax.json").read_bytes() == weights
+    assert "held-out questions" in capsys.readouterr().out
+
+
+def test_a_directory_with_another_run_is_refused(tmp_path, capsys):
+    (tmp_path / "quickstart.json").write_text('{"seed": 5, "fast": false}')
+    with pytest.raises(ConfigError, match="other settings"):
+        run.quickstart(tmp_path, seed=6)
+    assert main(["quickstart", "--out", str(tmp_path), "--seed", "6"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_fast_means_fewer_steps(tmp_path):
+    slow, fast = (run._config(tmp_path, 3, fast) for fast in (False, True))
+    assert fast.seed == slow.seed == 3
+    assert fast.tiny.tower_steps == slow.tiny.tower_steps // 3
+    assert fast.stages.stage2.steps == slow.stages.stage2.steps // 3
+    assert slow.data.path == str(tmp_path / "data" / "instruct.json")
