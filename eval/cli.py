@@ -70,6 +70,7 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--mesh", help="DATA,FSDP,TENSOR (default: split over all devices)")
     p.add_argument("--template", help="conversation template (default: the model's own)")
     p.add_argument("--split", help="part of a file name, where several fit")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="see score")
     p.add_argument("--name", help="model_id in the answers (default: the model's folder name)")
 
 
@@ -146,7 +147,8 @@ def _scenes_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0)
 
 
-def _options(args: argparse.Namespace):
+def options_of(args: argparse.Namespace):
+    """The scoring options of a command line."""
     from llava_jax.eval.task import Options
 
     extra = {}
@@ -181,7 +183,7 @@ def _score(args: argparse.Namespace) -> int:
     from llava_jax.eval.show import as_text, complete
     from llava_jax.eval.task import get_task
 
-    result = complete(get_task(args.task).score(args.answers, args.data, _options(args)))
+    result = complete(get_task(args.task).score(args.answers, args.data, options_of(args)))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -192,7 +194,7 @@ def _score(args: argparse.Namespace) -> int:
 def _submit(args: argparse.Namespace) -> int:
     from llava_jax.eval.task import get_task
 
-    path = get_task(args.task).submission(args.answers, args.data, args.out, _options(args))
+    path = get_task(args.task).submission(args.answers, args.data, args.out, options_of(args))
     print(f"wrote {path}")
     return 0
 
@@ -201,7 +203,7 @@ def _questions(args: argparse.Namespace) -> int:
     from llava_jax.eval.predict import write_questions
     from llava_jax.eval.task import get_task
 
-    count = write_questions(get_task(args.task).questions(args.data, _options(args)), args.out)
+    count = write_questions(get_task(args.task).questions(args.data, options_of(args)), args.out)
     print(f"wrote {count} questions to {args.out}")
     return 0
 

@@ -6,7 +6,7 @@ Every row comes with the line it stands on, so that an error can say where to lo
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,37 @@ def find_optional(
         if files:
             return files[0]
     return None
+
+
+ID = (str, int)  # an id in a JSON file
+_KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object", ID: "an id"}
+
+
+def expect(
+    row: Any,
+    where: str,
+    fields: Mapping[str, Any],
+    error: type[LlavaError] = DataError,
+) -> dict[str, Any]:
+    """`row` if it is an object whose fields are of these types; else raises, naming the field.
+
+    Args:
+      where: the file and the line or id, for the error.
+      fields: name -> str, int, list, dict or ID.
+    """
+    if not isinstance(row, dict):
+        raise error(f"{where}: {_shown(row)}, not an object")
+    for name, kind in fields.items():
+        value = row.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            found = "missing" if name not in row else _shown(value)
+            raise error(f"{where}: {name} is {found}, not {_KINDS[kind]}")
+    return row
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def text_of(value: Any, where: str, error: type[LlavaError] = AnswerError) -> str:

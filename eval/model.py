@@ -31,6 +31,17 @@ class Asked:
         replies = self.model.generate_batch(asked, batch_size=len(asked))
         return [reply.text for reply in replies]
 
+    def agree(self, done: list[bool]) -> list[bool]:
+        """What the first host says; with one host, what is given."""
+        import jax
+
+        if jax.process_count() == 1 or not done:
+            return done
+        import numpy as np
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        return np.asarray(broadcast_one_to_all(np.asarray(done))).tolist()
+
 
 def load_model(path: str, *, mesh: str | None = None, template: str | None = None) -> Asked:
     """Loads a checkpoint folder or hub id.

@@ -43,6 +43,10 @@ class Model(Protocol):
         """The answers in the order of the requests, stripped."""
         ...
 
+    def agree(self, done: list[bool]) -> list[bool]:
+        """What the first host says, on every host: all must ask the same batches."""
+        ...
+
 
 def write_questions(questions: Iterable[Question], path: Path) -> int:
     """Writes questions as LLaVA's question files are (question_id, image, text, category)."""
@@ -171,14 +175,14 @@ def predict(
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
       folders: where images may lie, in order.
       progress: told the number of answers after each batch.
-      writes: whether this process writes; the hosts of one mesh all ask, and one writes. `out` must
-        then lie where every host can read it.
+      writes: whether this process writes; the hosts of one mesh all ask, and one writes.
     Raises:
       DataError: an image is missing (before anything is asked).
       AnswerError: the model returned another number of answers, or the file is not ours.
     """
     done = done_keys(out, repair=writes)
-    todo = [q for q in questions if q.key not in done]
+    agreed = model.agree([q.key in done for q in questions])
+    todo = [q for q, answered in zip(questions, agreed) if not answered]
     found = {q.key: image_paths(q, folders) for q in todo}
     progress(len(questions) - len(todo))
     if writes:

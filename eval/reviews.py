@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_jax.eval.answers import Coverage, as_id, join, read_answers
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import find, read_json, read_rows
+from llava_jax.eval.files import ID, expect, find, read_json, read_rows
 from llava_jax.eval.task import Options, Result, Sample, rows_of
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
@@ -51,8 +51,14 @@ def read_reviews(
                 f"{where}: no tuple, score or content: these are answers, not reviews",
                 fix="let a judge read them: llava-jax eval judge",
             )
-        if len(scores) != 2 or not all(isinstance(x, int | float) for x in scores):
+        if (
+            not isinstance(scores, list)
+            or len(scores) != 2
+            or not all(isinstance(x, int | float) for x in scores)
+        ):
             raise AnswerError(f"{where}: the scores are {scores!r}, not two numbers")
+        if not isinstance(row.get("category", ""), str):
+            raise AnswerError(f"{where}: the category is {row['category']!r}, not text")
         reviews.append({**row, "tuple": [float(x) for x in scores]})
     if not reviews:
         raise AnswerError(f"{path}: no reviews in it")
@@ -104,7 +110,7 @@ def _coverage(reviews: list[dict[str, Any]], data: Path, bad: list[int]) -> Cove
     ids = [as_id(r.get("question_id", n)) for n, r in enumerate(reviews)]
     files = [] if not data.is_dir() else sorted(data.glob("*questions.jsonl"))
     expected = (
-        [as_id(r["question_id"]) for r in rows_of(files[0], ("question_id",))] if files else []
+        [as_id(r["question_id"]) for r in rows_of(files[0], {"question_id": ID})] if files else []
     )
     expected = expected or list(dict.fromkeys(ids))
     seen = set(ids)
@@ -134,19 +140,19 @@ def requests(
         find(
             data, ("questions.jsonl", "qa90_questions.jsonl", "*questions.jsonl"), "questions file"
         ),
-        ("question_id", "image", "text", "category"),
+        {"question_id": ID, "image": str, "text": str, "category": str},
     )
     context = find(data, ("context.jsonl", "caps_boxes_*.jsonl"), "context file")
-    contexts = {row["image"]: row for row in rows_of(context, ("image",))}
+    contexts = {row["image"]: row for row in rows_of(context, {"image": str})}
     reference_path = find(
         data,
         ("answers_gpt4.jsonl", "gpt4_answers.jsonl", "*gpt4_answer*.jsonl"),
         "reference answers",
     )
     references = {
-        str(r["question_id"]): r for r in rows_of(reference_path, ("question_id", "text"))
+        str(r["question_id"]): r for r in rows_of(reference_path, {"question_id": ID, "text": str})
     }
-    rules = read_json(find(data, ("rule.json",), "judge's rules"))
+    rules = expect(read_json(find(data, ("rule.json",), "judge's rules")), "rule.json", {})
     given = read_answers(answers, id_keys=("question_id",), text_keys=("text",))
     joined, _ = join((str(q["question_id"]) for q in questions), given, strict=True)
     for n, q in enumerate(questions, 1):

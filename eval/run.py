@@ -189,15 +189,17 @@ def parse_chunk(text: str) -> tuple[int, int]:
 
 def run_command(args: argparse.Namespace) -> int:
     """The command line's run: all tasks, then the report."""
+    from llava_jax.eval.cli import options_of
     from llava_jax.eval.model import load_model
 
+    options = options_of(args)
     tasks = [get_task(name) for name in args.tasks.split(",") if name]
     chunk = parse_chunk(args.chunk)
     for name in ("batch_size", "limit", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise LlavaError(f"--{name.replace('_', '-')} must be at least 1")
     for task in tasks:  # a missing file shows before the model is loaded
-        task.questions(task_folder(args.data, task), Options(split=args.split))
+        task.questions(task_folder(args.data, task), options)
     model = load_model(args.model, mesh=args.mesh, template=args.template)
     settings = Settings(
         data=args.data,
@@ -209,7 +211,7 @@ def run_command(args: argparse.Namespace) -> int:
         shuffle_seed=args.shuffle_seed,
         chunk=chunk,
         max_new_tokens=args.max_new_tokens,
-        options=Options(split=args.split),
+        options=options,
         writes=model.first_host,
     )
     written = []

@@ -5,7 +5,7 @@ Adding one: write `eval/benchmarks/<name>.py` with a `Task` subclass named `TASK
 """
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import Answer, Coverage
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import find_optional, read_rows
+from llava_jax.eval.files import ID, expect, find_optional, read_json, read_rows
 
 # Appended prompts of LLaVA-1.5 (paper Table 8, scripts/v1_5/eval).
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -171,8 +171,10 @@ def llava_questions(
     seen: dict[str, int] = {}
     questions = []
     for line, row in read_rows(path):
-        if "question_id" not in row or not isinstance(row.get("text"), str):
-            raise DataError(f"{path} line {line}: needs question_id and text")
+        expect(row, f"{path} line {line}", {"question_id": ID, "text": str})
+        for name in ("image", "category"):
+            if row.get(name) is not None:
+                expect(row, f"{path} line {line}", {name: str})
         key = str(row["question_id"])
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1:
@@ -186,15 +188,23 @@ def llava_questions(
     return questions
 
 
-def rows_of(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of a benchmark's file; raises DataError naming the line that lacks one of `keys`."""
-    rows = []
-    for line, row in read_rows(path):
-        lacking = [k for k in keys if k not in row]
-        if lacking:
-            raise DataError(f"{path} line {line}: no {', '.join(lacking)}")
-        rows.append(row)
-    return rows
+def rows_of(path: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a benchmark's file; raises DataError naming the line whose `fields` (see
+    files.expect) are missing or of another type."""
+    return [expect(row, f"{path} line {line}", fields) for line, row in read_rows(path)]
+
+
+def listed(
+    path: Path, key: str, fields: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A JSON file's object, and the objects in its list `key`, checked like `rows_of`."""
+    value = read_json(path)
+    rows = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: no list {key!r} in it")
+    for n, row in enumerate(rows, 1):
+        expect(row, f"{path}: {key} entry {n}", fields)
+    return value, rows
 
 
 def percent(scores: Iterable[float]) -> float:

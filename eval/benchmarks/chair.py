@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, as_id, join, read_answers
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import find, find_optional, need, read_json
+from llava_jax.eval.files import ID, find, find_optional, need, read_json
 from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, rows_of
 
 PROMPT = "Please describe this image in detail."
@@ -86,7 +86,7 @@ class Chair(Task):
         instances = find_optional(data, ("instances_*2014.json",), "instances file", options.split)
         if instances is None:
             path = find(data, ("samples.json",), "instances file")
-            rows = rows_of(path, ("image_id", "gt_objects"))
+            rows = rows_of(path, {"image_id": ID, "gt_objects": list})
             return {str(r["image_id"]): set(r["gt_objects"]) for r in rows}
         captions = find(data, ("captions_*2014.json",), "captions file", options.split)
         meta: dict[str, Any] = read_json(instances)

@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_jax.eval.answers import AnswerFile, check, join, read_answers
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import find, read_json, write_json
+from llava_jax.eval.files import expect, find, read_json, write_json
 from llava_jax.eval.task import (
     DEFAULT,
     SHORT,
@@ -123,10 +123,17 @@ def gqa_prediction(row: dict[str, Any], text: str) -> str:
 def _questions(data: Path, options: Options) -> dict[str, dict[str, Any]]:
     path = find(data, FILES, "questions file", options.split)
     value = read_json(path)
-    if not isinstance(value, dict) or not all(
-        isinstance(q, dict) and {"question", "answer"} <= q.keys() for q in value.values()
-    ):
+    if not isinstance(value, dict):
         raise DataError(f"{path}: not a GQA questions file (id -> question, answer, …)")
+    for key, q in value.items():
+        where = f"{path}: question {key}"
+        expect(q, where, {"question": str, "answer": str})
+        if "types" in q:
+            expect(q["types"], f"{where}: types", {"structural": str, "semantic": str})
+        for name in ("semantic", "entailed"):
+            expect(q, where, {name: list} if name in q else {})
+        for n, step in enumerate(q.get("semantic", ())):
+            expect(step, f"{where}: step {n}", {"operation": str, "argument": str})
     return value
 
 
@@ -148,8 +155,9 @@ def _distribution(samples: dict[str, Sample], questions: dict[str, dict[str, Any
     gold: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     predicted: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for i, s in samples.items():
-        group = (questions[i].get("groups") or {}).get("global")
-        if group is not None:
+        groups = questions[i].get("groups")
+        group = groups.get("global") if isinstance(groups, dict) else None
+        if isinstance(group, str):
             gold[group][s.truth] += 1
             predicted[group][s.parsed] += 1
     weighted = size = 0.0
@@ -168,7 +176,7 @@ def _consistency(
     (testdev_balanced does: eval.py wants the full questions for --consistency)."""
     scores = []
     for i, s in samples.items():
-        entailed = [e for e in questions[i].get("entailed", ()) if e != i]
+        entailed = [str(e) for e in questions[i].get("entailed", ()) if e != i]
         if s.score and entailed:
             if any(e not in questions or e not in predicted for e in entailed):
                 return None

@@ -54,7 +54,7 @@ class MMBench(Task):
                 shown.append(row[letter])
                 prompt += f"\n{letter}. {row[letter]}"
             record = {
-                "question_id": int(row["index"]),
+                "question_id": int(_index(row["index"])),
                 "round_id": 0,
                 "prompt": prompt,
                 "options": shown,
@@ -66,7 +66,7 @@ class MMBench(Task):
 
     def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
         given = self._answers(answers, options)
-        truth = {as_id(r["index"]): r for r in self._truth(given, data, options)}
+        truth = {_index(r["index"]): r for r in self._truth(given, data, options)}
         table = find_optional(data, self.files, "table", options.split)
         joined, coverage = join(truth, given, strict=options.strict)
         rows: dict[str, Sample] = {}
@@ -91,6 +91,8 @@ class MMBench(Task):
             groups.setdefault(str(int(key) % ROTATION), []).append(key)
         # As VLMEvalKit: a group is its base row; rotations without it are not counted.
         groups = {g: keys for g, keys in groups.items() if g in rows}
+        if not groups:
+            raise DataError(f"MMBench: no row with an index below {ROTATION:,}")
         samples = {}
         for g, keys in groups.items():
             base = rows[g]
@@ -218,6 +220,13 @@ def _by_content(text: str, choices: dict[str, str]) -> str | None:
 
 def _row(s: Sample) -> dict[str, Any]:
     return {"inferred": s.parsed, "truth": s.truth, "answer": s.answer}
+
+
+def _index(value: Any) -> str:
+    key = as_id(value, "MMBench: index")
+    if not key.isdigit():
+        raise DataError(f"MMBench: index {key!r} is no number")
+    return key
 
 
 def _no_value(value: Any) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import Coverage, read_answers
-from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import find, read_json, write_json
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.files import expect, find, read_json, write_json
 from llava_jax.eval.mmvet_prompt import mmvet_message
 from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, llava_questions
 
@@ -45,11 +45,11 @@ class MMVet(Task):
         runs = min(len(g["score"]) for g in grades.values())
         samples = {}
         for key, names in capabilities.items():
-            grade = grades.get(key, {"score": [0.0] * runs, "content": [""]})
+            grade = grades.get(key, {"score": [0.0] * runs})
             scores = [float(x) for x in grade["score"][:runs]]
             samples[key] = Sample(
                 sum(scores) / runs,
-                str((grade.get("content") or [""])[0]),
+                str(grade["content"][0]) if isinstance(grade.get("content"), list) else "",
                 1.0,
                 groups={"integration": "_".join(sorted(set(names)))},
                 extra={"runs": scores, "capabilities": sorted(set(names))},
@@ -91,7 +91,10 @@ class MMVet(Task):
 
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
         """(id, judge's message) of every question; all must be answered."""
-        truth = read_json(find(data, ("mm-vet.json",), "question file"))
+        path = find(data, ("mm-vet.json",), "question file")
+        truth = expect(read_json(path), str(path), {})
+        for key, row in truth.items():
+            expect(row, f"{path}: {key}", {"question": str, "answer": str})
         given = mmvet_answers(answers)
         absent = [i for i in truth if i not in given]
         if absent:
@@ -117,8 +120,14 @@ def read_grade(reply: str) -> float | None:
 
 
 def _capabilities(data: Path) -> dict[str, list[str]]:
-    rows = read_json(find(data, _FILES, "question file"))
-    return {k: v["capability"] if isinstance(v, dict) else v for k, v in rows.items()}
+    path = find(data, _FILES, "question file")
+    found = {}
+    for key, row in expect(read_json(path), str(path), {}).items():
+        names = row.get("capability") if isinstance(row, dict) else row
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise DataError(f"{path}: {key}: no list of capabilities")
+        found[key] = names
+    return found
 
 
 def _grades(path: Path) -> dict[str, dict[str, Any]]:
@@ -130,7 +139,12 @@ def _grades(path: Path) -> dict[str, dict[str, Any]]:
         )
     for key, grade in grades.items():
         scores = grade.get("score") if isinstance(grade, dict) else None
-        if not scores or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in scores):
+        if (
+            not isinstance(scores, list)
+            or not scores
+            or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in scores)
+            or not isinstance(grade.get("model", []), list)
+        ):
             raise AnswerError(
                 f'{path}: {key}: no list of grades from 0 to 1 under "score"',
                 fix="answers go through a judge first: llava-jax eval judge mmvet",

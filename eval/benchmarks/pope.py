@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import find
+from llava_jax.eval.files import ID, expect, find
 from llava_jax.eval.task import (
     DEFAULT,
     SHORT,
@@ -105,16 +105,21 @@ class Pope(Task):
             path = find(
                 data, (f"coco_pope_{split}.json", f"*pope_{split}.json*"), f"{split} labels"
             )
-            found[split] = rows_of(path, ("question_id", "image", "text", "label"))
+            found[split] = rows_of(
+                path, {"question_id": ID, "image": str, "text": str, "label": str}
+            )
         return found
 
     def _asked(self, given: AnswerFile, data: Path) -> dict[str, tuple[str, str, str]]:
         """Question id -> (split, image, question), from LLaVA's question file, else from our own
         numbering of the label files ("random/17")."""
-        return {
-            q.key: (q.record["category"], str(q.images[0]), _question(q.prompt))
-            for q in self.questions(data)
-        }
+        asked = {}
+        for q in self.questions(data):
+            expect(q.record, f"POPE question {q.key}", {"category": str})
+            if not q.images:
+                raise DataError(f"POPE question {q.key}: no image")
+            asked[q.key] = (q.record["category"], str(q.images[0]), _question(q.prompt))
+        return asked
 
 
 def pope_answer(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_jax.eval.answers import join, read_answers
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import find, find_optional, read_json
+from llava_jax.eval.files import ID, find, find_optional, read_json
 from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, percent, rows_of
 
 Box = list[float]
@@ -74,7 +74,11 @@ class RefCoco(Task):
         if refs is not None:
             return _from_refs(refs, data, options.split or "val")
         path = find(data, ("samples.jsonl", "*refcoco*.json*"), "samples file")
-        rows = rows_of(path, ("id", "expression", "bbox_xyxy_norm"))
+        rows = rows_of(path, {"id": ID, "expression": str, "bbox_xyxy_norm": list})
+        for r in rows:
+            box = r["bbox_xyxy_norm"]
+            if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
+                raise DataError(f"{path}: {r['id']}: {box!r} is no box of four numbers")
         return {
             str(r["id"]): {
                 "expression": r["expression"],

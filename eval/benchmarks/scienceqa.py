@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import find, read_json
+from llava_jax.eval.files import expect, find, read_json
 from llava_jax.eval.task import (
     DEFAULT,
     LETTER,
@@ -37,6 +37,7 @@ class ScienceQA(Task):
         problems = self._problems(data, options)
         questions = []
         for pid, p in problems.items():
+            expect(p, f"ScienceQA problem {pid}", {"question": str})
             lines = [f"Context: {p['hint']}"] if p.get("hint") else []
             lines.append(p["question"])
             lines += [f"{a}. {c}" for a, c in zip(LETTERS, p["choices"])]
@@ -74,13 +75,17 @@ class ScienceQA(Task):
     def _problems(self, data: Path, options: Options) -> dict[str, dict[str, Any]]:
         path = find(data, ("problems.json",), "problems file")
         splits = find(data, ("pid_splits.json",), "split file")
-        problems, ids = read_json(path), read_json(splits).get(options.split or "test")
-        if ids is None:
-            raise DataError(f"{splits}: no split {options.split!r}")
-        absent = [i for i in ids if i not in problems]
-        if absent:
-            raise DataError(f"{path}: lacks problem {absent[0]} of {splits.name}")
-        return {i: problems[i] for i in ids}
+        name = options.split or "test"
+        problems = expect(read_json(path), str(path), {})
+        ids = expect(read_json(splits), f"{splits}: split", {name: list})[name]
+        chosen = {}
+        for i in ids:
+            where = f"{path}: problem {i}"
+            p = expect(problems.get(str(i)), where, {"choices": list, "answer": int})
+            if not 0 <= p["answer"] < min(len(p["choices"]), len(LETTERS)):
+                raise DataError(f"{where}: answer {p['answer']} is none of its choices")
+            chosen[str(i)] = p
+        return chosen
 
 
 def read_choice(text: str) -> str:
@@ -105,12 +110,13 @@ def _sample(answer: Answer | None, pid: str, p: dict[str, Any]) -> Sample:
     text = answer.text if answer else ""
     parsed = read_choice(text) if answer else "FAILED"
     prompt = answer.row.get("prompt") if answer else None
+    prompt = prompt if isinstance(prompt, str) else None
     return Sample(
         float(_index(parsed, p["choices"]) == p["answer"]),
         text,
         LETTERS[p["answer"]],
         parsed=parsed,
-        prompt=prompt or p.get("question", ""),
+        prompt=prompt or str(p.get("question", "")),
         image=f"{pid}/{p['image']}" if p.get("image") else "",
         groups={k: str(p[k]) for k in ("subject", "grade") if k in p},
         extra={"is_multimodal": "<image>" in prompt if prompt else bool(p.get("image"))},

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import AnswerFile, join, read_answers
-from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import find, read_json
+from llava_jax.eval.files import ID, expect, find
 from llava_jax.eval.task import (
     DEFAULT,
     LETTER,
@@ -19,6 +18,7 @@ from llava_jax.eval.task import (
     Sample,
     Task,
     by_group,
+    listed,
     llava_questions,
     percent,
 )
@@ -36,7 +36,9 @@ class Seed(Task):
         if own is not None:
             return own
         questions = []
+        asked = {"question": str, **{f"choice_{c}": str for c in "abcd"}}
         for q in self._truth(data)["questions"]:
+            expect(q, f"SEED-Bench question {q['question_id']}", asked)
             options_text = "".join(f"\n{c.upper()}. {q[f'choice_{c}']}" for c in "abcd")
             prompt = q["question"] + options_text + LETTER
             record = {"question_id": q["question_id"], "prompt": prompt}
@@ -57,7 +59,7 @@ class Seed(Task):
                 text,
                 q["answer"],
                 parsed=text.strip()[:1].upper(),
-                prompt=q.get("question", ""),
+                prompt=str(q.get("question", "")),
                 image=_image(q),
                 groups={"question_type": kind, "data_type": q["data_type"]},
                 extra={"lmms_eval": float(text.strip()[:1].lower() == q["answer"].lower())},
@@ -94,9 +96,14 @@ class Seed(Task):
 
     def _truth(self, data: Path) -> dict[str, Any]:
         path = find(data, FILES, "annotation file")
-        meta = read_json(path)
-        if not isinstance(meta, dict) or not {"questions", "question_type"} <= meta.keys():
-            raise DataError(f"{path}: no questions and question_type in it")
+        fields = {"question_id": ID, "answer": str, "data_type": str, "question_type_id": int}
+        meta, _ = listed(path, "questions", fields)
+        expect(meta, str(path), {"question_type": dict})
+        expect(
+            meta["question_type"],
+            f"{path}: question_type",
+            dict.fromkeys(meta["question_type"], int),
+        )
         return meta
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import find, find_optional, read_json
+from llava_jax.eval.files import ID, find, find_optional
 from llava_jax.eval.normalize import leave_one_out, m4c_normalize
 from llava_jax.eval.task import (
     DEFAULT,
@@ -20,6 +20,7 @@ from llava_jax.eval.task import (
     Result,
     Sample,
     Task,
+    listed,
     llava_questions,
     percent,
 )
@@ -80,9 +81,13 @@ class TextVQA(Task):
 
     def _truth(self, data: Path, options: Options) -> list[dict[str, Any]]:
         path = find(data, FILES, "annotation file", None)
-        rows = read_json(path).get("data")
-        if not isinstance(rows, list):
-            raise DataError(f"{path}: no list 'data' in it")
+        fields = {"question_id": ID, "image_id": str, "question": str, "answers": list}
+        _, rows = listed(path, "data", fields)
+        for row in rows:
+            if not row["answers"] or not all(isinstance(a, str) for a in row["answers"]):
+                raise DataError(
+                    f"{path}: question {row['question_id']}: answers are no list of texts"
+                )
         return rows
 
 
@@ -141,7 +146,8 @@ def _ocr_tokens(data: Path) -> dict[str, list[str]]:
             f"{data}: no Rosetta OCR file, and the paper's prompt holds its tokens",
             fix="add TextVQA_Rosetta_OCR_v0.2_val.json, or leave the tokens out with --set ocr=no",
         )
-    return {r["image_id"]: r.get("ocr_tokens", []) for r in read_json(path)["data"]}
+    _, rows = listed(path, "data", {"image_id": str, "ocr_tokens": list})
+    return {r["image_id"]: r["ocr_tokens"] for r in rows}
 
 
 def _without_ocr(q: Question) -> Question:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import find, write_json
+from llava_jax.eval.files import expect, find, write_json
 from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
 from llava_jax.eval.task import (
     DEFAULT,
@@ -27,6 +27,7 @@ from llava_jax.eval.task import (
 )
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+ROW = {"image": str, "question": str}
 FILES = ("val.json", "*val*.json", "*test*.json")
 
 
@@ -41,7 +42,7 @@ class VizWiz(Task):
             return own
         path = find(data, FILES, "annotation file", options.split)
         questions = []
-        for n, row in enumerate(rows_of(path, ("image", "question"))):
+        for n, row in enumerate(rows_of(path, ROW)):
             # LLaVA's file has every question through str.capitalize (all 8,000 measured).
             prompt = row["question"].capitalize() + UNANSWERABLE + SHORT
             record = {"question_id": n, "image": row["image"], "prompt": prompt}
@@ -50,8 +51,8 @@ class VizWiz(Task):
 
     def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
         path = find(data, FILES, "annotation file", options.split)
-        truth = {row["image"]: row for row in rows_of(path, ("image", "question"))}
-        if not all("answers" in row for row in truth.values()):
+        truth = {row["image"]: row for row in rows_of(path, ROW)}
+        if not all(isinstance(row.get("answers"), list) for row in truth.values()):
             raise DataError(
                 f"{path}: has no answers (the test split is scored by the server)",
                 fix="write the upload with --submission",
@@ -107,7 +108,13 @@ class VizWiz(Task):
 
 def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
     text = answer.text if answer else ""
-    raw = [a["answer"] if isinstance(a, dict) else a for a in row["answers"]]
+    where = f"VizWiz {row['image']}: answers"
+    raw = [
+        a if isinstance(a, str) else expect(a, where, {"answer": str})["answer"]
+        for a in row["answers"]
+    ]
+    if not raw:
+        raise DataError(f"{where}: none")
     predicted = vqa_normalize(one_line(text))
     normalised = m4c_normalize(text)
     return Sample(
@@ -117,7 +124,7 @@ def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
         parsed=predicted,
         prompt=row["question"],
         image=row["image"],
-        groups={"answer_type": row["answer_type"]} if row.get("answer_type") else {},
+        groups={"answer_type": str(row["answer_type"])} if row.get("answer_type") else {},
         extra={
             "normalised_gt": leave_one_out(normalised, [m4c_normalize(a) for a in raw])
             if answer

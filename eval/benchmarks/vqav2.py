@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_jax.eval.answers import AnswerFile, join, read_answers
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import find, find_optional, read_json, write_json
+from llava_jax.eval.files import ID, expect, find, find_optional, write_json
 from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
 from llava_jax.eval.task import (
     DEFAULT,
@@ -21,11 +21,13 @@ from llava_jax.eval.task import (
     Task,
     answer_text,
     by_group,
+    listed,
     llava_questions,
     percent,
 )
 
 QUESTIONS = ("*uestions*.json",)
+ASKED = {"question_id": ID, "question": str}
 
 
 class VQAv2(Task):
@@ -40,7 +42,8 @@ class VQAv2(Task):
         own = llava_questions(data, ("llava_vqav2_*.jsonl",), options.split)
         if own is not None:
             return own
-        meta = read_json(find(data, QUESTIONS, "questions file", options.split))
+        path = find(data, QUESTIONS, "questions file", options.split)
+        meta, rows = listed(path, "questions", ASKED)
         subtype = str(meta.get("data_subtype", "val2014"))
         return [
             Question(
@@ -49,13 +52,13 @@ class VQAv2(Task):
                 (_image(subtype, q),),
                 {"question_id": q["question_id"], "prompt": q["question"] + SHORT},
             )
-            for q in meta["questions"]
+            for q in rows
         ]
 
     def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
         path = find(data, ("*annotations*.json",), "annotations file", options.split)
-        meta = read_json(path)
-        truth = {str(a["question_id"]): a for a in _list_of(meta, path, "annotations")}
+        meta, rows = listed(path, "annotations", {"question_id": ID, "answers": list})
+        truth = {str(a["question_id"]): a for a in rows}
         images = str(meta.get("data_subtype", "val2014"))
         texts = self._question_texts(data, options)
         joined, coverage = join(truth, self._answers(answers, options), strict=options.strict)
@@ -73,7 +76,7 @@ class VQAv2(Task):
                 row.get("multiple_choice_answer", ""),
                 prompt=texts.get(key, ""),
                 image=_image(images, row),
-                groups={k: row[k] for k in ("answer_type", "question_type") if k in row},
+                groups={k: str(row[k]) for k in ("answer_type", "question_type") if k in row},
                 extra={"always_normalised": normal, "after_submission": upload},
             )
         overall = round(percent(s.score for s in samples.values()), 2)
@@ -121,15 +124,12 @@ class VQAv2(Task):
         if own is not None:
             return [q.record["question_id"] for q in own]
         path = find(data, ("*test2015_questions.json", *QUESTIONS), "questions file", options.split)
-        return [q["question_id"] for q in _list_of(read_json(path), path, "questions")]
+        return [q["question_id"] for q in listed(path, "questions", ASKED)[1]]
 
     def _question_texts(self, data: Path, options: Options) -> dict[str, str]:
         path = find_optional(data, QUESTIONS, "questions file", options.split)
         return (
-            {
-                str(q["question_id"]): q["question"]
-                for q in _list_of(read_json(path), path, "questions")
-            }
+            {str(q["question_id"]): q["question"] for q in listed(path, "questions", ASKED)[1]}
             if path
             else {}
         )
@@ -138,24 +138,17 @@ class VQAv2(Task):
 def _image(subtype: str, row: dict[str, Any]) -> str:
     """File name of an image; test-dev is a part of test2015."""
     number = row.get("image_id")
-    return "" if number is None else f"COCO_{subtype.replace('-dev', '')}_{int(number):012d}.jpg"
-
-
-def _list_of(value: Any, path: Path, key: str) -> list[dict[str, Any]]:
-    rows = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: no list {key!r} in it")
-    return rows
+    return (
+        f"COCO_{subtype.replace('-dev', '')}_{number:012d}.jpg" if isinstance(number, int) else ""
+    )
 
 
 def _accuracies(text: str, row: dict[str, Any], key: str, path: Path) -> Iterator[float]:
     """The official, the always normalised, and the uploaded answer's accuracy, each 0..1."""
-    try:
-        raw = [one_line(a["answer"]) for a in row["answers"]]
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{path}: question {key}: malformed answers") from None
+    where = f"{path}: question {key}: answers"
+    raw = [one_line(expect(a, where, {"answer": str})["answer"]) for a in row["answers"]]
     if not raw:
-        raise DataError(f"{path}: question {key}: no answers")
+        raise DataError(f"{where}: none")
     normal = [vqa_normalize(a) for a in raw]
     agree = len(set(raw)) == 1
     uploaded = m4c_normalize(text)
@@ -168,7 +161,7 @@ def _accuracies(text: str, row: dict[str, Any], key: str, path: Path) -> Iterato
 
 
 def _soft(predicted: str, answers: list[str], rows: list[dict[str, Any]]) -> float:
-    if len({r.get("answer_id") for r in rows}) == len(rows):
+    if len({str(r.get("answer_id")) for r in rows}) == len(rows):
         return leave_one_out(predicted, answers)
     # vqaEval leaves out every answer *equal* to the annotator's, so rows that no answer_id tells
     # apart leave together.

@@ -107,7 +107,7 @@ def test_scienceqa_prompt(tmp_path):
     assert one.images == ("1/image.png",)
     assert two.prompt == two.record["prompt"] == "Which?\nA. two\nlines\nB. b" + letter
     assert two.images == ()
-    with pytest.raises(DataError, match="no split 'dev'"):
+    with pytest.raises(DataError, match="dev is missing, not a list"):
         get_task("scienceqa").questions(tmp_path, Options(split="dev"))
 
 

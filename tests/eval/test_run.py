@@ -30,6 +30,9 @@ class Echo:
         self.batches.append(len(requests))
         return [self.rule(r) for r in requests]
 
+    def agree(self, done):
+        return done
+
 
 def questions(count, images=()):
     return [Question(f"k{i}", "q" * (i % 7 + 1), images, {"question_id": i}) for i in range(count)]
@@ -96,6 +99,9 @@ def test_reading_host_leaves_the_file_alone(tmp_path):
     before = out.read_bytes()
     assert ask(Echo(), questions(4), out, writes=False) == 2
     assert out.read_bytes() == before
+    host = Echo()
+    host.agree = lambda done: [True] * 3 + [False]  # the writing host is further on
+    assert ask(host, questions(4), out, writes=False) == 1
 
 
 def test_missing_image_is_found_before_asking(tmp_path):

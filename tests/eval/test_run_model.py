@@ -49,6 +49,9 @@ class Oracle:
             for q in task.questions(folder):
                 self.known[q.prompt, pixels(image_paths(q, folders))] = truths[q.key]
 
+    def agree(self, done):
+        return done
+
     def generate(self, requests):
         return [self.known[r.prompt, pixels(r.images)] for r in requests]
 

@@ -107,7 +107,7 @@ def test_vqav2_questions_and_upload(tmp_path):
 def test_vqav2_says_what_is_wrong(tmp_path):
     dump(tmp_path / "annotations.json", {"annotations": [{"question_id": 1, "answers": [{}]}]})
     given = lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x"}])
-    with pytest.raises(DataError, match="question 1: malformed answers"):
+    with pytest.raises(DataError, match="question 1: answers: answer is missing, not text"):
         get_task("vqav2").score(given, tmp_path)
     dump(tmp_path / "annotations.json", [])
     with pytest.raises(DataError, match="no list 'annotations'"):
