@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llava_jax.eval.reviews import parse_score
-from llava_jax.eval.task import get_task
+from llava_jax.eval.task import Options, get_task
 from tests.conftest import shared
 
 
@@ -221,3 +221,22 @@ def test_mmbench_prompts(tmp_path):
         assert got.prompt == got.record["prompt"] + (
             "\nAnswer with the option's letter from the given choices directly."
         )
+
+
+def test_prompts_are_llavas():
+    """Prompts built from the owners' files equal those in LLaVA's own question and answer files."""
+    folder = shared("benchmarks/gqa")
+    ours = {q.record["question_id"]: q.prompt for q in get_task("gqa").questions(folder)}
+    for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        assert ours[row["question_id"]] == row["prompt"]
+    folder = shared("benchmarks/pope")
+    theirs = {(q.images, q.prompt) for q in get_task("pope").questions(folder)}
+    ours = {(q.images, q.prompt) for q in get_task("pope").questions(folder / "labels")}
+    assert ours == theirs
+    folder = shared("benchmarks/textvqa")
+    rows = get_task("textvqa").questions(folder, Options(extra={"ocr": "no"}))
+    ours = {(q.record["question_id"], q.prompt.split("\n")[0]) for q in rows}
+    for line in (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+        row = json.loads(line)
+        assert (row["question_id"], row["prompt"].split("\n")[0]) in ours
