@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,8 @@ def torch_model(source: Source):
     from llava_jax.convert import configs
     from llava_jax.convert.write import hf_vocabulary
 
-    config, leaves, image_id, pad_id = hf_vocabulary(source)
+    # With an <image> of its own: published files exist whose id of <image> has no row.
+    config, leaves, image_id, pad_id = hf_vocabulary(replace(source, kept={}))
     data = configs.hf_json(config, image_id, pad_id, "float32")
     model = LlavaForConditionalGeneration(HfConfig.from_dict(data))
     if config.projector != "mlp2x_gelu":

@@ -134,11 +134,13 @@ def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, in
     multiple of 64 as Hugging Face's converter does; new rows are the mean row.
     """
     config, vocab = source.config, source.config.language.vocab_size
-    cut = original_vocabulary(source)
-    if cut < vocab:
-        kept = source.kept["hf"]["config"]
-        pad = kept.get("pad_token_id") or (kept.get("text_config") or {}).get("pad_token_id")
-        return config, source.leaves, cut, pad if pad is not None else config.language.pad_id
+    kept = source.kept.get("hf")
+    data = kept["config"] if kept else {}
+    text = data.get("text_config") or {}
+    if kept and vocab in (text.get("vocab_size", 32000), data.get("vocab_size")):
+        pad = data.get("pad_token_id", text.get("pad_token_id"))
+        image_id = data.get("image_token_index", 32000)
+        return config, source.leaves, image_id, config.language.pad_id if pad is None else pad
     size = -(-(vocab + 2) // 64) * 64
     language = replace(config.language, vocab_size=size, pad_id=vocab + 1)
     leaves = compose.grown(source.leaves, vocab, size)
@@ -149,7 +151,9 @@ def original_vocabulary(source: Source) -> int:
     """Rows of the vocabulary without those that Hugging Face's format adds behind it."""
     vocab, kept = source.config.language.vocab_size, source.kept.get("hf")
     image_id = kept["config"].get("image_token_index", 32000) if kept else vocab
-    return image_id if type(image_id) is int and 0 < image_id < vocab else vocab
+    # Two tokens, rounded up to a multiple of 64; an <image> further down is one of the model's own.
+    added = vocab - image_id if type(image_id) is int else 0
+    return vocab - added if 0 < added <= 128 else vocab
 
 
 def _hf_config(source: Source, config: LlavaConfig, fresh: dict, target: Target) -> dict:

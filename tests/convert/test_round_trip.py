@@ -85,6 +85,23 @@ def test_hugging_face_layouts(layout, dtype, tmp_path):
     tiny.same_tensors(source, chain(source, "jax", "hf", folder=tmp_path))
 
 
+def test_a_vocabulary_without_the_added_rows(tmp_path):
+    """Published files exist with 32000 rows, where <image> has an id but no row."""
+    folder = tiny.save(tmp_path / "a", "hf")
+    from safetensors.numpy import load_file, save_file
+
+    state = load_file(folder / "model.safetensors")
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        state[name] = state[name][:90]
+    save_file(state, folder / "model.safetensors")
+    data = json.loads((folder / "config.json").read_text())
+    data["text_config"]["vocab_size"] = 90
+    (folder / "config.json").write_text(json.dumps(data))
+    back = chain(folder, "jax", "hf", folder=tmp_path)
+    tiny.same_tensors(folder, back)
+    assert json.loads((back / "config.json").read_text()) == data
+
+
 @pytest.mark.parametrize("projector", ["linear", "mlp1x_gelu", "mlp3x_gelu"])
 def test_original_projectors(projector, tmp_path):
     config = replace(tiny.ORIGINAL, projector=projector)
