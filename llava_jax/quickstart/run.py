@@ -170,4 +170,6 @@ def print_report(report: dict[str, Any], cards: list[Card], out: Path) -> None:
     print(f"\nthe sheet        {out / 'sheet.html'}, {out / 'sheet.png'}")
     print(f"the loss         {out / 'loss.png'}")
     print(f"the model        {report['model']}, for Hugging Face {report['hf']}")
-    print(f"talk with it     llava-jax chat --model {report['model']} {out / 'examples/00000.png'}")
+    print(
+        f"talk with it     llava-jax chat --model {report['model']} --image {out / 'examples/00000.png'}"
+    )
