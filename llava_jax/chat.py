@@ -169,8 +169,8 @@ class Session:
         )
 
     def _ask(self, text: str) -> bool:
-        print(MODEL, end="", flush=True)
         with stoppable() as stopped:
+            print(MODEL, end="", flush=True)
             stream = self.conversation.stream(text, self.pending)
             stream.cancelled = stopped
             self.pending = []
