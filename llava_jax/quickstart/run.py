@@ -40,11 +40,11 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
         make_dataset(out / "data", train=PICTURES, held_out=HELD_OUT, seed=seed)
 
     with clock.step("tower, language model, stage 1, stage 2"):
-        export = run_stages(_config(out, seed, fast), out, quiet=quiet)
+        trained = run_stages(_config(out, seed, fast), out, quiet=quiet)
         draw_curves(out)
 
     with clock.step("held-out questions"):
-        model = load(export)
+        model = load(trained)
         asked = [
             Question(str(out / "data" / row["image"]), row["text"], row["answer"], row["kind"])
             for row in map(json.loads, (out / "data" / "heldout.jsonl").open(encoding="utf-8"))
@@ -56,7 +56,8 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
         note = f"{len(asked):,} questions about {HELD_OUT} pictures it never saw: {scores['mean']:.1%} right"
         sheet = write_sheet(cards, scores["kinds"], out, note)
 
-    with clock.step("export to Hugging Face format"):
+    with clock.step("export, also in Hugging Face format"):
+        folder = model.save(out / "export", overwrite=True)
         hf = model.save(out / "hf", to="hf", overwrite=True)
 
     report = {
@@ -65,7 +66,7 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
         "questions": scores["n"],
         "wrong": scores["wrong"],
         "seconds": clock.seconds,
-        "model": str(export),
+        "model": str(folder),
         "hf": str(hf),
         "sheet": [str(path) for path in sheet],
     }

@@ -33,6 +33,7 @@ def test_from_the_first_picture_to_the_last_answer(tmp_path, monkeypatch, capsys
         *("sheet.png", "sheet.html", "loss.png", "hf", "data", "examples", "stage1", "stage2"),
     }
     assert (out / "hf" / "config.json").exists()
+    assert (out / "export" / "llava_jax.json").exists()
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width > 1000
     weights = (out / "stage2" / "export" / "llava_jax.json").read_bytes()
