@@ -78,6 +78,25 @@ def test_generate_gives_our_tokens(exported):
     assert tokens == answer
 
 
+def test_greedy_text_of_the_whole_pipeline(exported):
+    """Folder, processor and chat template through transformers; the same folder through `load`."""
+    import llava_jax
+
+    image = Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, (40, 25, 3), dtype=np.uint8), "RGB"
+    )
+    processor = transformers.AutoProcessor.from_pretrained(exported)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(exported).eval()
+    text = processor.apply_chat_template(CHAT[:1], add_generation_prompt=True)
+    inputs = processor(images=image, text=text, return_tensors="pt")
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=12)
+    theirs = out[0, inputs["input_ids"].shape[1] :].tolist()
+    reply = llava_jax.load(exported.parent / "jax").generate(
+        CHAT[0]["content"][1]["text"], image, max_new_tokens=12, temperature=0.0
+    )
+    assert list(reply.ids) == theirs
+
+
 def test_a_checkpoint_of_transformers_comes_back(tmp_path):
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(
