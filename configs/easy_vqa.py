@@ -18,12 +18,11 @@ def get_config():
     c.tiny.language_width = 64
     c.tiny.language_mlp = 168
     c.tiny.tower_steps = 1600
-    c.tiny.language_batch, c.tiny.caption_rows, c.tiny.language_steps = 64, 4, 120
+    c.tiny.language_steps = 240
 
     c.data.holdout = 0.1
     c.data.augment = "flip_shift4"
     c.stages.stage1.steps = 60
-    c.stages.stage2.batch_size = 64
-    c.stages.stage2.steps = 480
+    c.stages.stage2.steps = 960
     c.exact_match = True
     return c
