@@ -93,7 +93,7 @@ class Terminal:
         os.close(slave)
         self.seen = ""
 
-    def until(self, pattern: str, limit: float = 240) -> str:
+    def until(self, pattern: str, limit: float = 120) -> str:
         """Reads until the pattern comes; returns what came with it, and forgets it."""
         end = time.monotonic() + limit
         while not (match := re.search(pattern, self.seen)):
@@ -112,7 +112,9 @@ class Terminal:
     def send(self, line: str) -> None:
         os.write(self.master, f"{line}\n".encode())
 
-    def interrupt(self) -> None:
+    def interrupt(self, at_prompt: bool = False) -> None:
+        if at_prompt:  # readline shows the prompt a moment before a signal can wake it
+            time.sleep(1)
         os.kill(self.process.pid, signal.SIGINT)
 
     def code(self) -> int:
@@ -162,9 +164,9 @@ def test_control_c_stops_an_answer_and_a_second_one_leaves(folder):
         line.until(r"\(stopped\)[\s\S]*you> ")
         line.send("/help")
         line.until(r"/quit[\s\S]*you> ")
-        line.interrupt()
+        line.interrupt(at_prompt=True)
         line.until(r"Ctrl-C once more leaves[\s\S]*you> ")
-        line.interrupt()
+        line.interrupt(at_prompt=True)
         assert line.code() == 0
     finally:
         line.process.kill()
