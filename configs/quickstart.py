@@ -75,7 +75,7 @@ def get_config():
     c.dtype = "float32"
     c.remat = "none"
     c.unroll_layers = True
-    c.mesh.fsdp = 1  # one device, even where there are several
+    c.mesh.data, c.mesh.fsdp = -1, 1  # small enough for a whole copy on every device
     c.save_every = 200
 
     c.stages.stage1 = ConfigDict(

@@ -48,7 +48,7 @@ def write_sheet(
     """
     png, page = folder / "sheet.png", folder / "sheet.html"
     draw_sheet(cards, scores, note).save(png)
-    page.write_text(html_sheet(cards, scores, note), encoding="utf-8")
+    page.write_text(html_sheet(cards, scores, note), encoding="utf-8", errors="replace")
     return png, page
 
 
@@ -58,7 +58,8 @@ def write_sheet(
 def font(size: int) -> ImageFont.FreeTypeFont:
     """The bundled font: ASCII and the Chinese characters of the questions."""
     data = resources.files("llava_jax").joinpath("assets/sheet-font.otf").read_bytes()
-    return ImageFont.truetype(io.BytesIO(data), size)
+    # BASIC: raqm, where it is there, refuses some of what an untrained model says.
+    return ImageFont.truetype(io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def draw_sheet(cards: Sequence[Card], scores: dict[str, float], note: str) -> Image.Image:
@@ -139,6 +140,7 @@ def _draw_mark(draw: ImageDraw.ImageDraw, x: int, y: int, good: bool) -> None:
 
 def _wrap(text: str, face: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """Lines of at most `width` pixels, broken at spaces where there are any."""
+    text = "".join(c if c.isprintable() else " " for c in text)
     lines, line = [], ""
     for word in text.split(" "):
         longer = f"{line} {word}" if line else word
@@ -148,7 +150,8 @@ def _wrap(text: str, face: ImageFont.FreeTypeFont, width: float) -> list[str]:
         if line:
             lines.append(line)
         while face.getlength(word) > width:
-            fits = max(n for n in range(1, len(word)) if face.getlength(word[:n]) <= width)
+            lengths = range(2, len(word))
+            fits = max((n for n in lengths if face.getlength(word[:n]) <= width), default=1)
             lines.append(word[:fits])
             word = word[fits:]
         line = word

@@ -25,6 +25,13 @@ def test_png_shows_the_picture(tmp_path):
     assert (pixels == (0, 0, 128)).all(axis=-1).sum() >= 3 * 200 * 200
 
 
+def test_any_answer_can_be_drawn(tmp_path):
+    odd = Answered("color", "?", "a\nb\x00\u202e\ud800 " + "x" * 300 + " \U0001f642", "b")
+    png, page = write_sheet([card([odd])], {"color": 0.0}, tmp_path, "note")
+    assert png.exists()
+    assert "xxx" in page.read_text("utf-8")
+
+
 def test_html_is_whole_and_escaped(tmp_path):
     _, page = write_sheet([card([RIGHT, WRONG])], {"yes/no": 0.987}, tmp_path, "a note")
     text = page.read_text("utf-8")
