@@ -19,7 +19,7 @@ MODEL = "model.safetensors"
 
 
 def refused(action, *words):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(WeightError) as error:
         action()
     line = str(error.value)
@@ -27,7 +27,7 @@ def refused(action, *words):
     assert " at 0x" not in line
     for word in words:
         assert word in line
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     return line
 
 
