@@ -1,6 +1,7 @@
 """The terminal chat: in a pipe, and at a real (pseudo) terminal."""
 
 import io
+import contextlib
 import os
 import pty
 import re
@@ -113,9 +114,16 @@ class Terminal:
         os.write(self.master, f"{line}\n".encode())
 
     def interrupt(self, at_prompt: bool = False) -> None:
-        if at_prompt:  # readline shows the prompt a moment before a signal can wake it
-            time.sleep(1)
+        if not at_prompt:
+            os.kill(self.process.pid, signal.SIGINT)
+            return
+        # readline shows the prompt a moment before a signal can wake it. On a busy machine that
+        # moment is long; a signal caught within it acts with the next key, so one is pressed.
+        time.sleep(1)
         os.kill(self.process.pid, signal.SIGINT)
+        time.sleep(1)
+        with contextlib.suppress(OSError):  # the chat has left already
+            os.write(self.master, b" \x7f")
 
     def code(self) -> int:
         try:
