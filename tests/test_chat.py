@@ -1,7 +1,7 @@
 """The terminal chat: in a pipe, and at a real (pseudo) terminal."""
 
-import io
 import contextlib
+import io
 import os
 import pty
 import re
