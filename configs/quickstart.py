@@ -44,7 +44,7 @@ def tiny() -> ConfigDict:
     t.language_width, t.language_layers, t.language_mlp = 96, 2, 256
     t.tower_batch, t.tower_lr, t.tower_steps = 64, 0.02, 700
     # Small batches: at an equal number of samples, twice the steps learn more.
-    t.language_batch, t.language_lr, t.language_steps = 32, 0.02, 400
+    t.language_batch, t.language_lr, t.language_steps = 32, 0.02, 500
     t.caption_rows = 2  # rows of a language batch that hold captions, several in each
     t.language_records = 4000
     return t
@@ -90,7 +90,7 @@ def get_config():
         dict(
             trainable=("projector", "language", "vision"),
             batch_size=32,
-            steps=800,
+            steps=1100,
             lr=0.02,
             data=dict(turns="independent", turns_per_sample=6),
         )

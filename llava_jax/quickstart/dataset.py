@@ -1,7 +1,7 @@
 """Writes the quickstart's data as anyone's LLaVA data lies on disk: JSON files and an image folder.
 
 captions.json      stage 1: one caption a picture
-instruct.json      stage 2: seven short questions a picture, and its caption or its JSON
+instruct.json      stage 2: seven short questions a picture; to some its caption or its JSON
 heldout.jsonl      one question of every kind on each of some pictures of another seed
 images/, heldout/  the pictures, PNG
 """
@@ -24,6 +24,7 @@ LONG_KINDS = ("JSON", "caption")
 SHORT_KINDS = tuple(kind for kind in questions.KINDS if kind not in LONG_KINDS)
 HELD_OUT_SEED = 1_000_003  # added to the seed: no picture of the training set comes back
 DONE = "dataset.json"
+_LONG_EVERY = 4  # more long answers, with their many easy tokens, would drown the short ones
 
 
 def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0) -> Path:
@@ -32,7 +33,7 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
     A folder that already holds this very data set is left as it is.
     """
     folder = Path(folder)
-    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 2}
+    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 3}
     done = folder / DONE
     if done.exists() and json.loads(done.read_text()) == settings:
         return folder
@@ -75,10 +76,12 @@ def caption_records(scenes: Scenes, paths: list[str]) -> Iterable[dict]:
 
 
 def instruct_records(scenes: Scenes, paths: list[str], seed: int) -> Iterable[dict]:
-    """Stage 2: every short kind, and one of the long ones in turns. `kinds` names each turn's."""
+    """Stage 2: every short kind, and now and then a long one. `kinds` names each turn's."""
     for i, objects in enumerate(scenes.objects()):
         rng = random.Random(f"{seed}-{i}")
-        kinds = [*SHORT_KINDS, LONG_KINDS[i % 2]]
+        kinds = [*SHORT_KINDS]
+        if i % _LONG_EVERY == 0:
+            kinds.append(LONG_KINDS[i // _LONG_EVERY % 2])
         turns = [(kind, questions.KINDS[kind](objects, rng)) for kind in kinds]
         yield _record(f"scene-{i:05d}", paths[i], turns)
 
