@@ -74,10 +74,13 @@ def test_case(model, number, tmp_path):
         n: jnp.asarray(p, jnp.float32) for n, p in params.items() if not n.startswith("vision.")
     }
     if "grad_norms" not in case:
-        value, logits = jax.jit(loss)(trained)
+        value, _ = jax.jit(loss)(trained)
     else:
-        (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained)
+        (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained)
         check_gradients(grads, case, config)
+    # By the forward program alone: XLA fuses the ones with a loss otherwise, and at the worst
+    # conditioned positions of these random models that rounding alone can pass 1e-4.
+    logits = forward(config, params, batch)
     check_logits(
         logits, lengths, case, arrays(folder)[f"{case['id']}/logits"], case["logits_column_stride"]
     )
