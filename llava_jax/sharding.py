@@ -88,11 +88,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a global batch -> arrays sharded over the mesh."""
-    sharding = batch_sharding(mesh)
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[str, jax.Array]:
+    """This process's rows of a global batch -> [micro, rows / micro, ...], rows split as BATCH."""
+    sharding = NamedSharding(mesh, P(None, *BATCH))
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
+        name: jax.make_array_from_process_local_data(
+            sharding, value.reshape(micro, -1, *value.shape[1:])
+        )
         for name, value in batch.items()
     }
 

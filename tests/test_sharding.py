@@ -60,6 +60,7 @@ def test_an_axis_that_does_not_divide_is_named_and_kept_whole(caplog):
 
 
 def test_batches_are_split_by_rows():
-    batch = put_batch(random_batch(8), make_mesh(data=2, fsdp=4))
-    assert batch["tokens"].sharding.shard_shape(batch["tokens"].shape)[0] == 1
-    np.testing.assert_array_equal(batch["images"], random_batch(8)["images"])
+    batch = put_batch(random_batch(16), make_mesh(data=2, fsdp=4), micro=2)
+    assert batch["tokens"].sharding.shard_shape(batch["tokens"].shape)[:2] == (2, 1)
+    images = random_batch(16)["images"]
+    np.testing.assert_array_equal(batch["images"], images.reshape(2, 8, *images.shape[1:]))

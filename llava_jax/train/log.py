@@ -58,10 +58,6 @@ class RunLog:
         """A line above the progress bar."""
         self._bar.write(text)
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """One more curve for TensorBoard (validation figures)."""
-        self._board.add_scalar(name, value, step)
-
     def sync(self) -> None:
         """Makes what was logged so far durable, before a checkpoint of the same step is."""
         self._file.flush()

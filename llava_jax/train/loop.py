@@ -15,15 +15,13 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params, init_sharded, param_shardings
-from llava_jax.sharding import make_mesh, replicated
+from llava_jax.sharding import make_mesh, put_batch, replicated
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.log import RunLog
@@ -122,7 +120,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     with jax.set_mesh(mesh), stop:
         for number in range(start + 1, steps + 1):
             batch, info = next(loader)
-            state, metrics = step_fn(state, frozen, _put(batch, config.grad_accum, mesh))
+            state, metrics = step_fn(state, frozen, put_batch(batch, mesh, config.grad_accum))
             # One step behind: reading a value waits for it, and the device must not wait for us.
             if pending is not None:
                 last_loss, bad = _record(run_log, *pending, lr, bad)
@@ -193,17 +191,6 @@ def save_model(folder: Path, model_config: LlavaConfig, params: Params, source: 
 
 
 # Helpers -------------------------------------------------------------------------------------------
-
-
-def _put(batch: dict[str, np.ndarray], micro: int, mesh) -> dict[str, jax.Array]:
-    """Rows -> [micro, rows / micro, ...] on the mesh, rows over data and fsdp."""
-    sharding = NamedSharding(mesh, P(None, ("data", "fsdp")))
-    return {
-        name: jax.make_array_from_process_local_data(
-            sharding, value.reshape(micro, -1, *value.shape[1:])
-        )
-        for name, value in batch.items()
-    }
 
 
 def _layout(mesh, shardings: Any, opt_shardings: Any) -> Any:

@@ -130,11 +130,11 @@ def test_lora(adapter, number):
     golden = valid_rows(arrays(folder)[f"{case['id']}/logits"], case["new_attention_mask"])
     exact = float64.logits(checkpoint.config, checkpoint.params, batch)
     stride = case["logits_column_stride"]
-    check_against_exact(both[1], lengths, golden, exact, stride)
     check_merged(both, lengths, golden, exact, stride)
     unmerged = load_checkpoint(folder / adapter, allow_pickle=True)
     for one, other in zip(exact, float64.logits(checkpoint.config, added(unmerged), batch)):
         np.testing.assert_allclose(one, other, atol=MERGED, rtol=0)
+    check_against_exact(both[1], lengths, golden, exact, stride)
 
 
 def added(checkpoint):
@@ -155,16 +155,22 @@ def check_merged(both, lengths, golden, exact, stride):
 
 
 def check_against_exact(logits, lengths, golden, exact, stride):
-    """Within LOGITS of the golden values, beside the golden run's own distance from float64.
+    """Within LOGITS of the golden values; reported as an expected failure where that is missed.
 
     The adapter's large random weights make single positions ill-conditioned: there the golden
-    float32 run itself is up to 9e-4 off (in all other goldens 3e-5 at most).
+    float32 run itself is up to 9e-4 from float64 (in all other goldens 3e-5 at most). Missing
+    LOGITS is a finding, not a pass; missing it by more than the golden run's own error is a bug.
     """
+    worst = 0.0
     for ours, n, theirs, truth in zip(logits, lengths, golden, exact, strict=True):
         ours, truth = ours[:n, ::stride], truth[:, ::stride]
         their_error = np.abs(theirs - truth).max(-1)
-        assert (np.abs(ours - theirs).max(-1) <= LOGITS + their_error).all()
+        off = np.abs(ours - theirs).max(-1)
+        assert (off <= LOGITS + their_error).all()
         assert np.median(their_error) < LOGITS / 2
+        worst = max(worst, float(off.max()))
+    if worst > LOGITS:
+        pytest.xfail(f"off by {worst:.1e} where the golden float32 run is itself that imprecise")
 
 
 @pytest.mark.parametrize("adapter", ["lora_bin", "lora_safetensors"])

@@ -11,8 +11,7 @@ import pytest
 from llava_jax.config import LoraConfig
 from llava_jax.layers import Compute
 from llava_jax.llava import build, param_shardings
-from llava_jax.sharding import make_mesh
-from llava_jax.train.loop import _put
+from llava_jax.sharding import make_mesh, put_batch
 from llava_jax.train.loss import mean_loss, supervised_nll
 from llava_jax.train.optim import make_optimizer, trainable_names
 from llava_jax.train.step import TrainState, make_loss, make_step
@@ -53,7 +52,7 @@ def run(config, groups, steps=4, mesh=None, compute=None, micro=1, average="glob
     losses = []
     with jax.set_mesh(mesh):
         for number in range(steps):
-            batch = _put(random_batch(8, seed=number % 2, config=config), micro, mesh)
+            batch = put_batch(random_batch(8, seed=number % 2, config=config), mesh, micro)
             state, metrics = step(state, frozen, batch)
             losses.append(float(metrics["loss"]))
     return losses, state, start
