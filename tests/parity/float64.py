@@ -10,6 +10,27 @@ _erf = np.vectorize(math.erf)
 def logits(config, params, batch) -> list[np.ndarray]:
     """float64[t, V] of each row of a right-padded batch, its padding left out."""
     p = {n: np.asarray(v, np.float64) for n, v in params.items()}
+    return [_decoder(config.language, p, x) for x in _embeddings(config, p, batch)]
+
+
+def rounding_noise(config, params, batch, draws: int = 8) -> list[np.ndarray]:
+    """float64[t] per row: the most a logit moves when the embeddings are off by a float32 rounding.
+
+    The largest over `draws` random relative changes of up to 2**-22, two units in the last place.
+    It tells the positions that float32 cannot decide.
+    """
+    p = {n: np.asarray(v, np.float64) for n, v in params.items()}
+    random, out = np.random.default_rng(0), []
+    for x in _embeddings(config, p, batch):
+        exact = _decoder(config.language, p, x)
+        moved = [x * (1 + random.uniform(-(2.0**-22), 2.0**-22, x.shape)) for _ in range(draws)]
+        shifts = [np.abs(_decoder(config.language, p, m) - exact).max(-1) for m in moved]
+        out.append(np.max(shifts, axis=0))
+    return out
+
+
+def _embeddings(config, p, batch) -> list[np.ndarray]:
+    """float64[t, D] per row: text embeddings, with image features at the image slots."""
     out = []
     for b in range(len(batch["tokens"])):
         n = int(batch["segments"][b].sum())
@@ -19,7 +40,7 @@ def logits(config, params, batch) -> list[np.ndarray]:
             images = np.asarray(batch["images"][b], np.float64)
             features = np.concatenate([_projector(config, p, _tower(config, p, i)) for i in images])
             x = np.where((slots >= 0)[:, None], features[np.maximum(slots, 0)], x)
-        out.append(_decoder(config.language, p, x))
+        out.append(x)
     return out
 
 

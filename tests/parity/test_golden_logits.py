@@ -15,6 +15,8 @@ from tests.parity import float64
 from tests.parity.golden_model import GOLDEN, arrays, batch_of, cases, load_with, valid_rows
 
 LOGITS, LOSS, NORMS, MERGED = 1e-4, 1e-5, 1e-4, 5e-5
+# The golden float32 runs end within 12 times what one rounding of the embeddings moves a logit.
+ROUNDINGS = 12
 CASES = [(m, i) for m, n in (("main", 8), ("linear", 8), ("fullvocab", 3)) for i in range(n)]
 
 
@@ -126,15 +128,25 @@ def test_lora(adapter, number):
         checkpoint = load_checkpoint(folder / adapter, allow_pickle=True, merge=merge)
         assert (checkpoint.config.lora is None) == merge
         batch, lengths = batch_of(case, arrays(folder)["images"], checkpoint.config)
-        both.append(np.asarray(forward(checkpoint.config, checkpoint.params, batch)))
-    golden = valid_rows(arrays(folder)[f"{case['id']}/logits"], case["new_attention_mask"])
+        logits = np.asarray(forward(checkpoint.config, checkpoint.params, batch))
+        both.append([row[:n] for row, n in zip(logits, lengths)])
     exact = float64.logits(checkpoint.config, checkpoint.params, batch)
+    check_merged(folder / adapter, both, exact, checkpoint, batch)
     stride = case["logits_column_stride"]
-    check_merged(both, lengths, golden, exact, stride)
-    unmerged = load_checkpoint(folder / adapter, allow_pickle=True)
-    for one, other in zip(exact, float64.logits(checkpoint.config, added(unmerged), batch)):
+    golden = valid_rows(arrays(folder)[f"{case['id']}/logits"], case["new_attention_mask"])
+    check_against_golden(both[1], golden, [row[:, ::stride] for row in exact], stride)
+
+
+def check_merged(folder, both, exact, checkpoint, batch):
+    """Merged = unmerged: within MERGED in float64, and in float32 but for its own noise."""
+    apart = load_checkpoint(folder, allow_pickle=True)
+    for one, other in zip(exact, float64.logits(apart.config, added(apart), batch), strict=True):
         np.testing.assert_allclose(one, other, atol=MERGED, rtol=0)
-    check_against_exact(both[1], lengths, golden, exact, stride)
+    noise = float64.rounding_noise(checkpoint.config, checkpoint.params, batch)
+    for unmerged, merged, truth, shift in zip(*both, exact, noise, strict=True):
+        assert (np.abs(unmerged - merged).max(-1) <= np.maximum(MERGED, ROUNDINGS * shift)).all()
+        for ours in (unmerged, merged):
+            assert (np.abs(ours - truth).max(-1) <= ROUNDINGS * shift).all()
 
 
 def added(checkpoint):
@@ -146,31 +158,20 @@ def added(checkpoint):
     return params
 
 
-def check_merged(both, lengths, golden, exact, stride):
-    """Merged = unmerged within MERGED, in float32, wherever the golden run is itself that sharp."""
-    for ours, merged, n, theirs, truth in zip(*both, lengths, golden, exact, strict=True):
-        their_error = np.abs(theirs - truth[:, ::stride]).max(-1)
-        off = np.abs(ours[:n] - merged[:n]).max(-1)
-        assert (off <= np.maximum(MERGED, their_error)).all()
+def check_against_golden(logits, golden, exact, stride):
+    """Within LOGITS of the golden values, or nearer to float64 than they are and xfailed.
 
-
-def check_against_exact(logits, lengths, golden, exact, stride):
-    """Within LOGITS of the golden values; reported as an expected failure where that is missed.
-
-    The adapter's large random weights make single positions ill-conditioned: there the golden
-    float32 run itself is up to 9e-4 from float64 (in all other goldens 3e-5 at most). Missing
-    LOGITS is a finding, not a pass; missing it by more than the golden run's own error is a bug.
+    At one position of case 1 the adapter's large random weights turn a rounding of the last bit of
+    the embeddings into 1e-4 of a logit. The golden run is 9e-4 from float64 there, and transformers'
+    float32 run on other instruction sets 2e-4 to 4e-4 from the golden one: no float32 program can
+    be asked to hit it. Missing LOGITS stays a finding, not a pass.
     """
-    worst = 0.0
-    for ours, n, theirs, truth in zip(logits, lengths, golden, exact, strict=True):
-        ours, truth = ours[:n, ::stride], truth[:, ::stride]
-        their_error = np.abs(theirs - truth).max(-1)
-        off = np.abs(ours - theirs).max(-1)
-        assert (off <= LOGITS + their_error).all()
-        assert np.median(their_error) < LOGITS / 2
-        worst = max(worst, float(off.max()))
-    if worst > LOGITS:
-        pytest.xfail(f"off by {worst:.1e} where the golden float32 run is itself that imprecise")
+    off = max(np.abs(a[:, ::stride] - b).max() for a, b in zip(logits, golden, strict=True))
+    if off > LOGITS:
+        ours = max(np.abs(a[:, ::stride] - b).max() for a, b in zip(logits, exact, strict=True))
+        theirs = max(np.abs(a - b).max() for a, b in zip(golden, exact, strict=True))
+        assert ours < theirs, "the golden values are nearer to float64 than ours"
+        pytest.xfail(f"off by {off:.1e}; from float64 ours is {ours:.1e}, the golden {theirs:.1e}")
 
 
 @pytest.mark.parametrize("adapter", ["lora_bin", "lora_safetensors"])
