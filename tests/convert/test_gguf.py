@@ -1,15 +1,18 @@
 """GGUF files read back with the gguf package: every tensor, and what llama.cpp needs to know."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from sentencepiece import SentencePieceProcessor
 
-from llava_jax.convert import convert
+from llava_jax.convert import convert, load_checkpoint
 from llava_jax.convert.gguf_out import interleaved, language_tensors, mmproj_tensors, write_gguf
 from llava_jax.convert.opening import open_source
 from llava_jax.convert.write import Target
 from llava_jax.errors import WeightError
+from llava_jax.model import ASSETS
 from tests.convert import tiny
 
 gguf = pytest.importorskip("gguf")
@@ -75,3 +78,135 @@ def test_what_llama_cpp_cannot_run_is_refused(change, source, tmp_path):
     with pytest.raises(WeightError, match=r"llama\.cpp"):
         write_gguf(folder, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+# Read back without any of the writer's tables -----------------------------------------------------
+
+# GGUF name -> parameter of ours; kernels are stored as torch has them, [out, in].
+NAMES = {
+    "token_embd.weight": "language.embed.embedding",
+    "output.weight": "language.head.kernel",
+    "output_norm.weight": "language.norm.scale",
+    "blk.attn_q.weight": "language.layers.attn.q.kernel",
+    "blk.attn_k.weight": "language.layers.attn.k.kernel",
+    "blk.attn_v.weight": "language.layers.attn.v.kernel",
+    "blk.attn_output.weight": "language.layers.attn.o.kernel",
+    "blk.ffn_gate.weight": "language.layers.mlp.gate.kernel",
+    "blk.ffn_up.weight": "language.layers.mlp.up.kernel",
+    "blk.ffn_down.weight": "language.layers.mlp.down.kernel",
+    "blk.attn_norm.weight": "language.layers.attn_norm.scale",
+    "blk.ffn_norm.weight": "language.layers.mlp_norm.scale",
+    "mm.0.weight": "projector.linear_0.kernel",
+    "mm.0.bias": "projector.linear_0.bias",
+    "mm.2.weight": "projector.linear_1.kernel",
+    "mm.2.bias": "projector.linear_1.bias",
+    "v.class_embd": "vision.class_embed",
+    "v.patch_embd.weight": "vision.patch_embed.kernel",
+    "v.position_embd.weight": "vision.pos_embed",
+    "v.pre_ln.weight": "vision.pre_norm.scale",
+    "v.pre_ln.bias": "vision.pre_norm.bias",
+    "v.blk.ln1.weight": "vision.layers.norm1.scale",
+    "v.blk.ln1.bias": "vision.layers.norm1.bias",
+    "v.blk.ln2.weight": "vision.layers.norm2.scale",
+    "v.blk.ln2.bias": "vision.layers.norm2.bias",
+    "v.blk.attn_q.weight": "vision.layers.attn.q.kernel",
+    "v.blk.attn_q.bias": "vision.layers.attn.q.bias",
+    "v.blk.attn_k.weight": "vision.layers.attn.k.kernel",
+    "v.blk.attn_k.bias": "vision.layers.attn.k.bias",
+    "v.blk.attn_v.weight": "vision.layers.attn.v.kernel",
+    "v.blk.attn_v.bias": "vision.layers.attn.v.bias",
+    "v.blk.attn_out.weight": "vision.layers.attn.out.kernel",
+    "v.blk.attn_out.bias": "vision.layers.attn.out.bias",
+    "v.blk.ffn_up.weight": "vision.layers.mlp.fc1.kernel",
+    "v.blk.ffn_up.bias": "vision.layers.mlp.fc1.bias",
+    "v.blk.ffn_down.weight": "vision.layers.mlp.fc2.kernel",
+    "v.blk.ffn_down.bias": "vision.layers.mlp.fc2.bias",
+}
+
+
+def as_in_gguf(name, params, config):
+    """(parameter of ours, layer or None, the values that a GGUF tensor of that name must hold)."""
+    ours = NAMES[re.sub(r"blk\.\d+\.", "blk.", name)]
+    number = int(name.split("blk.")[1].split(".")[0]) if "blk." in name else None
+    value = params[ours] if number is None else params[ours][number]
+    if ours == "vision.patch_embed.kernel":
+        value = value.transpose(3, 2, 0, 1)
+    elif ours.endswith("kernel"):
+        value = value.T
+    if name.startswith("blk.") and name.split(".")[2] in ("attn_q", "attn_k"):
+        heads = config.heads if "attn_q" in name else config.kv_heads
+        pair = [j + h for j in range(config.head_width // 2) for h in (0, config.head_width // 2)]
+        rows = [n * config.head_width + j for n in range(heads) for j in pair]
+        value = value[rows]  # llama.cpp turns rows 2k and 2k + 1 together, we k and k + half
+    return ours, number, value
+
+
+def equal_or_rounded(tensor, value):
+    """f32 and f16 exactly; q8_0 within half a step of its block's scale, which is a float16."""
+    kinds = gguf.GGMLQuantizationType
+    exact = {kinds.F32: np.float32, kinds.F16: np.float16}
+    if tensor.tensor_type in exact:
+        dtype = exact[tensor.tensor_type]
+        assert tensor.data.dtype == dtype
+        assert np.array_equal(tensor.data.reshape(value.shape), value.astype(dtype)), tensor.name
+        return
+    assert tensor.tensor_type == kinds.Q8_0
+    blocks = tensor.data.view(np.uint8).reshape(-1, 34)
+    scale = blocks[:, :2].copy().view(np.float16).astype(np.float64)
+    whole = blocks[:, 2:].view(np.int8).astype(np.float64)
+    off = np.abs(whole * scale - value.astype(np.float64).reshape(-1, 32))
+    assert (off <= scale * (0.5 + 127 * 2.0**-11) + 1e-9).all(), tensor.name
+    assert (np.abs(whole).max(1) == 127)[scale[:, 0] > 0].all(), tensor.name
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize("which", ["random", "trained"])
+def test_both_files_hold_the_source(which, kind, source, tmp_path):
+    folder = source if which == "random" else ASSETS / "tiny"
+    made = load_checkpoint(folder)
+    write_gguf(folder, tmp_path / "b", kind=kind)
+    left = {(n, i) for n, p in made.params.items() if not n.startswith("vision.tail.")
+            for i in (range(len(p)) if ".layers." in n else [None])}  # fmt: skip
+    for stem in ("model", "mmproj"):
+        reader = gguf.GGUFReader(tmp_path / "b" / f"{stem}-{kind}.gguf")
+        says = {n: f.contents() for n, f in reader.fields.items()}
+        assert {n: says[n] for n in wanted_fields(stem, made)} == wanted_fields(stem, made)
+        for tensor in reader.tensors:
+            ours, number, value = as_in_gguf(tensor.name, made.params, made.config.language)
+            assert tuple(int(n) for n in tensor.shape[::-1]) == value.shape
+            equal_or_rounded(tensor, value)
+            left.remove((ours, number))
+    assert not left  # every parameter that runs, each exactly once
+
+
+def wanted_fields(stem, made):
+    """What llama.cpp must be told; floats as float32, which GGUF keeps."""
+    c, v = made.config.language, made.config.vision
+    f = lambda x: float(np.float32(x))  # noqa: E731
+    if stem == "model":
+        pieces = SentencePieceProcessor(model_file=str(made.tokenizer / "tokenizer.model"))
+        return {
+            "general.architecture": "llama", "llama.vocab_size": c.vocab_size,
+            "llama.context_length": c.max_positions, "llama.embedding_length": c.width,
+            "llama.block_count": c.layers, "llama.feed_forward_length": c.mlp_width,
+            "llama.attention.head_count": c.heads, "llama.attention.head_count_kv": c.kv_heads,
+            "llama.attention.key_length": c.head_width, "llama.rope.freq_base": f(c.rope_theta),
+            "llama.rope.dimension_count": c.head_width,
+            "llama.attention.layer_norm_rms_epsilon": f(c.norm_eps),
+            "tokenizer.ggml.model": "llama", "tokenizer.ggml.bos_token_id": c.bos_id,
+            "tokenizer.ggml.eos_token_id": c.eos_id, "tokenizer.ggml.add_bos_token": True,
+            "tokenizer.ggml.tokens": [pieces.id_to_piece(i) for i in range(c.vocab_size)],
+        }  # fmt: skip
+    return {
+        "general.architecture": "clip", "clip.has_vision_encoder": True,
+        "clip.projector_type": "mlp", "clip.use_gelu": False,
+        "clip.vision.image_size": v.image_size, "clip.vision.patch_size": v.patch_size,
+        "clip.vision.embedding_length": v.width, "clip.vision.feed_forward_length": v.mlp_width,
+        "clip.vision.attention.head_count": v.heads,
+        "clip.vision.attention.layer_norm_epsilon": f(v.norm_eps),
+        "clip.vision.block_count": made.config.vision_layers_run,
+        "clip.vision.feature_layer": [made.config.vision_layers_run],
+        "clip.vision.projection_dim": c.width,
+        "clip.vision.image_mean": [f(x) for x in v.image_mean],
+        "clip.vision.image_std": [f(x) for x in v.image_std],
+    }  # fmt: skip
