@@ -8,8 +8,27 @@ from pathlib import Path
 import numpy as np
 
 from llava_jax.convert import load_checkpoint
+from tests.conftest import SHARED
 
 GOLDEN = "golden/model"
+
+
+def models_with(path: str = "golden.json") -> list[str]:
+    """Names of the golden models that have `path`; ["main"], whose tests then skip, without any."""
+    folders = sorted((SHARED / GOLDEN).glob(f"*/{path}"))
+    return [str(f.relative_to(SHARED / GOLDEN).parts[0]) for f in folders] or ["main"]
+
+
+def numbered(file: str, *keys: str) -> list[tuple[str, int]]:
+    """(model, number) of every golden case that the models hold in `file` under `keys`."""
+    found = []
+    for model in models_with(file):
+        path = SHARED / GOLDEN / model / file
+        held = cases(path.parent, file) if path.exists() else {}
+        for key in keys:
+            held = held.get(key, {})
+        found += [(model, i) for i in range(len(held))]
+    return found or [("main", 0)]
 
 
 @functools.cache

@@ -9,9 +9,8 @@ import pytest
 from llava_jax.convert import load_checkpoint
 from llava_jax.generate import Generator, Prompt, Sampling
 from tests.conftest import shared
-from tests.parity.golden_model import GOLDEN, arrays, cases
+from tests.parity.golden_model import GOLDEN, arrays, cases, models_with
 
-MODELS = ("main", "linear", "fullvocab")
 UNDECIDED = 1e-3  # a smaller gap between the best two logits may fall either way
 
 
@@ -45,7 +44,7 @@ def decided(margins) -> int:
     return next((i for i, gap in enumerate(margins) if gap < UNDECIDED), len(margins))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", models_with())
 def test_each_prompt_alone(model):
     folder = shared(f"{GOLDEN}/{model}")
     for i, case in enumerate(cases(folder)["generate"]):
@@ -59,7 +58,7 @@ def test_each_prompt_alone(model):
         np.testing.assert_allclose(ours, scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", models_with())
 def test_one_batch(model):
     golden = cases(shared(f"{GOLDEN}/{model}"))
     batch = golden["generate_batch_left"]
@@ -72,24 +71,26 @@ def test_one_batch(model):
         assert list(out.ids[:n]) == ids[1 : n + 1]
 
 
-def test_the_same_weights_in_hugging_face_s_format():
-    folder = shared(f"{GOLDEN}/main")
+@pytest.mark.parametrize("model", models_with("hf_golden.json"))
+def test_the_same_weights_in_hugging_face_s_format(model):
+    folder = shared(f"{GOLDEN}/{model}")
     golden = cases(folder, "hf_golden.json")
-    own, image_id = generator("main", "hf"), golden["image_token_index"]
+    own, image_id = generator(model, "hf"), golden["image_token_index"]
     for case in golden["generate"]:
-        (one,) = prompts("main", [case["input_ids"]], case["image_index"], image_id)
+        (one,) = prompts(model, [case["input_ids"]], case["image_index"], image_id)
         (out,) = own.generate([one], Sampling(max_new_tokens=24))
         n = decided(case["margins"])
         assert list(out.ids[:n]) == case["new_ids"][:n]
 
 
-def test_a_batch_in_hugging_face_s_format():
-    golden = cases(shared(f"{GOLDEN}/main"), "hf_golden.json")
+@pytest.mark.parametrize("model", models_with("hf_golden.json"))
+def test_a_batch_in_hugging_face_s_format(model):
+    golden = cases(shared(f"{GOLDEN}/{model}"), "hf_golden.json")
     batch, image_id = golden["generate_batch_left"], golden["image_token_index"]
     rows = [
         np.array(ids)[np.array(mask, bool)]
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"])
     ]
-    given = prompts("main", rows, batch["image_index"], image_id)
-    outputs = generator("main", "hf").generate(given, Sampling(max_new_tokens=24))
+    given = prompts(model, rows, batch["image_index"], image_id)
+    outputs = generator(model, "hf").generate(given, Sampling(max_new_tokens=24))
     assert [list(o.ids) for o in outputs] == batch["new_ids"]

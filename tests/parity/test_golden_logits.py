@@ -12,12 +12,20 @@ from llava_jax.convert.source import Options
 from llava_jax.llava import binder
 from tests.conftest import shared
 from tests.parity import float64
-from tests.parity.golden_model import GOLDEN, arrays, batch_of, cases, load_with, valid_rows
+from tests.parity.golden_model import (
+    GOLDEN,
+    arrays,
+    batch_of,
+    cases,
+    load_with,
+    models_with,
+    numbered,
+    valid_rows,
+)
 
 LOGITS, LOSS, NORMS, MERGED = 1e-4, 1e-5, 1e-4, 5e-5
 # The golden float32 runs end within 12 times what one rounding of the embeddings moves a logit.
 ROUNDINGS = 12
-CASES = [(m, i) for m, n in (("main", 8), ("linear", 8), ("fullvocab", 3)) for i in range(n)]
 
 
 def forward(config, params, batch):
@@ -56,7 +64,7 @@ def check_logits(logits, lengths, case, golden, stride):
         np.testing.assert_allclose(ours[:n, ::stride], theirs, atol=LOGITS, rtol=0)
 
 
-@pytest.mark.parametrize(("model", "number"), CASES)
+@pytest.mark.parametrize(("model", "number"), numbered("golden.json", "cases"))
 def test_case(model, number, tmp_path):
     folder = shared(f"{GOLDEN}/{model}")
     case = cases(folder)["cases"][number]
@@ -106,7 +114,7 @@ def check_gradients(grads, case, config):
         )
 
 
-@pytest.mark.parametrize("model", ["main", "linear", "fullvocab"])
+@pytest.mark.parametrize("model", models_with())
 def test_tower_and_projector(model):
     folder = shared(f"{GOLDEN}/{model}")
     checkpoint, data = load_checkpoint(folder / "llava", allow_pickle=True), arrays(folder)
@@ -118,9 +126,9 @@ def test_tower_and_projector(model):
 
 
 @pytest.mark.parametrize("adapter", ["lora_bin", "lora_safetensors"])
-@pytest.mark.parametrize("number", [0, 1])
-def test_lora(adapter, number):
-    folder = shared(f"{GOLDEN}/main")
+@pytest.mark.parametrize(("model", "number"), numbered("golden.json", "lora", "cases"))
+def test_lora(adapter, model, number):
+    folder = shared(f"{GOLDEN}/{model}")
     golden = cases(folder)["lora"]
     case = golden["cases"][number]
     both = []
@@ -175,8 +183,9 @@ def check_against_golden(logits, golden, exact, stride):
 
 
 @pytest.mark.parametrize("adapter", ["lora_bin", "lora_safetensors"])
-def test_merged_checksums(adapter):
-    folder = shared(f"{GOLDEN}/main")
+@pytest.mark.parametrize("model", models_with("lora_bin"))
+def test_merged_checksums(adapter, model):
+    folder = shared(f"{GOLDEN}/{model}")
     source = open_source(folder / adapter, Options(allow_pickle=True, merge=True))
     state = keymap.to_theirs(source.leaves, keymap.ORIGINAL, source.config)
     for name, (total, absolute) in cases(folder)["lora"]["merged_checksums"].items():
@@ -185,9 +194,9 @@ def test_merged_checksums(adapter):
         assert values.sum() == pytest.approx(total, abs=1e-6 * absolute), name
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_hugging_face(number):
-    folder = shared(f"{GOLDEN}/main")
+@pytest.mark.parametrize(("model", "number"), numbered("hf_golden.json", "cases"))
+def test_hugging_face(model, number):
+    folder = shared(f"{GOLDEN}/{model}")
     golden = cases(folder, "hf_golden.json")
     case, images = golden["cases"][number], arrays(folder)["images"]
     checkpoint = load_checkpoint(folder / "hf")
@@ -201,8 +210,9 @@ def test_hugging_face(number):
     assert abs(float(loss_of(logits, jnp.asarray(labels))) - case["loss"]) < LOSS
 
 
-def test_hugging_face_left_padded_batch():
-    folder = shared(f"{GOLDEN}/main")
+@pytest.mark.parametrize("model", models_with("hf_golden.json"))
+def test_hugging_face_left_padded_batch(model):
+    folder = shared(f"{GOLDEN}/{model}")
     golden = cases(folder, "hf_golden.json")
     case, checkpoint = golden["generate_batch_left"], load_checkpoint(folder / "hf")
     batch, lengths = hf_batch(
