@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llava_jax import __version__
-from llava_jax.errors import LlavaError
+from llava_jax.errors import LlavaError, Stopped
 
 OK, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 0, 2, 70, 130, 141
 
@@ -67,6 +67,7 @@ EXTRAS = {
     "gguf": "gguf",
     "openpyxl": "eval",
     "textblob": "chair",
+    "nltk": "chair",
     "lmms_eval": "lmms",
     "fastapi": "serve",
     "uvicorn": "serve",
@@ -99,9 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug, words = take_flag(words, "--debug")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a terminal that lacks a character must not kill a run
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that lacks a character must not kill a run.
             stream.reconfigure(errors="backslashreplace")
     name = words[0] if words and words[0] in COMMANDS else None
     try:
@@ -112,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except Stopped as stopped:
+        print(stopped)
+        return OK
     except SystemExit as stop:  # argparse's --help and --version
         if isinstance(stop.code, str):
             print(f"llava-jax: {one_line(stop.code)}", file=sys.stderr)

@@ -37,5 +37,9 @@ class PromptError(LlavaError):
     """A prompt or message list is malformed (image count, roles, length)."""
 
 
+class Stopped(LlavaError):
+    """Not a failure: a run was asked to stop, saved its state, and goes on with the same command."""
+
+
 class WeightError(LlavaError):
     """A checkpoint is incomplete, has unknown, doubled or wrongly shaped tensors, or is unsafe to read."""

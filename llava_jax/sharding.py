@@ -89,8 +89,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[str, jax.Array]:
-    """This process's rows of a global batch -> [micro, rows / micro, ...], rows split as BATCH."""
+    """This process's rows of a global batch -> [micro, rows / micro, ...], rows split as BATCH.
+
+    Raises ConfigError when the rows do not divide among micro-batches and devices.
+    """
     sharding = NamedSharding(mesh, P(None, *BATCH))
+    rows = len(next(iter(batch.values()))) * jax.process_count()
+    parts = micro * mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise ConfigError(
+            f"the {rows} rows of a batch do not divide into {micro} micro-batches "
+            f"on {parts // micro} devices (mesh data x fsdp)",
+            fix=f"make them a multiple of {parts}, or change the mesh",
+        )
     return {
         name: jax.make_array_from_process_local_data(
             sharding, value.reshape(micro, -1, *value.shape[1:])

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
-def make(config: Any, folder: Path) -> Path:
+def make(config: Any, folder: Path, *, quiet: bool = False) -> Path:
     """Writes the starting model of `config`'s run to `folder`, in this project's format.
 
     config: as llava_jax.train.stages.run_stages takes it; one stage has data.version "plain" (the
@@ -54,9 +54,9 @@ def make(config: Any, folder: Path) -> Path:
         "vocabulary of %d, %d parameters", len(tokenizer), sum(v.size for v in params.values())
     )
 
-    tower = _make_tower(config, model_config, params, captions, caption_data)
+    tower = _make_tower(config, model_config, params, captions, caption_data, quiet)
     _write_losses(workdir / "tower", tower.losses)
-    language = _make_language(config, model_config, params, tokenizer, captions, talks)
+    language = _make_language(config, model_config, params, tokenizer, captions, talks, quiet)
     _write_losses(workdir / "language", language.losses)
     params |= {k: np.asarray(v) for k, v in {**tower.params, **language.params}.items()}
     made = Checkpoint(model_config, params, workdir / "vocabulary", {"kind": "made from scratch"})
@@ -130,7 +130,9 @@ def make_config(tiny: Any, vocab_size: int) -> LlavaConfig:
 # The two halves -------------------------------------------------------------------------------------
 
 
-def _make_tower(config, model_config: LlavaConfig, params, captions: list[Record], data: Any):
+def _make_tower(
+    config, model_config: LlavaConfig, params, captions: list[Record], data: Any, quiet: bool
+):
     from llava_jax.quickstart.tower import train_tower
 
     tiny = config.tiny
@@ -147,10 +149,13 @@ def _make_tower(config, model_config: LlavaConfig, params, captions: list[Record
         batch_size=tiny.tower_batch,
         augmentation=data.augment,
         seed=config.seed,
+        quiet=quiet,
     )
 
 
-def _make_language(config, model_config: LlavaConfig, params, tokenizer, captions, talks):
+def _make_language(
+    config, model_config: LlavaConfig, params, tokenizer, captions, talks, quiet: bool
+):
     from llava_jax.quickstart.language import TextSample, train_language
     from llava_jax.text.sample import ExampleMaker
 
@@ -174,6 +179,7 @@ def _make_language(config, model_config: LlavaConfig, params, tokenizer, caption
         rows=(tiny.caption_rows, tiny.language_batch - tiny.caption_rows),
         turns_per_sample=_data_of_stages(config)[1].turns_per_sample,
         seed=config.seed,
+        quiet=quiet,
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
 from llava_jax.train.heap import keep_freed_memory
+from llava_jax.train.settings import check_name, flat
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,30 +27,36 @@ def run(args: argparse.Namespace) -> int:
     """Trains every stage of the config, then scores it where the config asks for that."""
     config = load_config(args.config, getattr(args, "overrides", []))
     if args.show:
-        print(config)
+        for setting, value in flat(config):
+            print(f"{setting} = {value!r}")
         return 0
     keep_freed_memory()
     workdir = args.workdir or Path("runs") / config.name
-    from llava_jax.train.loop import Stopped
     from llava_jax.train.stages import run_stages
 
-    try:
-        run_stages(config, workdir, quiet=args.quiet)
-    except Stopped as stopped:  # asked for, and everything is saved: not a failure
-        print(stopped)
+    export = run_stages(config, workdir, quiet=args.quiet)
+    print(f"the model        {export}\nthe loss         {workdir / 'loss.png'}")
     return 0
 
 
 def load_config(name: str, overrides: list[str]) -> Any:
     """The ConfigDict of a config file with `--config.x=y` overrides applied.
 
-    Raises ConfigError for a missing file, and for a mistyped name with the nearest one.
+    Raises ConfigError for a missing file, a value of the wrong type, and a mistyped name with the
+    nearest one.
     """
+    path, _, argument = name.partition(":")
+    spec = f"{find_config(path)}:{argument}" if argument else str(find_config(path))
+    defaults = _parse(path, spec, [])
+    for override in overrides:
+        check_name(override.removeprefix("--config.").partition("=")[0], defaults)
+    return _parse(path, spec, overrides)
+
+
+def _parse(path: str, spec: str, overrides: list[str]) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
-    path, _, argument = name.partition(":")
-    spec = f"{find_config(path)}:{argument}" if argument else str(find_config(path))
     argv = ["llava-jax", f"--config={spec}", *overrides]
     values = flags.FlagValues()
     try:
@@ -59,11 +65,6 @@ def load_config(name: str, overrides: list[str]) -> Any:
         return values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         text = " ".join(str(error.args[0] if error.args else error).split())
-        near = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
-        if near:
-            raise ConfigError(
-                f"{path}: no setting {near[2]!r}", fix=f"did you mean {near[1]!r}?"
-            ) from error
         raise ConfigError(f"{path}: {text}", fix="--show prints every setting") from error
 
 

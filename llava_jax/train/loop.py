@@ -5,6 +5,7 @@ The same function runs stage 1, stage 2, LoRA and the quickstart; configs/ says 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from llava_jax.config import LlavaConfig, LoraConfig
-from llava_jax.errors import ConfigError, LlavaError
+from llava_jax.errors import ConfigError, LlavaError, Stopped
 from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params, init_sharded, param_shardings
 from llava_jax.sharding import make_mesh, put_batch, replicated
@@ -26,18 +27,15 @@ from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.log import RunLog
 from llava_jax.train.optim import make_optimizer, trainable_names
+from llava_jax.train.settings import changed_settings, keep_settings
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
 
 log = logging.getLogger(__name__)
 
-DONE = "done.json"
+DONE, SETTINGS = "done.json", "config.json"
 
 MAX_BAD_STEPS = 20
 """Non-finite steps in a row after which a run stops instead of skipping on."""
-
-
-class Stopped(LlavaError):
-    """The run was asked to stop and saved its state; the same command goes on from there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +54,9 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     SIGTERM or Ctrl-C, once the state is saved.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    changed = ", ".join(changed_settings(config, workdir / SETTINGS))
     if (workdir / DONE).exists():
-        done = json.loads((workdir / DONE).read_text())
-        return TrainResult(workdir / "export", done["loss"], done["steps"])
-    _record_config(config, workdir)
+        return _finished(workdir, changed)
 
     # Model: every parameter straight onto its shards; trained ones in float32.
     mesh = make_mesh(**config.mesh)
@@ -83,7 +80,10 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
         process_count=jax.process_count(),
         seed=config.seed,
     )
+    cleanup = contextlib.ExitStack()
+    cleanup.callback(loader.close)
     steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
+    log.info("%s", _summary(config, loader, steps, trained, frozen, mesh))
 
     # Optimizer and one compiled step.
     optimizer, peaks = make_optimizer(config, sorted(names), steps)
@@ -104,20 +104,25 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
 
     # Resume.
     checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
+    cleanup.callback(checkpoints.close)  # waits for the write under way
     start = 0
     if checkpoints.latest() is not None:
         state, data_state, meta = checkpoints.restore(state)
         loader.set_state(data_state)
         start = meta["step"]
         log.info("resumed at step %d of %d", start, steps)
+        if changed:
+            log.warning("%s was started with other settings: %s", workdir, changed)
+    keep_settings(config, workdir / SETTINGS)
 
     # The loop.
     stop = _StopFlag()
     run_log = RunLog(workdir, start=start, total=steps, name=config.name, quiet=quiet)
+    cleanup.callback(run_log.close)
     lr = _schedule_of(config, peaks, steps)
     pending: tuple[int, Any, Any] | None = None
     bad, last_loss = 0, math.nan
-    with jax.set_mesh(mesh), stop:
+    with cleanup, jax.set_mesh(mesh), stop:
         for number in range(start + 1, steps + 1):
             batch, info = next(loader)
             state, metrics = step_fn(state, frozen, put_batch(batch, mesh, config.grad_accum))
@@ -132,20 +137,15 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
                 run_log.sync()
                 checkpoints.save(number, state, loader.get_state(), {"step": number})
             if stop.asked and number < steps:
-                checkpoints.close()
-                run_log.close()
                 raise Stopped(
                     f"stopped at step {number} of {steps}, state saved", fix="run it again to go on"
                 )
         if pending is not None:
             last_loss, bad = _record(run_log, *pending, lr, bad)
-    checkpoints.close()
-    run_log.close()
 
     # What the run was for.
     save_model(workdir / "export", model_config, {**frozen, **state.params}, source)
     (workdir / "data_report.json").write_text(json.dumps(loader.report(), indent=1))
-    loader.close()
     (workdir / DONE).write_text(json.dumps({"loss": last_loss, "steps": steps}))
     return TrainResult(workdir / "export", last_loss, steps)
 
@@ -191,6 +191,27 @@ def save_model(folder: Path, model_config: LlavaConfig, params: Params, source: 
 
 
 # Helpers -------------------------------------------------------------------------------------------
+
+
+def _finished(workdir: Path, changed: str) -> TrainResult:
+    """What an earlier run left. `changed` names settings that came too late for it."""
+    done = json.loads((workdir / DONE).read_text())
+    log.info("%s: finished before, %d steps", workdir, done["steps"])
+    if changed:
+        log.warning("%s: changed settings are not used: %s", workdir, changed)
+        log.warning("name another --workdir to train with them")
+    return TrainResult(workdir / "export", done["loss"], done["steps"])
+
+
+def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) -> str:
+    """One line: how much data, how many steps, what is trained, on what."""
+    moving, still = (sum(v.size for v in part.values()) for part in (trained, frozen))
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    return (
+        f"{loader.samples:,} samples, {steps:,} steps of {config.batch_size}; "
+        f"{moving:,} of {moving + still:,} parameters trained; "
+        f"{mesh.size} {mesh.devices.flat[0].platform} device(s)" + (f" ({axes})" if axes else "")
+    )
 
 
 def _layout(mesh, shardings: Any, opt_shardings: Any) -> Any:
@@ -242,14 +263,6 @@ def _schedule_of(config: Any, peaks: dict[str, float], steps: int):
 
     schedule = warmup_cosine(max(peaks.values()), steps, config.warmup_ratio, config.lr_end_ratio)
     return lambda count: float(schedule(count))
-
-
-def _record_config(config: Any, workdir: Path) -> None:
-    """Keeps the settings beside the results; says so when a resumed run changes them."""
-    path, text = workdir / "config.json", config.to_json_best_effort(indent=1, sort_keys=True)
-    if path.exists() and path.read_text() != text:
-        log.warning("settings differ from those %s was started with", path.parent)
-    path.write_text(text)
 
 
 class _StopFlag:

@@ -34,10 +34,11 @@ def trainable_names(names: Iterable[str], groups: Iterable[str]) -> set[str]:
     names, chosen = list(names), set()
     for group in groups:
         if group not in GROUPS:
-            raise ConfigError(f"trainable: no group {group!r}", fix=f"one of {sorted(GROUPS)}")
+            raise ConfigError(f"trainable: no group {group!r}", fix=f"one of {', '.join(GROUPS)}")
         covered = {n for n in names if GROUPS[group](n)}
         if not covered:
-            raise ConfigError(f"trainable: the model has no {group!r} parameters")
+            fix = "set lora_rank" if group == "lora" else None
+            raise ConfigError(f"trainable: the model has no {group!r} parameters", fix=fix)
         chosen |= covered
     return chosen
 

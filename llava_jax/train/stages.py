@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from ml_collections import ConfigDict
 
 from llava_jax.errors import ConfigError
 from llava_jax.train.log import METRICS, plot_losses
-
-log = logging.getLogger(__name__)
+from llava_jax.train.settings import check_settings, flat
 
 
 def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
     """Runs `config` (once, or a time per entry of config.stages) in `workdir`; the model's folder.
 
     Finished stages are not run again; an interrupted one goes on where it was.
+    Raises ConfigError for a setting of any stage before the first begins; else as `train`.
     """
+    stages = split_stages(config)
+    for _, stage in stages:
+        check_settings(stage)
     from llava_jax.train.loop import train
 
     workdir.mkdir(parents=True, exist_ok=True)
-    init = make_initial_model(config, workdir)
-    curves, export = {}, None
-    for name, stage in split_stages(config):
-        stage.model.init = str(export or init or stage.model.init)
+    export = make_initial_model(config, workdir, quiet=quiet)
+    curves = {}
+    for name, stage in stages:
+        stage.model.init = str(export or stage.model.init)
         folder = workdir / name if name else workdir
         export = train(stage, folder, quiet=quiet).export
         curves[name or config.name] = folder / METRICS
     plot_losses(curves, workdir / "loss.png")
-    if export is None:
-        raise ConfigError("config.stages is set but empty")
+    model = cast(Path, export)  # there is at least one stage
     if config.exact_match:
-        report_exact_match(config, export, workdir, quiet=quiet)
-    return export
+        report_exact_match(config, model, workdir, quiet=quiet)
+    return model
 
 
 def split_stages(config: Any) -> list[tuple[str, Any]]:
@@ -45,21 +48,13 @@ def split_stages(config: Any) -> list[tuple[str, Any]]:
     for name, changes in config.stages.items():
         stage = config.copy_and_resolve_references()
         with stage.unlocked():
-            stage.name = name
-            stage.update_from_flattened_dict(dict(_flat(changes)))
+            stage.name, stage.stages = name, ConfigDict()
+            stage.update_from_flattened_dict(dict(flat(changes)))
         runs.append((name, stage))
     return runs
 
 
-def _flat(tree: Any, prefix: str = ""):
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def make_initial_model(config: Any, workdir: Path) -> Path | None:
+def make_initial_model(config: Any, workdir: Path, *, quiet: bool = False) -> Path | None:
     """Runs config.model.make, once, to build the model that training starts from."""
     if not config.model.make:
         return None
@@ -70,7 +65,7 @@ def make_initial_model(config: Any, workdir: Path) -> Path | None:
         )
     folder = workdir / "initial"
     if not (folder / "llava_jax.json").exists():
-        getattr(importlib.import_module(module), function)(config, folder)
+        getattr(importlib.import_module(module), function)(config, folder, quiet=quiet)
     return folder
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,6 +66,39 @@ def test_a_finished_run_is_not_run_again(uninterrupted, made):
     config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8})
     assert run_stages(config, workdir, quiet=True) == export
     assert (export / "llava_jax.json").stat().st_mtime_ns == stamp
+
+
+def test_settings_that_come_too_late_for_a_finished_run_are_named(uninterrupted, made, caplog):
+    config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8, "lr": 1.0})
+    run_stages(config, uninterrupted[0], quiet=True)
+    assert "changed settings are not used: lr" in caplog.text
+    assert json.loads((uninterrupted[0] / "config.json").read_text())["lr"] == 3e-3
+
+
+def test_a_setting_of_a_later_stage_is_refused_before_the_first_begins(made, tmp_path):
+    config = config_of(made, steps=2)
+    with config.unlocked():
+        config.stages.one = {"trainable": ("projector",)}
+        config.stages.two = {"loss_average": "sum"}
+    with pytest.raises(ConfigError, match="loss_average 'sum'"):
+        run_stages(config, tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_still_draws_its_curve(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_jax.train.loop.MAX_BAD_STEPS", 1)
+    monkeypatch.setattr(
+        "llava_jax.train.loop.make_step",
+        lambda *_, **__: _never_finite,  # every step is bad
+    )
+    with pytest.raises(LlavaError, match="non-finite"):
+        run_stages(config_of(made), tmp_path, quiet=True)
+    assert (tmp_path / "loss.png").exists()
+
+
+def _never_finite(state, frozen, batch):
+    nan = jnp.float32(jnp.nan)
+    return state, {"loss": nan, "micro_loss": nan[None], "grad_norm": nan, "ok": jnp.bool(False)}
 
 
 def start(made, workdir, **changes):
@@ -140,23 +174,12 @@ def test_lora_run_writes_adapters(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("--config.lrr=1", "lr"),
-        ("--config.data.pth=x", "path"),
-        ("--config.lr=fast", "fast"),
-    ],
-)
-def test_a_mistyped_setting_is_named_with_its_neighbour(override, says):
-    with pytest.raises(ConfigError, match=says):
-        load_config("finetune_7b", [override])
-
-
-@pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"trainable": "('projektor',)"}, "projektor"),
+        ({"trainable": "('lora',)"}, "set lora_rank"),
         ({"mesh.fsdp": 3}, "does not fit"),
+        ({"batch_size": 12}, "12 rows .* multiple of 8"),
         ({"optimizer": "sgd"}, "sgd"),
         ({"model.init": "/nowhere"}, "nowhere"),
         ({"data.path": "/no.json"}, "no.json"),
