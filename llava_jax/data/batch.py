@@ -51,6 +51,19 @@ class Shape(NamedTuple):
     targets: int  # P
 
 
+def without_id(example: Example, id_: int) -> Example:
+    """The example without its tokens `id_`.
+
+    The original takes every id equal to the padding id for padding, an `<unk>` in the text too, and
+    drops it before image features go in (the attention mask of train.py and llava_arch.py).
+    """
+    keep = example.input_ids != id_
+    if keep.all():
+        return example
+    ids, labels, turns = example.input_ids, example.labels, example.turns
+    return dataclasses.replace(example, input_ids=ids[keep], labels=labels[keep], turns=turns[keep])
+
+
 def expand(
     example: Example, image_tokens: int, max_length: int | None = None, *, idle: bool = False
 ) -> Expanded:

@@ -28,6 +28,7 @@ from llava_jax.data.batch import (
     first_fit,
     row_needs,
     shape_of,
+    without_id,
 )
 from llava_jax.data.order import epoch_order, holdout, lasting_random
 from llava_jax.data.pixels import Cache, ImageStore, augment
@@ -68,10 +69,15 @@ def make_loader(
         model_config = replace(model_config, image_aspect_ratio=settings.image_aspect_ratio)
     records, places = read_all(settings.path)
     maker = _example_maker(settings, model_config, tokenizer)
+
+    def make(record: Any, name: str) -> Example:
+        example = replace(maker(record), id=name)
+        return without_id(example, tokenizer.pad_id) if settings.compat else example
+
     return Loader(
         records,
         places,
-        lambda record, name: replace(maker(record), id=name),
+        make,
         settings,
         model_config,
         process_index,

@@ -118,7 +118,7 @@ class _Reader:
             if i and (is_image or groups[i - 1][0]) and not _breaks(groups[i - 1][1], group):
                 parts.append("\n")
             parts += group
-        if not any(parts):
+        if all(part == "" for part in parts):  # the id 0 is a token, `<unk>`
             raise PromptError(f"{where} is empty")
         return parts
 

@@ -290,10 +290,15 @@ class Tokenizer:
                 text += self._join(words) + token
                 words, after_special = [], True
             else:
-                # the first piece's space is the tokenizer's own, not the text's
-                words.append(token.removeprefix(SPACE) if i == 0 else token)
+                words.append(token if i else self._without_own_space(token))
                 after_special = False
         return text + self._join(words)
+
+    def _without_own_space(self, token: str) -> str:
+        """The first piece of a text: its space is the tokenizer's own, not the text's."""
+        rest = token.removeprefix(SPACE)
+        # sentencepiece copies a string that is no piece, with the marks for spaces inside it
+        return rest if self._piece_id(rest) is not None else rest.replace(SPACE, " ")
 
     def _join(self, pieces: list[str]) -> str:
         return self._sp.decode(pieces) if pieces else ""

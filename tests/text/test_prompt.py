@@ -126,6 +126,7 @@ def test_closed_turns(tok):
         ([{"role": "tool", "content": "x"}], "message 0 has role 'tool'"),
         ([{"role": "user"}], "message 0 has no content"),
         ([user("")], "message 0 is empty"),
+        ([user("", "")], "message 0 is empty"),
         ([user({"type": "image"})], "message 0: an image part holds no image"),
         ([user({"type": "audio"}, "x")], "message 0: a content part"),
         ([{"role": "system", "content": []}, user("a")], "system message"),
@@ -134,6 +135,12 @@ def test_closed_turns(tok):
 def test_bad_messages(tok, messages, message):
     with pytest.raises(PromptError, match=message):
         build_prompt(messages, tok)
+
+
+def test_a_message_of_nothing_but_the_token_with_id_0(tok):
+    prompt = build_prompt([user("<unk>")], tok, markup=True)
+    assert tok.unk_id == 0
+    assert 0 in prompt.ids
 
 
 def test_unknown_template(tok):

@@ -1,7 +1,9 @@
+import io
 import json
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from llava_jax.errors import ConfigError, PromptError
 from llava_jax.text.constants import IMAGE_TOKEN
@@ -96,6 +98,27 @@ def test_decode(tok, legacy_tok):
     assert tok.decode([]) == ""
     slots = tok.encode_parts(["USER: ", IMAGE_TOKEN, "\nWhat"])
     assert tok.decode(slots, skip_special=True) == "USER: <image>\nWhat"
+
+
+def test_decode_of_a_piece_of_several_words():
+    """Such a piece may open an answer, and is no piece any more without its own space."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["on the mat, on the mat, on the mat"] * 9),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=290,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_by_whitespace=False,
+        user_defined_symbols=["▁on▁the"],
+        minloglevel=3,
+    )
+    for legacy in (False, True):
+        tokenizer = Tokenizer(out.getvalue(), legacy=legacy)
+        (phrase,) = (i for i in range(len(tokenizer)) if tokenizer.token_text(i) == "▁on▁the")
+        assert tokenizer.decode([phrase, phrase]) == "on the on the"
+        assert tokenizer.decode([tokenizer.bos_id, phrase], skip_special=True) == "on the"
 
 
 def test_decode_of_ids_without_text(tok):

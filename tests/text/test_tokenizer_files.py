@@ -48,6 +48,20 @@ def test_tokens_of_added_tokens_json_alone(tmp_path, model):
     assert tokenizer.decode(ids, skip_special=True) == "ab <y>"
 
 
+def test_padding_token_of_an_old_folder(tmp_path, model):
+    """As LLaVA v0 was saved: the padding token stands in special_tokens_map.json alone."""
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    (tmp_path / "added_tokens.json").write_text('{"[PAD]": 420}')
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": null, "legacy": true}')
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.pad_id == 420
+    assert tokenizer.decode(tokenizer.encode("a[PAD]", markup=True), skip_special=True) == "a"
+    newer = {"pad_token": "<unk>", "added_tokens_decoder": {"420": {"content": "[PAD]"}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(newer))
+    assert Tokenizer.load(tmp_path).pad_id == 0
+
+
 def test_errors_name_the_file(tmp_path, model):
     with pytest.raises(ConfigError, match=r"no tokenizer\.model"):
         Tokenizer.load(tmp_path)
@@ -72,8 +86,8 @@ def test_transformers_reads_our_files(tmp_path, im_tok):
 
 
 def test_golden_folders(golden):
-    linear = Tokenizer.load(golden / "model" / "linear" / "llava")
-    assert linear.legacy is False
-    assert linear.added["<im_start>"] == 513
-    assert len(linear) == 515
-    assert Tokenizer.load(golden / "model" / "main" / "llava").added == {}
+    for config in golden.glob("model/*/llava/tokenizer_config.json"):
+        tokenizer = Tokenizer.load(config.parent)
+        assert tokenizer.legacy is json.loads(config.read_text())["legacy"]
+        added = config.with_name("added_tokens.json")
+        assert tokenizer.added == (json.loads(added.read_text()) if added.exists() else {})
