@@ -265,26 +265,24 @@ def _file_type(kind: str) -> Any:
 def _add_vocabulary(writer, source: Source) -> None:
     """The sentencepiece vocabulary; added tokens become control tokens, missing ids unused ones."""
     import gguf
-    import sentencepiece
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
 
     folder, size = source.tokenizer, source.config.language.vocab_size
     if folder is None or not (folder / "tokenizer.model").is_file():
         raise WeightError("GGUF needs the tokenizer.model of the language model")
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        proto.ParseFromString((folder / "tokenizer.model").read_bytes())
+    except DecodeError:
+        raise WeightError(f"{folder}: tokenizer.model is no sentencepiece model") from None
     kinds = gguf.TokenType
     entries = [(f"[PAD{i}]", -10000.0, kinds.UNUSED) for i in range(size)]
-    for i in range(min(sp.get_piece_size(), size)):
-        kind = kinds.NORMAL
-        for test, other in (
-            (sp.is_unknown, kinds.UNKNOWN),
-            (sp.is_control, kinds.CONTROL),
-            (sp.is_unused, kinds.UNUSED),
-            (sp.is_byte, kinds.BYTE),
-        ):
-            kind = other if test(i) else kind
-        entries[i] = (sp.id_to_piece(i), sp.get_score(i), kind)
+    for i, piece in enumerate(proto.pieces[:size]):
+        # GGUF numbers the kinds as sentencepiece_model.proto does, user-defined ones included.
+        entries[i] = (piece.piece, piece.score, kinds(piece.type))
     for token, number in _added_tokens(folder).items():
-        if sp.get_piece_size() <= number < size:
+        if len(proto.pieces) <= number < size:
             entries[number] = (token, -1000.0, kinds.CONTROL)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
@@ -293,7 +291,7 @@ def _add_vocabulary(writer, source: Source) -> None:
     writer.add_token_types([int(k) for _, _, k in entries])
     writer.add_bos_token_id(source.config.language.bos_id)
     writer.add_eos_token_id(source.config.language.eos_id)
-    writer.add_unk_token_id(sp.unk_id())
+    writer.add_unk_token_id(proto.trainer_spec.unk_id)
     writer.add_pad_token_id(source.config.language.pad_id)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)

@@ -1,6 +1,7 @@
 """GGUF files read back with the gguf package: every tensor, and what llama.cpp needs to know."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -55,6 +56,31 @@ def test_sizes_and_vocabulary(source, tmp_path):
     reader = gguf.GGUFReader(tmp_path / "b/mmproj-f16.gguf")
     assert reader.fields["clip.vision.feature_layer"].contents() == [2]
     assert not any("blk.2." in t.name or "post" in t.name for t in reader.tensors)
+
+
+def test_kinds_of_tokens(source, tmp_path):
+    """Bytes and user-defined pieces are told apart, which llama.cpp tokenizes by."""
+    from sentencepiece import sentencepiece_model_pb2 as pb
+
+    folder = tmp_path / "t"
+    shutil.copytree(source.parent / "t", folder)
+    model = pb.ModelProto.FromString((folder / "tokenizer.model").read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
+    model.pieces[300].type = 4
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    write_gguf(tiny.save(tmp_path / "a", "jax", MLP, tokenizer=folder), tmp_path / "b")
+    reader = gguf.GGUFReader(tmp_path / "b/model-f16.gguf")
+    kinds = reader.fields["tokenizer.ggml.token_type"].contents()
+    assert kinds[:5] == [2, 3, 3, 6, 6]
+    assert [i for i, k in enumerate(kinds) if k == 4] == [300]
+
+
+def test_a_damaged_tokenizer_is_named(source, tmp_path):
+    folder = tmp_path / "t"
+    shutil.copytree(source.parent / "t", folder)
+    (folder / "tokenizer.model").write_bytes(b"\xff\xff\xff")
+    made = tiny.save(tmp_path / "a", "jax", MLP, tokenizer=folder)
+    with pytest.raises(WeightError, match=r"tokenizer\.model"):
+        write_gguf(made, tmp_path / "b")
 
 
 def test_rope_order():
