@@ -147,5 +147,7 @@ def settings(folder: Path) -> None:
     data = json.loads(path.read_text("utf-8"))
     # As a LlamaTokenizer, transformers 5 would rebuild the pipeline by its own rules.
     data["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Whose default in transformers 4 adds token_type_ids, which LLaVA's generate refuses.
+    data["model_input_names"] = ["input_ids", "attention_mask"]
     data.pop("add_bos_token", None)
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,5 +1,7 @@
 """What transformers makes of an exported folder: nothing missing, same pixels, ids and answers."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,6 +70,15 @@ def test_prompt_and_pixels_are_ours(exported):
     for token in tokenizer.encode_parts(parts):
         ours += [320] * config.image_tokens if token == -200 else [token]
     assert theirs["input_ids"][0].tolist() == ours
+
+
+def test_generate_is_handed_nothing_it_refuses(exported):
+    """transformers 4 would add token_type_ids by itself, and its generate raises at them."""
+    settings = json.loads((exported / "tokenizer_config.json").read_text())
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    processor = transformers.AutoProcessor.from_pretrained(exported)
+    inputs = processor(images=Image.new("RGB", (9, 5)), text="<image> a", return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
 
 
 def test_generate_gives_our_tokens(exported):
