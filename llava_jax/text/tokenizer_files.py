@@ -14,6 +14,9 @@ MODEL, CONFIG = "tokenizer.model", "tokenizer_config.json"
 ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
 FILES = (MODEL, CONFIG, ADDED, SPECIAL)
 
+# what every LLaVA tokenizer has; another value would change ids or decoded text
+_USUAL = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +41,8 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
     if legacy is None:
         log.info("%s: `legacy` is not set, so it is True, as in transformers 4.37", path)
         legacy = True
+    if unheeded := _unheeded(config):
+        log.warning("%s: settings without effect here: %s", folder / CONFIG, ", ".join(unheeded))
     added, plain = _added_tokens(folder if path.is_dir() else None, named)
     try:
         return Tokenizer(
@@ -125,6 +130,20 @@ def _added_tokens(folder: Path | None, named: dict) -> tuple[dict[str, int], lis
         if isinstance(entry, dict) and entry.get("special"):
             special.add(_content(entry))
     return added, [token for token in added if token not in special]
+
+
+def _unheeded(config: dict) -> list[str]:
+    """Settings that transformers would act on and we do not."""
+    found = [
+        f"{name}={config[name]}"
+        for name, usual in _USUAL.items()
+        if config.get(name) not in (None, usual)
+    ]
+    for entry in (config.get("added_tokens_decoder") or {}).values():
+        if isinstance(entry, dict):
+            flags = [f for f in ("lstrip", "rstrip", "single_word") if entry.get(f)]
+            found += [f"{flag} of {entry.get('content')}" for flag in flags]
+    return found
 
 
 def _content(token: Any) -> str | None:

@@ -62,6 +62,19 @@ def test_padding_token_of_an_old_folder(tmp_path, model):
     assert Tokenizer.load(tmp_path).pad_id == 0
 
 
+def test_settings_without_effect_are_told(tmp_path, model, tok, caplog):
+    tok.with_tokens(["<x>"]).save(tmp_path)
+    Tokenizer.load(tmp_path)
+    assert not caplog.records
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["add_bos_token"] = False
+    config["added_tokens_decoder"]["420"]["rstrip"] = True
+    path.write_text(json.dumps(config))
+    Tokenizer.load(tmp_path)
+    assert "add_bos_token=False, rstrip of <x>" in caplog.text
+
+
 def test_errors_name_the_file(tmp_path, model):
     with pytest.raises(ConfigError, match=r"no tokenizer\.model"):
         Tokenizer.load(tmp_path)
