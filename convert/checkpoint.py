@@ -58,18 +58,20 @@ def load_checkpoint(
     merge: bool = False,
     projector: str = "mlp2x_gelu",
     seed: int = 0,
+    mixed: bool = False,
 ) -> Checkpoint:
     """Loads any supported checkpoint: a folder, a projector file, or a hub id.
 
     base: what an adapter, projector or delta belongs to. vision_tower: the CLIP folder, in place of
     the one the checkpoint names. dtype: "fp32", "bf16" or "fp16"; None keeps the files'.
     merge: LoRA updates added into the kernels. projector, seed: of the random projector when a
-    language model and `vision_tower` are joined.
+    language model and `vision_tower` are joined. mixed: with `dtype`, cast even where the tensors of
+    a component differ in type, which is an error otherwise.
     mesh: every parameter goes shard by shard to where llava_jax.sharding places it; `shardings`
     ({name: Sharding}) decides instead where given. Without either the arrays stay on the host.
     Raises WeightError, naming the file or tensor, for anything missing, unknown or misshapen.
     """
-    options = Options(base, vision_tower, allow_pickle, dtype, merge, projector, seed)
+    options = Options(base, vision_tower, allow_pickle, dtype, merge, projector, seed, mixed)
     source = open_source(path, options)
     if shardings is None and mesh is not None:
         from llava_jax.llava import param_shardings
@@ -200,6 +202,7 @@ def _command(options: Options, target: Target) -> str:
     words = ["llava-jax convert SRC DST", f"--to {target.to}"]
     words += [f"--layout {target.layout}"] * bool(target.layout)
     words += [f"--dtype {target.dtype or options.dtype}"] * bool(target.dtype or options.dtype)
+    words += ["--mixed-types"] * options.mixed
     words += ["--base BASE"] * bool(options.base) + ["--merge"] * options.merge
     words += ["--vision-tower TOWER"] * bool(options.vision_tower)
     return " ".join(words)

@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=FORMATS, required=True, help="format to write")
     add_source_arguments(parser)
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: the source's")
+    parser.add_argument(
+        "--mixed-types",
+        action="store_true",
+        help="with --dtype: cast even where tensors of one component differ in type",
+    )
     parser.add_argument("--merge", action="store_true", help="add LoRA updates into the kernels")
     parser.add_argument("--shard-size", default="5GB", help="largest weight file (default 5GB)")
     parser.add_argument(
@@ -74,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         merge=args.merge,
         projector=args.projector,
         seed=args.seed,
+        mixed=args.mixed_types,
     )
     shard_size = parse_size(args.shard_size)
     with tqdm(
@@ -102,9 +108,13 @@ def _check(args: argparse.Namespace, options) -> int:
 
     # A projector or an adapter is read back over the same base.
     if args.to in ("projector", "lora", "peft"):
-        back = replace(options, base=args.base or args.src, allow_pickle=True, dtype=None)
+        back = replace(
+            options, base=args.base or args.src, allow_pickle=True, dtype=None, mixed=False
+        )
     else:
-        back = replace(options, base=None, allow_pickle=True, dtype=None, vision_tower=None)
+        back = replace(
+            options, base=None, allow_pickle=True, dtype=None, mixed=False, vision_tower=None
+        )
         if args.tower == "none":
             back = replace(back, vision_tower=args.vision_tower)
     if args.to in ("hf", "original"):

@@ -12,7 +12,7 @@ import numpy as np
 from llava_jax.config import LanguageConfig, LlavaConfig
 from llava_jax.convert import configs, detect, hub, keymap, tensors
 from llava_jax.convert import source as sources
-from llava_jax.convert.lazy import Lazy, Leaf, of_array, single
+from llava_jax.convert.lazy import Lazy, Leaf, cast, of_array, single
 from llava_jax.convert.source import Options, Source
 from llava_jax.errors import ConfigError, WeightError
 
@@ -112,7 +112,7 @@ def open_base(folder: Path, data: dict[str, Any], options: Options, base: str | 
     if detect.identify(path) != "llama":
         from llava_jax.convert.opening import open_source  # which needs this module
 
-        under = open_source(path, replace(options, base=None, dtype=None, merge=False))
+        under = open_source(path, replace(options, base=None, dtype=None, merge=False, mixed=False))
         return _fitted(under, data, folder) if data else under
     lm = open_language(path, options)
     described = {**lm.kept["config"], **data}
@@ -225,6 +225,8 @@ def overlay(
                 f"{where}: {name} has shape {list(lazy.shape)}, "
                 f"the configuration wants {list(entry.their_shape)}"
             )
+        if options.dtype is None and entry.ours in leaves and entry.ours.startswith("language."):
+            lazy = _of_type(lazy, leaves[entry.ours].dtype, f"{where}: {name}")
         parts = touched.setdefault(entry.ours, [None] * len(entry.theirs))
         parts[i] = keymap._moved(lazy, entry.move)
     keymap.check_dtypes(
@@ -238,6 +240,14 @@ def overlay(
         if e.ours not in leaves:
             raise WeightError(f"{where}: missing tensor {e.theirs[0]}")
     return replace(under, config=config, leaves={n: leaves[n] for n in plan})
+
+
+def _of_type(lazy: Lazy, dtype: np.dtype, name: str) -> Lazy:
+    """`lazy` in the type of the base it is laid over, as the original's load_state_dict does it."""
+    if lazy.dtype.name in ("float32", "float16", "bfloat16") and lazy.dtype != dtype:
+        log.warning("%s is %s, and cast to the base's %s", name, lazy.dtype, dtype)
+        return cast(lazy, dtype)
+    return lazy
 
 
 def _rows(lazy: Lazy, name: str, leaves: dict[str, Leaf], config: LlavaConfig) -> Lazy:

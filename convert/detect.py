@@ -32,9 +32,10 @@ def identify(path: Path) -> str:
     if not tensors.has_index(path) and not tensors.weight_files(path):
         if (path / tensors.PROJECTOR_FILE).is_file() or projector_file(path):
             return "projector"
-        raise WeightError(
-            f"{path}: holds no weights", fix="expected .safetensors or .bin files, or an index"
-        )
+        fix = "expected .safetensors or .bin files, or an index"
+        if (path / "export").is_dir():  # a training run's work directory
+            fix = f"the model of this run is {path / 'export'}"
+        raise WeightError(f"{path}: holds no weights", fix=fix)
     return _by_config(path)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import llava_jax
 from llava_jax.errors import WeightError
+
+SHIPPED = {"tiny": Path(llava_jax.__file__).parent / "assets" / "tiny"}
+"""Models that come with this package, by the name that means them everywhere."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _SAFE = ["*.json", "*.safetensors", "tokenizer.model"]
@@ -17,11 +21,18 @@ def looks_like_id(name: str) -> bool:
 
 
 def resolve(name: str | Path, allow_pickle: bool = False) -> Path:
-    """The local folder (or file) of a path or hub id; downloads the latter unless it is cached.
+    """The local folder (or file) of a path, hub id or name of SHIPPED.
 
+    A hub id is downloaded unless it is cached. A name of SHIPPED is never a folder: that is ./name.
     Only JSON, safetensors and tokenizer.model files are fetched, and .bin files with
     `allow_pickle`. Raises WeightError when there is neither: absent, gated, or no network.
     """
+    if str(name) in SHIPPED:
+        if not SHIPPED[str(name)].is_dir():
+            raise WeightError(
+                f"this installation has no {name} model", fix="llava-jax quickstart makes one"
+            )
+        return SHIPPED[str(name)]
     path = Path(name).expanduser()
     if path.exists():
         return path

@@ -321,7 +321,7 @@ def check_dtypes(state: Mapping[str, Lazy], layout: Layout, where: str, mixed: b
         raise WeightError(
             f"{where}: {component}: {_some(odd)} is {dtype_name(rare)}, but {other} "
             f"{'and others are' if counts[common] > 1 else 'is'} {dtype_name(common)}",
-            fix="pass a dtype to bring everything to one type",
+            fix="convert it with --mixed-types and --dtype to bring everything to one type",
         )
 
 

@@ -36,6 +36,10 @@ class Options:
     dtype: "fp32", "bf16" or "fp16" for every parameter; None keeps the files' own.
     merge: adds LoRA updates into the kernels.
     projector, seed: kind and seed of the random projector when CLIP and an LLM are joined.
+    mixed: lets a component mix types, which are then cast to `dtype`. Otherwise a tensor of another
+    type than its neighbours is an error: somebody has touched it.
+
+    Raises WeightError for `mixed` without a `dtype`.
     """
 
     base: str | Path | None = None
@@ -45,11 +49,11 @@ class Options:
     merge: bool = False
     projector: str = "mlp2x_gelu"
     seed: int = 0
+    mixed: bool = False
 
-    @property
-    def mixed(self) -> bool:
-        """Whether a component may mix types: only if everything is cast to one anyway."""
-        return self.dtype is not None
+    def __post_init__(self):
+        if self.mixed and self.dtype is None:
+            raise WeightError("mixed types need a type to bring them to", fix="give --dtype")
 
 
 @dataclass
@@ -244,7 +248,7 @@ def tower_leaves(
         state, layout, config, where=f"vision tower {tower.folder}", mixed=options.mixed
     )
     tower.kept["layout"] = layout.name
-    if hub.looks_like_id(tower.name) and not options.mixed:
+    if hub.looks_like_id(tower.name) and options.dtype is None:
         tower.kept["digest"] = vision_digest(leaves)
     return leaves, {f"tower:{n}": t for n, t in rest.items()}, files
 

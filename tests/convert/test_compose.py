@@ -123,6 +123,20 @@ def test_start_and_end_tokens(parts, tmp_path, rows):
     assert head.shape == (32, 92)
 
 
+def test_embeddings_of_another_type_than_the_base(tmp_path, caplog):
+    """Stage 1 in bfloat16 over a float16 base: what is written can be read again."""
+    config = replace(tiny.ORIGINAL, use_im_start_end=True)
+    made = tiny.checkpoint(config, seed=9)
+    save_checkpoint(made, tmp_path / "stage1", to="projector", dtype="bf16")
+    base = tiny.save(tmp_path / "base", "original", config, dtype="float16")
+    options = Options(base=base, allow_pickle=True)
+    convert(tmp_path / "stage1", tmp_path / "jax", Target("jax"), options)
+    assert "model.embed_tokens.weight is bfloat16" in caplog.text
+    params = params_of(tmp_path / "jax")
+    assert params["language.embed.embedding"].dtype == np.float16
+    assert params["projector.linear_0.kernel"].dtype.name == "bfloat16"
+
+
 # Adapters ---------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import pytest
 from llava_jax.convert import convert, load_checkpoint, save_checkpoint, tensors
 from llava_jax.convert.source import Options
 from llava_jax.convert.write import Target
+from llava_jax.errors import WeightError
 from tests.conftest import shared
 from tests.convert import tiny
 
@@ -167,9 +168,24 @@ def test_casting(dtype, tmp_path):
     assert json.loads((tmp_path / "b/config.json").read_text())["torch_dtype"] in kinds
 
 
-def test_a_value_that_does_not_fit_is_refused(tmp_path):
-    from llava_jax.errors import WeightError
+def test_mixed_types_are_cast_only_when_asked(tmp_path):
+    source = tiny.save(tmp_path / "a", "hf")
+    from safetensors.numpy import load_file, save_file
 
+    name = "language_model.model.norm.weight"
+    state = load_file(source / "model.safetensors")
+    half = state[name].astype(np.float16)
+    save_file(state | {name: half}, source / "model.safetensors")
+    for options in ({}, {"dtype": "fp32"}):
+        with pytest.raises(WeightError, match=name):
+            load_checkpoint(source, **options)
+    loaded = load_checkpoint(source, dtype="fp32", mixed=True)
+    assert np.array_equal(loaded.params["language.norm.scale"], half.astype(np.float32))
+    with pytest.raises(WeightError, match="--dtype"):
+        load_checkpoint(source, mixed=True)
+
+
+def test_a_value_that_does_not_fit_is_refused(tmp_path):
     made = tiny.checkpoint()
     made.params["language.norm.scale"][3] = 1e6
     save_checkpoint(made, tmp_path / "a")
