@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llava_jax.convert import safetensors_file
+from llava_jax.convert import orientation, safetensors_file
 from llava_jax.convert.lazy import Lazy, Leaf
 from llava_jax.errors import WeightError
 
@@ -92,21 +92,32 @@ def write_safetensors(
 
     A tensor larger than `shard_size` gets a shard of its own. Returns {file name: SHA-256}.
     """
-    shards = split(tensors, shard_size)
+    shards, squares = split(tensors, shard_size), {}
     if len(shards) == 1:
         name = f"{stem}.safetensors"
-        return {name: safetensors_file.write(work / name, shards[0], progress)}
+        hashes = {name: safetensors_file.write(work / name, shards[0], progress, squares)}
+        _write_squares(work, squares, stem)
+        return hashes
     hashes, table = {}, {}
     for i, shard in enumerate(shards, 1):
         name = f"{stem}-{i:05}-of-{len(shards):05}.safetensors"
-        hashes[name] = safetensors_file.write(work / name, shard, progress)
+        hashes[name] = safetensors_file.write(work / name, shard, progress, squares)
         table |= dict.fromkeys(shard, name)
     total = sum(t.nbytes for t in tensors.values())
     write_json(
         work / f"{stem}.safetensors.index.json",
         {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))},
     )
+    _write_squares(work, squares, stem)
     return hashes
+
+
+def _write_squares(work: Path, squares: orientation.Edges, stem: str) -> None:
+    """Which way square matrices lie; only of a model's own tensors."""
+    if squares and stem == "model":
+        (work / orientation.FILE).parent.mkdir(exist_ok=True)
+        text = json.dumps(squares, separators=(",", ":"), sort_keys=True)
+        (work / orientation.FILE).write_text(text + "\n", "utf-8")
 
 
 def split(tensors: Mapping[str, Lazy | Leaf], shard_size: int) -> list[dict[str, Lazy | Leaf]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from llava_jax.convert.lazy import Lazy, Leaf, dtype_name, dtypes
+from llava_jax.convert.orientation import Edges, axes, edges
 from llava_jax.errors import WeightError
 
 MAX_HEADER = 100_000_000  # bytes; the library's own limit
@@ -136,8 +137,9 @@ def write(
     path: Path,
     tensors: Mapping[str, Lazy | Leaf],
     progress: Callable[[int], object] | None = None,
+    squares: Edges | None = None,
 ) -> str:
-    """Writes one file, tensor by tensor, and gives its SHA-256.
+    """Writes one file, tensor by tensor, and gives its SHA-256. `squares` collects their edges.
 
     Only one tensor (one layer of a stack) is in memory at a time. The order is by falling item
     size, then by name, so that the same tensors always give the same bytes, all aligned.
@@ -158,8 +160,11 @@ def write(
     digest = hashlib.sha256()
     with open(path, "wb") as f:
         _put(f, digest, struct.pack("<Q", len(text)) + text)
-        for (_, part), data in _read_ahead(_parts(tensors, order)):
+        for (name, part), data in _read_ahead(_parts(tensors, order)):
             _put(f, digest, data)
+            if squares is not None and axes(part.shape):
+                pair = edges(data, part.shape, part.dtype.itemsize)
+                squares.setdefault(name, []).append(pair)
             if progress:
                 progress(part.nbytes)
         f.flush()

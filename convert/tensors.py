@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llava_jax.convert import safetensors_file, torch_file
+from llava_jax.convert import orientation, safetensors_file, torch_file
 from llava_jax.convert.lazy import Lazy
 from llava_jax.errors import WeightError
 
@@ -64,19 +64,23 @@ def read_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, Lazy], list
     """All weight tensors of a folder by name, and the files that hold them.
 
     An index decides if there is one; else model.safetensors or pytorch_model.bin; else every
-    .safetensors, or every .bin, file. Raises WeightError for a tensor that is there twice, or that
-    the index and the files do not agree on.
+    .safetensors, or every .bin, file. Raises WeightError for a tensor that is there twice, that the
+    index and the files do not agree on, or (in an export of ours) that was transposed since.
     """
     folder = Path(folder)
     index = _index_file(folder)
     if index is not None:
-        return _read_index(folder, index, allow_pickle)
+        state, files = _read_index(folder, index, allow_pickle)
+        orientation.check(read_json(folder / orientation.FILE), state)
+        return state, files
     files = weight_files(folder)
     if not files:
         raise WeightError(
             f"{folder}: holds no weights", fix="expected .safetensors or .bin files, or an index"
         )
-    return read_files(files, allow_pickle), files
+    state = read_files(files, allow_pickle)
+    orientation.check(read_json(folder / orientation.FILE), state)
+    return state, files
 
 
 def weight_files(folder: Path) -> list[Path]:

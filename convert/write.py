@@ -92,7 +92,7 @@ def write_jax(source: Source, work: Path, target: Target, progress: Progress | N
 def write_side(source: Source, work: Path) -> None:
     """What the format has no place for, in the sub-folder that our own readers look into."""
     ours = {name: getattr(source.config, name) for name in OURS_ONLY}
-    (work / SIDE).mkdir()
+    (work / SIDE).mkdir(exist_ok=True)
     write_json(work / SIDE / "kept.json", {**source.kept, "ours": ours})
     if source.extras:
         output.write_safetensors(work / SIDE, source.extras, stem="extras", shard_size=1 << 62)

@@ -3,20 +3,23 @@
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+import llava_jax
 from llava_jax.convert import convert, load_checkpoint
 from llava_jax.convert.gguf_out import interleaved, language_tensors, mmproj_tensors, write_gguf
 from llava_jax.convert.opening import open_source
 from llava_jax.convert.write import Target
 from llava_jax.errors import WeightError
-from llava_jax.model import ASSETS
 from tests.convert import tiny
 
 gguf = pytest.importorskip("gguf")
+
+TRAINED = Path(llava_jax.__file__).parent / "assets/tiny"
 
 MLP = replace(tiny.TEXT, language=replace(tiny.TEXT.language, mlp_width=64))
 
@@ -188,7 +191,7 @@ def equal_or_rounded(tensor, value):
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
 @pytest.mark.parametrize("which", ["random", "trained"])
 def test_both_files_hold_the_source(which, kind, source, tmp_path):
-    folder = source if which == "random" else ASSETS / "tiny"
+    folder = source if which == "random" else TRAINED
     made = load_checkpoint(folder)
     write_gguf(folder, tmp_path / "b", kind=kind)
     left = {(n, i) for n, p in made.params.items() if not n.startswith("vision.tail.")
