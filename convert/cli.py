@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 FORMATS = ("jax", "hf", "original", "projector", "lora", "peft", "gguf")
 
@@ -81,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         mixed=args.mixed_types,
     )
-    shard_size = parse_size(args.shard_size)
+    shard_size, source = parse_size(args.shard_size), None
+    if args.check and args.to == "peft":
+        _needs_whole_base(args)
     with tqdm(
         unit="B", unit_scale=True, desc=f"to {args.to}", disable=not sys.stderr.isatty()
     ) as bar:
@@ -96,12 +99,35 @@ def run(args: argparse.Namespace) -> int:
                 shard_size=shard_size,
                 overwrite=args.overwrite,
             )
-            convert(args.src, args.dst, target, options, bar.update)
+            source = convert(args.src, args.dst, target, options, bar.update)
     print(args.dst)
-    return _check(args, options) if args.check and args.to != "gguf" else 0
+    return _check(args, options, source) if args.check and args.to != "gguf" else 0
 
 
-def _check(args: argparse.Namespace, options) -> int:
+def _needs_whole_base(args: argparse.Namespace) -> None:
+    """A PEFT adapter says nothing of tower and settings: it is read back over a LLaVA only."""
+    from llava_jax.convert import detect, hub
+    from llava_jax.errors import WeightError
+
+    if args.base and detect.identify(hub.resolve(args.base, args.allow_pickle)) == "llama":
+        raise WeightError(
+            "--check of a PEFT adapter needs a LLaVA as --base, not a language model",
+            fix="leave out --check, or check --to lora",
+        )
+
+
+def _tower(args: argparse.Namespace, options, source) -> Path | None:
+    """The tower beside the source, which its parts, written elsewhere, name relative to themselves."""
+    from llava_jax.convert import hub
+    from llava_jax.convert.source import find_tower
+
+    path = hub.resolve(args.src, args.allow_pickle)
+    name = ((source.kept.get("original") or {}).get("tower") or {}).get("name") or ""
+    folder = path.parent if path.is_file() else path
+    return find_tower(str(name), folder, options, must=False)
+
+
+def _check(args: argparse.Namespace, options, source) -> int:
     from dataclasses import replace
 
     from llava_jax.convert import compare
@@ -111,6 +137,7 @@ def _check(args: argparse.Namespace, options) -> int:
         back = replace(
             options, base=args.base or args.src, allow_pickle=True, dtype=None, mixed=False
         )
+        back = replace(back, vision_tower=_tower(args, options, source))
     else:
         back = replace(
             options, base=None, allow_pickle=True, dtype=None, mixed=False, vision_tower=None

@@ -221,7 +221,7 @@ def open_tower(
         if inside is None:
             raise WeightError(f"{folder}: names no vision tower", fix="give --vision-tower")
         name = ""
-    found = _find_tower(str(name), folder, options, must=inside is None)
+    found = find_tower(str(name), folder, options, must=inside is None)
     kept: dict[str, Any] = {"name": str(data.get("mm_vision_tower") or name)}
     if found is None:
         if str(name) in configs.KNOWN_TOWERS:
@@ -262,7 +262,8 @@ def vision_digest(leaves: Mapping[str, Leaf]) -> str:
     return digest.hexdigest()
 
 
-def _find_tower(name: str, folder: Path, options: Options, must: bool) -> Path | None:
+def find_tower(name: str, folder: Path, options: Options, must: bool) -> Path | None:
+    """Where the tower called `name` in the checkpoint `folder` lies; None, or an error if it `must`."""
     if options.vision_tower is not None:
         return hub.resolve(options.vision_tower, options.allow_pickle)
     if name and ".." not in Path(name).parts:

@@ -107,6 +107,25 @@ def test_convert_with_a_check(tmp_path, capsys):
     assert len(report["tensors"]) == len(load_checkpoint(source).params)
 
 
+@pytest.mark.parametrize("to", ["projector", "lora", "peft"])
+def test_parts_are_checked_over_their_base(to, tmp_path, capsys):
+    """The tower lies beside the source, not beside what is written."""
+    tiny.clip(tmp_path / "in/vision_tower")
+    base = tiny.language_model(tmp_path / "base")
+    tiny.save(tmp_path / "in/pair", "lora" if to != "projector" else "projector", tiny.lora())
+    words = ["convert", str(tmp_path / "in/pair"), str(tmp_path / "out"), "--to", to]
+    words += ["--base", str(base), "--allow-pickle", "--check"]
+    code = main(words)
+    out, error = capsys.readouterr()
+    if to == "peft":
+        assert code == 2
+        assert "--base" in error
+        assert not (tmp_path / "out").exists()
+    else:
+        assert code == 0, error
+        assert "the checkpoints are equal" in out
+
+
 def test_compare_finds_one_changed_value(tmp_path, capsys):
     made = tiny.checkpoint()
     save_checkpoint(made, tmp_path / "a")
