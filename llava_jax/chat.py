@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from llava_jax.errors import LlavaError, PromptError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from llava_jax.model import Conversation, LlavaModel
 
 YOU, MODEL = "you> ", "model> "
@@ -64,32 +66,56 @@ def run(args: argparse.Namespace) -> int:
     prompt: str | None = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
+    images = check(args)
     if prompt is None:
         print(f"loading {args.model} ...", flush=True)
-        return Session(load_model(args), args).talk()
-    if not prompt.strip():
-        raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
-    return Session(load_model(args), args).once(prompt)
+        return Session(load_model(args), args, images).talk()
+    return Session(load_model(args), args, images).once(prompt)
+
+
+def check(args: argparse.Namespace) -> list[Image]:
+    """The images of the command line, opened. Raises LlavaError for what cannot be shown or set.
+
+    Before the model is loaded: that takes minutes, and a mistyped name need not wait for it.
+    """
+    from llava_jax.generate import Sampling
+    from llava_jax.text.conversation import find_template
+
+    Sampling(args.temperature, args.top_k, args.top_p, args.seed or 0, args.max_new_tokens)
+    if args.template is not None:
+        find_template(args.template)
+    return [open_picture(file, exif=not args.no_exif) for file in args.image]
+
+
+def open_picture(file: str, *, exif: bool) -> Image:
+    """The image in a file. Raises ImageError."""
+    from llava_jax.images.gate import open_image
+
+    return open_image(Path(file).expanduser(), exif=exif)
 
 
 def load_model(args: argparse.Namespace) -> LlavaModel:
-    """The model that the command line names."""
+    """The model that the command line names. Compiled programs are kept for the next time."""
+    from llava_jax.generate.compile_cache import use_compile_cache
     from llava_jax.model import load
 
+    use_compile_cache()
     return load(args.model, dtype=args.dtype, base=args.base, allow_pickle=args.allow_pickle)
 
 
 class Session:
     """One conversation at a terminal, or one answer in a pipe."""
 
-    def __init__(self, model: LlavaModel, args: argparse.Namespace):
+    def __init__(self, model: LlavaModel, args: argparse.Namespace, images: list[Image]):
         self.model, self.system = model, args.system
         self.settings = {
             name: getattr(args, name)
             for name in ("temperature", "top_p", "top_k", "seed", "max_new_tokens", "template")
         }
         self.exif = not args.no_exif
-        self.pending: list = []  # opened images that go with the next message
+        self.pending = list(images)  # they go with the next message
         self.commands: dict[str, Callable[[str], None]] = {
             "image": self.show,
             "system": self.set_system,
@@ -97,14 +123,9 @@ class Session:
             "help": lambda _: print(HELP),
         }
         self.conversation = self._begin()
-        for file in args.image:
-            self._open(file)
 
     def _begin(self) -> Conversation:
-        return self.model.chat(exif=self.exif, system=self.system, **self.settings)
-
-    def _open(self, file: str) -> None:
-        self.pending.append(self.model.pixels(Path(file).expanduser(), exif=self.exif))
+        return self.model.chat(system=self.system, **self.settings)
 
     # One answer ----------------------------------------------------------------------------------
 
@@ -189,13 +210,7 @@ class Session:
         files = file_names(rest)
         if not files:
             raise PromptError("which file?", fix="/image FILE")
-        before = list(self.pending)
-        try:
-            for file in files:
-                self._open(file)
-        except LlavaError:
-            self.pending = before
-            raise
+        self.pending += [open_picture(file, exif=self.exif) for file in files]
         print(f"({len(self.pending)} image(s) go with your next message)")
 
     def set_system(self, text: str) -> None:

@@ -125,7 +125,7 @@ class LlavaConfig:
     feature_select: str = "patch"  # "patch" drops CLS, "cls_patch" keeps it
     image_aspect_ratio: str = "pad"
     template: str = "vicuna_v1"  # key of llava_jax.text.conversation.TEMPLATES
-    max_length: int | None = 2048  # tokens after the image features were spliced in; None: no limit
+    max_length: int | None = 2048  # of a training sample, image features counted; None: no limit
     use_im_start_end: bool = False
     tokenizer_legacy: bool = False
     lora: LoraConfig | None = None

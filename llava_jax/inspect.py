@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from llava_jax.text.tokenizer import Tokenizer
 
 DATA_SUFFIXES = {".json", ".jsonl", ".ndjson"}
-SHIPPED = Path(__file__).parent / "assets"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,10 +72,6 @@ def open_checkpoint(path: str, args: argparse.Namespace) -> Source:
     from llava_jax.convert.opening import open_source
     from llava_jax.convert.source import Options
 
-    if path == "tiny":
-        path = str(SHIPPED / "tiny")
-        if not Path(path).is_dir():
-            raise ConfigError("this installation has no tiny model", fix="name a checkpoint")
     options = Options(
         base=args.base, vision_tower=args.vision_tower, allow_pickle=args.allow_pickle
     )
@@ -146,7 +141,7 @@ def checkpoint_text(facts: dict[str, Any], tensors: bool = False) -> str:
             "prompt",
             f"template {config['template']}, {facts['image_tokens']} tokens an image "
             f"({config['image_aspect_ratio']}), "
-            + (f"at most {config['max_length']} tokens" if config["max_length"] else "any length"),
+            f"context {language['max_positions']}",
         ),
     ]
     if config["lora"]:
@@ -206,9 +201,14 @@ def show_sample(args: argparse.Namespace) -> None:
     Raises SampleError when there is no such sample, or when training could not use it.
     """
     from llava_jax.data.records import check_record
+    from llava_jax.text.conversation import find_template
     from llava_jax.text.explain import explain
     from llava_jax.text.sample import ExampleMaker
 
+    if args.version:
+        find_template(
+            args.version
+        )  # as the original, ExampleMaker would take any name for vicuna_v1
     index, record = find_record(args.path, args.sample)
     check_record(record, f"{Path(args.path).name}[{index}]")
     tokenizer, config = prompt_of(args)
@@ -240,6 +240,8 @@ def find_record(path: str, wanted: str) -> tuple[int, Any]:
     from llava_jax.data.records import read_records, record_id
 
     records = read_records(path)
+    if not records:
+        raise SampleError(f"{path}: there are no samples")
     for i, record in enumerate(records):
         if record_id(record, i) == wanted:
             return i, record

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from llava_jax.config import LlavaConfig
-from llava_jax.errors import ConfigError, ImageError, LlavaError, PromptError
+from llava_jax.errors import ConfigError, LlavaError, PromptError
 from llava_jax.generate import Answer, Decoding, Generator, Output, Prompt, Sampling
 from llava_jax.generate.request import (
     Image,
@@ -33,8 +33,7 @@ from llava_jax.generate.request import (
     image_list,
     with_images,
 )
-from llava_jax.images.gate import decode_data_uri, open_image
-from llava_jax.images.preprocess import to_pixels
+from llava_jax.images.source import pixels_of
 from llava_jax.text.prompt import build_prompt
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
     from llava_jax.convert import Checkpoint
 
-ASSETS = Path(__file__).parent / "assets"
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -76,10 +74,6 @@ def load(
     """
     from llava_jax.convert import load_checkpoint
 
-    if str(path) == "tiny":
-        path = ASSETS / "tiny"
-        if not path.is_dir():
-            raise ConfigError("this installation has no tiny model", fix="llava-jax quickstart")
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in DTYPES:
@@ -142,7 +136,7 @@ class LlavaModel:
 
     def stream(self, messages: Messages, images: Any = None, **settings) -> Stream:
         """Like `generate`, but iterates over pieces of the text as they come."""
-        return Stream(self, self._prepare(Request(messages, image_list(images), **settings)))
+        return Stream(self, self._prepare(Request.of(messages, images, settings)))
 
     def generate_batch(
         self,
@@ -156,8 +150,14 @@ class LlavaModel:
 
         progress: True for a bar, or a function of (answered, all). on_error: "raise", or "reply" for
         a Reply with finish_reason "error" in place of what cannot be asked.
-        Every reply is the one `generate` gives.
+        Every reply is the one `generate` gives. Raises as `generate` does.
         """
+        if on_error not in ("raise", "reply"):
+            raise ConfigError(f"on_error {on_error!r} is unknown", fix="use raise or reply")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, not at least 1")
+        if isinstance(requests, str | Request):
+            raise PromptError("requests must be a list of Request", fix="generate asks one")
         replies: list[Reply | None] = [None] * len(requests)
         ready: dict[int, _Ready] = {}
         for i, request in enumerate(requests):
@@ -168,8 +168,8 @@ class LlavaModel:
         order = sorted(ready, key=lambda i: (len(ready[i].images), len(ready[i].ids)))
         report, close = _progress(progress, len(requests))
         report(len(requests) - len(ready))
-        for start in range(0, len(order), max(1, batch_size)):
-            part = order[start : start + max(1, batch_size)]
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
             for i, reply in self._answer({i: ready[i] for i in part}, on_error).items():
                 replies[i] = reply
             report(len(part))
@@ -200,39 +200,12 @@ class LlavaModel:
         exif: turn a photograph upright; the original does not, so that is the default.
         Raises ImageError.
         """
-        size = self.config.vision.image_size
-        if isinstance(image, np.ndarray):
-            if image.dtype == np.float32 and image.shape == (size, size, 3):
-                return image
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                what = f"{image.dtype}{list(image.shape)}"
-                raise ImageError(f"{name}: {what} is not uint8[H, W, 3]", code="unknown_format")
-            from PIL.Image import fromarray
-
-            return to_pixels(fromarray(image), self.config)
-        if isinstance(image, str) and image.startswith("data:"):
-            image = decode_data_uri(image, name=name)
-        if isinstance(image, str | Path):
-            if str(image).startswith(("http://", "https://")):
-                raise ImageError(
-                    f"{name}: addresses are not fetched", code="not_found", fix="download it first"
-                )
-            return to_pixels(open_image(image, exif=exif), self.config)
-        if isinstance(image, bytes):
-            return to_pixels(open_image(image, name=name, exif=exif), self.config)
-        if hasattr(image, "convert"):  # PIL's
-            return to_pixels(image.convert("RGB"), self.config)
-        raise ImageError(f"{name}: a {type(image).__name__} is no image", code="unknown_format")
+        return pixels_of(image, self.config, name=name, exif=exif)
 
     def _prepare(self, request: Request) -> _Ready:
-        seed = request.seed
-        if seed is None:
-            seed = secrets.randbits(32) if request.temperature else 0
-        sampling = Sampling(
-            request.temperature, request.top_k, request.top_p, seed, request.max_new_tokens
-        )
-        if isinstance(request.stop, str):
-            raise PromptError("stop must be a list of texts", fix=f"stop=[{request.stop!r}]")
+        if not isinstance(request, Request):
+            raise PromptError(f"a {type(request).__name__} is no Request", fix="Request(messages)")
+        sampling = sampling_of(request)
         prompt = build_prompt(
             with_images(request.messages, request.images, request.system),
             self.tokenizer,
@@ -344,13 +317,14 @@ class Conversation:
 
     The keys and values of what was already read are kept for the next turn.
     settings: fields of Request other than messages and images. exif: see LlavaModel.pixels.
+    Raises ConfigError for a setting that does not exist or means nothing.
     """
 
     def __init__(self, model: LlavaModel, *, exif: bool = False, **settings):
         self.model, self.settings, self.exif = model, settings, exif
         self.messages: list[dict[str, Any]] = []
         self._last: Decoding | None = None
-        Request("", **settings)  # raises TypeError for an unknown setting
+        sampling_of(Request.of("", (), settings))  # for its checks
 
     def reset(self) -> None:
         """Forgets everything said and shown."""
@@ -401,6 +375,14 @@ class _Turn(Stream):
 
 
 # Small parts --------------------------------------------------------------------------------------
+
+
+def sampling_of(request: Request) -> Sampling:
+    """How the request's answer is chosen, its seed drawn. Raises ConfigError for a senseless value."""
+    seed = request.seed
+    if seed is None:
+        seed = secrets.randbits(32) if request.temperature else 0
+    return Sampling(request.temperature, request.top_k, request.top_p, seed, request.max_new_tokens)
 
 
 def _reply(answer: Answer, output: Output, sampling: Sampling) -> Reply:

@@ -1,12 +1,13 @@
 """Generation: prompts of token ids and images in, token ids out.
 
 Its parts, lowest first:
-    layout     prompts as fixed-shape arrays; the length buckets (numpy only)
-    sampling   how the next token is chosen
-    decoding   a batch being answered, seen from the host
-    engine     prefill and decode over the KV cache, compiled once a bucket
-    answer     ids to text: stop strings, text piece by piece
-    request    what is asked and answered, in the user's terms
+    layout          prompts as fixed-shape arrays; the length buckets (numpy only)
+    sampling        how the next token is chosen
+    decoding        a batch being answered, seen from the host
+    engine          prefill and decode over the KV cache, compiled once a bucket
+    compile_cache   compiled programs kept between processes
+    answer          ids to text: stop strings, text piece by piece
+    request         what is asked and answered, in the user's terms
 llava_jax.model puts them together.
 """
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from llava_jax.errors import PromptError
+from llava_jax.errors import ConfigError, PromptError
 
 MAX_NEW_TOKENS = 512
 
 Image = Any
-"""An image: a file name or path, encoded bytes, a `data:` URI, a PIL image, uint8[H, W, 3] RGB, or
-float32[S, S, 3] of the tower's size S, which is taken as already normalised."""
+"""An image: a file name or path, encoded bytes or a binary file of them, a `data:` URI, a PIL image,
+uint8[H, W, 3] RGB, or float32[S, S, 3] of the tower's size S, which is taken as already normalised."""
 
 Messages = str | Sequence[Mapping[str, Any]]
 """The user's words, or a list of {"role": "user" | "assistant" | "system", "content": ...}; content is
@@ -22,23 +23,41 @@ text or a list of {"type": "text", "text": str} and {"type": "image", "image": I
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask. `images` stand before the first user message, each in a line of its own.
+    """One thing to ask. `images`, one or a list, stand before the first user message, a line each.
 
     temperature 0 is greedy; top_k 0 and top_p 1 keep every token. seed: None draws a new one.
-    stop: texts that end the answer, besides the template's own. system: in place of the template's
+    stop: a text or texts that end the answer, besides the template's own. system: in place of the template's
     system prompt. template: a name of llava_jax.text.conversation.TEMPLATES, by default the model's.
     """
 
     messages: Messages
-    images: Sequence[Image] = ()
+    images: Image | Sequence[Image] = ()
     max_new_tokens: int = MAX_NEW_TOKENS
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
-    stop: Sequence[str] = ()
+    stop: str | Sequence[str] = ()
     system: str | None = None
     template: str | None = None
+
+    def __post_init__(self):
+        stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        if not all(isinstance(text, str) for text in stop):
+            raise PromptError(f"stop holds what is no text: {stop!r}")
+        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "images", tuple(image_list(self.images)))
+
+    @classmethod
+    def of(cls, messages: Messages, images: Any, settings: Mapping[str, Any]) -> Request:
+        """A request from the words of a call. Raises ConfigError for a setting that is no field."""
+        known = [f.name for f in fields(cls) if f.name not in ("messages", "images")]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+                raise ConfigError(f"no setting {name!r}", fix=fix)
+        return cls(messages, images, **settings)
 
 
 @dataclass(frozen=True)
@@ -70,12 +89,19 @@ def image_list(images: Any) -> list[Image]:
 def with_images(
     messages: Messages, images: Sequence[Image], system: str | None
 ) -> list[Mapping[str, Any]]:
-    """A message list in which `images` stand before the words of the first user message."""
+    """A message list in which `images` stand before the words of the first user message.
+
+    Raises PromptError for what is no list of messages, or one that asks nothing.
+    """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    if isinstance(messages, Mapping) or not all(isinstance(m, Mapping) for m in messages):
+    if not isinstance(messages, list | tuple) or not all(isinstance(m, Mapping) for m in messages):
         raise PromptError("messages must be a text or a list of {'role', 'content'}")
     rows = list(messages)
+    if not rows:
+        raise PromptError("there are no messages")
+    if rows[-1].get("role") == "assistant":
+        raise PromptError("the last message must be the user's, not the assistant's")
     if system is not None:
         if rows and rows[0].get("role") == "system":
             raise PromptError("there are two system prompts", fix="give system= or the message")

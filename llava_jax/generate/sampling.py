@@ -7,6 +7,7 @@ draw depends on its own seed and step alone: it is the same in any batch.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_jax.errors import ConfigError
+from llava_jax.generate.request import MAX_NEW_TOKENS
 
 Array = jax.Array | np.ndarray
 
@@ -38,7 +40,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    max_new_tokens: int = 512
+    max_new_tokens: int = MAX_NEW_TOKENS
 
     def __post_init__(self):
         _number("temperature", self.temperature, 0.0, 100.0)
@@ -48,16 +50,18 @@ class Sampling:
         _whole("top_k", self.top_k, 0)
         _whole("seed", self.seed, -(2**63))
         _whole("max_new_tokens", self.max_new_tokens, 1)
+        for name in ("top_k", "seed", "max_new_tokens"):  # numpy's integers lack methods of int
+            object.__setattr__(self, name, int(getattr(self, name)))
 
 
 def _number(name: str, value: float, low: float, high: float) -> None:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    plain = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not plain or not math.isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{name} is {value!r}, not a number from {low:g} to {high:g}")
 
 
 def _whole(name: str, value: int, low: int) -> None:
-    plain = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    plain = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not plain or not low <= value < 2**63:
         raise ConfigError(f"{name} is {value!r}, not a whole number from {low}")
 

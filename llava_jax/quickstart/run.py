@@ -126,21 +126,7 @@ def answer_examples(model: Any, out: Path, seed: int) -> list[Card]:
     scenes = sample(EXAMPLES, seed + EXAMPLE_SEED)
     paths = write_pictures(render(scenes, EXAMPLE_SIZE), out, "examples")
     rows = list(question_rows(scenes, paths, seed + EXAMPLE_SEED))
-    requests = [
-        Request(
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": str(out / row["image"])},
-                        {"type": "text", "text": row["text"]},
-                    ],
-                }
-            ],
-            max_new_tokens=96,
-        )
-        for row in rows
-    ]
+    requests = [Request(row["text"], str(out / row["image"]), max_new_tokens=96) for row in rows]
     replies = model.generate_batch(requests, batch_size=64)
     answers = [
         Answered(row["kind"], row["text"].split("\n")[0], reply.text.strip(), row["answer"])

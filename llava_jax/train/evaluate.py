@@ -40,21 +40,7 @@ def exact_match(
     from llava_jax.model import Request
 
     longest = max((len(model.tokenizer.encode(q.answer)) for q in questions), default=0)
-    requests = [
-        Request(
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": q.image},
-                        {"type": "text", "text": q.text},
-                    ],
-                }
-            ],
-            max_new_tokens=longest + 8,
-        )
-        for q in questions
-    ]
+    requests = [Request(q.text, q.image, max_new_tokens=longest + 8) for q in questions]
     replies = model.generate_batch(requests, batch_size=batch_size, progress=not quiet)
     right, count, wrong = defaultdict(int), defaultdict(int), []
     for q, reply in zip(questions, replies):

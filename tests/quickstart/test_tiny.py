@@ -4,14 +4,14 @@ import numpy as np
 from PIL import Image
 
 import llava_jax
-from llava_jax.model import ASSETS
+from llava_jax.convert.hub import SHIPPED
 from llava_jax.quickstart.dataset import question_rows
 from llava_jax.quickstart.scenes import render, sample
 from llava_jax.train.evaluate import Question, exact_match
 
 
 def test_it_is_small():
-    size = sum(p.stat().st_size for p in (ASSETS / "tiny").rglob("*") if p.is_file())
+    size = sum(p.stat().st_size for p in SHIPPED["tiny"].rglob("*") if p.is_file())
     assert size < 3e6
 
 
