@@ -188,3 +188,14 @@ def test_the_end_of_input_leaves(folder):
         assert line.code() == 0
     finally:
         line.process.kill()
+
+
+def test_what_cannot_be_asked_is_told_before_the_model_is_loaded(tmp_path, capsys):
+    words = ["chat", "--model", str(tmp_path), "--prompt", "what?"]  # no model lies there
+    for more, says in (
+        (["--image", "/no/cat.png"], "cat.png: the file does not exist"),
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--template", "nope"], "no template 'nope'"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert says in capsys.readouterr().err

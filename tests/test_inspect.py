@@ -140,3 +140,23 @@ def test_numbers_for_people():
     assert file_list(["x/a", "b", "c"]) == "a, b, c"
     assert file_list(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert file_list([]) == "none"
+
+
+def test_an_empty_file_and_an_unknown_version_are_named(tmp_path, capsys):
+    empty = tmp_path / "data.json"
+    empty.write_text("[]")
+    assert main(["inspect", str(empty)]) == 2
+    assert "there are no samples" in capsys.readouterr().err
+    assert main(["inspect", str(empty), "--version", "v9"]) == 2
+    assert "no template 'v9'" in capsys.readouterr().err
+
+
+def test_a_work_directory_leads_to_its_model(tmp_path, capsys):
+    (tmp_path / "export").mkdir()
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert f"the model of this run is {tmp_path / 'export'}" in capsys.readouterr().err
+
+
+def test_the_shipped_model_is_called_tiny(capsys):
+    assert main(["inspect", "tiny"]) == 0
+    assert "CLIP, 64 px" in capsys.readouterr().out

@@ -101,3 +101,14 @@ def test_a_run_that_was_asked_to_stop_is_no_failure(monkeypatch, capsys):
     monkeypatch.setattr("llava_jax.train.stages.run_stages", stop)
     assert cli.main(["train", "--config", "finetune_7b"]) == 0
     assert "stopped at step 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_reaches_the_making_of_the_first_model(quiet, monkeypatch, tmp_path):
+    from llava_jax.quickstart import pretrain
+    from llava_jax.train.stages import make_initial_model
+
+    seen = []
+    monkeypatch.setattr(pretrain, "make", lambda config, folder, *, quiet: seen.append(quiet))
+    make_initial_model(load_config("quickstart", []), tmp_path, quiet=quiet)
+    assert seen == [quiet]
