@@ -48,7 +48,7 @@ def open_adapter(folder: Path, options: Options) -> Source:
     factors = {n: t for n, t in factors.items() if n not in elsewhere}
     more |= {n: t for n, t in state.items() if ".lora_" not in n}
     under = compose.open_base(folder, data, options, _base(folder, settings, options))
-    more = _to_original(compose.strip_peft(more))
+    raw, more = list(more), _to_original(compose.strip_peft(more))
     source = compose.overlay(under, more, under.config, folder.name, options)
     source.config = replace(source.config, lora=lora)
     _merge_elsewhere(elsewhere, source, lora, folder.name)
@@ -59,6 +59,9 @@ def open_adapter(folder: Path, options: Options) -> Source:
         "adapter_file": adapter_file.name,
         "non_lora_file": more_file.name if more_file else None,
         "prefix": _prefix(factors),
+        # Whole tensors that go along: the file's own names -> the original's.
+        "whole": {n: o for n, o in zip(raw, more) if not keymap.is_buffer(o)},
+        "in_adapter": [n for n in raw if n in state],
     }
     files = [adapter_file, *([more_file] if more_file else [])]
     check(source)

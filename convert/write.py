@@ -312,6 +312,12 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
     layout = Layout("projector", projector="model.mm_projector")
     more = keymap.to_theirs(source.leaves, layout, config)
     more = {f"base_model.model.{n}": t for n, t in more.items()}
+    if kept.get("prefix") == "model.":
+        apart, inside = _whole(source, kept, inside=False), _whole(source, kept, inside=True)
+        more, state = {n: t for n, t in (more | apart).items() if n not in inside}, state | inside
+    elif kept:
+        names = _whole(source, {**kept, "whole": {o: o for o in kept.get("whole", {}).values()}})
+        more |= {f"base_model.model.{n}": t for n, t in names.items()}
     if kept.get("adapter_file") == "adapter_model.bin":
         torch_file.write(work / "adapter_model.bin", state)
     else:
@@ -331,7 +337,15 @@ def write_peft(source: Source, work: Path, target: Target, progress: Progress | 
     state = lora.adapter_state(source, prefix, _targets(settings))
     if kept.get("prefix") != prefix:  # the base is another model than the one it was trained on
         settings |= {"base_model_name_or_path": None, "target_modules": _pattern(prefix, settings)}
-    if kept.get("non_lora_file") or not kept or settings.get("modules_to_save"):
+    others = [o for o in kept.get("whole", {}).values() if "mm_projector." not in o]
+    if others and kept.get("prefix") != prefix:
+        raise WeightError(
+            f"{others[0]} was trained whole: an adapter for another layout cannot hold it",
+            fix="use --to lora, or --merge with --to hf",
+        )
+    if others:
+        state |= _whole(source, kept)
+    elif kept.get("non_lora_file") or not kept or settings.get("modules_to_save"):
         root = "model." if prefix.startswith("model.") else ""
         layout = Layout("peft", projector=f"{root}multi_modal_projector", hf=True)
         more = keymap.to_theirs(source.leaves, layout, replace(source.config, lora=None))
@@ -339,6 +353,19 @@ def write_peft(source: Source, work: Path, target: Target, progress: Progress | 
         settings["modules_to_save"] = ["multi_modal_projector"]
     output.write_safetensors(work, state, stem="adapter_model", progress=progress)
     write_json(work / "adapter_config.json", settings)
+
+
+def _whole(source: Source, kept: dict[str, Any], *, inside: bool | None = None) -> dict[str, Lazy]:
+    """The whole tensors that lay with an adapter, under the names they had there.
+
+    inside: only those of the adapter's own file (True), or of the one beside it (False).
+    """
+    state = keymap.to_theirs(source.leaves, keymap.ORIGINAL, replace(source.config, lora=None))
+    return {
+        name: state[theirs]
+        for name, theirs in (kept.get("whole") or {}).items()
+        if theirs in state and inside in (None, name in (kept.get("in_adapter") or ()))
+    }
 
 
 def _adapter_settings(source: Source, kept: dict[str, Any], prefix: str) -> dict[str, Any]:

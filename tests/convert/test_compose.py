@@ -183,6 +183,35 @@ def test_an_adapter_on_some_layers_only(pair, tmp_path):
     assert all(np.array_equal(back[n], state[n]) for n in state)
 
 
+@pytest.mark.parametrize("file", ["adapter", "beside"])
+def test_tensors_trained_whole_beside_an_adapter_come_back(pair, file, tmp_path):
+    """modules_to_save: the embedding and the head, in either file of the pair."""
+    torch = pytest.importorskip("torch")
+    folder, options = pair
+    rng = np.random.default_rng(1)
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    more = {f"base_model.model.{n}": rng.normal(size=(90, 32)).astype(np.float32) for n in names}
+    if file == "adapter":
+        save_file(load_file(folder / ADAPTER) | more, folder / ADAPTER)
+    else:
+        path = folder / "non_lora_trainables.bin"
+        state = torch.load(path) | {n: torch.from_numpy(v) for n, v in more.items()}
+        torch.save(state, path)
+    opened = Options(allow_pickle=True, **options)
+    convert(folder, tmp_path / "jax", Target("jax"), opened)
+    got = params_of(tmp_path / "jax")["language.embed.embedding"]
+    assert np.array_equal(got, more["base_model.model.model.embed_tokens.weight"])
+    convert(tmp_path / "jax", tmp_path / "back", Target("lora"))
+    one, two = load_file(folder / ADAPTER), load_file(tmp_path / "back" / ADAPTER)
+    assert set(one) == set(two)
+    assert all(np.array_equal(one[n], two[n]) for n in one)
+    one, two = (torch.load(f / "non_lora_trainables.bin") for f in (folder, tmp_path / "back"))
+    assert set(one) == set(two)
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    with pytest.raises(WeightError, match="trained whole"):
+        convert(tmp_path / "jax", tmp_path / "peft", Target("peft"))
+
+
 def test_rslora_has_another_scale(pair):
     folder, options = pair
     settings = json.loads((folder / "adapter_config.json").read_text())

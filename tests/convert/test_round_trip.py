@@ -176,9 +176,9 @@ def test_mixed_types_are_cast_only_when_asked(tmp_path):
     state = load_file(source / "model.safetensors")
     half = state[name].astype(np.float16)
     save_file(state | {name: half}, source / "model.safetensors")
-    for options in ({}, {"dtype": "fp32"}):
+    for dtype in (None, "fp32"):
         with pytest.raises(WeightError, match=name):
-            load_checkpoint(source, **options)
+            load_checkpoint(source, dtype=dtype)
     loaded = load_checkpoint(source, dtype="fp32", mixed=True)
     assert np.array_equal(loaded.params["language.norm.scale"], half.astype(np.float32))
     with pytest.raises(WeightError, match="--dtype"):
