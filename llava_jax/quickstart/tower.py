@@ -20,6 +20,7 @@ from llava_jax.data.pixels import augment
 from llava_jax.layers import Compute, matmul
 from llava_jax.llava import Llava, binder
 from llava_jax.quickstart.fit import FitResult, Params, epochs, fit
+from llava_jax.train.optim import trainable_names
 
 _HEAD = "head."
 
@@ -43,7 +44,7 @@ def train_tower(
     augmentation: a rule of llava_jax.data.pixels.augment.
     """
     classes = tuple(int(n) for n in labels.reshape(-1, 2).max(axis=0) + 1)
-    tower = {k: v for k, v in params.items() if _in_tower(k)}
+    tower = {name: params[name] for name in sorted(trainable_names(params, ["vision"]))}
     head = init_head(config.vision.width, labels.shape[1], sum(classes), seed)
     result = fit(
         caption_loss(config, classes),
@@ -58,10 +59,6 @@ def train_tower(
     )
     kept = {k: v for k, v in result.params.items() if not k.startswith(_HEAD)}
     return FitResult(kept, result.losses)
-
-
-def _in_tower(name: str) -> bool:
-    return name.startswith("vision.") and not name.startswith("vision.tail.")
 
 
 def init_head(width: int, places: int, outputs: int, seed: int) -> Params:

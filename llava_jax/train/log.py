@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -21,6 +22,7 @@ class RunLog:
     def __init__(self, workdir: Path, *, start: int, total: int, name: str, quiet: bool = False):
         from tensorboardX import SummaryWriter
         from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
         self.workdir, self.name = workdir, name
         self.path = workdir / METRICS
@@ -30,6 +32,8 @@ class RunLog:
         self._bar = tqdm(
             total=total, initial=start, desc=name, unit="step", disable=quiet, dynamic_ncols=True
         )
+        self._redirect = contextlib.ExitStack()  # warnings stand above the bar, not within it
+        self._redirect.enter_context(logging_redirect_tqdm())
         self._rate: float | None = None
         self._steps = 0
         self._last = time.perf_counter()
@@ -65,6 +69,7 @@ class RunLog:
 
     def close(self) -> None:
         """Closes the files and draws the curve."""
+        self._redirect.close()
         self._bar.close()
         self._file.close()
         self._board.close()
