@@ -81,7 +81,7 @@ setup(
         "torch": TORCH,
         "gguf": GGUF,
         "eval": EVAL,
-        "chair": ["textblob>=0.19"],
+        "chair": ["textblob>=0.19", "nltk>=3.9"],
         "lmms": ["lmms-eval>=0.7.2", *TORCH],
         "serve": SERVE,
         "demo": ["gradio>=6.31"],
