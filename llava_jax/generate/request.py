@@ -26,8 +26,8 @@ class Request:
     """One thing to ask. `images`, one or a list, stand before the first user message, a line each.
 
     temperature 0 is greedy; top_k 0 and top_p 1 keep every token. seed: None draws a new one.
-    stop: a text or texts that end the answer, besides the template's own. system: in place of the template's
-    system prompt. template: a name of llava_jax.text.conversation.TEMPLATES, by default the model's.
+    stop: a text or texts that end the answer, besides the template's own. system: in place of the
+    template's system prompt. template: a name of llava_jax.text.conversation.TEMPLATES, by default the model's.
     """
 
     messages: Messages

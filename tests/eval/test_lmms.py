@@ -91,7 +91,7 @@ def test_requests(harness):
     one, two, three = recorder.asked
     kinds = [[c["type"] for c in r.messages[0]["content"]] for r in recorder.asked]
     assert kinds == [["image", "text"], ["text", "image", "text"], ["text"]]
-    assert (one.max_new_tokens, one.temperature, one.top_p, one.stop) == (16, 0.0, 1.0, ["\n\n"])
+    assert (one.max_new_tokens, one.temperature, one.top_p, one.stop) == (16, 0.0, 1.0, ("\n\n",))
     assert two.max_new_tokens == 1024
     assert three.temperature == 0.5
     assert recorder.ways == ["pad", "pad", "square"]
