@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
         mixed=args.mixed_types,
     )
     shard_size, source = parse_size(args.shard_size), None
-    if args.check and args.to == "peft":
-        _needs_whole_base(args)
+    if args.check:
+        _refuse_unreadable(args)
     with tqdm(
         unit="B", unit_scale=True, desc=f"to {args.to}", disable=not sys.stderr.isatty()
     ) as bar:
@@ -101,15 +101,23 @@ def run(args: argparse.Namespace) -> int:
             )
             source = convert(args.src, args.dst, target, options, bar.update)
     print(args.dst)
-    return _check(args, options, source) if args.check and args.to != "gguf" else 0
+    return _check(args, options, source) if args.check else 0
 
 
-def _needs_whole_base(args: argparse.Namespace) -> None:
-    """A PEFT adapter says nothing of tower and settings: it is read back over a LLaVA only."""
+def _refuse_unreadable(args: argparse.Namespace) -> None:
+    """Raises WeightError, before anything is written, for what --check could not read back.
+
+    A PEFT adapter says nothing of tower and settings: it is read back over a LLaVA only.
+    """
     from llava_jax.convert import detect, hub
     from llava_jax.errors import WeightError
 
-    if args.base and detect.identify(hub.resolve(args.base, args.allow_pickle)) == "llama":
+    if args.to == "gguf":
+        raise WeightError(
+            "--check cannot read GGUF back", fix="leave it out, ask llama.cpp instead"
+        )
+    base = args.base if args.to == "peft" else None
+    if base and detect.identify(hub.resolve(base, args.allow_pickle)) == "llama":
         raise WeightError(
             "--check of a PEFT adapter needs a LLaVA as --base, not a language model",
             fix="leave out --check, or check --to lora",

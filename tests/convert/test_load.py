@@ -126,6 +126,13 @@ def test_parts_are_checked_over_their_base(to, tmp_path, capsys):
         assert "the checkpoints are equal" in out
 
 
+def test_a_check_of_gguf_is_refused_before_anything_is_written(tmp_path, capsys):
+    source = tiny.save(tmp_path / "a", "jax", tiny.ORIGINAL)
+    assert main(["convert", str(source), str(tmp_path / "b"), "--to", "gguf", "--check"]) == 2
+    assert "--check cannot read GGUF back" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
 def test_compare_finds_one_changed_value(tmp_path, capsys):
     made = tiny.checkpoint()
     save_checkpoint(made, tmp_path / "a")
