@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 FORMATS = ("jax", "hf", "original", "projector", "lora", "peft", "gguf")
+PARTS = ("projector", "lora", "peft")  # of a model, without its base
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,21 +108,32 @@ def run(args: argparse.Namespace) -> int:
 def _refuse_unreadable(args: argparse.Namespace) -> None:
     """Raises WeightError, before anything is written, for what --check could not read back.
 
-    A PEFT adapter says nothing of tower and settings: it is read back over a LLaVA only.
+    A PEFT adapter says nothing of tower and settings: it is read back over a LLaVA only. A base or a
+    tower that only the check reads is opened here, so that its pickles need --allow-pickle as well.
     """
-    from llava_jax.convert import detect, hub
+    from llava_jax.convert import detect, hub, tensors
+    from llava_jax.convert.opening import open_source
+    from llava_jax.convert.source import Options
     from llava_jax.errors import WeightError
 
     if args.to == "gguf":
         raise WeightError(
             "--check cannot read GGUF back", fix="leave it out, ask llama.cpp instead"
         )
-    base = args.base if args.to == "peft" else None
-    if base and detect.identify(hub.resolve(base, args.allow_pickle)) == "llama":
+    if args.vision_tower:
+        tensors.read_folder(hub.resolve(args.vision_tower, args.allow_pickle), args.allow_pickle)
+    if not args.base or args.to not in PARTS:
+        return
+    base = hub.resolve(args.base, args.allow_pickle)
+    if detect.identify(base) != "llama":
+        open_source(base, Options(None, args.vision_tower, args.allow_pickle))
+    elif args.to == "peft":
         raise WeightError(
             "--check of a PEFT adapter needs a LLaVA as --base, not a language model",
             fix="leave out --check, or check --to lora",
         )
+    else:
+        tensors.read_folder(base, args.allow_pickle)
 
 
 def _tower(args: argparse.Namespace, options, source) -> Path | None:
@@ -140,18 +152,15 @@ def _check(args: argparse.Namespace, options, source) -> int:
 
     from llava_jax.convert import compare
 
-    # A projector or an adapter is read back over the same base.
-    if args.to in ("projector", "lora", "peft"):
-        back = replace(
-            options, base=args.base or args.src, allow_pickle=True, dtype=None, mixed=False
-        )
-        back = replace(back, vision_tower=_tower(args, options, source))
-    else:
-        back = replace(
-            options, base=None, allow_pickle=True, dtype=None, mixed=False, vision_tower=None
-        )
-        if args.tower == "none":
-            back = replace(back, vision_tower=args.vision_tower)
+    # What was just written may hold pickles of ours.
+    back = replace(
+        options, base=None, vision_tower=None, allow_pickle=True, dtype=None, mixed=False
+    )
+    if args.to in PARTS:  # read back over the same base
+        tower = _tower(args, options, source)
+        back = replace(back, base=args.base or args.src, vision_tower=tower)
+    elif args.tower == "none":
+        back = replace(back, vision_tower=args.vision_tower)
     if args.to in ("hf", "original"):
         options = replace(options, merge=True)
     report = compare.compare(args.src, args.dst, options, back)

@@ -312,6 +312,7 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
     layout = Layout("projector", projector="model.mm_projector")
     more = keymap.to_theirs(source.leaves, layout, config)
     more = {f"base_model.model.{n}": t for n, t in more.items()}
+    # Modules trained whole go where they were; from another layout's adapter, beside the projector.
     if kept.get("prefix") == "model.":
         apart, inside = _whole(source, kept, inside=False), _whole(source, kept, inside=True)
         more, state = {n: t for n, t in (more | apart).items() if n not in inside}, state | inside

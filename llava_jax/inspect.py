@@ -205,10 +205,8 @@ def show_sample(args: argparse.Namespace) -> None:
     from llava_jax.text.explain import explain
     from llava_jax.text.sample import ExampleMaker
 
-    if args.version:
-        find_template(
-            args.version
-        )  # as the original, ExampleMaker would take any name for vicuna_v1
+    if args.version:  # as the original, ExampleMaker would take any name for vicuna_v1
+        find_template(args.version)
     index, record = find_record(args.path, args.sample)
     check_record(record, f"{Path(args.path).name}[{index}]")
     tokenizer, config = prompt_of(args)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.convert import hub, load_checkpoint, save_checkpoint
+from llava_jax.convert import (
+    hub,
+    load_checkpoint,
+    safetensors_file,
+    save_checkpoint,
+    torch_file,
+)
 from llava_jax.errors import WeightError
 from llava_jax.sharding import make_mesh
 from tests.convert import tiny
@@ -124,6 +130,19 @@ def test_parts_are_checked_over_their_base(to, tmp_path, capsys):
     else:
         assert code == 0, error
         assert "the checkpoints are equal" in out
+
+
+def test_a_base_that_only_the_check_reads_needs_allow_pickle_too(tmp_path, capsys):
+    pytest.importorskip("torch")
+    source = tiny.save(tmp_path / "a", "jax", tiny.lora())
+    base = tiny.save(tmp_path / "base", "hf", tiny.ORIGINAL)
+    made = safetensors_file.read(base / "model.safetensors")
+    torch_file.write(base / "pytorch_model.bin", made)
+    (base / "model.safetensors").unlink()
+    words = ["convert", str(source), str(tmp_path / "b"), "--to", "lora", "--check"]
+    assert main([*words, "--base", str(base)]) == 2
+    assert "--allow-pickle" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_check_of_gguf_is_refused_before_anything_is_written(tmp_path, capsys):
