@@ -93,7 +93,7 @@ def open_picture(file: str, *, exif: bool) -> Image:
     """The image in a file. Raises ImageError."""
     from llava_jax.images.gate import open_image
 
-    return open_image(Path(file).expanduser(), exif=exif)
+    return open_image(file, exif=exif)
 
 
 def load_model(args: argparse.Namespace) -> LlavaModel:

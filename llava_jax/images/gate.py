@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -25,6 +26,7 @@ from llava_jax.errors import ImageError
 from llava_jax.images.cost import decode_bytes, decode_work, webp_size
 
 CODES = {
+    "address": "addresses are not fetched",
     "not_found": "the file does not exist",
     "not_a_file": "this is not a regular file",
     "unreadable": "the file cannot be read",
@@ -65,6 +67,9 @@ _MAGIC = {
     "BMP": re.compile(rb"BM"),
 }
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE)
+# Two letters at least, so that C:// is a drive. A Path has lost one of the slashes.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|https?:/", re.IGNORECASE)
+_LOCAL_URI = re.compile(r"file://(?:localhost)?(?=/)", re.IGNORECASE)
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,13 +92,15 @@ def open_image(
 ) -> Image.Image:
     """Decodes one image to RGB, or raises ImageError with a code of CODES.
 
-    source: a file name, the encoded bytes, or a binary file object. Nothing is ever fetched.
+    source: a file name (see `local_path`), the encoded bytes, or a binary file object.
     name: what error messages call the image; by default the last part of the file name.
     exif: turn the picture as its EXIF orientation says (the reference does not).
     background: RGB colour behind transparent pixels; None drops alpha as the reference does.
     """
-    if name is None:
-        name = Path(source).name if isinstance(source, (str, Path)) else "image"
+    if isinstance(source, (str, Path)):
+        source = local_path(source, name)
+        name = name or source.name
+    name = name or "image"
     data = _read(source, limits, name)
     kind = next((k for k in limits.formats if k in _MAGIC and _MAGIC[k].match(data)), None)
     if kind is None:
@@ -118,6 +125,31 @@ def open_image(
         return rgb.transpose(turn) if turn is not None else rgb
     except Exception:
         raise _refusal("damaged", name) from None
+
+
+def refuse_address(text: str, name: str | None = None) -> None:
+    """Raises ImageError for an address such as https://..., s3://...: nothing is ever fetched.
+
+    name: what the error calls the image; by default the last part of the address.
+    """
+    if _ADDRESS.match(text):
+        name = name or Path(text.partition("?")[0].partition("#")[0]).name
+        raise _refusal("address", name, fix="download it first")
+
+
+def local_path(text: str | Path, name: str | None = None) -> Path:
+    """The file that `text` names: a path, one that begins with ~, or a file:// URI (RFC 8089).
+
+    Raises ImageError for any other address (see `refuse_address`).
+    """
+    text = str(text)
+    if match := _LOCAL_URI.match(text):
+        return Path(unquote(text[match.end() :]))
+    refuse_address(text, name)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~nobody: no such user
+        return Path(text)
 
 
 def decode_data_uri(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image") -> bytes:
@@ -148,11 +180,13 @@ def _refusal(code: str, name: str, fix: str | None = None) -> ImageError:
     return ImageError(f"{name}: {CODES[code]}", code=code, fix=fix)
 
 
-def _read(source: str | Path | bytes | BinaryIO, limits: Limits, name: str) -> bytes:
-    if isinstance(source, (str, Path)):
+def _read(source: Path | bytes | BinaryIO, limits: Limits, name: str) -> bytes:
+    if isinstance(source, Path):
         try:
-            # A pipe or device would block or never end.
-            if not stat.S_ISREG(Path(source).stat().st_mode):
+            mode = source.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise _refusal("not_a_file", name, fix="it is a folder: name a file in it")
+            if not stat.S_ISREG(mode):  # a pipe or device would block or never end
                 raise _refusal("not_a_file", name)
             with open(source, "rb") as file:
                 data = file.read(limits.max_bytes + 1)

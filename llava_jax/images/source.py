@@ -38,17 +38,13 @@ def pixels_of(
     if isinstance(image, str) and image.startswith("data:"):
         image = decode_data_uri(image, name=name)
     if isinstance(image, str | Path):
-        if str(image).startswith(("http://", "https://")):
-            raise ImageError(
-                f"{name}: addresses are not fetched", code="not_found", fix="download it first"
-            )
         return to_pixels(open_image(image, exif=exif), config)
     if isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read"):
         data: Any = image
         return to_pixels(open_image(data, name=name, exif=exif), config)
     if hasattr(image, "convert"):  # PIL's
         return to_pixels(_as_picture(image, name), config)
-    raise ImageError(f"{name}: a {type(image).__name__} is no image", code="unknown_format")
+    raise ImageError(f"{name}: a {type(image).__name__} is not an image", code="unknown_format")
 
 
 def _as_picture(image: Any, name: str) -> PIL.Image.Image:

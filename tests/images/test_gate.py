@@ -9,6 +9,7 @@ import tempfile
 import time
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from PIL import Image
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ImageError
-from llava_jax.images.gate import CODES, Limits, decode_base64, decode_data_uri, open_image
+from llava_jax.images.gate import (
+    CODES,
+    Limits,
+    decode_base64,
+    decode_data_uri,
+    open_image,
+    refuse_address,
+)
 from llava_jax.images.preprocess import normalize, to_pixels
 from tests.conftest import shared
 
@@ -140,11 +148,47 @@ def test_byte_limit_counts_before_decoding(tmp_path):
 def test_files_that_are_not_there_or_not_files(tmp_path):
     assert code_of(tmp_path / "none.png") == "not_found"
     assert code_of(tmp_path) == "not_a_file"
-    assert code_of("https://example.com/a.png") == "not_found"
     assert code_of("a\0b") == "unreadable"
     os.mkfifo(tmp_path / "pipe")  # reading it would block for ever
     assert code_of(tmp_path / "pipe") == "not_a_file"
     assert code_of(BytesIO(), name="image 2") == "empty"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.com/a.png",
+        "HTTP://example.com/x/a.png?size=9#top",
+        "s3://bucket/a.png",
+        "file://server/share/a.png",
+        Path("https://example.com/a.png"),  # which is https:/example.com/a.png
+    ],
+)
+def test_addresses_are_named_as_such(address):
+    assert code_of(address) == "address"
+    with pytest.raises(
+        ImageError, match=r"^a\.png: addresses are not fetched \(download it first\)$"
+    ):
+        open_image(address)
+    with pytest.raises(ImageError, match="^sample 7: addresses"):
+        refuse_address(str(address), "sample 7")
+
+
+def test_files_may_be_named_in_other_ways(tmp_path, monkeypatch):
+    (tmp_path / "a b.png").write_bytes(encoded(picture()))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    uri = (tmp_path / "a b.png").as_uri()
+    assert "%20" in uri
+    for name in ("~/a b.png", uri, uri.replace("file://", "FILE://localhost")):
+        assert open_image(name).size == (40, 30)
+    for name in ("a:b.png", "C://a.png", "~nobody-here/a.png", "https.png"):
+        assert code_of(name) == "not_found"
+        refuse_address(name)
+
+
+def test_a_folder_is_named_as_such(tmp_path):
+    with pytest.raises(ImageError, match=r"not a regular file \(it is a folder: name a file in it"):
+        open_image(tmp_path)
 
 
 def test_the_message_names_the_image_but_not_its_folder(tmp_path):
