@@ -54,17 +54,19 @@ def make_loader(
     process_count: int = 1,
     seed: int | None = None,
     start: int = 0,
+    row_parts: int = 1,
 ) -> Loader:
     """The loader of a training run, from its `data` settings (see DataSettings for their names).
 
     process_index, process_count: which rows of every global batch this host makes.
     seed: of the order; None takes data.seed. start: the first step to give out.
+    row_parts: every batch has a multiple of so many rows: micro-batches times devices along the batch.
     Raises ConfigError for settings, SampleError for data that cannot be used.
     """
     settings = DataSettings.read(config)
     if seed is not None:
         settings = replace(settings, seed=seed)
-    settings = settings.completed(model_config.max_length, process_count)
+    settings = settings.completed(model_config.max_length, process_count, row_parts)
     if settings.image_aspect_ratio:
         model_config = replace(model_config, image_aspect_ratio=settings.image_aspect_ratio)
     records, places = read_all(settings.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,27 +68,41 @@ class DataSettings:
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size {self.batch_size} must be at least 1")
 
-    def completed(self, model_length: int | None, process_count: int = 1) -> DataSettings:
+    def completed(
+        self, model_length: int | None, process_count: int = 1, row_parts: int = 1
+    ) -> DataSettings:
         """With everything decided that was left to the model (its max_length) or to us.
 
-        Raises ConfigError if the batch cannot be shared among `process_count` hosts.
+        row_parts: into how many equal parts a step cuts its rows: micro-batches times devices along
+        the batch. Raises ConfigError if the batch cannot be shared among them, or among
+        `process_count` hosts.
         """
-        if self.batch_size % process_count:
+        parts = math.lcm(row_parts, process_count)
+        if not self.pack and self.batch_size % process_count:
             raise ConfigError(
                 f"data.batch_size {self.batch_size} is not a multiple of the {process_count} hosts"
+            )
+        if self.batch_size < parts if self.pack else self.batch_size % parts:
+            raise ConfigError(
+                f"data.batch_size {self.batch_size} cannot be cut into {parts} equal parts "
+                "(micro-batches times devices along the batch)",
+                fix="change batch_size, grad_accum or mesh",
             )
         longest = self.max_length or model_length
         lengths = self.length_buckets
         if longest:
             lengths = (*(n for n in lengths if n < longest), longest)
         powers = (2**i for i in range(3, 32) if 2 ** (i - 1) < lengths[-1])
-        rows = self.row_multiple or max(1, self.batch_size // 8)
+        if self.row_multiple:
+            rows = math.lcm(self.row_multiple, parts)
+        else:
+            rows = -(-max(1, self.batch_size // 8) // parts) * parts
         return dataclasses.replace(
             self,
             max_length=longest,
             length_buckets=lengths,
             target_buckets=self.target_buckets or tuple(powers),
-            row_multiple=rows if rows % process_count == 0 else rows * process_count,
+            row_multiple=rows,
         )
 
     @classmethod

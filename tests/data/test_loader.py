@@ -303,6 +303,22 @@ def test_settings_are_checked():
     assert DataSettings.read({"length_buckets": [4, 8], "max_length": None}).max_length is None
 
 
+def test_row_multiple_serves_every_part_of_a_step():
+    """At batch 128 on 8 devices with 4 micro-batches, an eighth of the batch would be 16 rows."""
+    rows = {
+        (multiple, parts, hosts): DataSettings(batch_size=128, pack=True, row_multiple=multiple)
+        .completed(2048, hosts, parts)
+        .row_multiple
+        for multiple, parts, hosts in [(0, 1, 1), (0, 32, 1), (0, 32, 3), (24, 32, 1), (5, 1, 2)]
+    }
+    assert list(rows.values()) == [16, 32, 96, 96, 10]
+    for pack in (False, True):
+        with pytest.raises(ConfigError, match="batch_size 4 cannot be cut into 8 equal parts"):
+            DataSettings(batch_size=4, pack=pack).completed(None, 1, 8)
+    with pytest.raises(ConfigError, match="batch_size 12 cannot be cut into 8 equal parts"):
+        DataSettings(batch_size=12).completed(None, 2, 8)
+
+
 def test_buckets_end_at_the_longest_length():
     filled = DataSettings(max_length=300).completed(2048)
     assert filled.length_buckets == (128, 256, 300)
