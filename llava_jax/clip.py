@@ -47,9 +47,10 @@ class PatchEmbed(nnx.Module):
         p, d = self.kernel.shape[0], self.kernel.shape[-1]
         m, height, width, _ = images_MHWC.shape
         x = images_MHWC.reshape(m, height // p, p, width // p, p, 3)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, p * p * 3)
-        kernel = self.kernel[...].reshape(-1, d).astype(x.dtype)
-        return (x @ kernel).reshape(m, -1, d)
+        patches = (height // p) * (width // p)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(m * patches, p * p * 3)
+        kernel = self.kernel[...].reshape(p * p * 3, d).astype(x.dtype)
+        return (x @ kernel).reshape(m, patches, d)
 
 
 class ClipAttention(nnx.Module):
@@ -64,7 +65,7 @@ class ClipAttention(nnx.Module):
         self.out = Linear(d, d, ("heads", "embed"), bias=True, gain=0.5, rngs=rngs)
 
     def __call__(self, x_MSD: jax.Array, implementation: str | None) -> jax.Array:
-        split = (*x_MSD.shape[:2], self.heads, -1)
+        split = (*x_MSD.shape[:2], self.heads, x_MSD.shape[2] // self.heads)
         q, k, v = (f(x_MSD).reshape(split) for f in (self.q, self.k, self.v))
         return self.out(attention(q, k, v, None, implementation).reshape(x_MSD.shape))
 

@@ -7,6 +7,7 @@ same in NNX's graph mode and its coming tree mode. Parameters carry logical axis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -101,7 +102,8 @@ class Linear(nnx.Module):
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., d_in] @ kernel [d_in, d_out] in x's dtype."""
     # Two-dimensional on purpose: XLA's CPU gradient of a 3-D matmul is 2.6 times slower.
-    y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    # Not -1: with no rows (a batch without images) there is nothing to infer it from.
+    y = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ kernel.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -172,7 +174,7 @@ def attention(
     b, t, n, h = q_BTNH.shape
     s, kv = k_BSKH.shape[1:3]
     # Explicit transposes and plain batched matmuls: XLA's CPU einsums of these cost 1.7 times more.
-    q = q_BTNH.reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, h)
+    q = q_BTNH.reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, n // kv * t, h)
     k, v = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * h**-0.5
     if mask_BTS is not None:

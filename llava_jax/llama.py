@@ -6,6 +6,7 @@ SwiGLU. LLaMA-2/3- and Mistral-shaped models are the same code with other sizes.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ class LlamaAttention(nnx.Module):
             )
             if mask_BTS.shape[-1] != t:  # else: a prefill, which sees nothing but itself
                 k, v = (c.swapaxes(1, 2).astype(x_BTD.dtype) for c in cache)
-        y = attention(q, k, v, mask_BTS, implementation).reshape(b, t, -1)
+        y = attention(q, k, v, mask_BTS, implementation).reshape(b, t, q.shape[2] * q.shape[3])
         return self.o(y, keys[3]), cache
 
 
@@ -195,9 +196,9 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32[..., V]."""
         kernel = self.embed.embedding[...].T if self.config.tied_head else self.head.kernel[...]
-        flat = hidden.reshape(-1, hidden.shape[-1])
+        flat = hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1])
         y = jnp.matmul(flat, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return y.reshape(*hidden.shape[:-1], -1)
+        return y.reshape(*hidden.shape[:-1], kernel.shape[-1])
 
     def unrolled(self) -> Llama:
         """Replaces the stacked layers by a list of layers, in place, and returns self."""

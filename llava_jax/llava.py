@@ -65,6 +65,8 @@ def merge_images(text_BTD: jax.Array, features_BRD: jax.Array, slots_BT: jax.Arr
         text        a   b   .   .   .   .   c
         result      a   b  f0  f1  f2  f3   c
     """
+    if not features_BRD.shape[1]:
+        return text_BTD
     rows = jnp.take_along_axis(features_BRD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
     return jnp.where((slots_BT >= 0)[..., None], rows, text_BTD)
 
@@ -100,7 +102,8 @@ class Llava(nnx.Module):
             return text
         features = self.image_features(images_BKHWC.reshape(b * k, *images_BKHWC.shape[2:]))
         projected = self.projector(features)
-        return merge_images(text, projected.reshape(b, -1, projected.shape[-1]), slots_BT)
+        rows = projected.reshape(b, k * features.shape[1], projected.shape[-1])
+        return merge_images(text, rows, slots_BT)
 
     def __call__(
         self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None = None

@@ -104,7 +104,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[s
         )
     return {
         name: jax.make_array_from_process_local_data(
-            sharding, value.reshape(micro, -1, *value.shape[1:])
+            sharding, value.reshape(micro, len(value) // micro, *value.shape[1:])
         )
         for name, value in batch.items()
     }

@@ -38,14 +38,15 @@ def supervised_nll(
     pad = -p % chunk
     hidden_BPD = jnp.pad(hidden_BPD, ((0, 0), (0, pad), (0, 0)))
     targets = jnp.pad(targets_BP, ((0, 0), (0, pad)), constant_values=IGNORE)
+    rows, parts = len(targets), targets.shape[1] // chunk
     pieces = jax.lax.map(
         jax.checkpoint(lambda piece: nll(*piece), prevent_cse=False),
         (
-            hidden_BPD.reshape(len(targets), -1, chunk, hidden_BPD.shape[-1]).swapaxes(0, 1),
-            targets.reshape(len(targets), -1, chunk).swapaxes(0, 1),
+            hidden_BPD.reshape(rows, parts, chunk, hidden_BPD.shape[-1]).swapaxes(0, 1),
+            targets.reshape(rows, parts, chunk).swapaxes(0, 1),
         ),
     )
-    return pieces.swapaxes(0, 1).reshape(len(targets), -1)[:, :p]
+    return pieces.swapaxes(0, 1).reshape(rows, parts * chunk)[:, :p]
 
 
 def mean_loss(nll_BP: jax.Array, targets_BP: jax.Array, groups: int = 1) -> jax.Array:
@@ -55,5 +56,7 @@ def mean_loss(nll_BP: jax.Array, targets_BP: jax.Array, groups: int = 1) -> jax.
     (llava/train/train.py under DeepSpeed); groups = its number of devices gives the same number.
     A group without a supervised token counts as 0, where torch gives NaN.
     """
-    count = (targets_BP != IGNORE).reshape(groups, -1).sum(-1)
-    return jnp.mean(nll_BP.reshape(groups, -1).sum(-1) / jnp.maximum(count, 1))
+    # Not -1: a group may have no supervised position at all.
+    split = (groups, targets_BP.size // groups)
+    count = (targets_BP != IGNORE).reshape(split).sum(-1)
+    return jnp.mean(nll_BP.reshape(split).sum(-1) / jnp.maximum(count, 1))
