@@ -36,7 +36,8 @@ class Language:
 def open_language(folder: Path, options: Options) -> Language:
     """A LlamaForCausalLM (or Mistral) folder."""
     data = tensors.read_json(folder / "config.json", required=True)
-    language = configs.language_config(data, "config.json")
+    generation = tensors.read_json(folder / "generation_config.json")
+    language = configs.language_config(data, "config.json", generation)
     state, files = tensors.read_folder(folder, options.allow_pickle)
     leaves, rest = keymap.to_jax(
         state,
@@ -45,10 +46,7 @@ def open_language(folder: Path, options: Options) -> Language:
         where=str(folder),
         mixed=options.mixed,
     )
-    kept = {
-        "config": data,
-        "generation_config": tensors.read_json(folder / "generation_config.json"),
-    }
+    kept = {"config": data, "generation_config": generation}
     return Language(language, leaves, {f"llama:{n}": t for n, t in rest.items()}, kept, files)
 
 

@@ -6,7 +6,6 @@ Field names and defaults: transformers' LlamaConfig, MistralConfig, CLIPVisionCo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,20 +13,16 @@ from typing import Any
 from llava_jax.config import (
     CLIP_MEAN,
     CLIP_STD,
-    LanguageConfig,
     LlavaConfig,
-    RopeScaling,
     VisionConfig,
+)
+from llava_jax.convert.config_reader import Reader, shown
+from llava_jax.convert.language_configs import (
+    language_config,
+    language_json,
 )
 from llava_jax.errors import ConfigError, WeightError
 
-LANGUAGE_TYPES = ("llama", "mistral", "llava", "llava_llama", "llava_mistral")
-_MISTRAL = {
-    "intermediate_size": 14336,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "sliding_window": 4096,
-}
 # Towers that checkpoints name without carrying their configuration (openai's config.json files).
 KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14-336": VisionConfig(),
@@ -45,152 +40,6 @@ _HF_VISION = {
 }
 
 
-class Reader:
-    """Typed look-ups in a config.json that name the file and key when a value is off."""
-
-    def __init__(self, data: Mapping[str, Any], where: str):
-        if not isinstance(data, Mapping):
-            raise WeightError(f"{where}: is no JSON object")
-        self.data, self.where = data, where
-
-    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 10**7) -> int:
-        value = self.data.get(key)
-        value = default if value is None else value
-        if isinstance(value, list) and key == "eos_token_id" and value:
-            value = value[0]
-        if type(value) is not int or not low <= value <= high:
-            raise WeightError(f"{self.where}: {key} is {_shown(value)}, not a whole number")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self.data.get(key)
-        value = default if value is None else value
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise WeightError(f"{self.where}: {key} is {_shown(value)}, not a number")
-        return float(value)
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.data.get(key)
-        value = default if value is None else value
-        if not isinstance(value, bool):
-            raise WeightError(f"{self.where}: {key} is {_shown(value)}, not true or false")
-        return value
-
-    def word(self, key: str, default: str) -> str:
-        value = self.data.get(key)
-        value = default if value is None else value
-        if not isinstance(value, str):
-            raise WeightError(f"{self.where}: {key} is {_shown(value)}, not a string")
-        return value
-
-
-def language_config(data: Mapping[str, Any], where: str) -> LanguageConfig:
-    """A LlamaConfig, a MistralConfig, or the language half of an original LLaVA config.json."""
-    kind = Reader(data, where).word("model_type", "llama")
-    if kind not in LANGUAGE_TYPES:
-        raise WeightError(
-            f"{where}: a language model of type {_shown(kind)} is not supported",
-            fix="LLaMA-shaped models are: llama, mistral",
-        )
-    mistral = kind in ("mistral", "llava_mistral")
-    r = Reader({**(_MISTRAL if mistral else {}), **data}, where)
-    if r.word("hidden_act", "silu") != "silu" or r.flag("mlp_bias"):
-        raise WeightError(f"{where}: hidden_act other than silu, or mlp_bias, is not supported")
-    width, heads = r.integer("hidden_size", 4096), r.integer("num_attention_heads", 32)
-    theta, scaling = _rope(data, where)
-    return LanguageConfig(
-        vocab_size=r.integer("vocab_size", 32000),
-        width=width,
-        layers=r.integer("num_hidden_layers", 32, high=10_000),
-        heads=heads,
-        kv_heads=r.integer("num_key_value_heads", heads),
-        head_width=r.integer("head_dim", width // heads),
-        mlp_width=r.integer("intermediate_size", 11008),
-        norm_eps=r.number("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        max_positions=r.integer("max_position_embeddings", 2048, high=10**9),
-        tied_head=r.flag("tie_word_embeddings"),
-        attention_bias=r.flag("attention_bias"),
-        sliding_window=r.integer("sliding_window")
-        if mistral and r.data["sliding_window"] is not None
-        else None,
-        bos_id=r.integer("bos_token_id", 1, low=0),
-        eos_id=r.integer("eos_token_id", 2, low=0),
-        # Absent, or LLaMA's -1: the original pads with <unk>, id 0.
-        pad_id=max(r.integer("pad_token_id", 0, low=-1), 0),
-    )
-
-
-def _rope(data: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """transformers 5 says rope_parameters, 4 says rope_theta and rope_scaling."""
-    new = data.get("rope_parameters")
-    scaling = new if new is not None else data.get("rope_scaling")
-    theta = Reader(data, where).number("rope_theta", 10000.0)
-    if scaling is None:
-        return theta, None
-    r = Reader(scaling, f"{where}: rope_scaling")
-    theta = r.number("rope_theta", theta)
-    kind = r.word("rope_type", r.word("type", "default"))
-    if kind == "default":
-        return theta, None
-    try:
-        return theta, RopeScaling(
-            kind,
-            r.number("factor", 1.0),
-            r.number("low_freq_factor", 1.0),
-            r.number("high_freq_factor", 4.0),
-            r.integer("original_max_position_embeddings", 8192),
-        )
-    except ConfigError as error:
-        raise WeightError(f"{where}: {error.message}") from None
-
-
-def language_json(config: LanguageConfig) -> dict[str, Any]:
-    """The inverse of `language_config`, in the spelling that transformers 4 and 5 both read."""
-    c, scaling = config, config.rope_scaling
-    mistral = c.sliding_window is not None
-    out: dict[str, Any] = {
-        "model_type": "mistral" if mistral else "llama",
-        "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.width,
-        "intermediate_size": c.mlp_width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_width,
-        "hidden_act": "silu",
-        "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rope_theta,
-        "rope_scaling": None,
-        "max_position_embeddings": c.max_positions,
-        "tie_word_embeddings": c.tied_head,
-        "bos_token_id": c.bos_id,
-        "eos_token_id": c.eos_id,
-        "pad_token_id": c.pad_id,
-        "initializer_range": 0.02,
-        "use_cache": True,
-    }
-    if mistral:
-        out["sliding_window"] = c.sliding_window
-    else:
-        out |= {"attention_bias": c.attention_bias, "mlp_bias": False}
-    if scaling:
-        out["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind == "llama3":
-            out["rope_scaling"] |= {
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_positions,
-            }
-    return out
-
-
 def vision_config(
     data: Mapping[str, Any],
     where: str,
@@ -203,7 +52,7 @@ def vision_config(
     kind = Reader(data, where).word("model_type", "clip_vision_model")
     if kind not in ("clip_vision_model", "clip"):
         raise WeightError(
-            f"{where}: a vision tower of type {_shown(kind)} is not supported", fix="CLIP is"
+            f"{where}: a vision tower of type {shown(kind)} is not supported", fix="CLIP is"
         )
     r = Reader({**(defaults or {}), **data}, where)
     if r.integer("num_channels", 3) != 3:
@@ -271,9 +120,16 @@ def preprocessor_json(config: LlavaConfig, processor: str = "CLIPImageProcessor"
 
 
 def from_original(
-    data: Mapping[str, Any], vision: VisionConfig, where: str, tokenizer_legacy: bool
+    data: Mapping[str, Any],
+    vision: VisionConfig,
+    where: str,
+    tokenizer_legacy: bool,
+    generation: Mapping[str, Any] | None = None,
 ) -> LlavaConfig:
-    """An original LLaVA config.json, whose tower is described by `vision`."""
+    """An original LLaVA config.json, whose tower is described by `vision`.
+
+    generation: generation_config.json, for its end tokens.
+    """
     r = Reader(data, where)
     if r.word("mm_patch_merge_type", "flat") != "flat":
         raise WeightError(
@@ -286,7 +142,7 @@ def from_original(
     return _llava(
         where,
         vision=vision,
-        language=language_config(data, where),
+        language=language_config(data, where, generation),
         projector=r.word("mm_projector_type", "linear"),
         feature_layer=r.integer("mm_vision_select_layer", -2, low=-1000),
         feature_select=r.word("mm_vision_select_feature", "patch"),
@@ -326,10 +182,12 @@ def from_hf(
     where: str,
     preprocessor: Mapping[str, Any] | None = None,
     tokenizer_legacy: bool = False,
+    generation: Mapping[str, Any] | None = None,
 ) -> LlavaConfig:
     """A LlavaForConditionalGeneration config.json.
 
     Without a processor configuration the original's padding to a square is assumed.
+    generation: generation_config.json, for its end tokens.
     """
     r = Reader(data, where)
     text, vision = data.get("text_config") or {}, data.get("vision_config") or {}
@@ -341,11 +199,12 @@ def from_hf(
         raise WeightError(f"{where}: a projector without bias is not supported")
     strategy = r.word("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
-        raise WeightError(f"{where}: vision_feature_select_strategy {_shown(strategy)} is unknown")
+        raise WeightError(f"{where}: vision_feature_select_strategy {shown(strategy)} is unknown")
     text = Reader(text, f"{where}: text_config").data
-    language = language_config(
-        {"pad_token_id": data.get("pad_token_id"), **text}, f"{where}: text_config"
-    )
+    text = {"pad_token_id": data.get("pad_token_id"), **text}
+    if data.get("eos_token_id") is not None:  # transformers asks the outer config first
+        text = {**text, "eos_token_id": data["eos_token_id"]}
+    language = language_config(text, f"{where}: text_config", generation)
     if r.flag("tie_word_embeddings"):
         language = replace(language, tied_head=True)
     vision_data = Reader(vision, f"{where}: vision_config").data
@@ -407,7 +266,3 @@ def _triple(data: Mapping[str, Any] | None, key: str) -> tuple[float, float, flo
     ):
         raise WeightError(f"preprocessor_config.json: {key} is not three numbers")
     return (float(values[0]), float(values[1]), float(values[2]))
-
-
-def _shown(value: Any) -> str:
-    return ascii(value)[:60]

@@ -132,9 +132,9 @@ def open_hf(folder: Path, options: Options) -> Source:
     """A LlavaForConditionalGeneration folder, of any generation of names."""
     data = tensors.read_json(folder / "config.json", required=True)
     processor = processor_config(folder)
-    config = configs.from_hf(
-        data, "config.json", processor, tokenizer_legacy=_legacy(folder, default=False)
-    )
+    generation = tensors.read_json(folder / "generation_config.json")
+    legacy = _legacy(folder, default=False)
+    config = configs.from_hf(data, "config.json", processor, legacy, generation)
     state, files = tensors.read_folder(folder, options.allow_pickle)
     layout = keymap.best_layout(state, keymap.HF_LAYOUTS, config)
     leaves, rest = keymap.to_jax(state, layout, config, where=str(folder), mixed=options.mixed)
@@ -142,7 +142,7 @@ def open_hf(folder: Path, options: Options) -> Source:
     kept["hf"] = {
         "config": data,
         "layout": layout.name,
-        "generation_config": tensors.read_json(folder / "generation_config.json"),
+        "generation_config": generation,
         "preprocessor_config": processor,
     }
     extras |= {f"hf:{n}": t for n, t in rest.items()}
@@ -184,9 +184,9 @@ def open_original(folder: Path, options: Options) -> Source:
     state, files = tensors.read_folder(folder, options.allow_pickle)
     inside = any("vision_tower." in name for name in state)
     tower = open_tower(data, folder, options, state if inside else None)
-    config = configs.from_original(
-        data, tower.config, "config.json", tokenizer_legacy=_legacy(folder, default=True)
-    )
+    generation = tensors.read_json(folder / "generation_config.json")
+    legacy = _legacy(folder, default=True)
+    config = configs.from_original(data, tower.config, "config.json", legacy, generation)
     layout = keymap.ORIGINAL if inside else keymap.ORIGINAL_NO_TOWER
     leaves, rest = keymap.to_jax(state, layout, config, where=str(folder), mixed=options.mixed)
     kept, extras = read_side(folder)
@@ -198,7 +198,7 @@ def open_original(folder: Path, options: Options) -> Source:
         leaves, extras, files = leaves | found, extras | more, files + tower_files
     kept["original"] = {
         "config": data,
-        "generation_config": tensors.read_json(folder / "generation_config.json"),
+        "generation_config": generation,
         "tower_inside": inside,
         "tower": tower.kept,
     }

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import compose, configs, keymap, lora, output, tokenizer_out
+from llava_jax.convert import (
+    compose,
+    configs,
+    keymap,
+    language_configs,
+    lora,
+    output,
+    tokenizer_out,
+)
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy, Leaf, cast_all, dtype_name, float_dtype
 from llava_jax.convert.output import Progress, write_json
@@ -112,12 +120,7 @@ def write_hf(source: Source, work: Path, target: Target, progress: Progress | No
     dtype = _TORCH_NAMES[dtype_name(leaves[compose.EMBED].dtype)]
     fresh = configs.hf_json(config, image_id, pad_id, dtype)
     write_json(work / "config.json", _hf_config(source, config, fresh, target))
-    generation = (kept or {}).get("generation_config") or {
-        "bos_token_id": config.language.bos_id,
-        "eos_token_id": config.language.eos_id,
-        "pad_token_id": pad_id,
-    }
-    write_json(work / "generation_config.json", generation)
+    write_generation(work, kept, config, pad_id)
     tokenizer_out.write_processor(work, config)
     tokenizer_out.write_chat_template(work, config)
     if kept and config.language.vocab_size == source.config.language.vocab_size:
@@ -125,6 +128,19 @@ def write_hf(source: Source, work: Path, target: Target, progress: Progress | No
     else:
         tokenizer_out.write_hf(source.tokenizer, work, config, image_id, pad_id)
     write_side(source, work)
+
+
+def write_generation(
+    work: Path, kept: dict[str, Any] | None, config: LlavaConfig, pad_id: int
+) -> None:
+    """generation_config.json: the one that was read if it ends answers where `config` does."""
+    fresh = language_configs.generation_json(config.language, pad_id)
+    old = (kept or {}).get("generation_config") or {}
+    ends = old.get("eos_token_id")
+    said = [*config.language.eos_ids] == (ends if isinstance(ends, list) else [ends])
+    if not old or not (said or ends is None):  # without the field config.json decides
+        old = configs.updated(old, fresh)
+    write_json(work / "generation_config.json", old)
 
 
 def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, int]:
@@ -160,8 +176,10 @@ def _hf_config(source: Source, config: LlavaConfig, fresh: dict, target: Target)
     kept = source.kept.get("hf")
     old = kept["config"] if kept else None
     if kept and old:
-        processor = kept.get("preprocessor_config")
-        if _same(lambda: configs.from_hf(old, "", processor), config, OURS_ONLY):
+        processor, generation = kept.get("preprocessor_config"), kept.get("generation_config")
+        if _same(
+            lambda: configs.from_hf(old, "", processor, generation=generation), config, OURS_ONLY
+        ):
             return _with_dtype(old, fresh["torch_dtype"]) if target.dtype else old
         fresh = {
             **fresh,
@@ -197,12 +215,7 @@ def write_original(source: Source, work: Path, target: Target, progress: Progres
     output.write_safetensors(work, state, shard_size=target.shard_size, progress=progress)
     tower = _write_tower(source, work, kept, place, progress)
     write_original_config(source, work, target, tower)
-    generation = kept.get("generation_config") or {
-        "bos_token_id": source.config.language.bos_id,
-        "eos_token_id": source.config.language.eos_id,
-        "pad_token_id": source.config.language.pad_id,
-    }
-    write_json(work / "generation_config.json", generation)
+    write_generation(work, kept, source.config, source.config.language.pad_id)
     tokenizer_out.copy_original(source.tokenizer, work, source.config.language.vocab_size)
     write_side(source, work)
 
@@ -229,7 +242,11 @@ def write_original_config(
     config = replace(source.config, lora=None)
     legacy = config.tokenizer_legacy
     said = _same(
-        lambda: configs.from_original(old, config.vision, "", legacy), config, ("template",)
+        lambda: configs.from_original(
+            old, config.vision, "", legacy, kept.get("generation_config")
+        ),
+        config,
+        ("template",),
     )
     if "hidden_size" in old and said:
         data = dict(old)

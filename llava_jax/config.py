@@ -104,6 +104,7 @@ class LanguageConfig:
     bos_id: int = 1
     eos_id: int = 2
     pad_id: int = 0
+    more_eos_ids: tuple[int, ...] = ()  # further tokens at which an answer ends
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -112,6 +113,11 @@ class LanguageConfig:
             )
         if self.head_width % 2:
             raise ConfigError(f"language.head_width {self.head_width} is odd: RoPE needs pairs")
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every token at which an answer ends."""
+        return (self.eos_id, *self.more_eos_ids)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class LlavaModel:
             raise ConfigError(
                 f"the tokenizer has {len(tokenizer)} tokens, the model {config.language.vocab_size}"
             )
-        ends = tuple(dict.fromkeys((config.language.eos_id, tokenizer.eos_id)))
+        ends = tuple(dict.fromkeys((*config.language.eos_ids, tokenizer.eos_id)))
         self.config, self.tokenizer = config, tokenizer
         self.generator = Generator(config, params, mesh=mesh, consume=consume, eos_ids=ends)
         self._source = replace(source, params={}) if source else None

@@ -62,7 +62,7 @@ class Generator:
         if compute is None:
             compute = Compute(dtype=jnp.dtype(params["language.embed.embedding"].dtype))
         self.config, self.compute, self.mesh = config, compute, mesh
-        self.eos_ids = tuple(eos_ids or (config.language.eos_id,))
+        self.eos_ids = tuple(eos_ids or config.language.eos_ids)
         self.unrolled = _platform(mesh) == "cpu" if unroll is None else unroll
         self.graphdef, self.state = weights.load(
             config, params, compute, mesh=mesh, unrolled=self.unrolled, consume=consume

@@ -12,7 +12,7 @@ from llava_jax.config import (
     RopeScaling,
     VisionConfig,
 )
-from llava_jax.convert import configs, detect, keymap
+from llava_jax.convert import configs, detect, keymap, language_configs
 from llava_jax.convert.lazy import Lazy
 from llava_jax.errors import WeightError
 from tests.convert import tiny
@@ -194,3 +194,74 @@ def test_models_that_are_not_supported_say_so(change):
     with pytest.raises(WeightError) as error:
         configs.from_original(ORIGINAL_7B | change, VisionConfig(), "config.json", False)
     assert "config.json" in str(error.value)
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("name", ["rope_type", "type"])
+def test_llama3_rope_in_every_spelling(key, name):
+    settings = {k: v for k, v in LLAMA3.items() if k != "rope_type"} | {name: "llama3"}
+    inside = configs.language_config({key: settings | {"rope_theta": 5e5}}, "x")
+    beside = configs.language_config({key: settings, "rope_theta": 5e5}, "x")
+    assert inside == beside
+    assert inside.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    assert inside.rope_theta == 5e5
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("gone", [k for k in LLAMA3 if k != "rope_type"])
+def test_llama3_rope_that_lacks_a_field_is_refused(key, gone):
+    settings = {k: v for k, v in LLAMA3.items() if k != gone}
+    with pytest.raises(WeightError, match=rf"config.json: {key}: {gone} missing.*llama3"):
+        configs.language_config({key: settings}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0}, "rope_type 'yarn' is not supported"),
+        ({"type": "dynamic", "factor": 2.0}, "rope_type 'dynamic' is not supported"),
+        ({"type": "longrope", "short_factor": [1.0]}, "'longrope' is not supported"),
+        ({"type": "linear"}, "factor missing, which rope_type linear needs"),
+        ({"type": "linear", "factor": 0}, "factor is 0, not above 0"),
+        (LLAMA3 | {"high_freq_factor": 1.0}, "high_freq_factor 1 is not above"),
+        ({"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"full_attention": {"rope_theta": 1e4}}, "'full_attention': settings for each layer"),
+    ],
+    ids=str,
+)
+def test_rope_settings_that_are_not_supported_are_named(change, said):
+    with pytest.raises(WeightError, match=said):
+        configs.language_config({"rope_scaling": change}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ids"),
+    [
+        ({}, None, (2,)),
+        ({"eos_token_id": [2, 7, 2]}, None, (2, 7)),
+        ({"eos_token_id": 2}, {"eos_token_id": [2, 300]}, (2, 300)),
+        ({"eos_token_id": [2, 7]}, {"eos_token_id": 9}, (9,)),
+        ({"eos_token_id": [2, 7]}, {"bos_token_id": 1}, (2, 7)),
+    ],
+)
+def test_every_end_token_is_read(config, generation, ids):
+    """transformers' generate asks generation_config.json first."""
+    language = configs.language_config(config, "x", generation)
+    assert language.eos_ids == ids
+    again = configs.language_config(configs.language_json(language), "x")
+    assert again.eos_ids == ids
+    assert language_configs.generation_json(language, 0)["eos_token_id"] == (
+        list(ids) if len(ids) > 1 else ids[0]
+    )
+
+
+@pytest.mark.parametrize("value", ["2", [2, "3"], [], True, -1, [2.0]], ids=repr)
+def test_end_tokens_that_are_no_ids_are_refused(value):
+    with pytest.raises(WeightError, match="generation_config.json: eos_token_id"):
+        configs.language_config({}, "x", {"eos_token_id": value})
