@@ -69,7 +69,6 @@ setup(
         "huggingface_hub>=1.0",
         "pillow>=12.3",  # security fixes below that
         "numpy>=2.0",
-        "absl-py>=2.1",
         "tqdm>=4.66",
         "matplotlib>=3.9",
         "tensorboardX>=2.6.5",

@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> Any:
-    """All fields; None stands for "not set"."""
+    """All fields, locked: a name that is not here cannot be set. None stands for "not set"."""
     c: Any = ConfigDict()
     c.name = "train"
     c.seed = 42
@@ -86,4 +86,14 @@ def get_config() -> Any:
 
     # Several runs after each other: {name: {field: value}}; each starts from the one before.
     c.stages = ConfigDict()
+    return lock(c)
+
+
+def lock(c: Any) -> Any:
+    """Closes `c` to new names; a file with settings of its own unlocks it, adds them and calls this.
+
+    Entries of `stages` stay open: llava_jax.train.config_file checks their names against `c`.
+    """
+    c.lock()
+    c.stages.unlock()
     return c

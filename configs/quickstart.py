@@ -54,9 +54,11 @@ def get_config():
     c = common.get_config()
     c.name = "quickstart"
     folder = FieldReference("runs/quickstart/data")
-    c.data_folder = folder
     c.model.make = "llava_jax.quickstart.pretrain:make"
+    c.unlock()
+    c.data_folder = folder
     c.tiny = tiny()
+    common.lock(c)
 
     c.data.path = folder + "/instruct.json"
     c.data.image_folder = folder

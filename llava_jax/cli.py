@@ -7,18 +7,17 @@ output went away.
 """
 
 import argparse
-import difflib
 import importlib
 import io
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llava_jax import __version__
-from llava_jax.errors import LlavaError, Stopped
+from llava_jax.errors import LlavaError, Stopped, did_you_mean
 
 OK, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 0, 2, 70, 130, 141
 
@@ -30,7 +29,7 @@ class Command:
     room: "module" or "module:prefix"; with a prefix its functions are `prefix_add_arguments` and
     `prefix_run`, so that one module can hold two commands.
     overrides: arguments of the form --config.NAME=VALUE are left alone and handed to `run` as
-    `args.overrides`.
+    `args.overrides`; such a room also has `option_hint`, for options that are settings.
     """
 
     room: str
@@ -61,6 +60,18 @@ COMMANDS = {
     "eval": Command("llava_jax.eval.cli", "run benchmarks, or score an answer file"),
 }
 
+# What other tools call these jobs.
+OTHER_COMMANDS = {
+    **dict.fromkeys(("demo", "download", "start"), "quickstart"),
+    **dict.fromkeys(("finetune", "fine-tune", "pretrain", "sft", "lora", "fit"), "train"),
+    **dict.fromkeys(("ask", "cli", "generate", "infer", "inference", "run", "serve"), "chat"),
+    **dict.fromkeys(("predict",), "chat"),
+    **dict.fromkeys(("consolidate", "export", "import", "merge", "quantize"), "convert"),
+    **dict.fromkeys(("diff",), "compare"),
+    **dict.fromkeys(("describe", "info", "show"), "inspect"),
+    **dict.fromkeys(("benchmark", "evaluate", "score", "test", "validate"), "eval"),
+}
+
 # Packages that only an extra brings; a missing one is named with the command that installs it.
 EXTRAS = {
     "torch": "torch",
@@ -75,6 +86,19 @@ EXTRAS = {
     "httpx": "serve",
     "gradio": "demo",
 }
+
+
+EPILOG = """\
+llava-jax COMMAND --help explains a command.
+
+exit codes:
+  0    done
+  1    the command ran, and its answer is no: two checkpoints differ
+  2    usage or bad input; the line says what to change
+  70   a bug of ours
+  130  interrupted
+  141  the reader of the output went away
+"""
 
 
 class UsageError(LlavaError):
@@ -143,7 +167,7 @@ def dispatch(words: list[str], *, debug: bool = False) -> int:
         top_parser().parse_args(words)
         raise UsageError("no command given", command="llava-jax")
     if name not in COMMANDS:
-        raise UsageError(f"no command {name!r}", command="llava-jax", fix=nearest(name, COMMANDS))
+        raise UsageError(f"no command {name!r}", command="llava-jax", fix=command_hint(name))
     command = COMMANDS[name]
     args = parse(name, words[1:])
     start_logging(debug)
@@ -159,7 +183,7 @@ def parse(name: str, words: list[str]) -> argparse.Namespace:
     overrides = []
     if command.overrides:
         words, overrides = split_overrides(words)
-    check_options(parser, words)
+    check_options(parser, words, command.function("option_hint") if command.overrides else None)
     args = parser.parse_args(words)
     if command.overrides:
         args.overrides = overrides
@@ -174,10 +198,11 @@ def top_parser() -> Parser:
         prog="llava-jax",
         usage="llava-jax COMMAND [options]",
         description=f"LLaVA-1.5 in JAX.\n\ncommands:\n{rows}",
-        epilog="llava-jax COMMAND --help explains a command.",
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=Version, nargs=0, help="show the versions that matter")
+    shown = "show the versions that matter"
+    parser.add_argument("-V", "--version", action=Version, nargs=0, help=shown)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -224,16 +249,37 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     return kept, taken
 
 
-def check_options(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    """Answers a mistyped option by name; argparse would first ask for what is missing."""
-    known = set(option_strings(parser))
+Hint = Callable[[str, str | None], str | None]
+"""(unknown option, its value if it has one) -> what the user may have meant."""
+
+
+def check_options(
+    parser: argparse.ArgumentParser, words: list[str], hint: Hint | None = None
+) -> None:
+    """Answers a mistyped option by name; argparse would first ask for what is missing.
+
+    A near option is offered first, then what `hint` finds, then a distant option.
+    """
+    known = sorted(set(option_strings(parser)))
     end = words.index("--") if "--" in words else len(words)
-    for word in words[:end]:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option not in known:
-            raise UsageError(
-                f"no option {option}", command=parser.prog, fix=nearest(option, sorted(known))
-            )
+    for i, word in enumerate(words[:end]):
+        option, has_value, value = word.partition("=")
+        if not option.startswith("--") or option in known:
+            continue
+        if not has_value and i + 1 < end and not words[i + 1].startswith("--"):
+            value = words[i + 1]
+        fix = did_you_mean(option, known, cutoff=0.75)
+        if hint and not fix:
+            fix = hint(option, value or None)
+        fix = fix or did_you_mean(option, known)
+        raise UsageError(f"no option {option}", command=parser.prog, fix=fix)
+
+
+def command_hint(name: str) -> str | None:
+    """The command that a mistyped one, or one of another tool, stands for."""
+    if name.lower() in OTHER_COMMANDS:
+        return f"did you mean {OTHER_COMMANDS[name.lower()]}?"
+    return did_you_mean(name.lower(), COMMANDS)
 
 
 def option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -243,12 +289,6 @@ def option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
         if isinstance(action, argparse._SubParsersAction):
             for sub in action.choices.values():
                 yield from option_strings(sub)
-
-
-def nearest(word: str, known) -> str | None:
-    """A question that names the nearest known word, or None if nothing is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else None
 
 
 def start_logging(debug: bool) -> None:

@@ -1,11 +1,14 @@
 """The errors a user meets. The command line prints them as one line; library callers catch them."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class LlavaError(Exception):
     """Base of every error that bad input or a bad setting causes (as opposed to a bug).
 
     The message is one line, names the file, key or sample, and contains no memory address.
-    `fix`, if given, says what to do about it and is printed behind the message.
+    `fix`, if given, says what to do about it and is printed after the message.
     """
 
     def __init__(self, message: str, *, fix: str | None = None):
@@ -43,3 +46,20 @@ class Stopped(LlavaError):
 
 class WeightError(LlavaError):
     """A checkpoint is incomplete, has unknown, doubled or wrongly shaped tensors, or is unsafe to read."""
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known word that `word` most likely is a mistyped form of; None if nothing is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], form: str = "{}", *, cutoff: float = 0.6
+) -> str | None:
+    """`nearest` as a question, for the `fix` of an error about a mistyped name.
+
+    form: how the word is shown, say "--{}".
+    """
+    found = nearest(word, known, cutoff=cutoff)
+    return f"did you mean {form.format(found)}?" if found else None

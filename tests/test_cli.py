@@ -65,12 +65,15 @@ def room(monkeypatch):
 
     class Room(cli.Command):
         def function(self, name):
-            return {"add_arguments": add_arguments, "run": run}[name]
+            return {"add_arguments": add_arguments, "run": run, "option_hint": hint}[name]
 
     def add_arguments(parser: argparse.ArgumentParser):
         parser.add_argument("source")
         parser.add_argument("--to", required=True, choices=["jax", "hf"])
         parser.add_argument("--error")
+
+    def hint(option, value):
+        return None
 
     def run(args):
         seen.append(args)
@@ -220,3 +223,26 @@ def test_reader_that_goes_away():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == cli.BROKEN_PIPE
+
+
+@pytest.mark.parametrize(
+    ("word", "command"),
+    [("finetune", "train"), ("serve", "chat"), ("generate", "chat"), ("evaluate", "eval")],
+)
+def test_another_tool_s_command_leads_to_ours(word, command, capsys):
+    assert cli.main([word]) == 2
+    assert f"no command {word!r} (did you mean {command}?)" in capsys.readouterr().err
+
+
+def test_foreign_names_are_no_commands_and_lead_to_commands():
+    assert not set(cli.OTHER_COMMANDS) & set(cli.COMMANDS)
+    assert set(cli.OTHER_COMMANDS.values()) <= set(cli.COMMANDS)
+
+
+def test_help_documents_exit_codes_and_v_is_version(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for code in (cli.OK, cli.BAD_INPUT, cli.BUG, cli.INTERRUPTED, cli.BROKEN_PIPE):
+        assert f"\n  {code:<4} " in out
+    assert cli.main(["-V"]) == 0
+    assert capsys.readouterr().out.startswith(f"llava-jax {__version__}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava_jax.errors import ConfigError
+from llava_jax.errors import ConfigError, did_you_mean
 
 _CHOICES = {
     "turns": ("conversation", "independent"),
@@ -114,8 +113,7 @@ class DataSettings:
         known = {f.name: f for f in dataclasses.fields(cls)}
         for name in items:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                fix = f"did you mean data.{near[0]}?" if near else f"known: {', '.join(known)}"
+                fix = did_you_mean(name, known, "data.{}") or f"known: {', '.join(known)}"
                 raise ConfigError(f"data.{name} is not a setting", fix=fix)
         return cls(**{k: _plain(v) for k, v in items.items() if v is not None})
 

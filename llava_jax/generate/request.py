@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from llava_jax.errors import ConfigError, PromptError
+from llava_jax.errors import ConfigError, PromptError, did_you_mean
 
 MAX_NEW_TOKENS = 512
 
@@ -54,8 +53,7 @@ class Request:
         known = [f.name for f in fields(cls) if f.name not in ("messages", "images")]
         for name in settings:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+                fix = did_you_mean(name, known, cutoff=0.5) or f"one of {', '.join(known)}"
                 raise ConfigError(f"no setting {name!r}", fix=fix)
         return cls(messages, images, **settings)
 

@@ -6,15 +6,14 @@ know the devices and the parameters.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
 from llava_jax.text.conversation import TEMPLATES
+from llava_jax.train.names import flat
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -111,29 +110,3 @@ def keep_settings(config: Any, path: Path) -> None:
 
 def _text(config: Any) -> str:
     return config.to_json_best_effort(indent=1, sort_keys=True)
-
-
-def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting in nested groups."""
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def check_name(name: str, config: Any) -> None:
-    """Raises ConfigError for a dotted name that is neither a setting nor a group of them.
-
-    The nearest name is looked for in every group: `path` is near `data.path`.
-    """
-    known = [key for key, _ in flat(config)]
-    if name in known or any(key.startswith(f"{name}.") for key in known):
-        return
-    last_parts = {key.rpartition(".")[2]: key for key in known}
-    near = difflib.get_close_matches(name, known, n=1) or [
-        last_parts[part]
-        for part in difflib.get_close_matches(name.rpartition(".")[2], last_parts, n=1)
-    ]
-    fix = f"did you mean {near[0]}?" if near else "--show prints every setting"
-    raise ConfigError(f"no setting {name!r}", fix=fix)

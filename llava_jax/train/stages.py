@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from llava_jax.errors import ConfigError
 from llava_jax.train.log import METRICS, plot_losses
-from llava_jax.train.settings import check_settings, flat
+from llava_jax.train.names import flat
+from llava_jax.train.settings import check_settings
 
 
 def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:

@@ -6,8 +6,9 @@ import pytest
 
 from llava_jax import cli
 from llava_jax.errors import ConfigError, Stopped
-from llava_jax.train.cli import load_config
-from llava_jax.train.settings import changed_settings, check_settings, flat, keep_settings
+from llava_jax.train.config_file import load_config
+from llava_jax.train.names import flat
+from llava_jax.train.settings import changed_settings, check_settings, keep_settings
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def data(tmp_path):
         ("--config.data.pth=x", "no setting 'data.pth' (did you mean data.path?)"),
         ("--config.path=x", "no setting 'path' (did you mean data.path?)"),
         ("--config.zzzzzz=x", "no setting 'zzzzzz' (--show prints every setting)"),
-        ("--config.lr=fast", "could not convert string to float: 'fast'"),
+        ("--config.lr=fast", "lr is 'fast', not a number"),
     ],
 )
 def test_a_mistyped_setting_is_named_with_its_neighbour(override, says):
