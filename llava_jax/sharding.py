@@ -88,26 +88,58 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def row_parts(mesh: Mesh, micro: int) -> int:
+    """Into how many equal pieces the rows of a global batch are cut: micro-batches x data x fsdp."""
+    return micro * mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def own_row_parts(mesh: Mesh, micro: int) -> tuple[int, ...]:
+    """Which of the `row_parts` this process holds, in the order in which `put_batch` takes them.
+
+    Micro-batches are the first, second, ... rows of the batch for any number of processes. With a
+    tensor axis over several processes, these hold the same rows.
+    """
+    across = row_parts(mesh, 1)
+    return tuple(m * across + block for m in range(micro) for block in _own_blocks(mesh))
+
+
+def _own_blocks(mesh: Mesh) -> list[int]:
+    """The blocks along data x fsdp that lie on devices of this process."""
+    blocks = mesh.devices.reshape(row_parts(mesh, 1), mesh.shape["tensor"])
+    here = jax.process_index()
+    return [i for i, devices in enumerate(blocks) if any(d.process_index == here for d in devices)]
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[str, jax.Array]:
     """This process's rows of a global batch -> [micro, rows / micro, ...], rows split as BATCH.
 
-    Raises ConfigError when the rows do not divide among micro-batches and devices.
+    batch: the rows of `own_row_parts`, one part after the other. Raises ConfigError when the rows
+    do not divide among micro-batches and devices.
     """
     sharding = NamedSharding(mesh, P(None, *BATCH))
-    rows = len(next(iter(batch.values()))) * jax.process_count()
-    parts = micro * mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % parts:
+    blocks, across = _own_blocks(mesh), row_parts(mesh, 1)
+    here = len(next(iter(batch.values())))
+    size, rest = divmod(here, micro * len(blocks))
+    if rest:
         raise ConfigError(
-            f"the {rows} rows of a batch do not divide into {micro} micro-batches "
-            f"on {parts // micro} devices (mesh data x fsdp)",
-            fix=f"make them a multiple of {parts}, or change the mesh",
+            f"the {here * across // len(blocks)} rows of a batch do not divide into {micro} "
+            f"micro-batches on {across} devices (mesh data x fsdp)",
+            fix=f"make them a multiple of {micro * across}, or change the mesh",
         )
-    return {
-        name: jax.make_array_from_process_local_data(
-            sharding, value.reshape(micro, len(value) // micro, *value.shape[1:])
-        )
-        for name, value in batch.items()
-    }
+    place = {block: i * size for i, block in enumerate(blocks)}
+
+    def put(value: np.ndarray) -> jax.Array:
+        # Not -1: a batch without images has arrays of size 0.
+        local = value.reshape(micro, len(value) // micro, *value.shape[1:])
+
+        def shard(index) -> np.ndarray:
+            start = place[(index[1].start or 0) // size] if size else 0
+            return local[:, start : start + size]
+
+        shape = (micro, size * across, *value.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return {name: put(value) for name, value in batch.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -55,12 +55,14 @@ def make_loader(
     seed: int | None = None,
     start: int = 0,
     row_parts: int = 1,
+    own_parts: Sequence[int] | None = None,
 ) -> Loader:
     """The loader of a training run, from its `data` settings (see DataSettings for their names).
 
     process_index, process_count: which rows of every global batch this host makes.
     seed: of the order; None takes data.seed. start: the first step to give out.
     row_parts: every batch has a multiple of so many rows: micro-batches times devices along the batch.
+    own_parts: which of the row_parts this host makes, in this order; None: its share, end to end.
     Raises ConfigError for settings, SampleError for data that cannot be used.
     """
     settings = DataSettings.read(config)
@@ -86,6 +88,7 @@ def make_loader(
         process_count,
         start,
         maker.notes,
+        None if own_parts is None else (row_parts, tuple(own_parts)),
     )
 
 
@@ -121,9 +124,10 @@ class Loader:
         process_count: int = 1,
         start: int = 0,
         notes: Mapping[str, int] | None = None,
+        parts: tuple[int, tuple[int, ...]] | None = None,
     ):
         self._settings, self._model = settings, model_config
-        self._process = (process_index, process_count)
+        self._parts = parts or (process_count, (process_index,))
         self._make_example, self._notes = make_example, notes or {}
         report = settings.bad_report
         if report and process_count > 1:
@@ -251,18 +255,16 @@ class Loader:
     def load(self, step: int) -> tuple[Batch, dict[str, Any]]:
         """The batch of this host at `step`, and its bookkeeping."""
         plan = self.plan(step)
-        index, count = self._process
-        per_host = plan.shape.rows // count
         skipped = list(plan.skipped)
         rows, pictures = [], []
-        for row in plan.rows[index * per_host : (index + 1) * per_host]:
+        for row in self._own_rows(plan):
             samples, images = self._load_row(plan, row, skipped)
             rows.append(samples)
             pictures.append(images)
         batch = collate(
             rows,
             pictures,
-            plan.shape._replace(rows=per_host),
+            plan.shape._replace(rows=len(rows)),
             self._model.image_tokens,
             self._model.vision.image_size,
         )
@@ -276,6 +278,13 @@ class Loader:
             "cut": sum(s.cut for row in rows for s in row),
         }
         return batch, info
+
+    def _own_rows(self, plan: Plan) -> list[list[int]]:
+        """The rows that this host makes, empty ones included."""
+        parts, own = self._parts
+        size = plan.shape.rows // parts
+        whole = plan.rows + [[]] * (plan.shape.rows - len(plan.rows))
+        return [row for part in own for row in whole[part * size : (part + 1) * size]]
 
     def _load_row(self, plan: Plan, row: list[int], skipped: list[str]):
         """(samples, pixels) of a row. The next sample that fits stands in for one without pixels."""

@@ -1,0 +1,266 @@
+"""Several processes as one run: joining them, and what they must agree on.
+
+`initialize` joins the processes that a scheduler started; the other functions mean the same with one
+process and with many, and must be called by all of them in the same order.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from llava_jax.errors import ConfigError, LlavaError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+JOIN_SECONDS = 300
+"""How long a process waits for the others at the start."""
+
+OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Launchers by the variables that hold the number of processes and this one's place among them.
+LAUNCHERS = {
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "MPI": ("PMI_SIZE", "PMI_RANK"),
+    "torchrun": ("WORLD_SIZE", "RANK"),
+}
+_CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the environment says about the processes of this run.
+
+    by: who started them. count: how many there are; None where only jax can find out.
+    arguments: for jax.distributed.initialize; what is not in them it detects itself.
+    """
+
+    by: str
+    count: int | None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def find_job(env: Mapping[str, str] = os.environ) -> Job | None:
+    """The run of several processes that this one belongs to, from the environment alone, or None.
+
+    Raises ConfigError for variables that contradict each other, or where processes were started
+    that jax has no way to join. The variables of each scheduler are those of jax._src.clusters.
+    """
+    named = [name for name in OURS if env.get(name)]
+    if named and (env.get("JAX_NUM_PROCESSES") or env.get("JAX_PROCESS_ID")):
+        return _explicit(env)
+    job = _slurm(env) or _tpu(env) or _launcher(env) or _kubernetes(env)
+    if job is None and named:
+        raise ConfigError(
+            "JAX_COORDINATOR_ADDRESS is set, JAX_NUM_PROCESSES and JAX_PROCESS_ID are not",
+            fix="set all three, or none",
+        )
+    return job if job is None or job.count != 1 else None
+
+
+def initialize(*, timeout: int = JOIN_SECONDS) -> bool:
+    """Joins the processes that the environment names; True if this run has several.
+
+    Call it before anything touches a device. Does nothing where the processes are joined already,
+    or there is only one. Raises ConfigError when the others do not come within `timeout` seconds.
+    """
+    if jax.distributed.is_initialized():
+        return jax.process_count() > 1
+    job = find_job()
+    if job is None:
+        return False
+    # Has no effect but on the CPU, which has no other way to talk.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            **job.arguments, initialization_timeout=timeout, shutdown_timeout_seconds=60
+        )
+    except ValueError as error:
+        if job.count is None:
+            log.debug("jax finds no cluster: %s", error)
+            return False
+        raise _not_joined(job, str(error)) from error
+    except RuntimeError as error:
+        raise _not_joined(job, str(error), timeout) from error
+    log.info("process %d of %d (%s)", jax.process_index() + 1, jax.process_count(), job.by)
+    return jax.process_count() > 1
+
+
+def check_joined() -> None:
+    """Raises ConfigError where several processes were started for one run and are not joined.
+
+    Each would train the whole run beside the others, and say that all went well.
+    """
+    if jax.process_count() > 1:
+        return
+    job = find_job()
+    if job and job.count:
+        raise ConfigError(
+            f"{job.by} started {job.count} processes, and they are not joined to one run",
+            fix="call llava_jax.train.distributed.initialize() before anything uses jax, or set "
+            "JAX_NUM_PROCESSES=1 for runs of their own",
+        )
+
+
+def _explicit(env: Mapping[str, str]) -> Job | None:
+    if env.get("JAX_NUM_PROCESSES") == "1":
+        return None
+    missing = [name for name in OURS if not env.get(name)]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} not set, but {' and '.join(n for n in OURS if env.get(n))}",
+            fix="set all three, or none",
+        )
+    count, index = (_number(env, name) for name in OURS[1:])
+    if not 0 <= index < count:
+        raise ConfigError(f"JAX_PROCESS_ID is {index}, not below JAX_NUM_PROCESSES {count}")
+    address = env[OURS[0]]
+    if not re.search(r":\d+$", address):
+        raise ConfigError(
+            f"JAX_COORDINATOR_ADDRESS {address!r} has no port", fix="HOST:PORT of process 0"
+        )
+    return Job("JAX_NUM_PROCESSES", count, _arguments(address, count, index))
+
+
+def _arguments(address: str, count: int, index: int) -> dict[str, Any]:
+    return {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _slurm(env: Mapping[str, str]) -> Job | None:
+    """A step made by srun. The shell of salloc and the batch script itself are no step of n tasks."""
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+    if any(name not in env for name in needed) or "SLURM_NTASKS" not in env:
+        return None
+    count = _number(
+        env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+    )
+    alone = re.fullmatch(r"1(\(x\d+\))?(,1(\(x\d+\))?)*", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return Job("SLURM", count, {"num_processes": count, **_all_gpus(bool(alone), env)})
+
+
+def _all_gpus(one_task_a_host: bool, env: Mapping[str, str]) -> dict[str, Any]:
+    """Every GPU of the host for its only process; jax's own rule gives each process one."""
+    if not one_task_a_host or env.get("JAX_LOCAL_DEVICE_IDS"):
+        return {}
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    count = len(visible.split(",")) if visible else len(glob.glob("/dev/nvidia[0-9]*"))
+    return {"local_device_ids": list(range(count))} if count > 1 else {}
+
+
+def _launcher(env: Mapping[str, str]) -> Job | None:
+    for by, (size, rank) in LAUNCHERS.items():
+        if not (env.get(size) and env.get(rank)):
+            continue
+        count, address = _number(env, size), env.get(OURS[0])
+        if count == 1:
+            continue
+        if "OMPI_MCA_orte_hnp_uri" in env and by == "Open MPI":
+            return Job(by, count, _all_gpus(env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1", env))
+        if not address:
+            raise ConfigError(
+                f"{by} started {count} processes, but does not say where they meet",
+                fix="set JAX_COORDINATOR_ADDRESS to HOST:PORT of the first, the same for all, or "
+                "JAX_NUM_PROCESSES=1 for runs of their own",
+            )
+        return Job(by, count, _arguments(address, count, _number(env, rank)))
+    return None
+
+
+def _tpu(env: Mapping[str, str]) -> Job | None:
+    """A TPU slice of several hosts: GKE names them, on Compute Engine jax asks for them."""
+    platforms = env.get("JAX_PLATFORMS", "")
+    if platforms and "tpu" not in platforms:
+        return None
+    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+    if hosts and env.get("TPU_WORKER_ID") is not None:
+        slices = int(env.get("MEGASCALE_NUM_SLICES") or 1)
+        return Job("GKE", len(hosts.split(",")) * slices)
+    chips = any(map(glob.glob, _CHIPS)) and importlib.util.find_spec("libtpu")
+    return Job("Cloud TPU", None) if chips and "TPU_SKIP_MDS_QUERY" not in env else None
+
+
+def _kubernetes(env: Mapping[str, str]) -> Job | None:
+    """An indexed Job; jax asks Kubernetes how many there are, with the package `kubernetes`."""
+    indexed = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
+    known = indexed and importlib.util.find_spec("kubernetes")
+    return Job("Kubernetes", None) if known else None
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except ValueError:
+        raise ConfigError(f"{name} is {env[name]!r}, not a number") from None
+
+
+def _not_joined(job: Job, reason: str, timeout: int | None = None) -> ConfigError:
+    count = f"{job.count} processes" if job.count else "the processes"
+    when = f" within {timeout} s" if timeout else ""
+    return ConfigError(
+        f"{count} ({job.by}) did not join{when}: {' '.join(reason.split())[:200]}",
+        fix="look at the logs of the others, and whether they reach the first one's host and port",
+    )
+
+
+# What all processes must agree on -----------------------------------------------------------------
+
+
+def is_main() -> bool:
+    """Whether this process writes the files that there is one of."""
+    return jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON-ready `value` of every process, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def together(work: Callable[[], T]) -> T:
+    """work(), done by every process; an error in one is an error in all, so that none waits.
+
+    Raises its own error where there is one, else LlavaError with another process's message.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result: Any = None
+    own: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        own = error
+    said = gather(None if own is None else f"{own}" or type(own).__name__)
+    if own is not None:
+        raise own
+    for process, message in enumerate(said):
+        if message is not None:
+            raise LlavaError(f"process {process}: {message}")
+    return result
+
+
+def on_main(work: Callable[[], Any]) -> None:
+    """work() in the main process alone; the others wait for it, and fail if it does."""
+    together(work if is_main() else lambda: None)
