@@ -33,6 +33,7 @@ from llava_jax.generate.request import (
     image_list,
     with_images,
 )
+from llava_jax.images.gate import DEFAULT_LIMITS, Limits
 from llava_jax.images.source import pixels_of
 from llava_jax.text.prompt import build_prompt
 from llava_jax.text.tokenizer import Tokenizer
@@ -62,13 +63,14 @@ def load(
     base: str | Path | None = None,
     allow_pickle: bool = False,
     vision_tower: str | Path | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> LlavaModel:
     """Loads a model: a checkpoint folder of any supported layout, a hub id, or "tiny".
 
     dtype: "float32" or "bfloat16", of parameters and activations. None is float32 on CPU, where
     bfloat16 is 20 times slower, and bfloat16 elsewhere.
     mesh: spreads the model over devices. base: what a LoRA or projector checkpoint belongs to.
-    allow_pickle: read `.bin` files (as weights only).
+    allow_pickle: read `.bin` files (as weights only). limits: of the images it may be shown.
     "tiny" is the small checkpoint that comes with this package: it knows coloured shapes.
     Raises WeightError or ConfigError, naming the file or key.
     """
@@ -90,7 +92,13 @@ def load(
         raise ConfigError(f"{path}: there is no tokenizer.model")
     tokenizer = Tokenizer.load(checkpoint.tokenizer)
     return LlavaModel(
-        checkpoint.config, checkpoint.params, tokenizer, mesh=mesh, source=checkpoint, consume=True
+        checkpoint.config,
+        checkpoint.params,
+        tokenizer,
+        mesh=mesh,
+        source=checkpoint,
+        consume=True,
+        limits=limits,
     )
 
 
@@ -99,6 +107,7 @@ class LlavaModel:
 
     config, params: as in llava_jax.llava (flat names, stacked layers). source: the checkpoint that
     the parameters are from, if any; `save` keeps what else it holds. consume: see Generator.
+    limits: what images may be, llava_jax.images.gate.Limits.
     generator: the compiled part, for those who have token ids and pixels already.
 
     Raises ConfigError when the tokenizer has more tokens than the model.
@@ -113,13 +122,14 @@ class LlavaModel:
         mesh: Mesh | None = None,
         source: Checkpoint | None = None,
         consume: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
     ):
         if len(tokenizer) > config.language.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {len(tokenizer)} tokens, the model {config.language.vocab_size}"
             )
         ends = tuple(dict.fromkeys((*config.language.eos_ids, tokenizer.eos_id)))
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.limits = config, tokenizer, limits
         self.generator = Generator(config, params, mesh=mesh, consume=consume, eos_ids=ends)
         self._source = replace(source, params={}) if source else None
 
@@ -200,7 +210,7 @@ class LlavaModel:
         exif: turn a photograph upright; the original does not, so that is the default.
         Raises ImageError.
         """
-        return pixels_of(image, self.config, name=name, exif=exif)
+        return pixels_of(image, self.config, name=name, exif=exif, limits=self.limits)
 
     def _prepare(self, request: Request) -> _Ready:
         if not isinstance(request, Request):

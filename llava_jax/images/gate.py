@@ -14,6 +14,7 @@ import base64
 import binascii
 import re
 import stat
+import warnings
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,8 +23,9 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from llava_jax.errors import ImageError
+from llava_jax.errors import ConfigError, ImageError
 from llava_jax.images.cost import decode_bytes, decode_work, webp_size
+from llava_jax.images.png import without_long_texts
 
 CODES = {
     "address": "addresses are not fetched",
@@ -44,9 +46,16 @@ CODES = {
 """Every way to be refused: code -> the fixed text that a user sees."""
 
 
+PILLOW_PIXELS = 178_956_970  # Pillow itself opens no larger picture
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What the gate accepts. Everything but `max_bytes` is judged from the header."""
+    """What the gate accepts. Everything but `max_bytes` is judged from the header.
+
+    The same names are options of `llava-jax chat` and, with `formats` left out, LIMIT_NAMES.
+    Raises ConfigError for a limit that is not a positive number, or max_pixels above PILLOW_PIXELS.
+    """
 
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's names
     max_bytes: int = 32 * 2**20  # of the encoded file
@@ -55,7 +64,26 @@ class Limits:
     max_decode_bytes: int = 280 * 2**20  # estimated peak memory of decoding
     max_decode_work: float = 500e6  # estimated work, in pixels of a plain decode
 
+    def __post_init__(self):
+        for name in LIMIT_NAMES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigError(f"{name} is {value!r}, not a positive number")
+        if self.max_pixels > PILLOW_PIXELS:
+            raise ConfigError(
+                f"max_pixels is {self.max_pixels:,}, but Pillow opens at most {PILLOW_PIXELS:,}"
+            )
 
+        if self.max_pixels > (Image.MAX_IMAGE_PIXELS or PILLOW_PIXELS):
+            # Who raises the limit above where Pillow warns has no use for the warning.
+            warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+    def refusal(self, code: str, name: str, setting: str) -> ImageError:
+        """The refusal of an image that a limit keeps out; its fix names the setting."""
+        return _refusal(code, name, fix=f"the limit is {setting} {getattr(self, setting):,.0f}")
+
+
+LIMIT_NAMES = ("max_bytes", "max_pixels", "max_side", "max_decode_bytes", "max_decode_work")
 DEFAULT_LIMITS = Limits()
 
 # Pillow needs only these to tell the formats apart; a file that starts otherwise never reaches a parser.
@@ -108,16 +136,20 @@ def open_image(
     if kind == "WEBP":
         # Its decoder allocates the canvas on opening, before Pillow tells the size.
         _check_size(webp_size(data), limits, name)
+    if kind == "PNG":
+        data = without_long_texts(data)
     try:
         image = Image.open(BytesIO(data), formats=[kind])
     except Image.DecompressionBombError:
-        raise _refusal("too_many_pixels", name) from None
+        raise limits.refusal("too_many_pixels", name, "max_pixels") from None
     except Exception:
         raise _refusal("damaged", name) from None
     _check_size(image.size, limits, name)
     memory = decode_bytes(image, data, copies=exif + 2 * (background is not None))
-    if memory > limits.max_decode_bytes or decode_work(image, data) > limits.max_decode_work:
-        raise _refusal("too_costly", name)
+    if memory > limits.max_decode_bytes:
+        raise limits.refusal("too_costly", name, "max_decode_bytes")
+    if decode_work(image, data) > limits.max_decode_work:
+        raise limits.refusal("too_costly", name, "max_decode_work")
     try:
         image.load()
         turn = _orientation(image) if exif else None
@@ -166,7 +198,7 @@ def decode_data_uri(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "ima
 def decode_base64(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image") -> bytes:
     """The bytes behind standard base64 text, strictly read. Raises ImageError (see CODES)."""
     if len(text) > (limits.max_bytes + 2) // 3 * 4:
-        raise _refusal("too_many_bytes", name)
+        raise limits.refusal("too_many_bytes", name, "max_bytes")
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -206,7 +238,7 @@ def _read(source: Path | bytes | BinaryIO, limits: Limits, name: str) -> bytes:
     if not data:
         raise _refusal("empty", name)
     if len(data) > limits.max_bytes:
-        raise _refusal("too_many_bytes", name)
+        raise limits.refusal("too_many_bytes", name, "max_bytes")
     return data
 
 
@@ -217,9 +249,9 @@ def _check_size(size: tuple[int, int] | None, limits: Limits, name: str) -> None
     if width <= 0 or height <= 0:
         raise _refusal("no_size", name)
     if width * height > limits.max_pixels:
-        raise _refusal("too_many_pixels", name)
+        raise limits.refusal("too_many_pixels", name, "max_pixels")
     if max(width, height) > limits.max_side:
-        raise _refusal("side_too_long", name)
+        raise limits.refusal("side_too_long", name, "max_side")
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:

@@ -10,18 +10,23 @@ import PIL.Image
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ImageError
-from llava_jax.images.gate import CODES, decode_data_uri, open_image
+from llava_jax.images.gate import CODES, DEFAULT_LIMITS, Limits, decode_data_uri, open_image
 from llava_jax.images.preprocess import to_pixels
 
 
 def pixels_of(
-    image: Any, config: LlavaConfig, *, name: str = "the image", exif: bool = False
+    image: Any,
+    config: LlavaConfig,
+    *,
+    name: str = "the image",
+    exif: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> np.ndarray:
     """uint8[S, S, 3], S the tower's size; float32[S, S, 3] is taken as normalised and left as it is.
 
     image: a path, encoded bytes or a binary file of them, a `data:` URI, a PIL image or
     uint8[H, W, 3] RGB. name: what errors call it, where it has no file name.
-    exif: turn an encoded photograph upright. Raises ImageError.
+    exif: turn an encoded photograph upright. limits: of what is encoded. Raises ImageError.
     """
     size = config.vision.image_size
     if isinstance(image, np.ndarray):
@@ -36,12 +41,12 @@ def pixels_of(
             )
         return to_pixels(_as_picture(image, name), config)
     if isinstance(image, str) and image.startswith("data:"):
-        image = decode_data_uri(image, name=name)
+        image = decode_data_uri(image, limits, name)
     if isinstance(image, str | Path):
-        return to_pixels(open_image(image, exif=exif), config)
+        return to_pixels(open_image(image, limits, exif=exif), config)
     if isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read"):
         data: Any = image
-        return to_pixels(open_image(data, name=name, exif=exif), config)
+        return to_pixels(open_image(data, limits, name, exif=exif), config)
     if hasattr(image, "convert"):  # PIL's
         return to_pixels(_as_picture(image, name), config)
     raise ImageError(f"{name}: a {type(image).__name__} is not an image", code="unknown_format")
