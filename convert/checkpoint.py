@@ -13,7 +13,7 @@ import numpy as np
 
 from llava_jax import __version__
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import tensors
+from llava_jax.convert import hub, tensors
 from llava_jax.convert.lazy import Lazy, Leaf, of_array, single, stacked_block
 from llava_jax.convert.opening import open_source
 from llava_jax.convert.output import DEFAULT_SHARD, Progress
@@ -167,7 +167,7 @@ def convert(
     source = open_source(src, options)
     hashes = {f"{p.parent.name}/{p.name}": tensors.sha256(p) for p in source.files}
     if source.kind == "jax":
-        verify(Path(src), hashes)
+        verify(hub.resolve(src, options.allow_pickle), hashes)
     provenance = {
         "from": source.kind,
         "files": hashes,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LanguageConfig, LlavaConfig
-from llava_jax.convert import configs, detect, hub, keymap, tensors
+from llava_jax.convert import configs, detect, hub, keymap, quantised, tensors
 from llava_jax.convert import source as sources
 from llava_jax.convert.lazy import Lazy, Leaf, cast, of_array, single
 from llava_jax.convert.source import Options, Source
@@ -35,7 +35,7 @@ class Language:
 
 def open_language(folder: Path, options: Options) -> Language:
     """A LlamaForCausalLM (or Mistral) folder."""
-    data = tensors.read_json(folder / "config.json", required=True)
+    data = tensors.model_config(folder)
     generation = tensors.read_json(folder / "generation_config.json")
     language = configs.language_config(data, "config.json", generation)
     state, files = tensors.read_folder(folder, options.allow_pickle)
@@ -105,6 +105,7 @@ def open_base(folder: Path, data: dict[str, Any], options: Options, base: str | 
     whole LLaVA is taken as it is. The vocabulary grows to what `data` says.
     """
     path = hub.resolve(base, options.allow_pickle)
+    data = quantised.without(data)  # of QLoRA: its base was quantised while it was trained
     if detect.identify(path) == "lora":
         raise WeightError(f"{path} is an adapter itself, and no base")
     if detect.identify(path) != "llama":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_jax.convert import tensors
+from llava_jax.convert import quantised, tensors
 from llava_jax.errors import WeightError
 
 KINDS = {
@@ -21,6 +21,8 @@ KINDS = {
 def identify(path: Path) -> str:
     """One of KINDS. Raises WeightError when the folder is none of them."""
     path = Path(path)
+    if path.suffix == ".gguf":
+        raise WeightError(f"{path}: GGUF files are written, not read", fix=quantised.FIX)
     if path.is_file():
         if path.suffix not in (".bin", ".pt", ".pth", ".safetensors"):
             raise WeightError(f"{path}: is no checkpoint folder and no projector file")
@@ -29,12 +31,16 @@ def identify(path: Path) -> str:
         return "jax"
     if (path / "adapter_config.json").is_file():
         return "lora"
-    if not tensors.has_index(path) and not tensors.weight_files(path):
+    if not tensors.weight_files(path):
         if (path / tensors.PROJECTOR_FILE).is_file() or projector_file(path):
             return "projector"
-        fix = "expected .safetensors or .bin files, or an index"
+        fix = (
+            "expected .safetensors or .bin files (the hub's .bin need --allow-pickle), or an index"
+        )
         if (path / "export").is_dir():  # a training run's work directory
             fix = f"the model of this run is {path / 'export'}"
+        elif any(path.glob("*.gguf")):
+            fix = f"GGUF files are written, not read: {quantised.FIX}"
         raise WeightError(f"{path}: holds no weights", fix=fix)
     return _by_config(path)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_jax.config import LlavaConfig
+from llava_jax.convert import quantised
 from llava_jax.convert.lazy import Lazy, Leaf, dtype_name
 from llava_jax.convert.shapes import parameter_shapes
 from llava_jax.errors import WeightError
@@ -308,7 +309,8 @@ def check_dtypes(state: Mapping[str, Lazy], layout: Layout, where: str, mixed: b
     for name, t in state.items():
         if t.dtype.name not in ("float32", "float16", "bfloat16"):
             raise WeightError(
-                f"{where}: {name} is of type {t.dtype.name}, no float of 16 or 32 bits"
+                f"{where}: {name} is of type {t.dtype.name}, not a float of 16 or 32 bits",
+                fix=quantised.FIX if t.dtype.kind in "iu" else None,
             )
         groups.setdefault(_component(name, layout), {})[name] = t
     for component, members in groups.items():

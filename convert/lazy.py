@@ -138,7 +138,7 @@ def stacked_block(lazy: Lazy) -> Leaf:
     """A leaf whose layers lie one behind another in one tensor [L, ...]."""
 
     def part(i: int) -> Lazy:
-        return Lazy(lazy.shape[1:], lazy.dtype, lambda: lazy.read()[i], lazy.origin)
+        return Lazy(lazy.shape[1:], lazy.dtype, lambda: lazy.read()[i], f"{lazy.origin}[{i}]")
 
     return Leaf(tuple(part(i) for i in range(lazy.shape[0])), True, block=lazy)
 
@@ -166,7 +166,9 @@ def cast_all(leaves: Mapping[str, Leaf], dtype: np.dtype | None) -> dict[str, Le
         return dict(leaves)
     wanted = dtype
     return {
-        name: leaf if leaf.dtype == wanted else leaf.map(lambda p: cast(p, wanted))
+        name: leaf
+        if all(p.dtype == wanted for p in leaf.parts)
+        else leaf.map(lambda p: cast(p, wanted))
         for name, leaf in leaves.items()
     }
 

@@ -37,11 +37,11 @@ def open_adapter(folder: Path, options: Options) -> Source:
     settings = tensors.read_json(folder / "adapter_config.json", required=True)
     lora = lora_config(settings)
     data = tensors.read_json(folder / "config.json")
-    adapter_file = _one_of(folder, tensors.ADAPTER_FILES)
+    adapter_file = tensors.first_file(folder, tensors.ADAPTER_FILES)
     if adapter_file is None:
         raise WeightError(f"{folder}: has no adapter_model file")
     state = tensors.read_file(adapter_file, options.allow_pickle)
-    more_file = _one_of(folder, tensors.NON_LORA_FILES)
+    more_file = tensors.first_file(folder, tensors.NON_LORA_FILES)
     more = tensors.read_file(more_file, options.allow_pickle) if more_file else {}
     factors = {n: t for n, t in state.items() if ".lora_" in n}
     elsewhere = {n: t for n, t in factors.items() if _outside(n)}
@@ -291,7 +291,3 @@ def _base(folder: Path, settings: dict[str, Any], options: Options) -> str | Pat
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             return name
     raise WeightError(f"{folder}: its base {ascii(name)[:80]} is not here", fix="give --base")
-
-
-def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / n for n in names if (folder / n).is_file()), None)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llava_jax.convert import quantised
 from llava_jax.convert.lazy import Lazy, Leaf, dtype_name, dtypes
 from llava_jax.convert.orientation import Edges, axes, edges
 from llava_jax.errors import WeightError
@@ -105,7 +106,12 @@ def _entry(name: str, value, file: str) -> tuple[np.dtype, tuple[int, ...], int,
         raise WeightError(f"{file}: the header entry of {name} is malformed")
     dtype = dtypes().get(value["dtype"]) if isinstance(value["dtype"], str) else None
     if dtype is None:
-        raise WeightError(f"{file}: {name} has the unsupported type {str(value['dtype'])[:20]!r}")
+        kind = str(value["dtype"])[:20]
+        small = kind.startswith(("F8", "F6", "F4"))
+        raise WeightError(
+            f"{file}: {name} has the unsupported type {kind!r}",
+            fix=quantised.FIX if small else None,
+        )
     shape, offsets = value["shape"], value["data_offsets"]
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or len(shape) > 32:
         raise WeightError(f"{file}: the shape or place of {name} is malformed")

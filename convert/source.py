@@ -130,7 +130,7 @@ def open_jax(folder: Path) -> Source:
 
 def open_hf(folder: Path, options: Options) -> Source:
     """A LlavaForConditionalGeneration folder, of any generation of names."""
-    data = tensors.read_json(folder / "config.json", required=True)
+    data = tensors.model_config(folder)
     processor = processor_config(folder)
     generation = tensors.read_json(folder / "generation_config.json")
     legacy = _legacy(folder, default=False)
@@ -180,7 +180,7 @@ class Tower:
 
 def open_original(folder: Path, options: Options) -> Source:
     """A full checkpoint of the original code, with the tower inside or in a folder of its own."""
-    data = tensors.read_json(folder / "config.json", required=True)
+    data = tensors.model_config(folder)
     state, files = tensors.read_folder(folder, options.allow_pickle)
     inside = any("vision_tower." in name for name in state)
     tower = open_tower(data, folder, options, state if inside else None)
@@ -228,7 +228,7 @@ def open_tower(
             return Tower(str(name), None, configs.KNOWN_TOWERS[str(name)], kept)
         return Tower(str(name), None, _guess_vision(inside or {}, folder), kept)
     data, processor = (
-        tensors.read_json(found / "config.json", required=True),
+        tensors.model_config(found),
         processor_config(found),
     )
     kept |= {"config": data, "preprocessor_config": processor}

@@ -9,10 +9,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_jax.convert import orientation, safetensors_file, torch_file
+from llava_jax.convert import orientation, quantised, safetensors_file, torch_file
 from llava_jax.convert.lazy import Lazy
 from llava_jax.errors import WeightError
 
@@ -32,6 +33,7 @@ NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 # Lie beside the weights and are none of them.
 _OTHER = (PROJECTOR_FILE, "training_args.bin", "optimizer.bin", "scheduler.bin", *ADAPTER_FILES)
 _OTHER = (*_OTHER, *NON_LORA_FILES)
+_SAVES = (("model", ".safetensors"), ("pytorch_model", ".bin"))  # what save_pretrained writes
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
@@ -60,39 +62,109 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
     return data
 
 
+def model_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model whose weights lie beside it.
+
+    Raises WeightError without one, and for one that says that the weights are quantised.
+    """
+    data = read_json(folder / "config.json", required=True)
+    quantised.refuse_config(data, folder / "config.json")
+    return data
+
+
 def read_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, Lazy], list[Path]]:
     """All weight tensors of a folder by name, and the files that hold them.
 
-    An index decides if there is one; else model.safetensors or pytorch_model.bin; else every
-    .safetensors, or every .bin, file. Raises WeightError for a tensor that is there twice, that the
-    index and the files do not agree on, or (in an export of ours) that was transposed since.
+    Which files those are is decided as transformers decides it: see `weight_files`. Raises
+    WeightError for a tensor that is there twice, that an index and its files do not agree on, or
+    (in an export of ours) that was transposed since.
     """
     folder = Path(folder)
-    index = _index_file(folder)
-    if index is not None:
-        state, files = _read_index(folder, index, allow_pickle)
-        orientation.check(read_json(folder / orientation.FILE), state)
-        return state, files
-    files = weight_files(folder)
-    if not files:
+    found = weight_files(folder)
+    if not found:
         raise WeightError(
             f"{folder}: holds no weights", fix="expected .safetensors or .bin files, or an index"
         )
-    state = read_files(files, allow_pickle)
+    if found.left_over:
+        names = [p.name for p in found.left_over]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        log.warning(
+            "%s: %s is read, as transformers does; not read: %s%s",
+            folder, (found.index or found.files[0]).name, ", ".join(names[:3]), more,
+        )  # fmt: skip
+    if found.index is not None:
+        state, files = _read_index(folder, found.index, allow_pickle)
+    else:
+        state, files = read_files(found.files, allow_pickle), list(found.files)
+    quantised.refuse_tensors(state, folder)
     orientation.check(read_json(folder / orientation.FILE), state)
     return state, files
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder without an index; [] if there are none."""
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / single).is_file():
-            return [folder / single]
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files to read: what `index` lists, where there is one, else `files`.
+
+    left_over: weight files and indexes of other saves of the model, which are not read.
+    """
+
+    index: Path | None = None
+    files: tuple[Path, ...] = ()
+    left_over: tuple[Path, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.index is not None or bool(self.files)
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    """Where a folder's weights are; false if it has none.
+
+    The order is that of transformers' _get_resolved_checkpoint_files: model.safetensors, its index,
+    pytorch_model.bin, its index. After those, what other tools write: any index, else every
+    .safetensors, or every .bin, file. Raises WeightError for several indexes of other names.
+    """
+    for stem, ending in _SAVES:
+        whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
+        if not whole.is_file() and not index.is_file():
+            continue
+        if whole.is_file() and not (index.is_file() and _lists_only(index, whole.name)):
+            return WeightFiles(None, (whole,), _left_over(folder, whole))
+        return WeightFiles(index, (), _left_over(folder, index))
+    for ending in (".safetensors", ".bin"):
+        found = sorted(folder.glob(f"*{ending}.index.json"))
+        if len(found) > 1:
+            raise WeightError(f"{folder}: has several index files: {[p.name for p in found]}")
+        if found:
+            return WeightFiles(found[0])
     for pattern in ("*.safetensors", "*.bin"):
         found = sorted(p for p in folder.glob(pattern) if p.is_file() and p.name not in _OTHER)
         if found:
-            return found
-    return []
+            return WeightFiles(None, tuple(found))
+    return WeightFiles()
+
+
+def _left_over(folder: Path, read: Path) -> tuple[Path, ...]:
+    """The files of other saves beside `read`, which is a whole file or an index of _SAVES."""
+    found: list[Path] = []
+    later = False  # than the kind that is read: an index without its files is nothing then
+    for stem, ending in _SAVES:
+        whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
+        shards = sorted(folder.glob(f"{stem}-[0-9]*-of-[0-9]*{ending}"))
+        if read == whole:
+            found += [index, *shards]
+        elif later:
+            found += [whole, *shards]
+        later = later or read in (whole, index)
+    return tuple(p for p in found if p.is_file())
+
+
+def _lists_only(index: Path, name: str) -> bool:
+    """Whether an index names the one file `name` and no other."""
+    try:
+        table = read_json(index).get("weight_map")
+    except WeightError:  # malformed, so that nothing is read from it
+        return False
+    return isinstance(table, dict) and set(map(str, table.values())) == {name}
 
 
 def read_files(files: Iterable[Path], allow_pickle: bool) -> dict[str, Lazy]:
@@ -106,26 +178,19 @@ def read_files(files: Iterable[Path], allow_pickle: bool) -> dict[str, Lazy]:
     return state
 
 
+def first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of `names` that `folder` has, as PEFT looks for them; others are named in the log."""
+    found = [folder / n for n in names if (folder / n).is_file()]
+    if len(found) > 1:
+        log.warning("%s: %s is read, %s is not", folder, found[0].name, found[1].name)
+    return found[0] if found else None
+
+
 def read_file(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
     """The tensors of one file, by its ending."""
     if path.suffix == ".safetensors":
         return safetensors_file.read(path)
     return torch_file.read(path, allow_pickle)
-
-
-def has_index(folder: Path) -> bool:
-    """Whether an index file says where the folder's tensors are."""
-    return _index_file(folder) is not None
-
-
-def _index_file(folder: Path) -> Path | None:
-    for pattern in ("*.safetensors.index.json", "*.bin.index.json"):
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            raise WeightError(f"{folder}: has several index files: {[p.name for p in found]}")
-        if found:
-            return found[0]
-    return None
 
 
 def _read_index(
@@ -150,6 +215,8 @@ def _read_index(
             raise WeightError(f"{index.name}: {name} lies in {ascii(file)[:80]}, no weight file")
     files = [folder / f for f in sorted(set(table.values()))]
     for path in files:
+        if path.suffix == ".bin" and not allow_pickle:  # even where the hub's was not fetched
+            torch_file.refuse(path)
         if not path.is_file():
             raise WeightError(f"{index.name}: the file {path.name} is missing")
     state = read_files(files, allow_pickle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -24,10 +25,7 @@ def read(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
     """
     path = Path(path)
     if not allow_pickle:
-        raise WeightError(
-            f"{path.name} is a pickle file, which can run code in a careless reader",
-            fix="pass --allow-pickle (allow_pickle=True) to read its tensors and nothing else",
-        )
+        refuse(path)
     torch = import_torch(path.name)
     try:
         state = torch.load(
@@ -43,6 +41,14 @@ def read(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
     if len(state) > MAX_TENSORS:
         raise WeightError(f"{path.name}: {len(state)} tensors are over the limit of {MAX_TENSORS}")
     return {name: _lazy(torch, path.name, name, value) for name, value in state.items()}
+
+
+def refuse(path: Path) -> NoReturn:
+    """Raises WeightError: `path` is a pickle, and those are read on request only."""
+    raise WeightError(
+        f"{path} is a pickle file, which can run code in a careless reader",
+        fix="pass --allow-pickle (allow_pickle=True) to read its tensors and nothing else",
+    )
 
 
 def write(path: Path, tensors: Mapping[str, Lazy]) -> None:

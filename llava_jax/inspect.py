@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     whole = parser.add_argument_group("a checkpoint")
     whole.add_argument("--tensors", action="store_true", help="list every parameter")
+    whole.add_argument(
+        "--values", action="store_true", help="read all weights and name those with NaN or infinity"
+    )
     whole.add_argument("--json", action="store_true", help="print JSON instead of text")
     whole.add_argument("--base", help="model that an adapter, projector or delta belongs to")
     whole.add_argument("--vision-tower", help="CLIP folder or hub id, for one without its own")
@@ -55,13 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what `args.path` is."""
+    """Prints what `args.path` is; 1 if --values finds a weight that is not a finite number."""
     if Path(args.path).suffix in DATA_SUFFIXES:
         show_sample(args)
         return 0
-    facts = checkpoint_facts(open_checkpoint(args.path, args), args.path)
+    source = open_checkpoint(args.path, args)
+    facts = checkpoint_facts(source, args.path)
+    if args.values:
+        from llava_jax.convert.values import not_finite
+
+        facts["not_finite"] = not_finite(source)
     print(json.dumps(facts, indent=2) if args.json else checkpoint_text(facts, args.tensors))
-    return 0
+    return 1 if facts.get("not_finite") else 0
 
 
 # A checkpoint -----------------------------------------------------------------------------------
@@ -79,7 +87,7 @@ def open_checkpoint(path: str, args: argparse.Namespace) -> Source:
 
 
 def checkpoint_facts(source: Source, path: str) -> dict[str, Any]:
-    """Everything `inspect` knows of a checkpoint, JSON-ready.
+    """Everything `inspect` knows of a checkpoint without reading a weight, JSON-ready.
 
     "parameters" and "bytes" are totals; "parts" has them for each component, with the dtypes found.
     """
@@ -153,6 +161,8 @@ def checkpoint_text(facts: dict[str, Any], tensors: bool = False) -> str:
         ("tokenizer", facts["tokenizer"] or "none: its files are missing"),
         ("files", file_list(facts["files"])),
     ]
+    if "not_finite" in facts:
+        rows.append(("values", values_text(facts["not_finite"])))
     width = max(len(name) for name, _ in rows) + 2
     lines = [facts["path"], *(f"  {name:{width}}{text}" for name, text in rows)]
     if tensors:
@@ -173,6 +183,14 @@ def file_list(files: list[str], limit: int = 3) -> str:
     """The names of the first files, and how many more there are."""
     names = ", ".join(Path(f).name for f in files[:limit]) or "none"
     return f"{names} and {len(files) - limit} more" if len(files) > limit else names
+
+
+def values_text(not_finite: list[str], limit: int = 10) -> str:
+    """One line about NaN and infinity: the tensors that hold them."""
+    if not not_finite:
+        return "all finite"
+    more = f" and {len(not_finite) - limit} more" if len(not_finite) > limit else ""
+    return f"NaN or infinity in {', '.join(not_finite[:limit])}{more}"
 
 
 def size(shape: list[int]) -> int:

@@ -100,6 +100,60 @@ def test_pickles_are_not_even_fetched_unasked(monkeypatch, tmp_path):
     assert ["*.bin" in patterns for *_, patterns in asked] == [False, True]
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A hub cache as huggingface_hub lays it out, and no network: add(repo, folder)."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def add(repo, folder):
+        root = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+        revision, blobs = "0" * 39 + "1", root / "blobs"
+        (root / "refs").mkdir(parents=True)
+        (root / "refs/main").write_text(revision)
+        for i, path in enumerate(p for p in sorted(folder.rglob("*")) if p.is_file()):
+            place = root / "snapshots" / revision / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            blobs.mkdir(exist_ok=True)
+            (blobs / str(i)).write_bytes(path.read_bytes())
+            place.symlink_to(blobs / str(i))
+        return repo
+
+    return add
+
+
+@pytest.mark.parametrize("kind", ["jax", "hf", "original"])
+def test_a_hub_id_is_converted_like_a_folder(kind, hub_cache, tmp_path, capsys):
+    folder = tiny.save(tmp_path / "here", kind, tiny.ORIGINAL)
+    repo = hub_cache(f"someone/my-{kind}", folder)
+    for to in ("hf", "jax", "original"):
+        words = ["convert", repo, str(tmp_path / to), "--to", to]
+        assert main(words) == 0, capsys.readouterr().err
+        assert main(["convert", str(folder), str(tmp_path / f"{to}_here"), "--to", to]) == 0
+        tiny.same_tensors(tmp_path / to, tmp_path / f"{to}_here")
+    assert main(["compare", repo, str(folder), "--logits", "no"]) == 0
+
+
+def test_a_changed_checkpoint_of_the_hub_is_not_converted(hub_cache, tmp_path, capsys):
+    folder = tiny.save(tmp_path / "here", "jax")
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    repo = hub_cache("someone/damaged", folder)
+    assert main(["convert", repo, str(tmp_path / "out"), "--to", "hf"]) == 2
+    assert "model.safetensors: is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["hf", "original", "jax", "projector"])
+def test_the_shipped_model_is_converted_by_its_name(to, tmp_path, capsys):
+    words = ["convert", "tiny", str(tmp_path / "out"), "--to", to]
+    whole = to != "projector"  # whose tower and language model are the base's
+    assert main([*words, *["--check"] * (to == "hf")]) == 0, capsys.readouterr().err
+    assert not whole or main(["compare", "tiny", str(tmp_path / "out"), "--logits", "no"]) == 0
+
+
 # Command line -----------------------------------------------------------------------------------
 
 
