@@ -1,5 +1,6 @@
 """Shared test set-up: eight simulated CPU devices, fp32 at highest precision, the slow marker."""
 
+import json
 import os
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"reference data {name!r} is not beside this checkout")
     return path
+
+
+def json_lines(path: Path) -> list:
+    """The values of a JSON lines file; a line ends at a line feed only, whatever its strings hold."""
+    return [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x.strip()]
+
+
+def named(folder: str, pattern: str) -> list[str]:
+    """Names of the reference data's files that fit; [pattern], whose tests then skip, without any."""
+    return sorted(p.name for p in (SHARED / folder).glob(pattern)) or [pattern]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from llava_jax.convert import convert, load_checkpoint, save_checkpoint
 from llava_jax.convert.source import Options
 from llava_jax.convert.write import Target
 from llava_jax.errors import WeightError
-from tests.conftest import shared
+from tests.conftest import SHARED, shared
 from tests.convert import tiny
 
 ADAPTER = "adapter_model.safetensors"
@@ -318,9 +318,16 @@ def test_delta(tmp_path, parts):
 # Golden -----------------------------------------------------------------------------------------
 
 
-def test_golden_parts_make_the_golden_whole():
+def golden_with_parts() -> list[str]:
+    """Golden models that have their language model apart; one, which then skips, without any."""
+    found = sorted((SHARED / "golden/model").glob("*/base_llm"))
+    return [p.parent.name for p in found if (p.parent / "stage1").exists()] or ["main"]
+
+
+@pytest.mark.parametrize("model", golden_with_parts())
+def test_golden_parts_make_the_golden_whole(model):
     """Base + stage-1 projector + tower are, tensor by tensor, the full golden checkpoint's parts."""
-    folder = shared("golden/model/main")
+    folder = shared(f"golden/model/{model}")
     got = params_of(folder / "stage1", base=folder / "base_llm")
     assert set(got) == set(params_of(folder / "llava"))
     file = params_of(folder / "stage1/mm_projector.bin", base=folder / "base_llm",

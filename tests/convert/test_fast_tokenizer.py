@@ -1,6 +1,5 @@
 """The tokenizer.json of an export, against the original's tokenizer."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,17 +7,16 @@ import tokenizers
 
 from llava_jax.convert import fast_tokenizer
 from llava_jax.text.tokenizer import Tokenizer
-from tests.conftest import shared
+from tests.conftest import json_lines, shared
 from tests.convert import tiny
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_golden_strings(legacy):
     model = shared("golden/model/fullvocab/llava/tokenizer.model")
-    rows = (shared("golden/tokenization") / "strings.jsonl").read_text().splitlines()
-    fast = fast_tokenizer.build(model, legacy, {"<image>": 32000})
+    fast = fast_tokenizer.build(model, legacy, {"<image>": len(Tokenizer.load(model))})
     assert fast is not None
-    for row in map(json.loads, rows):
+    for row in json_lines(shared("golden/tokenization/strings.jsonl")):
         if "<image>" in row["text"]:  # a token of its own here, plain text there
             continue
         wanted = row[f"legacy_{str(legacy).lower()}"]["ids"]

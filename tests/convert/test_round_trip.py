@@ -10,10 +10,10 @@ from llava_jax.convert import convert, load_checkpoint, save_checkpoint, tensors
 from llava_jax.convert.source import Options
 from llava_jax.convert.write import Target
 from llava_jax.errors import WeightError
-from tests.conftest import shared
+from tests.conftest import SHARED, shared
 from tests.convert import tiny
 
-MODELS = ("main/hf", "main/llava", "linear/llava", "fullvocab/llava")
+GOLDEN = SHARED / "golden/model"
 PICKLE = Options(allow_pickle=True)
 
 
@@ -26,34 +26,45 @@ def chain(start, *steps, folder):
     return start
 
 
-@pytest.mark.parametrize("model", MODELS)
+def golden_folders(pattern: str) -> list[str]:
+    """model/folder of each golden folder that holds `pattern`; one, which then skips, without any."""
+    found = sorted({p.parent for p in GOLDEN.glob(pattern)})
+    return [str(p.relative_to(GOLDEN)) for p in found] or ["main/llava"]
+
+
+def golden_models() -> list[str]:
+    return golden_folders("*/hf/config.json") + golden_folders("*/llava/config.json")
+
+
+@pytest.mark.parametrize("model", golden_models())
 @pytest.mark.parametrize("way", ["jax", "hf", "hf jax", "jax hf"])
 def test_golden(model, way, tmp_path):
     source = shared(f"golden/model/{model}")
-    if "hf" in way and "linear" in model:
+    settings = json.loads((source / "config.json").read_text())
+    if "hf" in way and settings.get("mm_projector_type") == "linear":
         pytest.skip("Hugging Face has no linear projector")
-    if way == "hf" and model == "main/hf":
+    if way == "hf" and model.endswith("hf"):
         way = "original jax"
     home = "hf" if model.endswith("hf") else "original"
     back = chain(source, *way.split(), home, folder=tmp_path)
     if way == "original jax":  # 64 rows were dropped on the way, and come back as mean rows
         ours, theirs = load_checkpoint(back), load_checkpoint(source)
+        kept = settings["image_token_index"]
         for name, value in theirs.params.items():
-            rows = 512 if name in ("language.embed.embedding",) else None
+            rows = kept if name in ("language.embed.embedding",) else None
             if name != "language.head.kernel":
                 assert np.array_equal(ours.params[name][:rows], value[:rows]), name
         return
     tiny.same_tensors(source, back)
-    assert json.loads((back / "config.json").read_text()) == json.loads(
-        (source / "config.json").read_text()
-    )
-    if not model.startswith("main"):
+    assert json.loads((back / "config.json").read_text()) == settings
+    held = tensors.read_folder(source, allow_pickle=True)[0]
+    if not any("vision_tower" in name for name in held):
         tiny.same_tensors(source.parent / "vision_tower", back / "vision_tower")
 
 
-@pytest.mark.parametrize("adapter", ["lora_bin", "lora_safetensors"])
+@pytest.mark.parametrize("adapter", golden_folders("*/*/adapter_config.json"))
 def test_golden_lora_pair(adapter, tmp_path):
-    source = shared(f"golden/model/main/{adapter}")
+    source = shared(f"golden/model/{adapter}")
     back = chain(source, "jax", "lora", folder=tmp_path)
     for path in sorted(source.iterdir()):
         if path.suffix == ".json":
@@ -70,9 +81,10 @@ def same_file(a, b):
         assert np.array_equal(one[name].read(), other[name].read()), name
 
 
-@pytest.mark.parametrize(("model", "base"), [("main", "base_llm"), ("linear", "llava")])
-def test_golden_projector(model, base, tmp_path):
-    folder = shared(f"golden/model/{model}")
+@pytest.mark.parametrize("stage1", golden_folders("*/stage1/mm_projector.bin"))
+def test_golden_projector(stage1, tmp_path):
+    folder = shared(f"golden/model/{stage1}").parent
+    base = "base_llm" if (folder / "base_llm").exists() else "llava"
     options = Options(allow_pickle=True, base=folder / base)
     convert(folder / "stage1", tmp_path / "jax", Target("jax"), options)
     convert(tmp_path / "jax", tmp_path / "back", Target("projector"))

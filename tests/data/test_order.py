@@ -1,7 +1,5 @@
 """Sample order: exact to the original given its permutations, seeded and repeatable given ours."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from llava_jax.data.order import (
     split_to_even_chunks,
 )
 from llava_jax.errors import ConfigError, SampleError
-from tests.conftest import shared
+from tests.conftest import json_lines, shared
 
 
 def replay(permutations):
@@ -31,9 +29,8 @@ def replay(permutations):
 
 
 def test_golden_sampler():
-    rows = (shared("golden/sampler") / "sampler.jsonl").read_text().splitlines()
     orders = {"modality": group_by_modality_length, "length": group_by_length}
-    for row in map(json.loads, rows):
+    for row in json_lines(shared("golden/sampler/sampler.jsonl")):
         permute = replay(row["randperms"])
         arguments = (row["lengths"], row["batch_size"], row["world_size"], permute)
         if "error" in row:
@@ -45,8 +42,7 @@ def test_golden_sampler():
 
 
 def test_golden_chunks():
-    rows = (shared("golden/sampler") / "split_to_even_chunks.jsonl").read_text().splitlines()
-    for row in map(json.loads, rows):
+    for row in json_lines(shared("golden/sampler/split_to_even_chunks.jsonl")):
         out = split_to_even_chunks(row["indices"], row["lengths"], row["num_chunks"])
         assert out == row["output"]
 

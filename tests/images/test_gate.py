@@ -1,7 +1,6 @@
 """The image gate against hostile and odd files made here, and against the shared corpus."""
 
 import base64
-import json
 import os
 import re
 import struct
@@ -26,9 +25,10 @@ from llava_jax.images.gate import (
     refuse_address,
 )
 from llava_jax.images.preprocess import normalize, to_pixels
-from tests.conftest import shared
+from tests.conftest import json_lines, shared
 
-ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}|<_io|/tmp|/work|Traceback|object at")
+# No digits before: 100x600000 is a size.
+ADDRESS = re.compile(r"(?<![0-9A-Za-z])0x[0-9a-fA-F]{6,}|<_io|/tmp|/work|Traceback|object at")
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -319,14 +319,14 @@ def attempt(source) -> str:
     try:
         return open_image(source).mode
     except ImageError as e:
-        if ADDRESS.search(str(e)):
+        said = str(e).replace(source.name, "") if isinstance(source, Path) else str(e)
+        if ADDRESS.search(said):
             pytest.fail(f"{source!r:.80}: the message leaks: {e}")
         return e.code
 
 
 def corpus() -> list[dict]:
-    folder = shared("bad-images")
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    return json_lines(shared("bad-images/manifest.jsonl"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -360,6 +360,6 @@ def test_corpus_of_bad_images():
 def test_corpus_orientations_swap_the_sides():
     folder = shared("bad-images")
     for row in corpus():
-        if row["expect"] == "ok" and row["stored"]["exif_orientation"] in (5, 6, 7, 8):
+        if row["expect"] == "ok" and row["stored"].get("exif_orientation") in (5, 6, 7, 8):
             width, height = row["stored"]["size"]
             assert open_image(folder / row["file"], exif=True).size == (height, width)

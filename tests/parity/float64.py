@@ -13,20 +13,18 @@ def logits(config, params, batch) -> list[np.ndarray]:
     return [_decoder(config.language, p, x) for x in _embeddings(config, p, batch)]
 
 
-def rounding_noise(config, params, batch, draws: int = 8) -> list[np.ndarray]:
-    """float64[t] per row: the most a logit moves when the embeddings are off by a float32 rounding.
+def added(checkpoint) -> dict[str, np.ndarray]:
+    """Its parameters in float64, each adapted kernel with its update added."""
+    params = {n: np.asarray(p, np.float64) for n, p in checkpoint.params.items()}
+    for name in [n.removesuffix(".lora_a") for n in params if n.endswith(".lora_a")]:
+        a, b = params[f"{name}.lora_a"], params[f"{name}.lora_b"]
+        params[f"{name}.kernel"] += checkpoint.config.lora.scale * np.einsum("lir,lro->lio", a, b)
+    return params
 
-    The largest over `draws` random relative changes of up to 2**-22, two units in the last place.
-    It tells the positions that float32 cannot decide.
-    """
-    p = {n: np.asarray(v, np.float64) for n, v in params.items()}
-    random, out = np.random.default_rng(0), []
-    for x in _embeddings(config, p, batch):
-        exact = _decoder(config.language, p, x)
-        moved = [x * (1 + random.uniform(-(2.0**-22), 2.0**-22, x.shape)) for _ in range(draws)]
-        shifts = [np.abs(_decoder(config.language, p, m) - exact).max(-1) for m in moved]
-        out.append(np.max(shifts, axis=0))
-    return out
+
+def distance(rows: list[np.ndarray], others: list[np.ndarray]) -> float:
+    """The largest difference of any value between two lists of [t, V]."""
+    return max(float(np.abs(a - b).max()) for a, b in zip(rows, others, strict=True))
 
 
 def _embeddings(config, p, batch) -> list[np.ndarray]:

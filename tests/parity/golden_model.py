@@ -31,6 +31,34 @@ def numbered(file: str, *keys: str) -> list[tuple[str, int]]:
     return found or [("main", 0)]
 
 
+def adapters() -> list[tuple[str, str]]:
+    """(model, folder) of every golden LoRA pair; one, whose test then skips, without any."""
+    found = sorted((SHARED / GOLDEN).glob("*/*/adapter_config.json"))
+    return [(p.parts[-3], p.parts[-2]) for p in found] or [("main", "lora_bin")]
+
+
+def lora_cases() -> list[tuple[str, str, int]]:
+    """(model, adapter, number) of every golden case with every adapter of its model."""
+    return [
+        (model, adapter, number)
+        for model, adapter in adapters()
+        for of, number in numbered("golden.json", "lora", "cases")
+        if of == model
+    ]
+
+
+def column_stride(width: int, columns: int, *told: int | None) -> int:
+    """Of an array that keeps `width` of `columns` columns, every n-th: n.
+
+    Not every golden array says its stride. `told` are those that the file says of this array and of
+    its neighbours, nearest first; else it is the one that gives the width, a power of two if one does.
+    """
+    fitting = [n for n in range(1, columns + 1) if -(-columns // n) == width]
+    assert fitting, f"no stride keeps {width} of {columns} columns"
+    powers = [n for n in fitting if n & (n - 1) == 0]
+    return next(n for n in (*told, *powers, *fitting) if n in fitting)
+
+
 @functools.cache
 def cases(folder: Path, file: str = "golden.json") -> dict:
     return json.loads((folder / file).read_text())

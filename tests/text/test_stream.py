@@ -1,11 +1,10 @@
-import json
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_jax.text.stream import StreamDecoder
 from llava_jax.text.tokenizer import Tokenizer
+from tests.conftest import json_lines
 
 
 def stream(tokenizer, ids):
@@ -59,6 +58,6 @@ def test_golden(golden):
     folder = golden / "model" / "fullvocab" / "llava"
     for legacy in (False, True):
         tokenizer = Tokenizer.load(folder, legacy=legacy)
-        for line in (golden / "tokenization" / "strings.jsonl").read_text("utf-8").splitlines():
-            want = json.loads(line)[f"legacy_{legacy}".lower()]
+        for row in json_lines(golden / "tokenization" / "strings.jsonl"):
+            want = row[f"legacy_{legacy}".lower()]
             assert "".join(stream(tokenizer, want["ids"])) == want["decode_skip"]

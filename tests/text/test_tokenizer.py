@@ -1,5 +1,4 @@
 import io
-import json
 
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ import sentencepiece
 from llava_jax.errors import ConfigError, PromptError
 from llava_jax.text.constants import IMAGE_TOKEN
 from llava_jax.text.tokenizer import SPACE, Tokenizer
+from tests.conftest import json_lines
 
 
 def pieces(tokenizer, ids):
@@ -174,12 +174,8 @@ def originals(request):
     return {f"legacy_{x}".lower(): Tokenizer.load(folder, legacy=x) for x in (False, True)}
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def test_golden_strings(golden, originals):
-    for row in rows_of(golden / "tokenization" / "strings.jsonl"):
+    for row in json_lines(golden / "tokenization" / "strings.jsonl"):
         for mode, tokenizer in originals.items():
             want, text = row[mode], row["text"]
             parts = tokenizer.split_markup(text, image_tags=True)
@@ -191,7 +187,7 @@ def test_golden_strings(golden, originals):
 
 
 def test_golden_decode(golden, originals):
-    for row in rows_of(golden / "tokenization" / "decode.jsonl"):
+    for row in json_lines(golden / "tokenization" / "decode.jsonl"):
         for mode, tokenizer in originals.items():
             assert tokenizer.decode(row["ids"]) == row[mode]["decode"]
             skipped = tokenizer.decode(row["ids"], skip_special=True)
@@ -199,7 +195,7 @@ def test_golden_decode(golden, originals):
 
 
 def test_golden_batches(golden, originals):
-    for row in rows_of(golden / "tokenization" / "batch.jsonl"):
+    for row in json_lines(golden / "tokenization" / "batch.jsonl"):
         ids, mask = originals[row["tokenizer"]].encode_batch(
             row["texts"], max_length=row["max_length"], markup=True
         )
