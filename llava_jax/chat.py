@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_jax.errors import LlavaError, PromptError
@@ -22,26 +22,47 @@ from llava_jax.errors import LlavaError, PromptError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from llava_jax.images.gate import Limits
     from llava_jax.model import Conversation, LlavaModel
 
+SHIPPED = "tiny"
 YOU, MODEL = "you> ", "model> "
+SHIPPED_NOTE = (
+    "tiny answers, the small model that ships; it only knows coloured shapes: "
+    "give --model FOLDER for another"
+)
+PASTE_GAP = 0.05  # seconds within which pasted lines follow each other
+LIMITS = {
+    "max_side": "pixels of the longer side",
+    "max_pixels": "width times height",
+    "max_bytes": "bytes of the file",
+    "max_decode_bytes": "memory that decoding may take",
+    "max_decode_work": "time that decoding may take, in pixels of a plain decode",
+}
+"""Options that set a limit of llava_jax.images.gate.Limits, which has the defaults."""
 HELP = """  /image FILE ...  show one or more images with the next message
   /system TEXT     set the system prompt and start anew (no TEXT: the template's own)
   /reset           forget everything said and shown
   /help            this list
   /quit            leave (so does Ctrl-D)
-  Ctrl-C stops an answer; a second one leaves. A line that starts with // is sent with one slash."""
+  Ctrl-C stops an answer; a second one leaves. Lines that are pasted together are one message.
+  A message that starts with // is sent with one slash."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument(
         "--model",
-        default="tiny",
-        help="checkpoint folder, hub id, or tiny: the small one that comes along (default)",
+        help="checkpoint folder, hub id, or tiny: the small one that ships and only knows coloured "
+        "shapes (default)",
     )
     parser.add_argument(
-        "--image", action="extend", nargs="+", default=[], metavar="FILE", help="show these first"
+        "--image",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="show these first (paths or file:// URIs; nothing is fetched)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer, and end")
     parser.add_argument("--system", metavar="TEXT", help="in place of the template's system prompt")
@@ -56,7 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
     loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
-    parser.add_argument(
+    pictures = parser.add_argument_group("what pictures may be")
+    for name, what in LIMITS.items():
+        option = f"--{name.replace('_', '-')}"
+        pictures.add_argument(option, type=int, metavar="N", help=what)
+    pictures.add_argument(
         "--no-exif", action="store_true", help="leave photographs as stored, not turned upright"
     )
 
@@ -69,8 +94,10 @@ def run(args: argparse.Namespace) -> int:
     if prompt is not None and not prompt.strip():
         raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
     images = check(args)
+    if args.model is None:
+        print(SHIPPED_NOTE, file=sys.stderr, flush=True)
     if prompt is None:
-        print(f"loading {args.model} ...", flush=True)
+        print(f"loading {args.model or SHIPPED} ...", flush=True)
         return Session(load_model(args), args, images).talk()
     return Session(load_model(args), args, images).once(prompt)
 
@@ -86,14 +113,22 @@ def check(args: argparse.Namespace) -> list[Image]:
     Sampling(args.temperature, args.top_k, args.top_p, args.seed or 0, args.max_new_tokens)
     if args.template is not None:
         find_template(args.template)
-    return [open_picture(file, exif=not args.no_exif) for file in args.image]
+    limits_of(args)
+    return [open_picture(file, args) for file in args.image]
 
 
-def open_picture(file: str, *, exif: bool) -> Image:
+def limits_of(args: argparse.Namespace) -> Limits:
+    """What the command line lets pictures be. Raises ConfigError for a limit that means nothing."""
+    from llava_jax.images.gate import Limits
+
+    return Limits(**{n: getattr(args, n) for n in LIMITS if getattr(args, n) is not None})
+
+
+def open_picture(file: str, args: argparse.Namespace) -> Image:
     """The image in a file. Raises ImageError."""
     from llava_jax.images.gate import open_image
 
-    return open_image(file, exif=exif)
+    return open_image(file, limits_of(args), exif=not args.no_exif)
 
 
 def load_model(args: argparse.Namespace) -> LlavaModel:
@@ -102,20 +137,22 @@ def load_model(args: argparse.Namespace) -> LlavaModel:
     from llava_jax.model import load
 
     use_compile_cache()
-    return load(args.model, dtype=args.dtype, base=args.base, allow_pickle=args.allow_pickle)
+    return load(
+        args.model or SHIPPED, dtype=args.dtype, base=args.base, allow_pickle=args.allow_pickle
+    )
 
 
 class Session:
     """One conversation at a terminal, or one answer in a pipe."""
 
     def __init__(self, model: LlavaModel, args: argparse.Namespace, images: list[Image]):
-        self.model, self.system = model, args.system
+        self.model, self.args, self.system = model, args, args.system
         self.settings = {
             name: getattr(args, name)
             for name in ("temperature", "top_p", "top_k", "seed", "max_new_tokens", "template")
         }
-        self.exif = not args.no_exif
         self.pending = list(images)  # they go with the next message
+        self.unread = ""  # what was pasted behind a command
         self.commands: dict[str, Callable[[str], None]] = {
             "image": self.show,
             "system": self.set_system,
@@ -142,7 +179,7 @@ class Session:
     # A conversation ------------------------------------------------------------------------------
 
     def talk(self) -> int:
-        """Reads lines until the user leaves."""
+        """Reads messages until the user leaves."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives input() line editing and a history
         shown = f", {len(self.pending)} image(s) shown" if self.pending else ""
@@ -150,7 +187,7 @@ class Session:
         interrupted = False
         while True:
             try:
-                line = input(YOU).strip()
+                text = self._read().strip()
             except EOFError:
                 print()
                 return 0
@@ -162,32 +199,40 @@ class Session:
                 print("(Ctrl-C once more leaves)")
                 continue
             interrupted = False
-            if line in ("/quit", "/exit"):
+            if command(text)[0] in ("quit", "exit"):
                 return 0
             try:
-                interrupted = self._line(line)
+                interrupted = self._message(text)
             except KeyboardInterrupt:  # the second one within an answer
                 print()
                 return 0
             except LlavaError as error:
                 print(f"\r! {printable(str(error))}")
 
-    def _line(self, line: str) -> bool:
-        """Does what a line says. True if Ctrl-C stopped the answer."""
-        if line.startswith("/") and not line.startswith("//"):
-            name, _, rest = line[1:].partition(" ")
-            self._command(name, rest.strip())
+    def _read(self) -> str:
+        """The next message or command. Of pasted lines, one that begins with a command ends there."""
+        text, self.unread = self.unread or read_message(), ""
+        if command(text.strip())[0] is not None:
+            text, _, self.unread = text.strip().partition("\n")
+        return text
+
+    def _message(self, text: str) -> bool:
+        """Does what a command or message says. True if Ctrl-C stopped the answer."""
+        name, rest = command(text)
+        if name is not None:
+            self._command(name, rest)
             return False
-        return self._ask(line[1:] if line.startswith("//") else line) if line else False
+        return self._ask(text[1:] if text.startswith("//") else text) if text else False
 
     def _command(self, name: str, rest: str) -> None:
         if name in self.commands:
             self.commands[name](rest)
             return
         near = difflib.get_close_matches(name, [*self.commands, "quit"], n=1)
-        raise PromptError(
-            f"there is no /{name}", fix=f"did you mean /{near[0]}?" if near else "see /help"
-        )
+        fix = f"did you mean /{near[0]}?" if near else "see /help"
+        if os.path.isfile(f"/{name} {rest}".strip()):  # dropped into the terminal, perhaps
+            fix = "/image FILE shows a file"
+        raise PromptError(f"there is no /{name}", fix=fix)
 
     def _ask(self, text: str) -> bool:
         with stoppable() as stopped:
@@ -210,7 +255,7 @@ class Session:
         files = file_names(rest)
         if not files:
             raise PromptError("which file?", fix="/image FILE")
-        self.pending += [open_picture(file, exif=self.exif) for file in files]
+        self.pending += [open_picture(file, self.args) for file in files]
         print(f"({len(self.pending)} image(s) go with your next message)")
 
     def set_system(self, text: str) -> None:
@@ -224,9 +269,47 @@ class Session:
         print("(a new conversation)")
 
 
+def command(text: str) -> tuple[str | None, str]:
+    """(name, rest) of "/name rest"; the name of a message is None."""
+    if not text.startswith("/") or text.startswith("//"):
+        return None, text
+    name, _, rest = text[1:].partition(" ")
+    return name, rest.strip()
+
+
+def read_message() -> str:
+    """What the user types up to Enter, or pastes: lines that arrive together are one message.
+
+    A command is its line alone. Raises EOFError and KeyboardInterrupt, as input() does.
+    """
+    # A terminal with bracketed paste hands readline a paste as one line, newlines in it; without,
+    # or for a paste made while the model was answering, its lines come one by one, but at once.
+    text = input(YOU)
+    if command(text.strip())[0] is not None:
+        return text
+    while more_waits():
+        try:
+            text += "\n" + input()
+        except EOFError:
+            break
+    return text
+
+
+def more_waits() -> bool:
+    """Whether further input arrives within PASTE_GAP."""
+    import select
+
+    try:
+        return bool(select.select([sys.stdin], [], [], PASTE_GAP)[0])
+    except (OSError, ValueError):  # no terminal of a kind that can be asked
+        return False
+
+
 def file_names(text: str) -> list[str]:
     """File names as a shell reads them, so that quoted and dropped ones work; else the whole text."""
-    if text and Path(text).expanduser().exists():
+    from llava_jax.images.gate import local_path
+
+    if text and os.path.exists(local_path(text)):
         return [text]
     try:
         return shlex.split(text)

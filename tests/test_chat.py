@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from llava_jax import chat, cli
+from llava_jax.errors import ImageError
 from llava_jax.model import load
 from tests.generate.tiny import model
 
@@ -60,6 +61,26 @@ def test_what_cannot_be_asked_is_one_line(folder, capsys, monkeypatch):
     assert "prompt is empty" in capsys.readouterr().err
 
 
+def test_who_answers_where_no_model_is_named(tmp_path, capsys):
+    assert cli.main(["chat", "--prompt", "hello", "--max-new-tokens", "2"]) == 0
+    out = capsys.readouterr()
+    assert "tiny answers, the small model that ships; it only knows coloured shapes" in out.err
+    assert "--model" not in out.out
+    assert cli.main(["chat", "--model", "tiny", "--prompt", "hello", "--max-new-tokens", "2"]) == 0
+    assert "tiny answers" not in capsys.readouterr().err
+
+
+def test_a_picture_beyond_the_limits_names_the_option(folder, tmp_path, capsys):
+    PIL.Image.new("RGB", (9000, 10)).save(tmp_path / "wide.png")
+    words = ["chat", "--model", str(folder), "--prompt", "what?", "--max-new-tokens", "2"]
+    words += ["--image", str(tmp_path / "wide.png")]
+    assert cli.main(words) == 2
+    assert (
+        "longer on one side than allowed (the limit is max_side 8,192)" in capsys.readouterr().err
+    )
+    assert cli.main([*words, "--max-side", "9000"]) == 0
+
+
 def test_what_a_terminal_would_obey_is_not_printed():
     assert (
         chat.printable("a\x1b[31mb\x07\n\tц 猫")
@@ -75,12 +96,31 @@ def test_file_names_are_read_as_a_shell_does(tmp_path):
     assert chat.file_names("") == []
 
 
+def test_file_names_in_other_forms(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "d e.png").touch()
+    uri = (tmp_path / "d e.png").as_uri()
+    for text in ("~/d e.png", uri):
+        assert chat.file_names(text) == [text]
+    assert chat.file_names("~nobody-here/a.png b.png") == ["~nobody-here/a.png", "b.png"]
+    assert len(chat.file_names("x" * 5000)) == 1
+    with pytest.raises(ImageError, match=r"a.png: addresses are not fetched \(download it first\)"):
+        chat.file_names("https://example.org/a.png")
+
+
+def test_commands():
+    assert chat.command("/quit now") == ("quit", "now")
+    assert chat.command("/image  a.png ") == ("image", "a.png")
+    assert chat.command("//etc is a folder") == (None, "//etc is a folder")
+    assert chat.command("a / b") == (None, "a / b")
+
+
 class Terminal:
     """A chat in a process of its own, at the other end of a pseudo terminal."""
 
-    def __init__(self, *words: str):
+    def __init__(self, *words: str, term: str = "dumb"):
         self.master, slave = pty.openpty()
-        env = {**os.environ, "TERM": "dumb", "JAX_PLATFORMS": "cpu"}
+        env = {**os.environ, "TERM": term, "JAX_PLATFORMS": "cpu"}
         env.pop("XLA_FLAGS", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llava_jax", "chat", *words],
@@ -156,6 +196,41 @@ def test_a_conversation_at_a_terminal(folder):
         line.until(r"/image FILE[\s\S]*you> ")
         line.send("/reset")
         line.until(r"a new conversation[\s\S]*you> ")
+        line.send("/image")
+        line.until(r"which file\? \(/image FILE\)[\s\S]*you> ")
+        line.send("/image https://example.org/x/a.jpg")
+        line.until(r"! a.jpg: addresses are not fetched \(download it first\)[\s\S]*you> ")
+        line.send(f"/image {folder.parent}")
+        line.until(r"it is a folder: name a file in it[\s\S]*you> ")
+        line.send(str(a))
+        line.until(r"/image FILE shows a file[\s\S]*you> ")
+        line.send("/quit now")
+        assert line.code() == 0
+    finally:
+        line.process.kill()
+
+
+PASTE = "\x1b[200~", "\x1b[201~"  # what a terminal puts around a paste where it is asked to
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_pasted_lines_are_one_message(folder, term):
+    a = folder.parent / "a.png"
+    talk = load(folder).chat(max_new_tokens=8, exif=True)
+    first = talk.say("what is this?\n\nIn one word.").text
+    second = talk.say("/and\nthis?", a).text
+    line = Terminal("--model", str(folder), "--max-new-tokens", "8", term=term)
+    start, end = PASTE if term == "xterm" else ("", "")
+    try:
+        if term == "xterm" and "\x1b[?2004h" not in line.until("you> "):
+            pytest.skip("this readline does not ask for bracketed paste")
+        line.seen += "" if term == "xterm" else line.until("you> ")
+        line.send(f"{start}what is this?\n\nIn one word.{end}")
+        said = line.until(r"model> [\s\S]*?you> ").replace("\r\n", "\n")
+        assert f"model> {chat.printable(first)}" in said
+        line.send(f"{start}/image {a}\n//and\nthis?{end}")  # a command, then a message
+        said = line.until(r"go with your next[\s\S]*?model> [\s\S]*?you> ").replace("\r\n", "\n")
+        assert f"model> {chat.printable(second)}" in said
         line.send("/quit")
         assert line.code() == 0
     finally:
@@ -196,6 +271,9 @@ def test_what_cannot_be_asked_is_told_before_the_model_is_loaded(tmp_path, capsy
         (["--image", "/no/cat.png"], "cat.png: the file does not exist"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--template", "nope"], "no template 'nope'"),
+        (["--image", "https://example.org/x/a.jpg"], "a.jpg: addresses are not fetched"),
+        (["--image", str(tmp_path)], "it is a folder"),
+        (["--max-side", "-3"], "max_side is -3, not a positive number"),
     ):
         assert cli.main([*words, *more]) == 2
         assert says in capsys.readouterr().err
