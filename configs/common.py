@@ -5,7 +5,7 @@ llava-jax train --config configs/finetune_7b.py --config.lr=2e-5 --workdir runs/
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
@@ -30,8 +30,10 @@ def get_config() -> Any:
     c.lora_dropout = 0.05
 
     c.data = ConfigDict()
-    c.data.path = ""  # LLaVA JSON or JSON lines
-    c.data.image_folder = ""
+    # LLaVA JSON or JSON lines; several files: a tuple, or commas between them. docs/data.md
+    c.data.path = FieldReference("", field_type=object)
+    c.data.image_folder = FieldReference("", field_type=object)  # one for all files, or one each
+    c.data.weights = ()  # how often an epoch shows each file's records; empty: once
     c.data.version = "v1"  # prompt and label masks: plain, v1, llama_2, mpt, ...
     c.data.turns = "conversation"  # or "independent": questions of one image trained separately
     c.data.turns_per_sample = 0  # independent turns drawn anew in each epoch; 0 takes all
@@ -47,6 +49,7 @@ def get_config() -> Any:
     c.data.target_buckets = ()
     c.data.holdout = 0.0  # fraction of the images kept aside
     c.data.holdout_seed = 0
+    c.data.holdout_side = "train"  # or "held": use the part kept aside instead
     c.data.bad_samples = "skip"  # or "error"
     c.data.bad_limit = 0.1
     c.data.compat = False  # the original's exact labels, whole-sample masking and all

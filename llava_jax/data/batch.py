@@ -37,6 +37,7 @@ class Expanded:
     targets: np.ndarray
     images: tuple[str, ...]
     cut: bool = False  # was longer than allowed
+    notes: tuple[str, ...] = ()  # of Example
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -97,7 +98,16 @@ def expand(
         raise SampleError(f"sample {example.id}: there is nothing to train {why}")
     images = example.images[: np.count_nonzero(ids == IMAGE_TOKEN)]
     return Expanded(
-        example.id, tokens, slots, _positions(turns, example.id), turns, at, targets, images, cut
+        example.id,
+        tokens,
+        slots,
+        _positions(turns, example.id),
+        turns,
+        at,
+        targets,
+        images,
+        cut,
+        example.notes,
     )
 
 
@@ -147,22 +157,25 @@ def choose_turns(example: Example, count: int, rng: Random) -> Example:
 # Rows and shapes ------------------------------------------------------------------------------------
 
 
-def first_fit(samples: Sequence[Expanded], length: int, images: int) -> list[list[int]]:
-    """Rows of sample indices, none above `length` tokens and `images` images; longest first.
+def first_fit(
+    samples: Sequence[Expanded], length: int, images: int, targets: int = 1 << 31
+) -> list[list[int]]:
+    """Rows of sample indices, none above `length` tokens, `images` images and `targets` targets.
 
-    Ties keep their order, so the same samples always make the same rows.
+    Longest first. Ties keep their order, so the same samples always make the same rows.
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # tokens and images left in each row
+    room: list[tuple[int, int, int]] = []  # tokens, images and targets left in each row
     for i in sorted(range(len(samples)), key=lambda i: -len(samples[i])):
-        tokens, pictures = len(samples[i]), len(samples[i].images)
-        fits = (r for r, (t, k) in enumerate(room) if tokens <= t and pictures <= k)
+        needs = row_needs([samples[i]])
+        fits = (r for r, left in enumerate(room) if all(n <= x for n, x in zip(needs, left)))
         r = next(fits, len(rows))
         if r == len(rows):
             rows.append([])
-            room.append((length, images))
+            room.append((length, images, targets))
         rows[r].append(i)
-        room[r] = (room[r][0] - tokens, room[r][1] - pictures)
+        tokens, pictures, trained = room[r]
+        room[r] = (tokens - needs[0], pictures - needs[1], trained - needs[2])
     return rows
 
 

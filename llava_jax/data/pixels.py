@@ -45,11 +45,12 @@ class ImageStore:
 
     def pixels(self, path: str) -> np.ndarray:
         """uint8[H, W, 3], not to be written to. Raises ImageError, which names the relative path."""
-        found = self._cache.get(path)
+        key = (self._folder, path)
+        found = self._cache.get(key)
         if found is None:
             found = self._load(path)
             size = 300 if isinstance(found, ImageError) else found.nbytes + 200
-            self._cache.put(path, found, size)
+            self._cache.put(key, found, size)
         if isinstance(found, ImageError):
             raise ImageError(found.message, code=found.code, fix=found.fix)
         return found

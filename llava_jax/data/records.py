@@ -7,45 +7,75 @@ Here "image" may also be a list of paths, one for each "<image>" of the text.
 
 from __future__ import annotations
 
-import json
-import logging
-import threading
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llava_jax.errors import SampleError
+from llava_jax.data.settings import split_paths
+from llava_jax.errors import ImageError, SampleError
+from llava_jax.images.gate import refuse_address
+from llava_jax.text.constants import IMAGE_TAG
+from llava_jax.text.json_files import Doubled, parse_values, read_text
 from llava_jax.text.records import read_images, read_turns
 
-log = logging.getLogger(__name__)
+_PICTURE_KEYS = re.compile(
+    r"(images?|imgs?|pictures?|photos?|videos?)([_-]?(paths?|files?|names?|urls?|filenames?))?",
+    re.IGNORECASE,
+)
+_PICTURE = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?|heic|mp4)", re.IGNORECASE)
 
 
 def read_records(path: str | Path) -> list[Any]:
-    """The records of one file, unchecked. Raises SampleError if the file is not JSON."""
+    """The records of one file, unchecked. A record or turn with a key twice comes as Doubled.
+
+    A list, JSON lines or objects after each other are told apart by content, not by the name.
+    Raises SampleError if the file is missing, is not JSON, or holds no list of samples.
+    """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SampleError(f"{path}: no such data file", fix="set data.path") from None
-    except (OSError, UnicodeDecodeError):
-        raise SampleError(f"{path}: cannot be read as UTF-8 text") from None
-    if path.suffix in (".jsonl", ".ndjson"):
-        return [
-            _parse(line, f"{path}: line {i}")
-            for i, line in enumerate(text.splitlines(), 1)
-            if line.strip()
-        ]
-    records = _parse(text, str(path))
-    if not isinstance(records, list):
-        raise SampleError(f"{path}: the file holds no list of samples")
+    if not path.exists():
+        raise SampleError(f"{path}: no such data file", fix="set data.path")
+    text = read_text(path)
+    records = _records_of(parse_values(text, path), path)
+    if _may_have_doubled_keys(text, records):
+        records = _records_of(parse_values(text, path, doubled=True), path)
     return records
+
+
+def _records_of(values: list[Any], path: Path) -> list[Any]:
+    if len(values) == 1 and isinstance(values[0], list):
+        return values[0]
+    lines = path.suffix in (".jsonl", ".ndjson")
+    alone = values[0] if len(values) == 1 else None
+    if isinstance(alone, Mapping) and not (lines or "conversations" in alone):
+        lists = [repr(k) for k, v in alone.items() if isinstance(v, list)]
+        inside = f"an object with a list under {', '.join(lists)}" if lists else "one object"
+        raise SampleError(
+            f"{path}: the file holds no list of samples but {inside}", fix="save the list itself"
+        )
+    if any(isinstance(v, list) for v in values):
+        raise SampleError(f"{path}: the file holds several lists", fix="join them to one")
+    if alone is not None and not isinstance(alone, Mapping):
+        raise SampleError(f"{path}: the file holds no list of samples but {alone!r:.60}")
+    return values
+
+
+def _may_have_doubled_keys(text: str, records: list[Any]) -> bool:
+    """Whether a key stands more often in the text than in what was read. Cheap; may cry wolf.
+
+    A string equals a key in the raw text only as a whole string: quotes within one are escaped.
+    """
+    dicts = [r for r in records if isinstance(r, Mapping)]
+    turns = sum(len(c) for r in dicts if isinstance(c := r.get("conversations"), list))
+    counts = {key: sum(key in r for r in dicts) for key in ("image", "conversations")}
+    return any(text.count(f'"{k}"') > n for k, n in {**counts, "value": turns}.items())
 
 
 def read_all(paths: str | Sequence[str]) -> tuple[list[Any], list[str]]:
     """(records of all files end to end, where each stands: "file[index]")."""
     records: list[Any] = []
     places: list[str] = []
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+    for path in split_paths(paths):
         found = read_records(path)
         records += found
         places += [f"{Path(path).name}[{i}]" for i in range(len(found))]
@@ -60,6 +90,12 @@ def record_id(record: Any, index: int) -> str:
     return str(index if own is None or own == "" else own)
 
 
+def record_name(record: Any, place: str) -> str:
+    """How errors call a record of a file: its place, and its id where it has one."""
+    own = record.get("id") if isinstance(record, Mapping) else None
+    return place if own is None else f"{place} (id {own!r})"
+
+
 def image_paths(record: Mapping[str, Any]) -> tuple[str, ...]:
     """The relative paths of a checked record's images, in order."""
     image = record.get("image")
@@ -68,74 +104,65 @@ def image_paths(record: Mapping[str, Any]) -> tuple[str, ...]:
     return (image,) if isinstance(image, str) else tuple(image)
 
 
-def check_record(record: Any, place: str) -> None:
-    """Raises SampleError, naming the place and the id, if a record cannot be a conversation."""
-    own = record.get("id") if isinstance(record, Mapping) else None
-    where = place if own is None else f"{place} (id {own!r})"
-    read_turns(record, where)
-    for path in read_images({**record, "image": record.get("image") or None}, where):
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise SampleError(
-                f"sample {where}: image path {path!r} leaves the image folder",
-                fix="make it relative to data.image_folder",
-            )
+def check_record(record: Any, place: str) -> tuple[list[tuple[int, str]], list[str]]:
+    """(role, text) of its turns and the paths of its images.
 
+    Raises SampleError, naming the place and the id, if a record cannot be a conversation.
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise SampleError(f"{where}: not JSON at line {e.lineno}, column {e.colno}") from None
-    except RecursionError:
-        raise SampleError(f"{where}: JSON nested too deeply") from None
-
-
-class BadSamples:
-    """Counts the samples that cannot be used, once each, and stops the run where there are too many.
-
-    strict: raise at the first. limit: the largest number to put up with.
-    report: a JSON lines file that lists them; what it already lists is not listed again.
+    So does one that would be trained without the picture it means: a picture under another key, an
+    address, or a path that leaves the image folder.
     """
+    where = record_name(record, place)
+    turns = read_turns(record, where)
+    for part in (record, *record["conversations"]):
+        if isinstance(part, Doubled):
+            raise SampleError(f"sample {where}: the key {part.key!r} is in it twice")
+    image = record.get("image")
+    if not image:
+        _refuse_picture_elsewhere(record, turns, where)
+        return turns, []
+    paths = [image] if isinstance(image, str) else read_images(record, where)
+    for path in paths:
+        _check_path(path, where)
+    return turns, paths
 
-    def __init__(self, *, strict: bool, limit: int, report: str | Path | None = None):
-        self._strict, self._limit = strict, limit
-        self._report = Path(report) if report else None
-        self._found: dict[int, dict[str, Any]] = {}
-        self._lock = threading.Lock()
-        if self._report and self._report.exists():
-            for line in self._report.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                self._found[row["index"]] = row
 
-    def add(self, index: int, sample_id: str, reason: str) -> None:
-        """Notes sample `index`. Raises SampleError if strict or if there are now too many."""
-        with self._lock:
-            known = index in self._found
-            if not known:
-                row = {"index": index, "id": sample_id, "reason": reason}
-                self._found[index] = row
-                log.warning("sample %s is left out: %s", sample_id, reason)
-                if self._report:
-                    with self._report.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count = len(self._found)
-        if self._strict:
+def _refuse_picture_elsewhere(record: Mapping[str, Any], turns: Any, where: str) -> None:
+    """Without `image`, a key that names a picture would be passed over and the text trained alone."""
+    tagged = None
+    for key, value in record.items():
+        if key in ("id", "conversations", "image") or not value:
+            continue
+        known = _PICTURE_KEYS.fullmatch(key)
+        if not known and tagged is None:
+            tagged = any(IMAGE_TAG in text for _, text in turns)
+        if (known and isinstance(value, (str, list, dict))) or (tagged and _names_pictures(value)):
             raise SampleError(
-                f"sample {sample_id}: {reason}", fix='data.bad_samples="skip" goes on without it'
-            )
-        if count > self._limit:
-            raise SampleError(
-                f"{count} samples are bad, more than data.bad_limit allows; the last, "
-                f"{sample_id}: {reason}",
-                fix="mend the data or raise data.bad_limit",
+                f"sample {where}: its picture is under `{key}`, not `image`",
+                fix=f"rename the key `{key}` to `image`",
             )
 
-    def restore(self, row: dict[str, Any]) -> None:
-        """Takes over a row of an earlier `rows`, without logging or judging it again."""
-        with self._lock:
-            self._found.setdefault(row["index"], dict(row))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """[{"index", "id", "reason"}], by index."""
-        with self._lock:
-            return [self._found[i] for i in sorted(self._found)]
+def _names_pictures(value: Any) -> bool:
+    """Whether a value, or the first of a list, looks like an image's path, bytes or description."""
+    if isinstance(value, list):
+        return bool(value) and _names_pictures(value[0])
+    if isinstance(value, Mapping):
+        return any(_names_pictures(v) for v in value.values())
+    return isinstance(value, str) and bool(_PICTURE.fullmatch(value))
+
+
+def _check_path(path: str, where: str) -> None:
+    try:
+        refuse_address(path, f"{path:.100}")
+    except ImageError as e:
+        raise SampleError(f"sample {where}: {e.message}", fix=e.fix) from None
+    if path.startswith("data:"):
+        raise SampleError(
+            f"sample {where}: {path:.30}... is not a path", fix="save the picture as a file"
+        )
+    if path[0] == "/" or (".." in path and ".." in PurePosixPath(path).parts):
+        raise SampleError(
+            f"sample {where}: image path {path!r} leaves the image folder",
+            fix="make it relative to data.image_folder",
+        )

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from llava_jax.errors import ConfigError, did_you_mean
 
@@ -20,12 +21,67 @@ _CHOICES = {
 _LENGTHS = (128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 
 
+class DataFile(NamedTuple):
+    """A file of records, the folder that its images are in, and how often an epoch shows each."""
+
+    path: str
+    image_folder: str
+    weight: float
+
+
+def split_paths(value: Any) -> tuple[str, ...]:
+    """The paths of a setting: one, several with commas between them, or a tuple or list.
+
+    A path that exists is taken as it is, commas and all.
+    """
+    if isinstance(value, (tuple, list)):
+        return tuple(str(v) for v in value)
+    text = "" if value is None else str(value)
+    if "," not in text or Path(text).exists():
+        return (text,) if text else ()
+    return tuple(part for piece in text.split(",") if (part := piece.strip()))
+
+
+def data_files(data: Any) -> list[DataFile]:
+    """The files of `data.path` with their `data.image_folder` and `data.weights`.
+
+    data: anything with these three attributes. Raises ConfigError where their numbers differ, or
+    for weights that leave nothing to train.
+    """
+    paths, folders = split_paths(data.path), split_paths(data.image_folder)
+    weights = tuple(data.weights)
+    if not paths:
+        raise ConfigError("data.path is empty", fix="--config.data.path=FILE, a LLaVA JSON")
+    if len(folders) > 1 and len(folders) != len(paths):
+        raise ConfigError(
+            f"data.image_folder names {len(folders)} folders for {len(paths)} files of data.path",
+            fix="name one folder for all files, or one for each",
+        )
+    if weights and len(weights) != len(paths):
+        raise ConfigError(
+            f"data.weights has {len(weights)} numbers for {len(paths)} files of data.path",
+            fix="give one for each file",
+        )
+    for weight in weights:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ConfigError(f"data.weights: {weight!r} is not a number")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"data.weights: {weight} is not 0 or more")
+    if weights and not any(weights):
+        raise ConfigError("data.weights are all 0: there is nothing to train")
+    folders = folders or ("",)
+    if len(folders) == 1:
+        folders *= len(paths)
+    return [DataFile(*f) for f in zip(paths, folders, weights or (1.0,) * len(paths))]
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """Everything about the data of a run. Lengths are in tokens after images took their slots."""
 
-    path: str | tuple[str, ...] = ""  # LLaVA JSON or JSON lines; several are put end to end
-    image_folder: str = ""
+    path: str | tuple[str, ...] = ""  # LLaVA JSON or JSON lines; several: a tuple, or commas
+    image_folder: str | tuple[str, ...] = ""  # one for all files, or one for each
+    weights: tuple[float, ...] = ()  # how often an epoch shows each file's records; empty: once
     batch_size: int = 1  # samples of a step, over all hosts
     version: str = "v1"  # prompt and label masks: plain, v1, llama_2, mpt, ...
     compat: bool = False  # the original's exact ids and labels, whole samples masked included
@@ -46,7 +102,9 @@ class DataSettings:
     holdout_side: str = "train"  # "held": read the part kept aside instead
     bad_samples: str = "skip"  # or "error": stop at the first
     bad_limit: float = 0.1  # stop when more than this part of the samples is bad
-    bad_report: str = ""  # JSON lines file that lists them
+    bad_report: str = (
+        ""  # JSON lines file that lists them; a training run: bad.jsonl in its workdir
+    )
     cache_images: bool = False  # keep decoded pixels and token ids in memory
     cache_mb: int = 2048
     augment: str = ""  # shift by up to 4 pixels, with or without a mirror image

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava_jax.errors import SampleError
+from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
 
 _ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT}
+_OTHER_TURNS = ("messages", "conversation", "turns", "dialog", "dialogue")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a pair; UTF-8 cannot
 
 
 def sample_name(record: Mapping[str, Any], index: int | None = None) -> str:
@@ -21,20 +25,35 @@ def read_turns(record: Any, name: str) -> list[tuple[int, str]]:
     """(role, text) of every turn. Raises SampleError if there is none or one is malformed."""
     turns = record.get("conversations") if isinstance(record, Mapping) else None
     if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise SampleError(f"sample {name}: no list of conversations")
+        other = next((k for k in _OTHER_TURNS if isinstance(record, Mapping) and k in record), None)
+        instead = f", but `{other}`" if other else ""
+        fix = f"rename the key `{other}` to `conversations`" if other else None
+        raise SampleError(f"sample {name}: no list of conversations{instead}", fix=fix)
     if not turns:
         raise SampleError(f"sample {name}: the conversation is empty")
     checked = []
     for i, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
-            raise SampleError(f"sample {name}: turn {i} has no text in `value`")
+            raise _no_text(turn, i, name)
         role = _ROLES.get(str(turn.get("from")).lower())
         if role is None:
             raise SampleError(
                 f"sample {name}: turn {i} is from {turn.get('from')!r}, not human or gpt"
             )
-        checked.append((role, turn["value"]))
+        text = turn["value"]
+        if not text.isascii() and _SURROGATE.search(text):
+            raise SampleError(f"sample {name}: turn {i} holds half of a surrogate pair")
+        checked.append((role, text))
     return checked
+
+
+def _no_text(turn: Any, i: int, name: str) -> SampleError:
+    if isinstance(turn, Mapping) and "content" in turn:
+        return SampleError(
+            f"sample {name}: turn {i} has no text in `value`, but `content`",
+            fix="rename `role` and `content` to `from` and `value`",
+        )
+    return SampleError(f"sample {name}: turn {i} has no text in `value`")
 
 
 def read_images(record: Mapping[str, Any], name: str) -> list[str]:
@@ -44,6 +63,41 @@ def read_images(record: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(images, Sequence) or not all(isinstance(i, str) and i for i in images):
         raise SampleError(f"sample {name}: `image` is neither a path nor a list of paths")
     return list(images)
+
+
+def check_turns(
+    turns: Sequence[tuple[int, str]], images: Sequence[str], name: str, *, caption: bool
+) -> None:
+    """Raises SampleError for a conversation that cannot be trained, whatever the tokenizer.
+
+    caption: of stage 1, which is an image and two turns.
+    """
+    first = 1 if turns[0][0] == ASSISTANT else 0  # an answer to nothing is left out
+    if any(role != i % 2 for i, (role, _) in enumerate(turns[first:])):
+        raise SampleError(f"sample {name}: human and gpt do not take turns")
+    if caption and (len(turns) - first != 2 or not images):
+        raise SampleError(
+            f"sample {name}: a caption sample needs an image and two turns, "
+            f"not {len(images)} image(s) and {len(turns) - first} turn(s)"
+        )
+    if len(images) > 1:
+        tags = sum(text.count(IMAGE_TAG) for _, text in turns[first:])
+        if tags not in (0, len(images)) and not (caption and IMAGE_TAG not in turns[first][1]):
+            raise SampleError(f"sample {name}: {tags} {IMAGE_TAG} tags for {len(images)} images")
+    if not any(role == ASSISTANT and text.strip() for role, text in turns[first:]):
+        raise SampleError(f"sample {name}: no turn has an answer to train")
+
+
+def tag_note(tags: int, images: int, *, caption: bool = False) -> str | None:
+    """What is odd about so many `<image>` tags for so many images, as a count of it is called.
+
+    caption: of stage 1, where an image is shown without a tag too.
+    """
+    if tags and not images:
+        return "tag without image"
+    if images and not tags:
+        return None if caption else "image without tag"
+    return "more tags than images" if tags > images else None
 
 
 def lengths(records: Sequence[Mapping[str, Any]]) -> list[int]:

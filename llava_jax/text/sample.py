@@ -7,9 +7,10 @@ text, `</s>` included. `compat` gives the original's ids and labels instead: see
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from llava_jax.text.constants import IGNORE, IMAGE_TAG, IMAGE_TOKEN
 from llava_jax.text.conversation import ASSISTANT, USER
 from llava_jax.text.labels import Labelled, label, training_version
 from llava_jax.text.prompt import slot_parts
-from llava_jax.text.records import read_images, read_turns, sample_name
+from llava_jax.text.records import check_turns, read_images, read_turns, sample_name, tag_note
 from llava_jax.text.tokenizer import Part, Tokenizer
 
 Round = tuple[list[Part], list[Part]]
@@ -36,6 +37,7 @@ class Example:
     images: paths relative to the image folder, one per slot, in slot order.
     turns: int32[t]; 0 = seen by the whole sample, n = seen only by turn n (independent questions
         behind a shared prefix). All 0 in an ordinary conversation.
+    notes: what was done to it, once each; see ExampleMaker.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Example:
     labels: np.ndarray
     images: tuple[str, ...]
     turns: np.ndarray
+    notes: tuple[str, ...] = ()
 
     def length(self, image_tokens: int) -> int:
         """Positions in the model, with `image_tokens` features for each slot."""
@@ -62,8 +65,10 @@ class ExampleMaker:
         has no labels, and text samples are cut at max_length tokens.
 
     `notes` counts what was done to samples: "truncated" (lost tokens), "turns left out" (did not
-    fit), "empty answers", "unanswered question", "leading answer", "image without tag", "kept as a
-    conversation" (independent turns are not possible), "mismatch" (compat: given up).
+    fit), "empty answers", "unanswered question", "leading answer", "image without tag" (not shown),
+    "tag without image" (trained as text), "more tags than images" (one image serves them all),
+    "kept as a conversation" (independent turns are not possible), "mismatch" (compat: given up).
+    An Example names its own, so that they can be counted by sample.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class ExampleMaker:
         caption = self.version.kind == "plain"
         self._slot = slot_parts(tokenizer, self.version.template, use_im_start_end and not caption)
         self.notes: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def __call__(self, record: Mapping[str, Any], index: int | None = None) -> Example:
         """The Example of a record; `index` names it in errors where it has no id.
@@ -94,42 +100,50 @@ class ExampleMaker:
         Raises SampleError, with the sample's id, if it is malformed or leaves nothing to train.
         """
         name = sample_name(record, index)
+        notes: Counter[str] = Counter()
         turns, images = read_turns(record, name), read_images(record, name)
+        tags = sum(text.count(IMAGE_TAG) for _, text in turns)
+        if note := tag_note(tags, len(images), caption=self.version.kind == "plain"):
+            notes[note] += 1
         if self.compat:
-            return self._compat(record, name, images)
-        rounds, images = self._rounds(turns, images, name)
+            example = self._compat(record, name, images, notes)
+        else:
+            example = self._own(turns, images, name, notes)
+        with self._lock:  # threads share a maker
+            self.notes.update(notes)
+        return replace(example, notes=tuple(notes))
+
+    def _own(
+        self, turns: list[tuple[int, str]], images: list[str], name: str, notes: Counter[str]
+    ) -> Example:
+        rounds, images = self._rounds(turns, images, name, notes)
         if self.turns == "independent" and self.version.kind != "plain" and len(rounds) > 1:
             if all(IMAGE_TOKEN not in q for q, _ in rounds[1:]) and all(
                 IMAGE_TOKEN not in a for _, a in rounds
             ):
-                return self._independent(name, rounds, images)
-            self.notes["kept as a conversation"] += 1
+                return self._independent(name, rounds, images, notes)
+            notes["kept as a conversation"] += 1
         labelled = self._label(rounds)
-        ids, labels = self._cut(labelled.ids, labelled.labels)
+        ids, labels = self._cut(labelled.ids, labelled.labels, notes)
         return _example(name, ids, labels, images[: ids.count(IMAGE_TOKEN)], [0] * len(ids))
 
     # Reading the turns -------------------------------------------------------------------------
 
     def _rounds(
-        self, turns: list[tuple[int, str]], images: list[str], name: str
+        self, turns: list[tuple[int, str]], images: list[str], name: str, notes: Counter[str]
     ) -> tuple[list[Round], list[str]]:
         """The rounds that have an answer to train, and one image per slot in them.
 
         A question without an answer is left out; its images move to the next question.
         """
+        caption = self.version.kind == "plain"
+        check_turns(turns, images, name, caption=caption)
         if turns[0][0] == ASSISTANT:
-            self.notes["leading answer"] += 1
+            notes["leading answer"] += 1
             turns = turns[1:]
-        if any(role != i % 2 for i, (role, _) in enumerate(turns)):
-            raise SampleError(f"sample {name}: human and gpt do not take turns")
-        if self.version.kind == "plain" and (len(turns) != 2 or not images):
-            raise SampleError(
-                f"sample {name}: a caption sample needs an image and two turns, "
-                f"not {len(images)} image(s) and {len(turns)} turn(s)"
-            )
-        messages, images = self._place_images([text for _, text in turns], images, name)
+        messages, images = self._place_images([text for _, text in turns], images)
         if len(turns) % 2:
-            self.notes["unanswered question"] += 1
+            notes["unanswered question"] += 1
         rounds: list[Round] = []
         waiting: list[Part] = []
         for question, answer in zip(messages[::2], messages[1::2]):
@@ -137,7 +151,7 @@ class ExampleMaker:
                 rounds.append((waiting + question, answer))
                 waiting = []
             else:
-                self.notes["empty answers"] += 1
+                notes["empty answers"] += 1
                 waiting += [*self._slot, "\n"] * question.count(IMAGE_TOKEN)
         if not rounds:
             raise SampleError(f"sample {name}: no turn has an answer to train")
@@ -145,7 +159,7 @@ class ExampleMaker:
         return rounds, images[:slots]
 
     def _place_images(
-        self, texts: list[str], images: list[str], name: str
+        self, texts: list[str], images: list[str]
     ) -> tuple[list[list[Part]], list[str]]:
         """Turns `<image>` tags into slots, and says which image each slot shows.
 
@@ -162,14 +176,7 @@ class ExampleMaker:
         ]
         messages = [self._split_tags(text) for text in texts]
         slots = sum(text.count(IMAGE_TAG) for text in texts)
-        if not slots:
-            self.notes["image without tag"] += 1
-            return messages, []
-        if len(images) == 1:
-            return messages, images * slots
-        if slots != len(images):
-            raise SampleError(f"sample {name}: {slots} {IMAGE_TAG} tags for {len(images)} images")
-        return messages, images
+        return messages, images * slots if len(images) == 1 else images[:slots]
 
     def _split_tags(self, text: str) -> list[Part]:
         """Text with tags to parts; never an empty list, which would be an open turn."""
@@ -185,14 +192,18 @@ class ExampleMaker:
         messages = [message for q, a in rounds for message in ((USER, q), (ASSISTANT, a))]
         return label(self.tokenizer, self.version, messages)
 
-    def _cut(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+    def _cut(
+        self, ids: list[int], labels: list[int], notes: Counter[str]
+    ) -> tuple[list[int], list[int]]:
         """What fits into max_length positions: whole images and the text up to there."""
         end = fitting(ids, self.max_length, self.image_tokens)
         if end < len(ids):
-            self.notes["truncated"] += 1
+            notes["truncated"] += 1
         return ids[:end], labels[:end]
 
-    def _independent(self, name: str, rounds: list[Round], images: list[str]) -> Example:
+    def _independent(
+        self, name: str, rounds: list[Round], images: list[str], notes: Counter[str]
+    ) -> Example:
         """Every round behind the prefix that all of them share, each as if it were the only one."""
         front = self._front(rounds[0][0])
         singles = [self._label(rounds[:1])]
@@ -205,9 +216,9 @@ class ExampleMaker:
             end = fitting(longer, self.max_length, self.image_tokens)
             if end < len(longer):
                 if len(ids) > start:  # half a question is worth nothing, but for the first one
-                    self.notes["turns left out"] += 1
+                    notes["turns left out"] += 1
                     continue
-                self.notes["truncated"] += 1
+                notes["truncated"] += 1
             ids, labels = longer[:end], (labels + single.labels[start:])[:end]
             turns += [n] * (end - len(turns))
         shown = ids.count(IMAGE_TOKEN)
@@ -221,7 +232,9 @@ class ExampleMaker:
 
     # The original ------------------------------------------------------------------------------
 
-    def _compat(self, record: Mapping[str, Any], name: str, images: list[str]) -> Example:
+    def _compat(
+        self, record: Mapping[str, Any], name: str, images: list[str], notes: Counter[str]
+    ) -> Example:
         sample = compat_sample(
             record,
             self.tokenizer,
@@ -231,11 +244,11 @@ class ExampleMaker:
             name=name,
         )
         if sample.mismatch:
-            self.notes["mismatch"] += 1
+            notes["mismatch"] += 1
         ids, labels = sample.ids.tolist(), sample.labels.tolist()
         labels = [IGNORE if x == IMAGE_TOKEN else x for x in labels]
         if images:
-            ids, labels = self._cut(ids, labels)
+            ids, labels = self._cut(ids, labels, notes)
         slots = ids.count(IMAGE_TOKEN)
         images = images * slots if len(images) == 1 else images[:slots]
         if len(images) < slots:

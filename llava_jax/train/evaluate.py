@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_jax.text.constants import IMAGE_TAG
+from llava_jax.text.conversation import ASSISTANT, USER
+from llava_jax.text.records import read_images, read_turns, sample_name
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question about one image, alone in its conversation, and its only right answer."""
+    """One question, alone in its conversation, and its only right answer.
 
-    image: str
+    image: path, paths, or None for a question about no image.
+    """
+
+    image: str | list[str] | None
     text: str
     answer: str
     kind: str = "all"
@@ -21,13 +29,16 @@ class Question:
 
 def questions_of(record: dict[str, Any], image_folder: str | Path) -> list[Question]:
     """Every turn of a LLaVA record as a question of its own; `kinds`, where given, names them."""
-    turns = record["conversations"]
-    image = str(Path(image_folder) / record["image"])
-    kinds = record.get("kinds") or ["all"] * (len(turns) // 2)
-    return [
-        Question(image, turns[i]["value"].replace("<image>", "").strip(), turns[i + 1]["value"], k)
-        for i, k in zip(range(0, len(turns), 2), kinds)
+    turns = read_turns(record, sample_name(record))
+    paths = [str(Path(image_folder) / path) for path in read_images(record, sample_name(record))]
+    image = paths[0] if len(paths) == 1 else paths or None
+    pairs = [
+        (question.replace(IMAGE_TAG, "").strip(), answer)
+        for (asks, question), (answers, answer) in itertools.pairwise(turns)
+        if (asks, answers) == (USER, ASSISTANT)
     ]
+    kinds = record.get("kinds") or ["all"] * len(pairs)
+    return [Question(image, text, answer, kind) for (text, answer), kind in zip(pairs, kinds)]
 
 
 def exact_match(
@@ -56,11 +67,14 @@ def exact_match(
 
 def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) -> dict[str, Any]:
     """`exact_match` of the exported model on the images that config.data.holdout kept aside."""
-    from llava_jax.data.order import holdout
-    from llava_jax.data.records import read_all
+    from llava_jax.data.check import open_data
     from llava_jax.model import load
 
-    records, _ = read_all(config.data.path)
-    _, aside = holdout(records, config.data.holdout, config.data.holdout_seed)
-    questions = [q for i in aside for q in questions_of(records[i], config.data.image_folder)]
+    held = open_data({**config.data, "holdout_side": "held", "bad_report": ""})
+    questions = [
+        q
+        for record, file, index in zip(held.records, held.file, held.index)
+        if int(index) not in held.bad
+        for q in questions_of(record, held.files[file].image_folder)
+    ]
     return exact_match(load(export), questions, quiet=quiet)

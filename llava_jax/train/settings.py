@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from llava_jax.data.settings import data_files
 from llava_jax.errors import ConfigError
 from llava_jax.text.conversation import TEMPLATES
 from llava_jax.train.names import flat
@@ -84,10 +85,9 @@ def check_data(data: Any) -> None:
 
     The original trains an unknown version as vicuna_v1 without a word; here that is a typing error.
     """
-    if not data.path:
-        raise ConfigError("data.path is empty", fix="--config.data.path=FILE, a LLaVA JSON")
-    if data.image_folder and not Path(data.image_folder).is_dir():
-        raise ConfigError(f"data.image_folder: there is no folder {data.image_folder}")
+    for file in data_files(data):
+        if file.image_folder and not Path(file.image_folder).is_dir():
+            raise ConfigError(f"data.image_folder: there is no folder {file.image_folder}")
     if data.version not in TEMPLATES:
         allowed = ", ".join(TEMPLATES)
         raise ConfigError(f"data.version {data.version!r} is unknown", fix=f"one of {allowed}")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from llava_jax.config import LlavaConfig
+from llava_jax.data.check import open_data
 from llava_jax.data.loader import Loader
-from llava_jax.data.records import read_all
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.sample import Example
@@ -63,7 +63,8 @@ def loader(folder: Path, index: int = 0, count: int = 1, start: int = 0, **setti
         {"path": str(folder / "data.json"), "image_folder": str(folder), **base, **settings}
     )
     full = plain.completed(64, count)
-    return Loader(*read_all(full.path), make_example, full, MODEL, index, count, start)
+    data = open_data(full, process_index=index)
+    return Loader(data, make_example, full, MODEL, index, count, start)
 
 
 def digest(batch) -> str:
@@ -209,14 +210,16 @@ def test_bad_images_are_replaced_counted_and_repeatable(data):
     assert runs[0] == runs[1]
 
 
-def test_the_next_good_sample_stands_in(data):
+def test_a_stand_in_is_of_the_same_modality_and_fits(data):
     spoil(data, ["3.png"])
     source = loader(data, shuffle=False, bad_limit=0.5, batch_size=2)
     batch, info = source.load(3)  # s6 and s7 share the image
-    assert info["ids"] == ["s8", "s8"]
     assert info["skipped"] == ["s6", "s7"]
+    assert len(info["ids"]) == info["replaced"] == info["image_replaced"] == 2
+    assert all(int(i[1:]) % 5 != 4 for i in info["ids"])  # those have no image
     good, _ = source.load(4)
     assert batch["images"].shape == good["images"].shape
+    assert loader(data, shuffle=False, bad_limit=0.5, batch_size=2).load(3)[1] == info
 
 
 def test_bad_text_and_malformed_records(data):

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from llava_jax.data.records import (
-    BadSamples,
     check_record,
     image_paths,
     read_all,
@@ -31,7 +30,12 @@ def test_json_and_json_lines(tmp_path):
     ("name", "text", "message"),
     [
         ("a.json", "[{", r"a\.json: not JSON at line 1, column 3"),
-        ("a.json", '{"id": 1}', "holds no list"),
+        ("a.json", '{"id": 1}', "holds no list of samples but one object"),
+        ("a.json", '{"data": []}', "but an object with a list under 'data'"),
+        ("a.json", "3", "holds no list of samples but 3"),
+        ("a.json", '[{"id": 1}', r"column 11 .*the file ends too early"),
+        ("a.jsonl", "[{}]\n[{}]", "holds several lists"),
+        ("a.json", "[" + "9" * 5000 + "]", r"a\.json: line 1: a number cannot be read"),
         ("a.json", "[]", "no samples"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.jsonl", "{}\n{", r"a\.jsonl: line 2: not JSON"),
@@ -79,23 +83,3 @@ def test_good_records():
     assert image_paths({"image": ["a", "b"]}) == ("a", "b")
     assert image_paths({}) == ()
     assert [record_id(r, 4) for r in ({"id": 0}, {"id": ""}, {})] == ["0", "4", "4"]
-
-
-def test_bad_samples_are_counted_once_and_reported(tmp_path):
-    path = tmp_path / "bad.jsonl"
-    bad = BadSamples(strict=False, limit=2, report=path)
-    bad.add(3, "c", "broken")
-    bad.add(3, "c", "broken")
-    bad.add(1, "a", "missing")
-    assert [r["id"] for r in bad.rows()] == ["a", "c"]
-    assert len(path.read_text().splitlines()) == 2
-    again = BadSamples(strict=False, limit=2, report=path)
-    again.add(1, "a", "missing")
-    assert again.rows() == bad.rows()
-    with pytest.raises(SampleError, match="3 samples are bad, more than"):
-        again.add(5, "e", "broken")
-
-
-def test_strict_stops_at_the_first():
-    with pytest.raises(SampleError, match=r"sample c: broken .*goes on without it"):
-        BadSamples(strict=True, limit=9).add(3, "c", "broken")

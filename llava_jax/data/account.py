@@ -1,0 +1,85 @@
+"""What became of the samples of a run: given, seen, replaced, empty, cut, noted, bad."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llava_jax.data.bad import SHOWN, BadSamples
+from llava_jax.data.check import Dataset
+from llava_jax.data.epoch import Epochs
+
+COUNTS = ("given", "replaced", "empty", "cut", "image_replaced", "image_empty")
+"""The last two are the part of `replaced` and `empty` that images caused, which a host knows only of
+its own rows; everything else is the same on every host."""
+
+
+class Account:
+    """Counts batches as they are given out. Not for threads: what is made ahead does not count yet.
+
+    A sample's notes count the first time that it is seen, so per sample and not per visit.
+    """
+
+    def __init__(self, data: Dataset, epochs: Epochs, batch_size: int):
+        self._data, self._epochs, self._batch_size = data, epochs, batch_size
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self._notes: Counter[str] = Counter()
+        self._noted: defaultdict[str, list[str]] = defaultdict(list)
+        self._seen = np.zeros(len(data), bool)
+
+    def add(self, info: Mapping[str, Any], own: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+        """One batch given out. own: (record, notes) of its samples in their own seats."""
+        for name in COUNTS:
+            self.counts[name] += info[name]
+        for place, notes in own:
+            if not self._seen[place]:
+                self._seen[place] = True
+                for note in notes:
+                    self._notes[note] += 1
+                    if len(self._noted[note]) < SHOWN:
+                        self._noted[note].append(self._data.ids[place])
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready, for `restore`."""
+        return {"counts": dict(self.counts), "notes": dict(self._notes), "noted": dict(self._noted)}
+
+    def restore(self, state: Mapping[str, Any], step: int, *, images: bool = True) -> None:
+        """Goes on from `state` at global step `step`; who was seen follows from the step.
+
+        images: whether the counts that images caused are those of this host.
+        """
+        self.counts |= state.get("counts", {})
+        if not images:
+            for name in ("replaced", "empty"):
+                self.counts[name] -= self.counts[f"image_{name}"]
+                self.counts[f"image_{name}"] = 0
+        self._notes = Counter(state.get("notes", {}))
+        self._noted = defaultdict(list, {k: list(v) for k, v in state.get("noted", {}).items()})
+        self._seen[:] = False
+        number, within = divmod(step, -(-self._epochs.samples // self._batch_size))
+        for before in range(number):
+            self._seen[self._epochs.places(before)] = True
+            if self._seen.all():
+                return
+        if within:
+            epoch = self._epochs[number]
+            self._seen[epoch.places[epoch.order[: within * self._batch_size]]] = True
+
+    def report(self, bad: BadSamples) -> dict[str, Any]:
+        """Everything, JSON-ready; the keys are explained in docs/data.md."""
+        rows = bad.rows()
+        return {
+            "records": self._data.total,
+            "held_out": self._data.held_out,
+            "samples": self._epochs.samples,
+            **self.counts,
+            "seen": int(self._seen.sum()),
+            "notes": dict(self._notes.most_common()),
+            "noted": dict(self._noted),
+            "bad_count": len(rows),
+            "bad_kinds": bad.kinds(),
+            "bad": rows,
+        }

@@ -1,0 +1,135 @@
+"""The samples that cannot be used: counted once each, grouped by reason, listed in a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llava_jax.errors import SampleError
+
+log = logging.getLogger(__name__)
+
+SHOWN = 5
+"""Kinds of an error line, ids of a kind, and log lines about a kind during a run."""
+
+_OWN_WORDS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")  # what differs among samples of a kind
+
+
+class TooManyBad(SampleError):
+    """More samples are bad than data.bad_limit allows, or one is and data.bad_samples is "error"."""
+
+
+class Bad(NamedTuple):
+    """One bad sample: its place among all records, its id, why, and what to do about it."""
+
+    index: int
+    id: str
+    reason: str
+    kind: str = ""  # the reason without what differs from sample to sample
+    fix: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        return {"index": self.index, "id": self.id, "reason": self.reason}
+
+
+def bad_sample(
+    index: int, sample_id: str, reason: str, *, kind: str = "", fix: str | None = None
+) -> Bad:
+    """A Bad whose kind, where not given, is the reason without its names and numbers."""
+    return Bad(index, sample_id, reason, kind or _OWN_WORDS.sub("_", reason), fix)
+
+
+class BadSamples:
+    """Counts the samples that cannot be used, once each, and stops the run where there are too many.
+
+    strict: raise at the first. limit: the largest number to put up with.
+    report: a JSON lines file that lists them, begun anew: what an earlier run found may be mended.
+    """
+
+    def __init__(self, *, strict: bool, limit: int, report: str | Path | None = None):
+        self._strict, self._limit = strict, limit
+        self._report = Path(report) if report else None
+        self._found: dict[int, Bad] = {}
+        self._kinds: Counter[str] = Counter()
+
+    def begin(self, found: Sequence[Bad]) -> None:
+        """Takes what is known before the first step. Raises TooManyBad; the report is written first."""
+        if self._report:
+            self._report.parent.mkdir(parents=True, exist_ok=True)
+            self._report.write_text("", encoding="utf-8")
+        self._take(found)
+        listed = f" (all are listed in {self._report})" if self._report else ""
+        for kind, count in self._kinds.most_common(SHOWN):
+            noun = "sample is" if count == 1 else "samples are"
+            log.warning("%d %s bad, %s: %s%s", count, noun, kind, self._ids(kind), listed)
+        if self._found:
+            self._judge(next(iter(self._found.values())))
+
+    def add(self, bad: Bad) -> None:
+        """Notes one sample. Raises TooManyBad if strict or if there are now too many."""
+        if bad.index not in self._found:
+            self._take([bad])
+            count = self._kinds[bad.kind]
+            if count <= SHOWN:
+                log.warning("sample %s is left out: %s", bad.id, bad.reason)
+            if count == SHOWN:
+                log.warning("more samples of this kind are listed without a word")
+        self._judge(bad)
+
+    def restore(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Takes over rows of an earlier `rows`, without logging or judging them again."""
+        self._take([bad_sample(r["index"], r["id"], r["reason"]) for r in rows])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """[{"index", "id", "reason"}], by index."""
+        return [self._found[i].row() for i in sorted(self._found)]
+
+    def kinds(self) -> dict[str, int]:
+        """How many samples are bad for each kind of reason, most first."""
+        return dict(self._kinds.most_common())
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._found
+
+    def _take(self, found: Sequence[Bad]) -> None:
+        new = {b.index: b for b in found if b.index not in self._found}
+        self._found |= new
+        self._kinds.update(b.kind for b in new.values())
+        if self._report and new:
+            with self._report.open("a", encoding="utf-8") as file:
+                for bad in new.values():
+                    file.write(json.dumps(bad.row()) + "\n")
+
+    def _ids(self, kind: str) -> str:
+        ids = [b.id for b in self._found.values() if b.kind == kind]
+        return ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+
+    def _judge(self, last: Bad) -> None:
+        if self._strict:
+            raise TooManyBad(
+                f"sample {last.id}: {last.reason}",
+                fix=last.fix or 'data.bad_samples="skip" goes on without it',
+            )
+        count = len(self._found)
+        if count <= self._limit:
+            return
+        most = self._kinds.most_common(SHOWN)
+        parts = [f"{n} {kind} ({self._ids(kind)})" for kind, n in most]
+        more = len(self._kinds) - len(most)
+        fixes = [b.fix for b in self._found.values() if b.kind == most[0][0] and b.fix]
+        mend = fixes[0] if fixes else "mend the data"
+        listed = f"; all are listed in {self._report}" if self._report else ""
+        raise TooManyBad(
+            f"{count} samples are bad, more than data.bad_limit allows ({self._limit}): "
+            + "; ".join(parts)
+            + (f"; and {more} other kinds" if more else ""),
+            fix=f"{mend}, or raise data.bad_limit{listed}",
+        )

@@ -1,0 +1,130 @@
+"""What a step holds: its samples, who stands in for bad ones, their rows and padded shape.
+
+A pure function of the step: every host makes the same plan, from texts alone, without looking at an
+image. Hosts agree on shapes by it without talking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llava_jax.data.bad import Bad, bad_sample
+from llava_jax.data.batch import Expanded, Shape, bucket, first_fit, row_needs, shape_of
+from llava_jax.data.check import Dataset
+from llava_jax.data.epoch import Epochs
+from llava_jax.data.records import image_paths
+from llava_jax.data.settings import DataSettings
+from llava_jax.errors import LlavaError, SampleError
+
+MakeSample = Callable[[int, int, int], Expanded]
+"""(place, seat, epoch) -> the sample. Raises SampleError."""
+
+
+@dataclass(frozen=True)
+class Seated:
+    """A sample of a step. seat: whose place in the epoch it takes; at: the seat it is of itself.
+
+    They differ where it stands in for a bad one. place: its record.
+    """
+
+    sample: Expanded
+    seat: int
+    at: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step holds, the same on every host. `rows` are indices into `seated`.
+
+    given: how many samples the epoch's order gives this step; the seats of those that are not in
+    `seated` stay empty. bad: those that cannot be used for their text.
+    """
+
+    step: int
+    epoch: int
+    given: int
+    seated: list[Seated]
+    rows: list[list[int]]
+    shape: Shape
+    bad: list[Bad]
+
+
+def make_plan(
+    step: int, epochs: Epochs, data: Dataset, settings: DataSettings, make: MakeSample
+) -> Plan:
+    """The plan of global step `step`."""
+    s = settings
+    number, within = divmod(step, -(-epochs.samples // s.batch_size))
+    epoch = epochs[number]
+    seats = epoch.order[within * s.batch_size : (within + 1) * s.batch_size]
+    found: list[Seated | None] = []
+    bad: list[Bad] = []
+    for seat in map(int, seats):
+        place = int(epoch.places[seat])
+        try:
+            found.append(Seated(make(place, seat, number), seat, seat, place))
+        except LlavaError as e:
+            found.append(None)
+            bad.append(bad_text(data, place, e))
+    limit = _largest([f.sample for f in found if f], s)
+    for n, seat in enumerate(map(int, seats)):
+        if found[n] is None:
+            own = len(image_paths(data.records[epoch.places[seat]]))
+            found[n] = _stand_in(
+                number,
+                seat,
+                epochs,
+                make,
+                limit or (s.length_buckets[-1], own, s.target_buckets[-1]),
+            )
+    seated = [f for f in found if f]
+    samples = [f.sample for f in seated]
+    if s.pack:
+        rows = first_fit(samples, s.length_buckets[-1], s.image_buckets[-1], s.target_buckets[-1])
+        count = -(-max(len(rows), 1) // s.row_multiple) * s.row_multiple
+    else:
+        rows, count = [[i] for i in range(len(samples))], s.batch_size
+    in_rows = [[samples[i] for i in row] for row in rows]
+    shape = shape_of(in_rows, count, s.length_buckets, s.image_buckets, s.target_buckets)
+    return Plan(step, number, len(seats), seated, rows, shape, bad)
+
+
+def bad_text(data: Dataset, place: int, error: LlavaError) -> Bad:
+    """A Bad of record `place` for what made its sample impossible."""
+    reason = error.message.removeprefix(f"sample {data.ids[place]}: ")
+    return bad_sample(int(data.index[place]), data.ids[place], reason, fix=error.fix)
+
+
+def fits(sample: Expanded, room: tuple[int, ...]) -> bool:
+    """Whether tokens, images and targets of a sample are within `room`."""
+    return all(need <= left for need, left in zip(row_needs([sample]), room))
+
+
+def _largest(samples: Sequence[Expanded], s: DataSettings) -> tuple[int, int, int] | None:
+    """The buckets that the largest of the samples needs by itself; None without any."""
+    if not samples:
+        return None
+    tokens, images, targets = (max(sizes) for sizes in zip(*(row_needs([x]) for x in samples)))
+    return (
+        bucket(tokens, s.length_buckets, "length", ""),
+        bucket(images, s.image_buckets, "image", ""),
+        bucket(targets, s.target_buckets, "target", ""),
+    )
+
+
+def _stand_in(
+    number: int, seat: int, epochs: Epochs, make: MakeSample, limit: tuple[int, int, int]
+) -> Seated | None:
+    """Who takes a seat: one of the same modality that makes no row longer and no shape larger."""
+    places = epochs[number].places
+    for other in epochs.stand_ins(number, seat):
+        place = int(places[other])
+        try:
+            sample = make(place, other, number)
+        except SampleError:
+            continue
+        if fits(sample, limit):
+            return Seated(sample, seat, other, place)
+    return None

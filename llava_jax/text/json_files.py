@@ -1,0 +1,94 @@
+"""JSON and JSON lines as people have them, told apart by content and not by the file's name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llava_jax.errors import LlavaError, SampleError
+
+_SPACE = (
+    " \t\r\n"  # JSON's white space; str.isspace and splitlines take U+2028 and the like as well
+)
+_PACKED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"PAR1": "parquet"}  # by their first bytes
+
+
+class Doubled(dict):
+    """An object of the file that has a key twice; `key` names it. The last value counts."""
+
+    key: str
+
+
+def read_text(path: str | Path, error: type[LlavaError] = SampleError) -> str:
+    """The text of a UTF-8, UTF-16 or UTF-32 file, without its byte order mark.
+
+    Raises `error`, naming the file, where it cannot be read or is not such text.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except IsADirectoryError:
+        raise error(f"{path}: this is a folder, not a file") from None
+    except OSError as e:
+        raise error(f"{path}: cannot be read ({e.strerror})") from None
+    encoding = json.detect_encoding(data[:64])
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as e:
+        kind = next((name for start, name in _PACKED.items() if data.startswith(start)), None)
+        what = f"is a {kind} file, not" if kind else f"byte {e.start} cannot be read as"
+        raise error(f"{path}: {what} UTF-8 or UTF-16 text", fix="save it as UTF-8 JSON") from None
+
+
+def json_lines(text: str) -> list[tuple[int, str]]:
+    """(number, text) of the lines that are not blank, from 1. Only line feeds end a line.
+
+    str.splitlines would cut a JSON string at U+2028, U+2029 or U+0085, which stand in it unescaped.
+    """
+    return [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip(_SPACE)]
+
+
+def parse_values(
+    text: str, path: str | Path, error: type[LlavaError] = SampleError, *, doubled: bool = False
+) -> list[Any]:
+    """Every JSON value of a text: one list or object, or many after each other (JSON lines).
+
+    doubled: an object with a key twice comes as Doubled; costs as much again as reading.
+    Raises `error` with the line and column where the text of `path` is not JSON.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_object if doubled else None)
+    values: list[Any] = []
+    at = _after_space(text, 0)
+    try:
+        while at < len(text):
+            value, end = decoder.raw_decode(text, at)
+            values.append(value)
+            at = _after_space(text, end)
+    except json.JSONDecodeError as e:
+        cut_off = not text[e.pos :].strip(_SPACE)
+        fix = "the file ends too early: was it copied whole?" if cut_off else None
+        line = f"line {e.lineno}: " if values else ""  # of JSON lines
+        where = f"{path}: {line}not JSON at line {e.lineno}, column {e.colno}"
+        raise error(where, fix=fix) from None
+    except RecursionError:
+        raise error(f"{path}: JSON nested too deeply") from None
+    except ValueError as e:  # a number of more digits than Python converts
+        line = text.count("\n", 0, at) + 1
+        raise error(f"{path}: line {line}: a number cannot be read ({e})") from None
+    return values
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    doubled = Doubled(found)
+    seen: set[str] = set()
+    doubled.key = next(k for k, _ in pairs if k in seen or seen.add(k))
+    return doubled
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _SPACE:
+        at += 1
+    return at
