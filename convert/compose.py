@@ -72,7 +72,8 @@ def join(folder: Path, options: Options) -> Source:
     except ConfigError as error:
         raise WeightError(f"{folder}: {error.message}") from None
     vision, extras, files = sources.tower_leaves(tower, config, options)
-    leaves = {**vision, **random_projector(config, lm.leaves[EMBED].dtype, options.seed)}
+    dtype = options.type or lm.leaves[EMBED].dtype
+    leaves = {**vision, **random_projector(config, dtype, options.seed)}
     leaves |= lm.leaves
     log.info("the projector is new and random (seed %d)", options.seed)
     kept = {
@@ -317,7 +318,7 @@ def _grown(lazy: Lazy, axis: int, old: int, new: int) -> Lazy:
 
 
 def apply_delta(source: Source, options: Options) -> Source:
-    """Adds the base to a delta (LLaVA v0, v1.1); a complete checkpoint passes through.
+    """Adds the base to a delta (LLaVA v0, v1.1) in float32; a complete checkpoint passes through.
 
     A delta shows in its last norm, whose scales lie near zero, where a model's lie near one.
     Source of the rule: llava/model/apply_delta.py (wider embeddings add only the first rows).
@@ -339,13 +340,13 @@ def apply_delta(source: Source, options: Options) -> Source:
         ours = leaves[name]
         if len(ours.parts) != len(leaf.parts):
             raise WeightError(f"the base has {len(leaf.parts)} layers, the delta {len(ours.parts)}")
-        parts = tuple(_sum(d, b, name) for d, b in zip(ours.parts, leaf.parts))
+        parts = tuple(_sum(d, b, name, options.type) for d, b in zip(ours.parts, leaf.parts))
         leaves[name] = Leaf(parts, ours.stacked)
     log.info("added the base to the delta")
     return replace(source, leaves=leaves, files=source.files + base.files)
 
 
-def _sum(delta: Lazy, base: Lazy, name: str) -> Lazy:
+def _sum(delta: Lazy, base: Lazy, name: str, dtype: np.dtype | None) -> Lazy:
     grows = name in (EMBED, HEAD) and all(b <= d for b, d in zip(base.shape, delta.shape))
     if delta.shape != base.shape and not grows:
         raise WeightError(
@@ -355,6 +356,7 @@ def _sum(delta: Lazy, base: Lazy, name: str) -> Lazy:
     def read() -> np.ndarray:
         out = delta.read().astype(np.float32)
         out[tuple(slice(n) for n in base.shape)] += base.read().astype(np.float32)
-        return out.astype(delta.dtype)
+        return out
 
-    return Lazy(delta.shape, delta.dtype, read, delta.origin)
+    whole = Lazy(delta.shape, np.dtype(np.float32), read, delta.origin)
+    return cast(whole, dtype or delta.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import keymap, lora, output, tensors
+from llava_jax.convert import keymap, output, tensors
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy
 from llava_jax.convert.opening import open_source
@@ -76,7 +76,7 @@ def write_gguf(
     """
     if kind not in TYPES:
         raise WeightError(f"gguf type {kind!r} is unknown", fix=f"one of {', '.join(TYPES)}")
-    source = original_rows(lora.merge(open_source(src, options)))
+    source = original_rows(open_source(src, replace(options or Options(), merge=True)))
     check_supported(source.config)
     with output.folder(Path(dst), overwrite=overwrite) as work:
         _write_language(source, work / f"model-{kind}.gguf", kind, progress)

@@ -16,7 +16,7 @@ import numpy as np
 
 from llava_jax.config import LoraConfig
 from llava_jax.convert import compose, keymap, tensors
-from llava_jax.convert.lazy import Lazy, Leaf, of_array
+from llava_jax.convert.lazy import Lazy, Leaf, cast, of_array
 from llava_jax.convert.shapes import LINEARS
 from llava_jax.convert.source import Options, Source, check
 from llava_jax.errors import WeightError
@@ -51,7 +51,7 @@ def open_adapter(folder: Path, options: Options) -> Source:
     raw, more = list(more), _to_original(compose.strip_peft(more))
     source = compose.overlay(under, more, under.config, folder.name, options)
     source.config = replace(source.config, lora=lora)
-    _merge_elsewhere(elsewhere, source, lora, folder.name)
+    _merge_elsewhere(elsewhere, source, lora, folder.name, options)
     source.leaves |= _leaves(factors, source, lora, settings, folder.name, options)
     source.kept["lora"] = {
         "adapter_config": settings,
@@ -88,8 +88,11 @@ def lora_config(settings: dict[str, Any]) -> LoraConfig:
     return LoraConfig(rank, float(alpha), float(dropout or 0.0))
 
 
-def merge(source: Source) -> Source:
-    """The same model without adapters: each kernel plus its update, in float32, then its own type."""
+def merge(source: Source, dtype: np.dtype | None = None) -> Source:
+    """The same model without adapters: each kernel plus its update, summed in float32.
+
+    The sum is rounded once: to `dtype`, or to the kernel's own type.
+    """
     lora = source.config.lora
     if lora is None:
         return source
@@ -98,20 +101,21 @@ def merge(source: Source) -> Source:
         at = f"language.layers.{name}"
         a, b, kernel = (source.leaves[f"{at}.{k}"] for k in ("lora_a", "lora_b", "kernel"))
         parts = tuple(
-            _merged(w, x, y, lora.scale) for w, x, y in zip(kernel.parts, a.parts, b.parts)
+            _merged(w, x, y, lora.scale, dtype) for w, x, y in zip(kernel.parts, a.parts, b.parts)
         )
         leaves[f"{at}.kernel"] = Leaf(parts, True)
     kept = {k: v for k, v in source.kept.items() if k != "lora"}
     return replace(source, leaves=leaves, config=replace(source.config, lora=None), kept=kept)
 
 
-def _merged(kernel: Lazy, a: Lazy, b: Lazy, scale: float) -> Lazy:
+def _merged(kernel: Lazy, a: Lazy, b: Lazy, scale: float, dtype: np.dtype | None) -> Lazy:
     def read() -> np.ndarray:
         update = a.read().astype(np.float32) @ b.read().astype(np.float32)
         update *= np.float32(scale)
-        return (kernel.read().astype(np.float32) + update).astype(kernel.dtype)
+        return kernel.read().astype(np.float32) + update
 
-    return Lazy(kernel.shape, kernel.dtype, read, kernel.origin)
+    whole = Lazy(kernel.shape, np.dtype(np.float32), read, kernel.origin)
+    return cast(whole, dtype or kernel.dtype)
 
 
 def _outside(name: str) -> bool:
@@ -122,7 +126,7 @@ def _outside(name: str) -> bool:
 
 
 def _merge_elsewhere(
-    factors: dict[str, Lazy], source: Source, lora: LoraConfig, where: str
+    factors: dict[str, Lazy], source: Source, lora: LoraConfig, where: str, options: Options
 ) -> None:
     """Adds adapters outside of the language model into their kernels: they are not kept apart."""
     if not factors:
@@ -155,7 +159,7 @@ def _merge_elsewhere(
                 raise WeightError(f"{pair[letter].origin} has shape {have}, not {list(shape)}")
         a, b = (keymap._moved(pair[letter], keymap.T) for letter in "AB")
         parts = list(leaf.parts)
-        parts[i] = _merged(parts[i], a, b, lora.scale)
+        parts[i] = _merged(parts[i], a, b, lora.scale, options.type)
         source.leaves[ours] = Leaf(tuple(parts), leaf.stacked)
 
 

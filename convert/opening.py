@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava_jax.convert import compose, detect, hub, lora
 from llava_jax.convert import source as sources
-from llava_jax.convert.lazy import cast_all, float_dtype
+from llava_jax.convert.lazy import cast_all
 from llava_jax.convert.source import Options, Source
 from llava_jax.errors import WeightError
 
@@ -40,8 +40,7 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
     else:
         raise WeightError(f"{path}: no kind of checkpoint that is known")
     if options.merge and source.config.lora:
-        source = lora.merge(source)
-    if options.dtype is not None:
-        source.leaves = cast_all(source.leaves, float_dtype(options.dtype))
+        source = lora.merge(source, options.type)
+    source.leaves = cast_all(source.leaves, options.type)
     sources.check(source)
     return source

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LlavaConfig, VisionConfig
-from llava_jax.convert import configs, hub, keymap, tensors
+from llava_jax.convert import configs, declared, hub, keymap, tensors
 from llava_jax.convert.keymap import Layout
-from llava_jax.convert.lazy import Lazy, Leaf, single, stacked_block
+from llava_jax.convert.lazy import Lazy, Leaf, float_dtype, single, stacked_block
 from llava_jax.convert.safetensors_file import contiguous
 from llava_jax.convert.shapes import parameter_shapes
 from llava_jax.errors import ConfigError, WeightError
@@ -34,7 +34,7 @@ class Options:
     base: the language model or LLaVA that an adapter, projector or delta belongs to.
     vision_tower: CLIP folder or hub id, in place of the one the checkpoint names.
     dtype: "fp32", "bf16" or "fp16" for every parameter; None keeps the files' own.
-    merge: adds LoRA updates into the kernels.
+    merge: adds LoRA updates into the kernels, in float32; the sum is rounded once, to `dtype`.
     projector, seed: kind and seed of the random projector when CLIP and an LLM are joined.
     mixed: lets a component mix types, which are then cast to `dtype`. Otherwise a tensor of another
     type than its neighbours is an error: somebody has touched it.
@@ -54,6 +54,11 @@ class Options:
     def __post_init__(self):
         if self.mixed and self.dtype is None:
             raise WeightError("mixed types need a type to bring them to", fix="give --dtype")
+
+    @property
+    def type(self) -> np.dtype | None:
+        """`dtype` as numpy's. Raises WeightError for an unknown one."""
+        return None if self.dtype is None else float_dtype(self.dtype)
 
 
 @dataclass
@@ -142,6 +147,7 @@ def open_hf(folder: Path, options: Options) -> Source:
     kept["hf"] = {
         "config": data,
         "layout": layout.name,
+        "types": declared.types(leaves.values()),
         "generation_config": generation,
         "preprocessor_config": processor,
     }
@@ -191,6 +197,7 @@ def open_original(folder: Path, options: Options) -> Source:
     leaves, rest = keymap.to_jax(state, layout, config, where=str(folder), mixed=options.mixed)
     kept, extras = read_side(folder)
     extras |= {f"original:{n}": t for n, t in rest.items()}
+    kinds = declared.types(leaves.values())
     if inside:
         log.info("the vision tower inside %s is used, not %s", folder, tower.name)
     else:
@@ -199,6 +206,7 @@ def open_original(folder: Path, options: Options) -> Source:
     kept["original"] = {
         "config": data,
         "generation_config": generation,
+        "types": kinds,
         "tower_inside": inside,
         "tower": tower.kept,
     }
@@ -247,7 +255,7 @@ def tower_leaves(
     leaves, rest = keymap.to_jax(
         state, layout, config, where=f"vision tower {tower.folder}", mixed=options.mixed
     )
-    tower.kept["layout"] = layout.name
+    tower.kept |= {"layout": layout.name, "types": declared.types(leaves.values())}
     if hub.looks_like_id(tower.name) and options.dtype is None:
         tower.kept["digest"] = vision_digest(leaves)
     return leaves, {f"tower:{n}": t for n, t in rest.items()}, files

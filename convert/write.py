@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from llava_jax.config import LlavaConfig
 from llava_jax.convert import (
     compose,
     configs,
+    declared,
     keymap,
     language_configs,
     lora,
@@ -20,15 +21,13 @@ from llava_jax.convert import (
     tokenizer_out,
 )
 from llava_jax.convert.keymap import Layout
-from llava_jax.convert.lazy import Lazy, Leaf, cast_all, dtype_name, float_dtype
+from llava_jax.convert.lazy import Lazy, Leaf, cast_all, float_dtype
 from llava_jax.convert.output import Progress, write_json
 from llava_jax.convert.shapes import LINEARS
 from llava_jax.convert.source import JAX_FILE, OURS_ONLY, SIDE, Source, check, vision_digest
 from llava_jax.errors import ConfigError, LlavaError, WeightError
 
 log = logging.getLogger(__name__)
-
-_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,12 @@ def save(source: Source, dst: str | Path, target: Target, progress: Progress | N
     if target.to not in writers:
         raise WeightError(f"format {target.to!r} is unknown", fix=f"one of {', '.join(writers)}")
     check(source)
+    dtype = None if target.dtype is None else float_dtype(target.dtype)
     if target.to in ("lora", "peft") and source.config.lora is None:
         raise WeightError("the checkpoint has no LoRA adapters to write")
     if target.to in ("hf", "original") and source.config.lora is not None:
-        source = lora.merge(source)
-    if target.dtype is not None:
-        source = replace(source, leaves=cast_all(source.leaves, float_dtype(target.dtype)))
+        source = lora.merge(source, dtype)
+    source = replace(source, leaves=cast_all(source.leaves, dtype))
     with output.folder(Path(dst), overwrite=target.overwrite) as work:
         writers[target.to](source, work, target, progress)
     return Path(dst)
@@ -117,9 +116,9 @@ def write_hf(source: Source, work: Path, target: Target, progress: Progress | No
     state = keymap.to_theirs(leaves, layout, config)
     state |= _extras(source, "hf")
     output.write_safetensors(work, state, shard_size=target.shard_size, progress=progress)
-    dtype = _TORCH_NAMES[dtype_name(leaves[compose.EMBED].dtype)]
-    fresh = configs.hf_json(config, image_id, pad_id, dtype)
-    write_json(work / "config.json", _hf_config(source, config, fresh, target))
+    data = _hf_config(source, config, configs.hf_json(config, image_id, pad_id, "float32"))
+    data = declared.declaring(data, leaves.values(), (kept or {}).get("types"))
+    write_json(work / "config.json", data)
     write_generation(work, kept, config, pad_id)
     tokenizer_out.write_processor(work, config)
     tokenizer_out.write_chat_template(work, config)
@@ -172,7 +171,7 @@ def original_vocabulary(source: Source) -> int:
     return vocab - added if 0 < added <= 128 else vocab
 
 
-def _hf_config(source: Source, config: LlavaConfig, fresh: dict, target: Target) -> dict:
+def _hf_config(source: Source, config: LlavaConfig, fresh: dict) -> dict:
     kept = source.kept.get("hf")
     old = kept["config"] if kept else None
     if kept and old:
@@ -180,7 +179,7 @@ def _hf_config(source: Source, config: LlavaConfig, fresh: dict, target: Target)
         if _same(
             lambda: configs.from_hf(old, "", processor, generation=generation), config, OURS_ONLY
         ):
-            return _with_dtype(old, fresh["torch_dtype"]) if target.dtype else old
+            return old
         fresh = {
             **fresh,
             "text_config": configs.updated(old.get("text_config"), fresh["text_config"]),
@@ -188,12 +187,6 @@ def _hf_config(source: Source, config: LlavaConfig, fresh: dict, target: Target)
         }
         fresh["text_config"].pop("rope_parameters", None)
     return configs.updated(old, fresh)
-
-
-def _with_dtype(data: dict, dtype: str) -> dict:
-    """A config.json with its dtype fields, of either spelling and at any depth, set to `dtype`."""
-    out = {k: _with_dtype(v, dtype) if isinstance(v, dict) else v for k, v in data.items()}
-    return out | {k: dtype for k in ("dtype", "torch_dtype") if k in out}
 
 
 # Original LLaVA ---------------------------------------------------------------------------------
@@ -214,7 +207,8 @@ def write_original(source: Source, work: Path, target: Target, progress: Progres
     state |= _extras(source, "original")
     output.write_safetensors(work, state, shard_size=target.shard_size, progress=progress)
     tower = _write_tower(source, work, kept, place, progress)
-    write_original_config(source, work, target, tower)
+    ours = [t for n, t in source.leaves.items() if place == "inside" or not n.startswith("vision.")]
+    write_original_config(source, work, ours, tower)
     write_generation(work, kept, source.config, source.config.language.pad_id)
     tokenizer_out.copy_original(source.tokenizer, work, source.config.language.vocab_size)
     write_side(source, work)
@@ -233,9 +227,16 @@ def original_rows(source: Source) -> Source:
 
 
 def write_original_config(
-    source: Source, work: Path, target: Target, tower: str | None, extra: dict | None = None
+    source: Source,
+    work: Path,
+    tensors: Iterable[Leaf | Lazy],
+    tower: str | None,
+    extra: dict | None = None,
 ) -> None:
-    """config.json: the one that was read if it still says the same, else a fresh one over it."""
+    """config.json: the one that was read if it still says the same, else a fresh one over it.
+
+    tensors: the parameters beside it, whose type it declares.
+    """
     kept = source.kept.get("original") or {}
     old = kept.get("config") or {}
     name = tower or (kept.get("tower") or {}).get("name") or "vision_tower"
@@ -250,14 +251,11 @@ def write_original_config(
     )
     if "hidden_size" in old and said:
         data = dict(old)
-        if target.dtype:
-            dtype = dtype_name(source.leaves[compose.EMBED].dtype)
-            data = _with_dtype(data, _TORCH_NAMES[dtype])
     else:
-        dtype = _TORCH_NAMES[dtype_name(source.leaves[compose.EMBED].dtype)]
-        data = configs.updated(old, configs.original_json(config, name) | {"torch_dtype": dtype})
+        data = configs.updated(old, configs.original_json(config, name) | {"torch_dtype": None})
     if tower is not None:
         data["mm_vision_tower"] = tower
+    data = declared.declaring(data, tensors, kept.get("types"))
     write_json(work / "config.json", data | (extra or {}))
 
 
@@ -293,7 +291,8 @@ def _write_tower(
     processor = tower.get("preprocessor_config")
     if not old or not _same(lambda: configs.vision_config(old, "", processor), vision):
         old = configs.vision_json(vision)
-    write_json(work / name / "config.json", old)
+    leaves = [t for n, t in source.leaves.items() if n.startswith("vision.")]
+    write_json(work / name / "config.json", declared.declaring(old, leaves, tower.get("types")))
     write_json(
         work / name / "preprocessor_config.json",
         processor or configs.preprocessor_json(source.config),
@@ -314,7 +313,7 @@ def write_projector(source: Source, work: Path, target: Target, progress: Progre
     wanted = ["model.mm_projector."] + ["model.embed_tokens."] * source.config.use_im_start_end
     state = {n: t for n, t in state.items() if n.startswith(tuple(wanted))}
     torch_file.write(work / "mm_projector.bin", state)
-    write_original_config(source, work, target, None, {"tune_mm_mlp_adapter": True})
+    write_original_config(source, work, state.values(), None, {"tune_mm_mlp_adapter": True})
 
 
 def write_lora(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
@@ -342,7 +341,7 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
         output.write_safetensors(work, state, stem="adapter_model", progress=progress)
     torch_file.write(work / "non_lora_trainables.bin", more)
     write_json(work / "adapter_config.json", settings)
-    write_original_config(source, work, target, None)
+    write_original_config(source, work, [*state.values(), *more.values()], None)
 
 
 def write_peft(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
