@@ -155,7 +155,9 @@ def main() -> None:
     args = parser.parse_args()
     manifest = make(args.out, records=args.records, captions=args.captions, seed=args.seed)
     for name, part in manifest.items():
-        print(f"{name:9} {part['records']:6} records, {len(part['bad'])} of them bad, {part['file']}")
+        print(
+            f"{name:9} {part['records']:6} records, {len(part['bad'])} of them bad, {part['file']}"
+        )
 
 
 if __name__ == "__main__":

@@ -64,9 +64,7 @@ def language_tensors(size: Size, rng: np.random.Generator) -> Tensors:
         made |= {f"{at}.self_attn.{n}_proj.weight": _random(rng, w, w) for n in "qkvo"}
         made |= {f"{at}.mlp.{n}_proj.weight": _random(rng, m, w) for n in ("gate", "up")}
         made[f"{at}.mlp.down_proj.weight"] = _random(rng, w, m)
-        made |= {
-            f"{at}.{n}_layernorm.weight": _norm(w) for n in ("input", "post_attention")
-        }
+        made |= {f"{at}.{n}_layernorm.weight": _norm(w) for n in ("input", "post_attention")}
     return made
 
 
@@ -227,7 +225,9 @@ def _write(folder: Path, tensors: Tensors, *, pickled: bool = False) -> None:
     folder.mkdir(parents=True)
     names = sorted(tensors)
     stem, ending = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
-    files = {n: f"{stem}-0000{1 + (i > len(names) // 2)}-of-00002.{ending}" for i, n in enumerate(names)}
+    files = {
+        n: f"{stem}-0000{1 + (i > len(names) // 2)}-of-00002.{ending}" for i, n in enumerate(names)
+    }
     for file in sorted(set(files.values())):
         part = {n: tensors[n] for n in names if files[n] == file}
         if pickled:

@@ -90,7 +90,9 @@ ODD = (
     Odd(
         "odd characters",
         lambda r, _: _turns(
-            r, ("human", "A\u2028B </s> <s> \U0001f600 tag: <image>"), ("gpt", "\u4f60\u597d </s> é")
+            r,
+            ("human", "A\u2028B </s> <s> \U0001f600 tag: <image>"),
+            ("gpt", "\u4f60\u597d </s> é"),
         ),
         pictures=False,
     ),

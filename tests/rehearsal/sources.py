@@ -53,12 +53,12 @@ def paragraph(rng: np.random.Generator, sentences: int) -> str:
 def conversation(pairs: list[tuple[str, str]]) -> list[dict[str, str]]:
     """(question, answer) pairs as the file spells them."""
     speakers = ("human", "gpt")
-    return [
-        {"from": who, "value": text} for pair in pairs for who, text in zip(speakers, pair)
-    ]
+    return [{"from": who, "value": text} for pair in pairs for who, text in zip(speakers, pair)]
 
 
-def _with_image(id_: str, image: str, pairs: list[tuple[str, str]], tag: str = "<image>\n") -> Record:
+def _with_image(
+    id_: str, image: str, pairs: list[tuple[str, str]], tag: str = "<image>\n"
+) -> Record:
     question, answer = pairs[0]
     pairs = [(tag + question, answer), *pairs[1:]]
     return {"id": id_, "image": image, "conversations": conversation(pairs)}
@@ -157,7 +157,9 @@ def _regions(rng, id_: str, image: str, count: int) -> Record:
     for n in range(count):
         box, text = _box(rng), phrase(rng).removeprefix("a ")
         ask_box, ask_text = (f"{BOX}\n", f"{REGION}\n") if n < 2 else ("", "")
-        pairs.append((f"{ask_text}{box}", text) if rng.random() < 0.5 else (f"{ask_box}{text}", box))
+        pairs.append(
+            (f"{ask_text}{box}", text) if rng.random() < 0.5 else (f"{ask_box}{text}", box)
+        )
     return _with_image(id_, image, pairs)
 
 

@@ -117,7 +117,10 @@ FILES: dict[str, tuple[str, Callable[[list], str | bytes]]] = {
         lambda rs: _lines([record(0, tag="<image>\nA\u2028B\u2029C\x85D "), *rs[1:]]),
     ),
     "a byte order mark": ("bom.json", lambda rs: b"\xef\xbb\xbf" + json.dumps(rs).encode()),
-    "a byte order mark before lines": ("bom.jsonl", lambda rs: b"\xef\xbb\xbf" + _lines(rs).encode()),
+    "a byte order mark before lines": (
+        "bom.jsonl",
+        lambda rs: b"\xef\xbb\xbf" + _lines(rs).encode(),
+    ),
     "lines called .json": ("lines.json", _lines),
     "a list called .jsonl": ("list.jsonl", json.dumps),
     "an indented list called .jsonl": ("list.jsonl", lambda rs: json.dumps(rs, indent=2)),
@@ -236,7 +239,12 @@ def test_a_model_without_tokenizer(own, model, tmp_path):
     bare = _copy(
         model("hugging_face"),
         tmp_path / "bare",
-        *("tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+        *(
+            "tokenizer.model",
+            "tokenizer_config.json",
+            "added_tokens.json",
+            "special_tokens_map.json",
+        ),
     )
     _refused(tmp_path, own | {"model.init": bare}, bare, "tokenizer.model")
 

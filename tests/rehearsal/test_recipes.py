@@ -163,7 +163,17 @@ def test_it_answers_on_the_command_line(stage2, mix):
 def test_it_is_evaluated(stage2, mix, tmp_path):
     folder = _pope(tmp_path / "benchmarks" / "pope", mix)
     out = tmp_path / "eval"
-    ok("eval", "--model", stage2 / "export", "--tasks", "pope", "--data", folder.parent, "--out", out)
+    ok(
+        "eval",
+        "--model",
+        stage2 / "export",
+        "--tasks",
+        "pope",
+        "--data",
+        folder.parent,
+        "--out",
+        out,
+    )
     answers = [p for p in out.rglob("*.jsonl") if p.stat().st_size]
     assert sum(len(p.read_text().splitlines()) for p in answers) >= 8
     assert list(out.rglob("*.json")) or list(out.rglob("*.html"))
