@@ -67,7 +67,8 @@ def test_own_chat_template(field):
     ):
         _ok(done)
         said = done.out + done.err
-        assert "vicuna_v1" in said and "--template" in said, said
+        assert "vicuna_v1" in said, said
+        assert "--template" in said, said
 
 
 def test_pad_token_beyond_vocabulary(field, tmp_path):
@@ -154,7 +155,7 @@ def test_images_key(field, tmp_path):
         if done.code:
             refused(done, "images")
         else:
-            assert "images" in done.err and "image" in done.err, done.err
+            assert any("images" in x for x in done.err.splitlines() if x[:4] == "WARN"), done.err
 
 
 def test_json_or_lines(field):
@@ -193,7 +194,8 @@ def test_several_data_files(field):
     for way in ways:
         done = _ok(field.here("train", *way, "--show"))
         line = next(x for x in done.out.splitlines() if x.startswith("data.path"))
-        assert one in line and two in line
+        assert one in line
+        assert two in line
 
 
 @pytest.mark.parametrize("name", ["mix", "text"])
@@ -216,7 +218,8 @@ def test_wrong_image_folder(field, tmp_path):
         done = field.train(tmp_path / str(n), field.case / "coco.json", **changes)
         refused(done, "data.image_folder")
         first = json.loads((field.case / "coco.json").read_text())[0]["image"]
-        assert str(folder) in done.last and first.rpartition("/")[0] in done.last, done.last
+        assert str(folder) in done.last, done.last
+        assert first.rpartition("/")[0] in done.last, done.last
         assert len(done.err.strip().splitlines()) <= 3, done.err
 
 
