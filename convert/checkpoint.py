@@ -13,7 +13,7 @@ import numpy as np
 
 from llava_jax import __version__
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import hub, tensors
+from llava_jax.convert import detect, hub, tensors
 from llava_jax.convert.lazy import Lazy, Leaf, of_array, single, stacked_block
 from llava_jax.convert.opening import open_source
 from llava_jax.convert.output import DEFAULT_SHARD, Progress
@@ -176,8 +176,22 @@ def convert(
         "command": _command(options, target),
         "versions": versions(),
     }
-    save(source, dst, replace(target, provenance=provenance), progress)
+    base = target.base or _base_to_name(target.to, options)
+    save(source, dst, replace(target, provenance=provenance, base=base), progress)
     return source
+
+
+def _base_to_name(to: str, options: Options) -> str | Path | None:
+    """The base that an adapter of format `to` names: PEFT loads it with transformers."""
+    if options.base is None or to not in ("peft", "lora"):
+        return None
+    kind = detect.identify(hub.resolve(options.base, options.allow_pickle))
+    if to == "peft" and kind != "hf":
+        log.warning(
+            "%s is %s: PEFT loads an adapter's base with transformers (convert the base with --to hf)",
+            options.base, detect.KINDS[kind],
+        )  # fmt: skip
+    return None if to == "peft" and kind == "llama" else options.base
 
 
 def verify(folder: Path, hashes: Mapping[str, str] | None = None) -> None:

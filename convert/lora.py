@@ -6,7 +6,6 @@ PEFT's rule: W + scale * B @ A with scale = alpha / r (alpha / sqrt(r) with use_
 from __future__ import annotations
 
 import logging
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LoraConfig
-from llava_jax.convert import compose, keymap, tensors
+from llava_jax.convert import adapter_config, compose, keymap, tensors
 from llava_jax.convert.lazy import Lazy, Leaf, cast, of_array
 from llava_jax.convert.shapes import LINEARS
 from llava_jax.convert.source import Options, Source, check
@@ -34,8 +33,8 @@ def open_adapter(folder: Path, options: Options) -> Source:
     The base is `options.base` or the one adapter_config.json names. Linear layers that the adapter
     leaves out get zero factors. Raises WeightError for variants of LoRA that change the formula.
     """
-    settings = tensors.read_json(folder / "adapter_config.json", required=True)
-    lora = lora_config(settings)
+    settings = tensors.read_json(folder / adapter_config.FILE, required=True)
+    lora = adapter_config.lora_config(settings)
     data = tensors.read_json(folder / "config.json")
     adapter_file = tensors.first_file(folder, tensors.ADAPTER_FILES)
     if adapter_file is None:
@@ -49,6 +48,7 @@ def open_adapter(folder: Path, options: Options) -> Source:
     more |= {n: t for n, t in state.items() if ".lora_" not in n}
     under = compose.open_base(folder, data, options, _base(folder, settings, options))
     raw, more = list(more), _to_original(compose.strip_peft(more))
+    adapter_config.check_saved(settings, raw, folder.name)
     source = compose.overlay(under, more, under.config, folder.name, options)
     source.config = replace(source.config, lora=lora)
     _merge_elsewhere(elsewhere, source, lora, folder.name, options)
@@ -66,26 +66,6 @@ def open_adapter(folder: Path, options: Options) -> Source:
     files = [adapter_file, *([more_file] if more_file else [])]
     check(source)
     return replace(source, kind="lora", files=source.files + files)
-
-
-def lora_config(settings: dict[str, Any]) -> LoraConfig:
-    """adapter_config.json -> LoraConfig; its alpha is such that alpha / rank is PEFT's scale."""
-    file = "adapter_config.json"
-    if settings.get("peft_type", "LORA") != "LORA":
-        raise WeightError(f"{file}: peft_type {ascii(settings['peft_type'])[:40]} is not supported")
-    plain = {"bias": "none", "fan_in_fan_out": False, "use_dora": False, "lora_bias": False}
-    for key, value in plain.items():
-        if settings.get(key, value) != value:
-            raise WeightError(f"{file}: {key} {ascii(settings[key])[:40]} is not supported")
-    for key in ("rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication"):
-        if settings.get(key):
-            raise WeightError(f"{file}: {key} is not supported")
-    rank, alpha, dropout = (settings.get(k) for k in ("r", "lora_alpha", "lora_dropout"))
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
-        raise WeightError(f"{file}: r and lora_alpha are not numbers")
-    if settings.get("use_rslora"):
-        alpha = alpha * math.sqrt(rank)
-    return LoraConfig(rank, float(alpha), float(dropout or 0.0))
 
 
 def merge(source: Source, dtype: np.dtype | None = None) -> Source:
@@ -249,11 +229,8 @@ def _place(name: str, where: str) -> tuple[str, int, str]:
 
 def _targets(settings: dict[str, Any]) -> list[str]:
     """The linear layers that adapter_config.json lists by name."""
-    listed = settings.get("target_modules")
-    if not isinstance(listed, list):
-        return []
-    last = {str(m).rpartition(".")[2] for m in listed}
-    return [n for n in LINEARS if f"{n.split('.')[1]}_proj" in last]
+    listed = adapter_config.targets(settings) or ()
+    return [n for n in LINEARS if f"{n.split('.')[1]}_proj" in listed]
 
 
 def _prefix(factors: dict[str, Lazy]) -> str:
@@ -293,5 +270,6 @@ def _base(folder: Path, settings: dict[str, Any], options: Options) -> str | Pat
             if (place / "config.json").is_file() or (place / "llava_jax.json").is_file():
                 return place
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            return name
+            revision = settings.get("revision")
+            return f"{name}@{revision}" if isinstance(revision, str) and revision else name
     raise WeightError(f"{folder}: its base {ascii(name)[:80]} is not here", fix="give --base")

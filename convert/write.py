@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from llava_jax.config import LlavaConfig
 from llava_jax.convert import (
+    adapter_config,
     compose,
     configs,
     declared,
@@ -23,7 +23,6 @@ from llava_jax.convert import (
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy, Leaf, cast_all, float_dtype
 from llava_jax.convert.output import Progress, write_json
-from llava_jax.convert.shapes import LINEARS
 from llava_jax.convert.source import JAX_FILE, OURS_ONLY, SIDE, Source, check, vision_digest
 from llava_jax.errors import ConfigError, LlavaError, WeightError
 
@@ -38,6 +37,7 @@ class Target:
     layout: for "hf", a name of keymap.HF_LAYOUTS; None: as it was read, else the hub's.
     tower: for "original": "inside", "folder" or "none"; None: as it was read.
     dtype: as in source.Options. shard_size: bytes. provenance: goes into llava_jax.json.
+    base: the model that an adapter written here belongs to, named in its adapter_config.json.
     """
 
     to: str = "jax"
@@ -47,6 +47,7 @@ class Target:
     shard_size: int = output.DEFAULT_SHARD
     overwrite: bool = False
     provenance: dict[str, Any] | None = None
+    base: str | Path | None = None
 
 
 def save(source: Source, dst: str | Path, target: Target, progress: Progress | None = None) -> Path:
@@ -324,7 +325,7 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
     kept = source.kept.get("lora") or {}
     config = replace(source.config, lora=None)
     settings = _adapter_settings(source, kept, "model.")
-    state = lora.adapter_state(source, "model.", _targets(settings))
+    state = lora.adapter_state(source, "model.", adapter_config.targets(settings))
     layout = Layout("projector", projector="model.mm_projector")
     more = keymap.to_theirs(source.leaves, layout, config)
     more = {f"base_model.model.{n}": t for n, t in more.items()}
@@ -335,12 +336,14 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
     elif kept:
         names = _whole(source, {**kept, "whole": {o: o for o in kept.get("whole", {}).values()}})
         more |= {f"base_model.model.{n}": t for n, t in names.items()}
+    if target.base is not None and not settings.get("base_model_name_or_path"):
+        settings["base_model_name_or_path"] = adapter_config.base_name(target.base)
     if kept.get("adapter_file") == "adapter_model.bin":
         torch_file.write(work / "adapter_model.bin", state)
     else:
         output.write_safetensors(work, state, stem="adapter_model", progress=progress)
     torch_file.write(work / "non_lora_trainables.bin", more)
-    write_json(work / "adapter_config.json", settings)
+    write_json(work / adapter_config.FILE, settings)
     write_original_config(source, work, [*state.values(), *more.values()], None)
 
 
@@ -351,9 +354,12 @@ def write_peft(source: Source, work: Path, target: Target, progress: Progress | 
     if prefix == "model." or target.layout:
         prefix = f"{keymap.LAYOUTS[target.layout or 'hf5_memory'].lm}."
     settings = _adapter_settings(source, kept, prefix)
-    state = lora.adapter_state(source, prefix, _targets(settings))
+    state = lora.adapter_state(source, prefix, adapter_config.targets(settings))
     if kept.get("prefix") != prefix:  # the base is another model than the one it was trained on
-        settings |= {"base_model_name_or_path": None, "target_modules": _pattern(prefix, settings)}
+        settings["target_modules"] = adapter_config.pattern(prefix, settings)
+        settings["base_model_name_or_path"] = None
+    if target.base is not None:
+        settings["base_model_name_or_path"] = adapter_config.base_name(target.base)
     others = [o for o in kept.get("whole", {}).values() if "mm_projector." not in o]
     if others and kept.get("prefix") != prefix:
         raise WeightError(
@@ -369,7 +375,7 @@ def write_peft(source: Source, work: Path, target: Target, progress: Progress | 
         state |= {f"base_model.model.{n}": t for n, t in more.items()}
         settings["modules_to_save"] = ["multi_modal_projector"]
     output.write_safetensors(work, state, stem="adapter_model", progress=progress)
-    write_json(work / "adapter_config.json", settings)
+    write_json(work / adapter_config.FILE, settings)
 
 
 def _whole(source: Source, kept: dict[str, Any], *, inside: bool | None = None) -> dict[str, Lazy]:
@@ -388,36 +394,11 @@ def _whole(source: Source, kept: dict[str, Any], *, inside: bool | None = None) 
 def _adapter_settings(source: Source, kept: dict[str, Any], prefix: str) -> dict[str, Any]:
     """adapter_config.json: the one that was read if it still says the same, else a fresh one."""
     old, config = kept.get("adapter_config"), source.config.lora
-    if old and _same(lambda: lora.lora_config(old), config):
+    if old and _same(lambda: adapter_config.lora_config(old), config):
         return dict(old)
     if config is None:
         raise WeightError("the checkpoint has no LoRA adapters to write")
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "modules_to_save": None,
-        "target_modules": _pattern(prefix, {}),
-    }
-
-
-def _pattern(prefix: str, settings: dict[str, Any]) -> str:
-    """target_modules as a regex of whole names, because the tower has a q_proj of its own."""
-    names = sorted(_targets(settings) or {f"{n.split('.')[1]}_proj" for n in LINEARS})
-    return rf"{re.escape(prefix)}layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})"
-
-
-def _targets(settings: dict[str, Any]) -> set[str] | None:
-    listed = settings.get("target_modules")
-    if not isinstance(listed, list):
-        return None
-    return {str(m).rpartition(".")[2] for m in listed}
+    return adapter_config.fresh(config, prefix)
 
 
 def _extras(source: Source, name: str) -> dict[str, Lazy]:

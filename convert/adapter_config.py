@@ -1,0 +1,148 @@
+"""adapter_config.json of PEFT <-> LoraConfig: what is read, what is refused by name, what is written.
+
+Fields and their effect: peft 0.21, src/peft/tuners/lora/config.py and variants.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llava_jax.config import LoraConfig
+from llava_jax.convert.shapes import LINEARS
+from llava_jax.errors import WeightError
+
+FILE = "adapter_config.json"
+# Fields that change the result, with the value at which they do not. (Absent and null are neutral.)
+_NEUTRAL: dict[str, Any] = {
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "use_qalora": False,
+}
+# Fields that change it unless they are empty.
+_EMPTY = (
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "monteclora_config",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+)
+# How the factors began. These leave the base as it is; MiCA and orthogonal begin with B A = 0.
+_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
+# These subtract their beginning from the base, and PEFT can save what is right for the plain one.
+_CONVERTIBLE_INITS = ("pissa", "olora", "corda", "lora_ga")
+
+
+def lora_config(settings: dict[str, Any]) -> LoraConfig:
+    """adapter_config.json -> LoraConfig; its alpha is such that alpha / rank is PEFT's scale.
+
+    Raises WeightError, naming the field, for every variant of LoRA that is not W + scale * B A over
+    the plain base, with one rank and one scale.
+    """
+    if settings.get("peft_type", "LORA") != "LORA":
+        raise WeightError(f"{FILE}: peft_type {ascii(settings['peft_type'])[:40]} is not supported")
+    _check_init(settings.get("init_lora_weights"))
+    for key, value in settings.items():
+        if _changes(key, value):
+            raise WeightError(
+                f"{FILE}: {key} {ascii(value)[:60]} is not supported",
+                fix="merge the adapter with PEFT (merge_and_unload) and convert the result",
+            )
+    rank, alpha, dropout = (settings.get(k) for k in ("r", "lora_alpha", "lora_dropout"))
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+        raise WeightError(f"{FILE}: r and lora_alpha are not numbers")
+    if settings.get("use_rslora"):
+        alpha = alpha * math.sqrt(rank)
+    return LoraConfig(rank, float(alpha), float(dropout or 0.0))
+
+
+def _changes(key: str, value: Any) -> bool:
+    """Whether a field makes the adapter something other than one W + scale * B A."""
+    if key in _EMPTY:
+        return value is not None and value is not False and value not in ([], {})
+    if key in _NEUTRAL:
+        return value is not None and value != _NEUTRAL[key]
+    return key.startswith("use_") and key != "use_rslora" and bool(value)  # newer than this list
+
+
+def _check_init(value: Any) -> None:
+    """Raises WeightError for an adapter that belongs to a base without what its factors began as."""
+    name = str(value).lower()
+    if value is None or name in _PLAIN_INITS:
+        return
+    said = f"{FILE}: init_lora_weights {ascii(value)[:40]}"
+    if name.startswith(_CONVERTIBLE_INITS):
+        raise WeightError(
+            f"{said}: the adapter belongs to a changed base, not to the one it names",
+            fix="save it again with path_initial_model_for_weight_conversion "
+            "(PEFT's save_pretrained), which makes it an adapter of that base",
+        )
+    raise WeightError(
+        f"{said} is not supported",
+        fix="merge the adapter with PEFT into the base it was trained on, and convert the result",
+    )
+
+
+def check_saved(settings: dict[str, Any], names: Iterable[str], where: str) -> None:
+    """Raises WeightError when modules_to_save names a module that no tensor of the adapter is of."""
+    names = [f".{n}." for n in names]
+    listed = settings.get("modules_to_save")
+    for module in listed if isinstance(listed, list) else ():
+        if not any(f".{module}." in n for n in names):
+            raise WeightError(
+                f"{where}: modules_to_save lists {ascii(module)[:60]}, the adapter does not hold it"
+            )
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+def fresh(lora: LoraConfig, prefix: str) -> dict[str, Any]:
+    """The settings of an adapter that none were read with. prefix: see `pattern`."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "modules_to_save": None,
+        "target_modules": pattern(prefix, {}),
+    }
+
+
+def pattern(prefix: str, settings: dict[str, Any]) -> str:
+    """target_modules as a regex of whole names, because the tower has a q_proj of its own.
+
+    prefix: the decoder's name in the model the adapter is for, such as "model."
+    """
+    names = sorted(targets(settings) or {f"{n.split('.')[1]}_proj" for n in LINEARS})
+    return rf"{re.escape(prefix)}layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})"
+
+
+def targets(settings: dict[str, Any]) -> set[str] | None:
+    """The last names of the modules that target_modules lists; None where it is a regex."""
+    listed = settings.get("target_modules")
+    if not isinstance(listed, list):
+        return None
+    return {str(m).rpartition(".")[2] for m in listed}
+
+
+def base_name(base: str | Path) -> str:
+    """A base for base_model_name_or_path: a hub id as it is, a folder by its absolute path."""
+    path = Path(base).expanduser()
+    return str(path.resolve()) if path.exists() else str(base)
