@@ -10,8 +10,6 @@ from llava_jax.train.config_file import load_config, shipped_configs
 from llava_jax.train.heap import keep_freed_memory
 from llava_jax.train.names import defaults, flat, hint
 
-__all__ = ["add_arguments", "load_config", "option_hint", "run"]
-
 EPILOG = """\
 settings:
   --config.NAME=VALUE changes one setting, as often as needed; NAME is dotted (data.path, mesh.fsdp,

@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from llava_jax.config import LlavaConfig, LoraConfig
+from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, Stopped
 from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params, init_sharded, param_shardings
 from llava_jax.sharding import make_mesh, put_batch, replicated
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.checkpoint import Checkpointer
+from llava_jax.train.groups import trainable_names
 from llava_jax.train.log import RunLog
-from llava_jax.train.optim import make_optimizer, trainable_names
-from llava_jax.train.settings import changed_settings, keep_settings
+from llava_jax.train.optim import make_optimizer
+from llava_jax.train.settings import changed_settings, fit_model, keep_settings
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
 
 log = logging.getLogger(__name__)
@@ -167,12 +168,7 @@ def load_model(config: Any, mesh: jax.sharding.Mesh) -> tuple[LlavaConfig, Param
         allow_pickle=m.allow_pickle,
         mesh=mesh,
     )
-    model_config, params = source.config, dict(source.params)
-    if config.lora_rank:
-        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout)
-        model_config = dataclasses.replace(model_config, lora=lora)
-    if config.data.max_length:
-        model_config = dataclasses.replace(model_config, max_length=config.data.max_length)
+    model_config, params = fit_model(config, source.config), dict(source.params)
     missing = set(abstract_params(model_config)) - set(params)
     if missing:  # adapters of a fresh LoRA run; load_checkpoint vouches for everything else
         shardings = param_shardings(model_config, mesh)

@@ -165,7 +165,7 @@ def near_setting(name: str, known: Collection[str]) -> str | None:
     foreign = OTHER_NAMES.get(name.lower(), OTHER_NAMES.get(last))
     if foreign in known:
         return foreign
-    last_parts = {key.rpartition(".")[2]: key for key in reversed(known)}
+    last_parts = {key.rpartition(".")[2]: key for key in reversed(list(known))}
     if last in last_parts:
         return last_parts[last]
     if found := nearest(name, known):

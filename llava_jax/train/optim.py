@@ -1,46 +1,18 @@
-"""Which parameters are trained, at which learning rate, by which rule.
+"""At which learning rate, by which rule each trained parameter moves.
 
-Everything works on flat dicts {dotted name: array}, so a group is a rule about a name.
+Everything works on flat dicts {dotted name: array}. llava_jax.train.groups says what is trained.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import jax.numpy as jnp
 import optax
 
 from llava_jax.errors import ConfigError
-
-GROUPS: dict[str, Callable[[str], bool]] = {
-    "projector": lambda name: name.startswith("projector."),
-    "language": lambda name: name.startswith("language.") and not is_lora(name),
-    "embed": lambda name: name == "language.embed.embedding",
-    "lora": lambda name: is_lora(name),
-    # What lies behind the feature layer has no gradient, and weight decay must not touch it.
-    "vision": lambda name: name.startswith("vision.") and not name.startswith("vision.tail."),
-}
-
-
-def is_lora(name: str) -> bool:
-    """True for the low-rank adapter parameters."""
-    return name.endswith((".lora_a", ".lora_b"))
-
-
-def trainable_names(names: Iterable[str], groups: Iterable[str]) -> set[str]:
-    """The names that `groups` (keys of GROUPS) cover. Raises ConfigError for an unknown or empty one."""
-    names, chosen = list(names), set()
-    for group in groups:
-        if group not in GROUPS:
-            raise ConfigError(f"trainable: no group {group!r}", fix=f"one of {', '.join(GROUPS)}")
-        covered = {n for n in names if GROUPS[group](n)}
-        if not covered:
-            fix = "set lora_rank" if group == "lora" else None
-            raise ConfigError(f"trainable: the model has no {group!r} parameters", fix=fix)
-        chosen |= covered
-    return chosen
 
 
 def warmup_cosine(peak: float, steps: int, warmup_ratio: float, end_ratio: float = 0.0):

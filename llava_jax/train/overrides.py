@@ -102,13 +102,16 @@ def _wanted(name: str, value: Any, like: Any) -> tuple[str, str | None]:
         return _wanted_tuple(name, value)
     if value is None and like is None:
         return "", None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return _wanted_number(value, isinstance(like, int))
+
+
+def _wanted_number(value: Any, whole: bool) -> tuple[str, str | None]:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        if not whole or isinstance(value, int):
+            return "", None
+        return "a whole number", f"write {int(value)}" if value == int(value) else None
     fix = f"without quotes: {value}" if isinstance(value, str) and _spells_number(value) else None
-    if isinstance(like, int):
-        if number and math.isfinite(value) and value == int(value):
-            fix = f"write {int(value)}"
-        return ("" if number and isinstance(value, int) else "a whole number"), fix
-    return ("" if number and math.isfinite(value) else "a number"), fix
+    return "a whole number" if whole else "a number", fix
 
 
 def _wanted_tuple(name: str, value: Any) -> tuple[str, str | None]:

@@ -1,20 +1,28 @@
 """The settings of a run, checked before anything is loaded. Imports no jax.
 
-`data.*` beyond its folder is checked by llava_jax.data.settings, `mesh` and `trainable` by those who
-know the devices and the parameters.
+`check_settings` looks at one stage by itself, `check_stages` at all of them, `check_data_files` at
+what they read, and `fit_model` at the model that they are for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_jax.data.settings import data_files
-from llava_jax.errors import ConfigError
+from llava_jax.config import LlavaConfig, LoraConfig
+from llava_jax.data.check import open_data
+from llava_jax.data.settings import DataSettings, data_files
+from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.text.conversation import TEMPLATES
-from llava_jax.train.names import flat
+from llava_jax.train.groups import GROUPS, unknown_group
+from llava_jax.train.names import defaults, flat
+
+log = logging.getLogger(__name__)
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -40,21 +48,46 @@ LIMITS = {  # lowest and highest value
     "clip_norm": (0, math.inf),
     "b1": (0, 1),
     "b2": (0, 1),
+    "eps": (0, math.inf),
     "lora_rank": (0, math.inf),
+    "lora_alpha": (0, math.inf),
     "lora_dropout": (0, 1),
     "save_every": (1, math.inf),
     "keep_checkpoints": (1, math.inf),
+    "seed": (0, math.inf),
+    "data.max_length": (0, math.inf),
+    "data.groups": (1, math.inf),
+    "data.row_multiple": (0, math.inf),
+    "data.turns_per_sample": (0, math.inf),
+    "data.cache_mb": (0, math.inf),
     "data.threads": (0, math.inf),
     "data.prefetch": (0, math.inf),
     "data.holdout": (0, 1),
     "data.bad_limit": (0, 1),
 }
 
+# Settings that do nothing unless something else is so: (what that is, whether it is in a stage).
+NEEDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "projector_lr": ("'projector' is in trainable", lambda c: "projector" in c.trainable),
+    "vision_lr": ("'vision' is in trainable", lambda c: "vision" in c.trainable),
+    "lora_alpha": ("lora_rank is set", lambda c: c.lora_rank > 0),
+    "lora_dropout": ("lora_rank is set", lambda c: c.lora_rank > 0),
+    "muon_adam_lr_ratio": ("optimizer is 'muon'", lambda c: c.optimizer == "muon"),
+    "data.groups": ("data.group_by_modality is set", lambda c: c.data.group_by_modality),
+    "data.row_multiple": ("data.pack is set", lambda c: c.data.pack),
+    "data.holdout_seed": ("data.holdout is set", lambda c: c.data.holdout > 0),
+    "data.cache_mb": ("data.cache_images is set", lambda c: c.data.cache_images),
+    "data.turns_per_sample": (
+        "data.turns is 'independent'",
+        lambda c: c.data.turns == "independent",
+    ),
+}
+
 
 def check_settings(config: Any) -> None:
     """Raises ConfigError, naming the setting, for a value that no run could mean.
 
-    config: a whole stage, as llava_jax.train.stages.split_stages gives it.
+    config: a whole stage, as llava_jax.train.stages.split_stages gives it. Nothing is read.
     """
     settings = dict(flat(config))
     for name, choices in CHOICES.items():
@@ -63,34 +96,143 @@ def check_settings(config: Any) -> None:
             raise ConfigError(f"{name} {settings[name]!r} is unknown", fix=f"one of {allowed}")
     for name, (low, high) in LIMITS.items():
         value = settings[name]
-        if value is not None and not low <= value <= high:
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
             allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             raise ConfigError(f"{name} is {value}, not {allowed}")
     if not config.steps and not config.epochs:
         raise ConfigError("steps and epochs are both 0: there is nothing to train")
+    _check_trainable(config)
+    _check_rows(config)
+    _check_data(config)
+
+
+def _check_trainable(config: Any) -> None:
+    for group in config.trainable:
+        if group not in GROUPS:
+            raise unknown_group(group)
+    if not config.trainable:
+        raise ConfigError("trainable is empty: nothing would be trained", fix=f"of {list(GROUPS)}")
+    if config.lora_rank and "lora" not in config.trainable:
+        raise ConfigError(
+            f"lora_rank is {config.lora_rank}, but 'lora' is not in trainable {config.trainable}: "
+            "the adapters would stay as they are",
+            fix="--config.trainable=projector,lora trains them, --config.lora_rank=0 leaves them out",
+        )
+
+
+def _check_rows(config: Any) -> None:
     rows, rest = divmod(config.batch_size, config.grad_accum)
     if rest:
         raise ConfigError(
             f"batch_size {config.batch_size} is not a multiple of grad_accum {config.grad_accum}"
         )
-    if rows % config.loss_groups and not config.data.pack:
+    if config.loss_groups > 1 and config.data.pack:
+        raise ConfigError(
+            f"loss_groups is {config.loss_groups}, but with data.pack rows hold several samples",
+            fix="leave loss_groups at 1, or data.pack off",
+        )
+    if rows % config.loss_groups:
         raise ConfigError(
             f"the {rows} rows of a micro-batch are not a multiple of loss_groups {config.loss_groups}"
         )
-    check_data(config.data)
+    if config.data.group_by_modality and config.batch_size % config.data.groups:
+        raise ConfigError(
+            f"batch_size {config.batch_size} is not a multiple of data.groups {config.data.groups}"
+        )
 
 
-def check_data(data: Any) -> None:
-    """Raises ConfigError for a data file or image folder that cannot be, or an unknown version.
-
-    The original trains an unknown version as vicuna_v1 without a word; here that is a typing error.
-    """
-    for file in data_files(data):
-        if file.image_folder and not Path(file.image_folder).is_dir():
-            raise ConfigError(f"data.image_folder: there is no folder {file.image_folder}")
+def _check_data(config: Any) -> None:
+    """The original trains an unknown version as vicuna_v1 without a word; here it is an error."""
+    data = config.data
+    DataSettings.read({**data, "batch_size": config.batch_size})  # names and choices
     if data.version not in TEMPLATES:
         allowed = ", ".join(TEMPLATES)
         raise ConfigError(f"data.version {data.version!r} is unknown", fix=f"one of {allowed}")
+    if config.exact_match and not data.holdout:
+        raise ConfigError(
+            "exact_match is set, but data.holdout is 0: there are no questions to ask",
+            fix="--config.data.holdout=0.1 keeps a tenth of the images aside",
+        )
+    if data.holdout == 1:
+        raise ConfigError("data.holdout is 1: nothing is left to train")
+    for file in data_files(data):
+        if file.image_folder and not Path(file.image_folder).is_dir():
+            raise ConfigError(f"data.image_folder: there is no folder {file.image_folder}")
+
+
+# All stages ----------------------------------------------------------------------------------------
+
+
+def check_stages(stages: Sequence[tuple[str, Any]]) -> None:
+    """`check_settings` of every stage, by name; a setting without effect in any is warned of.
+
+    stages: of llava_jax.train.stages.split_stages.
+    """
+    for name, config in stages:
+        _of_stage(name, check_settings, config)
+    for name, (need, met) in NEEDS.items():
+        if not any(met(config) for _, config in stages):
+            changed = [v for _, c in stages if (v := dict(flat(c))[name]) != defaults()[name]]
+            if changed:
+                log.warning("%s = %r has no effect: it needs that %s", name, changed[0], need)
+
+
+def check_data_files(stages: Sequence[tuple[str, Any]]) -> None:
+    """`open_data` of every stage, for what it raises; what it logs is left to the stage itself."""
+    seen: list[Any] = []
+    logger = logging.getLogger("llava_jax.data")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        for name, config in stages:
+            data = {**config.data, "batch_size": config.batch_size, "seed": config.seed}
+            if data not in seen:
+                _of_stage(name, open_data, data)
+                seen.append(data)
+    finally:
+        logger.setLevel(before)
+
+
+def _of_stage(name: str, check: Callable, *args: Any) -> None:
+    try:
+        check(*args)
+    except LlavaError as error:
+        if name:
+            raise type(error)(f"stage {name}: {error.message}", fix=error.fix) from error
+        raise
+
+
+# The model -----------------------------------------------------------------------------------------
+
+
+def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
+    """The configuration of `model`, a checkpoint's, as `config` trains it: with LoRA and length.
+
+    Raises ConfigError for settings that the model cannot follow. An adapter that is continued keeps
+    its own rank and alpha: settings that differ from them are an error.
+    """
+    length, positions = config.data.max_length, model.language.max_positions
+    if length > positions:
+        raise ConfigError(
+            f"data.max_length is {length}, but the model has {positions} positions",
+            fix=f"--config.data.max_length={positions}",
+        )
+    lora = model.lora
+    if config.lora_rank:
+        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout)
+        if model.lora and (model.lora.rank, model.lora.alpha) != (lora.rank, lora.alpha):
+            own = model.lora
+            raise ConfigError(
+                f"lora_rank {lora.rank} and lora_alpha {lora.alpha:g} differ from the adapter that "
+                f"{config.model.init} holds: rank {own.rank}, alpha {own.alpha:g}",
+                fix="--config.lora_rank=0 goes on with the adapter as it is",
+            )
+    if "lora" in config.trainable and lora is None:
+        raise ConfigError("'lora' is in trainable, but there are no adapters", fix="set lora_rank")
+    return dataclasses.replace(model, lora=lora, max_length=length or model.max_length)
+
+
+# What a run was started with -----------------------------------------------------------------------
 
 
 def changed_settings(config: Any, path: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,20 +13,25 @@ from ml_collections import ConfigDict
 from llava_jax.errors import ConfigError
 from llava_jax.train.log import METRICS, plot_losses
 from llava_jax.train.names import flat
-from llava_jax.train.settings import check_settings
+from llava_jax.train.settings import check_data_files, check_stages, fit_model
 
 
 def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
     """Runs `config` (once, or a time per entry of config.stages) in `workdir`; the model's folder.
 
     Finished stages are not run again; an interrupted one goes on where it was.
-    Raises ConfigError for a setting of any stage before the first begins; else as `train`.
+    Raises ConfigError or SampleError for a setting or file of any stage before the first begins and
+    before anything is written; else as `train`.
     """
     stages = split_stages(config)
-    for _, stage in stages:
-        check_settings(stage)
+    check_stages(stages)
     from llava_jax.train.loop import train
 
+    check_devices(stages)
+    # The first stage looks at its own data and model, unless a model is made for it first.
+    check_data_files(stages if config.model.make else stages[1:])
+    if not config.model.make:
+        check_model(stages)
     workdir.mkdir(parents=True, exist_ok=True)
     export = make_initial_model(config, workdir, quiet=quiet)
     curves = {}
@@ -53,6 +59,38 @@ def split_stages(config: Any) -> list[tuple[str, Any]]:
             stage.update_from_flattened_dict(dict(flat(changes)))
         runs.append((name, stage))
     return runs
+
+
+def check_devices(stages: Sequence[tuple[str, Any]]) -> None:
+    """Raises ConfigError for a mesh that does not fit the devices, or rows that do not fit the mesh."""
+    from llava_jax.sharding import make_mesh, row_parts
+
+    for name, stage in stages:
+        where = f"stage {name}: " if name else ""
+        parts = row_parts(make_mesh(**stage.mesh), stage.grad_accum)
+        if stage.batch_size % parts and not stage.data.pack:
+            raise ConfigError(
+                f"{where}the {stage.batch_size} rows of a batch do not divide into {stage.grad_accum} "
+                f"micro-batches on {parts // stage.grad_accum} devices (mesh data x fsdp)",
+                fix=f"make batch_size a multiple of {parts}, or change the mesh",
+            )
+
+
+def check_model(stages: Sequence[tuple[str, Any]]) -> None:
+    """Raises ConfigError for settings of any stage that the model to start from cannot follow.
+
+    Only headers of its files are read.
+    """
+    from llava_jax.convert.opening import open_source
+    from llava_jax.convert.source import Options
+
+    m = stages[0][1].model
+    if not m.init:
+        raise ConfigError("model.init is empty", fix="name a checkpoint folder or hub id")
+    options = Options(m.base or None, m.vision_tower or None, m.allow_pickle)
+    model = open_source(m.init, options).config
+    for _, stage in stages:
+        model = fit_model(stage, model)
 
 
 def make_initial_model(config: Any, workdir: Path, *, quiet: bool = False) -> Path | None:

@@ -6,8 +6,8 @@ import pytest
 
 import llava_jax.configs
 from llava_jax.data.settings import DataSettings
-from llava_jax.train.cli import load_config
-from llava_jax.train.optim import GROUPS
+from llava_jax.train.config_file import load_config
+from llava_jax.train.groups import GROUPS
 from llava_jax.train.stages import split_stages
 
 NAMES = sorted(

@@ -16,7 +16,8 @@ from llava_jax.data.batch import collate, expand, shape_of
 from llava_jax.layers import Compute
 from llava_jax.text.constants import IGNORE
 from llava_jax.text.sample import Example
-from llava_jax.train.optim import is_lora, make_optimizer, trainable_names
+from llava_jax.train.groups import is_lora, trainable_names
+from llava_jax.train.optim import make_optimizer
 from llava_jax.train.step import TrainState, make_loss, make_step
 from tests.conftest import SHARED, shared
 

@@ -1,14 +1,26 @@
 """Settings on the command line and in a config: what is refused, and what the refusal names."""
 
+import dataclasses
 import json
 
 import pytest
 
 from llava_jax import cli
-from llava_jax.errors import ConfigError, Stopped
+from llava_jax.config import LlavaConfig, LoraConfig
+from llava_jax.errors import ConfigError, SampleError, Stopped
 from llava_jax.train.config_file import load_config
 from llava_jax.train.names import flat
-from llava_jax.train.settings import changed_settings, check_settings, keep_settings
+from llava_jax.train.settings import (
+    changed_settings,
+    check_data_files,
+    check_settings,
+    check_stages,
+    fit_model,
+    keep_settings,
+)
+from llava_jax.train.stages import split_stages
+
+V15_7B = LlavaConfig.v15_7b()
 
 
 @pytest.fixture
@@ -61,6 +73,17 @@ def test_our_own_settings_pass(name, data):
         ("data.version=v9", "data.version 'v9' is unknown (one of default, v0, v1"),
         ("data.path=", "data.path is empty"),
         ("data.image_folder=/no/where", "there is no folder /no/where"),
+        ("lr=inf", "lr is inf, not a number"),
+        ("seed=-1", "seed is -1, not at least 0"),
+        ("data.groups=3", "128 is not a multiple of data.groups 3"),
+        ("data.turns=some", "data.turns 'some' is unknown"),
+        ("data.augment=flip", "data.augment 'flip' is unknown"),
+        ("data.holdout=1", "data.holdout is 1"),
+        ("data.length_buckets=8,4", "data.length_buckets (8, 4) must be sizes in rising order"),
+        ("trainable=", "trainable is empty"),
+        ("trainable=projektor", "trainable: no group 'projektor' (did you mean projector?)"),
+        ("lora_rank=8", "lora_rank is 8, but 'lora' is not in trainable"),
+        ("exact_match=true", "exact_match is set, but data.holdout is 0"),
     ],
 )
 def test_a_value_that_no_run_could_mean_is_refused(override, says, data):
@@ -113,3 +136,94 @@ def test_quiet_reaches_the_making_of_the_first_model(quiet, monkeypatch, tmp_pat
     monkeypatch.setattr(pretrain, "make", lambda config, folder, *, quiet: seen.append(quiet))
     make_initial_model(load_config("quickstart", []), tmp_path, quiet=quiet)
     assert seen == [quiet]
+
+
+def test_loss_groups_and_packing_exclude_each_other(data):
+    words = [*data, "--config.loss_groups=2", "--config.data.pack=true"]
+    with pytest.raises(ConfigError, match="loss_groups is 2, but with data.pack"):
+        check_settings(load_config("finetune_7b", words))
+
+
+def stages_of(data, *words, stages=None):
+    config = load_config("finetune_7b", [*data, *(f"--config.{word}" for word in words)])
+    config.stages.update(stages or {})
+    return split_stages(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lr": -1.0}, "stage two: lr is -1.0"),
+        ({"data": {"image_folder": "/no/where"}}, "stage two: data.image_folder: there is no"),
+        ({"data": {"version": "v9"}}, "stage two: data.version 'v9'"),
+        ({"data": {"groups": 5}}, "stage two: batch_size 128 is not a multiple of data.groups 5"),
+    ],
+)
+def test_a_later_stage_is_checked_by_name(changes, says, data):
+    check_stages(stages_of(data, stages={"one": {}, "two": {}}))
+    with pytest.raises(ConfigError) as info:
+        check_stages(stages_of(data, stages={"one": {}, "two": changes}))
+    assert says in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/no/where.json", "stage two: /no/where.json: no such data file"),
+        ("torn.json", "stage two: torn.json: not JSON at line 1"),
+        ("none.json", "stage two: none.json: there are no samples"),
+        ("bad.json", "stage two: bad.json: no sample is left to use"),
+    ],
+)
+def test_a_later_stage_s_data_is_read_before_the_first(path, says, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn.json").write_text('[{"id": ')
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "bad.json").write_text('[{"id": "a", "conversations": 3}]')
+    with pytest.raises(SampleError) as info:
+        check_data_files(stages_of(data, stages={"two": {"data": {"path": path}}}))
+    assert says in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["vision_lr=1e-5"], "vision_lr = 1e-05 has no effect: it needs that 'vision' is in"),
+        (["trainable=language", "projector_lr=1e-5"], "projector_lr = 1e-05 has no effect"),
+        (["muon_adam_lr_ratio=0.5"], "it needs that optimizer is 'muon'"),
+        (["lora_alpha=16"], "lora_alpha = 16.0 has no effect: it needs that lora_rank is set"),
+        (["data.turns_per_sample=3"], "it needs that data.turns is 'independent'"),
+        (["data.row_multiple=3"], "it needs that data.pack is set"),
+        (["data.holdout_seed=3"], "it needs that data.holdout is set"),
+    ],
+)
+def test_a_setting_without_effect_is_named(words, says, data, caplog):
+    check_stages(stages_of(data, *words))
+    assert says in caplog.text
+
+
+def test_a_setting_that_one_stage_uses_is_not_named(data, caplog):
+    stages = {"one": {}, "two": {"trainable": ("projector", "vision")}}
+    check_stages(stages_of(data, "vision_lr=1e-5", stages=stages))
+    assert not caplog.text
+
+
+def test_a_model_and_the_settings_that_do_not_fit_it(data):
+    lora = LoraConfig(rank=8, alpha=16.0, dropout=0.0)
+
+    def fit(*words, model=V15_7B):
+        return fit_model(load_config("finetune_7b", [f"--config.{w}" for w in words]), model)
+
+    assert fit().max_length == 2048
+    assert fit("data.max_length=0").max_length == V15_7B.max_length
+    with pytest.raises(ConfigError, match="data.max_length is 4097, but the model has 4096 pos"):
+        fit("data.max_length=4097")
+    adapters = "trainable=projector,lora"
+    assert fit(adapters, "lora_rank=8").lora == LoraConfig(8, 256.0, 0.05)
+    with pytest.raises(ConfigError, match=r"no adapters \(set lora_rank"):
+        fit(adapters)
+    adapted = dataclasses.replace(V15_7B, lora=lora)
+    assert fit(adapters, model=adapted).lora == lora
+    assert fit(adapters, "lora_rank=8", "lora_alpha=16", model=adapted).lora is not None
+    with pytest.raises(ConfigError, match="lora_alpha 256 differ from .*: rank 8, alpha 16"):
+        fit(adapters, "lora_rank=8", model=adapted)
