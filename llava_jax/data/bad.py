@@ -63,12 +63,12 @@ class BadSamples:
             self._report.parent.mkdir(parents=True, exist_ok=True)
             self._report.write_text("", encoding="utf-8")
         self._take(found)
-        listed = f" (all are listed in {self._report})" if self._report else ""
-        for kind, count in self._kinds.most_common(SHOWN):
-            noun = "sample is" if count == 1 else "samples are"
-            log.warning("%d %s bad, %s: %s%s", count, noun, kind, self._ids(kind), listed)
         if self._found:
             self._judge(next(iter(self._found.values())))
+        for kind, count in self._kinds.most_common(SHOWN):
+            log.warning(
+                "%s left out: %s (%s)%s", _samples(count), kind, self._ids(kind), self._listed
+            )
 
     def add(self, bad: Bad) -> None:
         """Notes one sample. Raises TooManyBad if strict or if there are now too many."""
@@ -108,6 +108,24 @@ class BadSamples:
                 for bad in new.values():
                     file.write(json.dumps(bad.row()) + "\n")
 
+    def summary(self) -> str:
+        """The most frequent kinds of reasons, each with its count and the first ids."""
+        most = self._kinds.most_common(SHOWN)
+        parts = [f"{kind} ({n:,}: {self._ids(kind)})" for kind, n in most]
+        if more := len(self._kinds) - len(most):
+            parts.append(f"and {more} other reasons")
+        return "; ".join(parts)
+
+    def fix(self) -> str:
+        """What to do about the most frequent kind."""
+        kind = max(self._kinds, key=lambda k: self._kinds[k])
+        fixes = [b.fix for b in self._found.values() if b.kind == kind and b.fix]
+        return fixes[0] if fixes else "mend the data"
+
+    @property
+    def _listed(self) -> str:
+        return f"; all are listed in {self._report}" if self._report else ""
+
     def _ids(self, kind: str) -> str:
         ids = [b.id for b in self._found.values() if b.kind == kind]
         return ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
@@ -119,17 +137,13 @@ class BadSamples:
                 fix=last.fix or 'data.bad_samples="skip" goes on without it',
             )
         count = len(self._found)
-        if count <= self._limit:
-            return
-        most = self._kinds.most_common(SHOWN)
-        parts = [f"{n} {kind} ({self._ids(kind)})" for kind, n in most]
-        more = len(self._kinds) - len(most)
-        fixes = [b.fix for b in self._found.values() if b.kind == most[0][0] and b.fix]
-        mend = fixes[0] if fixes else "mend the data"
-        listed = f"; all are listed in {self._report}" if self._report else ""
-        raise TooManyBad(
-            f"{count} samples are bad, more than data.bad_limit allows ({self._limit}): "
-            + "; ".join(parts)
-            + (f"; and {more} other kinds" if more else ""),
-            fix=f"{mend}, or raise data.bad_limit{listed}",
-        )
+        if count > self._limit:
+            raise TooManyBad(
+                f"{_samples(count)} bad, more than data.bad_limit allows ({self._limit:,}): "
+                + self.summary(),
+                fix=f"{self.fix()}, or raise data.bad_limit{self._listed}",
+            )
+
+
+def _samples(count: int) -> str:
+    return "1 sample is" if count == 1 else f"{count:,} samples are"

@@ -89,8 +89,7 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
         _refuse_wrong_folder(used, index, file_of, files, full)
         raise
     if not used:
-        side = "" if s.holdout_side == "train" else ": data.holdout keeps none aside"
-        raise SampleError(f"{s.path}: no sample is left to use{side}")
+        _refuse_nothing(s, files, found)
     _say_notes(notes, records, set(index))
     return Dataset(
         used,
@@ -104,6 +103,15 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
         len(aside),
         found,
     )
+
+
+def _refuse_nothing(s: DataSettings, files: Sequence[DataFile], found: BadSamples) -> None:
+    paths = ", ".join(f.path for f in files)
+    if s.holdout_side == "held":
+        raise SampleError(f"{paths}: no sample is held out", fix="raise data.holdout")
+    if len(found):
+        raise TooManyBad(f"{paths}: every sample is bad: {found.summary()}", fix=found.fix())
+    raise SampleError(f"{paths}: every sample is held out", fix="lower data.holdout")
 
 
 def report_path(report: str, process_index: int) -> str | None:

@@ -20,7 +20,7 @@ def test_bad_samples_are_counted_once_and_reported(tmp_path):
         bad.add(bad_sample(index, name, "broken"))
     assert [r["id"] for r in bad.rows()] == ["a", "c"]
     assert [r["id"] for r in rows_of(path)] == ["c", "a"]
-    with pytest.raises(TooManyBad, match=r"3 samples are bad, more than .*: 3 broken \(c, a, e\)"):
+    with pytest.raises(TooManyBad, match=r"3 samples are bad, more than .*: broken \(3: c, a, e\)"):
         bad.add(bad_sample(5, "e", "broken"))
 
 
@@ -42,8 +42,9 @@ def test_one_line_for_each_kind_of_reason(tmp_path, caplog):
         for i in range(300, 400):
             bad.add(bad_sample(i, f"s{i}", "x: the data is damaged", kind="the data is damaged"))
     lines = caplog.messages
-    assert lines[0].startswith("200 samples are bad, turn _ is from _, not human or gpt: s0, s1,")
-    assert lines[1].startswith("1 sample is bad, no list of conversations: t")
+    kind = "turn _ is from _, not human or gpt"
+    assert lines[0].startswith(f"200 samples are left out: {kind} (s0, s1, s2, s3, s4, ...); all")
+    assert lines[1].startswith("1 sample is left out: no list of conversations (t); all")
     assert len(lines) == 2 + 6
     assert len(rows_of(tmp_path / "bad.jsonl")) == 301
     assert bad.kinds()["the data is damaged"] == 100

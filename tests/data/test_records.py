@@ -26,6 +26,79 @@ def test_json_and_json_lines(tmp_path):
     assert places == ["a.json[0]", "a.json[1]", "b.jsonl[0]", "b.jsonl[1]"]
 
 
+RECORD = {"id": "\u2028", "image": "a.png", "conversations": TURNS}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson", "a.txt"])
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_are_read_by_content(tmp_path, name, indent, encoding):
+    one = json.dumps(RECORD, ensure_ascii=False, indent=indent)
+    for text, count in ((f"[{one}, {one}]", 2), (f"{one}\r\n\r\n{one}\n", 2), (one, 1)):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert read_records(tmp_path / name) == [RECORD] * count
+
+
+def test_a_key_that_is_twice_in_a_record_is_named(tmp_path):
+    text = json.dumps([RECORD])
+    for old, new, key in (
+        ('"image"', '"image": "b.png", "image"', "image"),
+        ('"value": "a cat"', '"value": "a dog", "value": "a cat"', "value"),
+    ):
+        (tmp_path / "a.json").write_text(text.replace(old, new))
+        (record,) = read_records(tmp_path / "a.json")
+        assert record == RECORD
+        with pytest.raises(SampleError, match=f"the key '{key}' is in it twice"):
+            check_record(record, "a.json[0]")
+    quoting = {**RECORD, "conversations": [TURNS[0], {"from": "gpt", "value": 'the "image" key'}]}
+    (tmp_path / "a.json").write_text(json.dumps([quoting]))
+    check_record(read_records(tmp_path / "a.json")[0], "a.json[0]")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"images": ["a.jpg"]}, "its picture is under `images`, not `image`"),
+        ({"Image": "a.jpg"}, "under `Image`"),
+        ({"image": None, "image_path": "x/7"}, "under `image_path`"),
+        ({"img": "a.jpg"}, "under `img`"),
+        ({"images": [{"bytes": "...", "path": "a.jpg"}]}, "under `images`"),
+        ({"video": "a.mp4"}, "under `video`"),
+        ({"file": "coco/a.jpg"}, "under `file`"),
+        ({"image": "https://a.org/b.jpg?c=1"}, "https://a.org/b.jpg.*: addresses are not fetched"),
+        ({"image": ["a.jpg", "s3://bucket/b.jpg"]}, "s3://bucket/b.jpg: addresses are not fetched"),
+        (
+            {"image": "data:image/png;base64,AAAA" + "A" * 999},
+            r"data:image/png.{,30} is not a path",
+        ),
+    ],
+)
+def test_pictures_that_would_be_passed_over(more, message):
+    with pytest.raises(SampleError, match=f"sample f\\[3\\] .*{message}"):
+        check_record({"id": "r", "conversations": TURNS, **more}, "f[3]")
+
+
+def test_other_keys_are_left_alone():
+    text = [{"from": "human", "value": "what?"}, TURNS[1]]
+    for more in ({"images": []}, {"images": None}, {"source": "a.jpg"}, {"n_images": 3}):
+        check_record({"id": "r", "conversations": text, **more}, "f[3]")
+    check_record({"image": "a.jpg", "images": ["a.jpg"], "conversations": TURNS}, "f[3]")
+    check_record({"source": "a.html", "conversations": TURNS}, "f[3]")  # a page with <image> in it
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": []}, "no list of conversations, but `messages` .*to `conversations`"),
+        ({"conversations": [{"role": "user", "content": "x"}]}, "`content` .*`from` and `value`"),
+        ({"conversations": [{"from": "gpt", "value": "a\ud800"}]}, "half of a surrogate pair"),
+    ],
+)
+def test_other_spellings_are_named(record, message):
+    with pytest.raises(SampleError, match=message):
+        check_record(record, "f[0]")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

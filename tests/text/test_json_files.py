@@ -1,0 +1,72 @@
+"""Values of JSON files by content: separators, encodings, lists, lines, doubled keys."""
+
+import json
+
+import pytest
+
+from llava_jax.errors import SampleError
+from llava_jax.text.json_files import Doubled, json_lines, parse_values, read_text
+
+ROW = {"id": 1, "text": "one\u2028two\u2029three\u0085four\x0b\x0c\x1c five"}
+
+
+def test_only_line_feeds_end_a_line():
+    line = json.dumps(ROW, ensure_ascii=False)
+    assert [json.loads(x) for _, x in json_lines(f"{line}\n\n{line}\r\n \t\n")] == [ROW, ROW]
+    assert [n for n, _ in json_lines("1\n\n2\n")] == [1, 3]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n \t\n", ""])
+def test_lists_lines_and_objects_after_each_other(indent, end):
+    one = json.dumps(ROW, ensure_ascii=False, indent=indent)
+    assert parse_values(f"{one}{end}", "f") == [ROW]
+    assert parse_values(f"{one}{end}{one}{end}", "f") == [ROW, ROW]
+    assert parse_values(f"[{one},{end}{one}]{end}", "f") == [[ROW, ROW]]
+    assert parse_values("", "f") == parse_values(" \n\r\n", "f") == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_unicode_encodings(tmp_path, encoding):
+    path = tmp_path / "x.json"
+    path.write_bytes(json.dumps(ROW, ensure_ascii=False).encode(encoding))
+    assert parse_values(read_text(path), path) == [ROW]
+
+
+def test_what_is_no_text_is_named(tmp_path):
+    for data, what in (
+        (b"\x1f\x8b\x08\x00abc\xff", "x is a gzip file, not UTF-8 or UTF-16 text"),
+        (b"PAR1\xff\xfe", "x is a parquet file"),
+        (b'{"a": "caf\xe9"}', "byte 10 cannot be read as UTF-8"),
+    ):
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(SampleError) as e:
+            read_text(tmp_path / "x")
+        assert what.replace("x is", "is") in str(e.value)
+        assert str(tmp_path / "x") in str(e.value)
+    with pytest.raises(SampleError, match="this is a folder"):
+        read_text(tmp_path)
+    with pytest.raises(SampleError, match=r"cannot be read \(No such file"):
+        read_text(tmp_path / "none")
+
+
+def test_errors_say_where(tmp_path):
+    for text, where in (
+        ("[1,\n 2,, 3]", "f: not JSON at line 2, column 4"),
+        ('{"a": 1}\n{"b": }\n', "f: line 2: not JSON at line 2, column 7"),
+        ('[{"a": 1},\n {"b"', r"the file ends too early"),
+        ("[" * 99999, "nested too deeply"),
+        ("1\n" + "9" * 5000, "f: line 2: a number cannot be read"),
+    ):
+        with pytest.raises(SampleError) as e:
+            parse_values(text, "f")
+        assert where in str(e.value)
+
+
+def test_doubled_keys_are_found():
+    (plain,) = parse_values('{"a": {"b": 1, "c": 2, "b": 3}}', "f")
+    (value,) = parse_values('{"a": {"b": 1, "c": 2, "b": 3}}', "f", doubled=True)
+    assert plain == value == {"a": {"b": 3, "c": 2}}
+    assert isinstance(value["a"], Doubled)
+    assert value["a"].key == "b"
+    assert not isinstance(value, Doubled)
