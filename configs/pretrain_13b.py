@@ -1,7 +1,8 @@
 """Stage 1 of LLaVA-1.5-13B: as pretrain_7b.py, over Vicuna-13B.
 
     llava-jax train --config configs/pretrain_13b.py --workdir runs/pretrain_13b \\
-        --config.data.path=blip_laion_cc_sbu_558k.json --config.data.image_folder=images
+        --config.data.path=blip_laion_cc_sbu_558k.json --config.data.image_folder=images \\
+        --config.model.allow_pickle=true
 """
 
 from llava_jax.configs import pretrain_7b

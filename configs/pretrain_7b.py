@@ -1,7 +1,10 @@
 """Stage 1 of LLaVA-1.5-7B: the projector alone learns on 558K captions.
 
     llava-jax train --config configs/pretrain_7b.py --workdir runs/pretrain_7b \\
-        --config.data.path=blip_laion_cc_sbu_558k.json --config.data.image_folder=images
+        --config.data.path=blip_laion_cc_sbu_558k.json --config.data.image_folder=images \\
+        --config.model.allow_pickle=true
+
+Vicuna and CLIP are published as .bin files, which are pickles; hence allow_pickle.
 
 Source: scripts/v1_5/pretrain.sh of haotian-liu/LLaVA (batch 256, lr 1e-3, one epoch). The original
 leaves image_aspect_ratio unset in this stage: images are cropped, not padded.

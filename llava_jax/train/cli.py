@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no --config is given", fix=f"a file of your own, or one of {names}")
     config = load_config(args.config, getattr(args, "overrides", []))
     if args.show:
-        for setting, value in sorted(flat(config), key=lambda item: ("." in item[0], item[0])):
+        for setting, value in sorted(flat(config), key=lambda item: item[0].rpartition(".")):
             print(f"{setting} = {value!r}")
         return 0
     keep_freed_memory()

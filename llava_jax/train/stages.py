@@ -38,10 +38,15 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
     for name, stage in stages:
         stage.model.init = str(export or stage.model.init)
         folder = workdir / name if name else workdir
-        export = train(stage, folder, quiet=quiet).export
+        result = train(stage, folder, quiet=quiet)
+        export = result.export
         curves[name or config.name] = folder / METRICS
     plot_losses(curves, workdir / "loss.png")
     model = cast(Path, export)  # there is at least one stage
+    if stage.data.holdout:
+        from llava_jax.train.heldout import report_heldout
+
+        report_heldout(stage, model, workdir, result.steps)
     if config.exact_match:
         report_exact_match(config, model, workdir, quiet=quiet)
     return model

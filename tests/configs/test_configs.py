@@ -1,13 +1,17 @@
 """Every config file loads, is locked, and holds the original recipe's numbers."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 
 import llava_jax.configs
+from llava_jax import cli
 from llava_jax.data.settings import DataSettings
 from llava_jax.train.config_file import load_config
 from llava_jax.train.groups import GROUPS
+from llava_jax.train.settings import check_settings
 from llava_jax.train.stages import split_stages
 
 NAMES = sorted(
@@ -36,6 +40,8 @@ def test_loads_and_every_stage_is_valid(name):
         ("finetune_7b", 128, 2e-5, ("projector", "language"), "v1"),
         ("finetune_13b", 128, 2e-5, ("projector", "language"), "v1"),
         ("finetune_lora_7b", 128, 2e-4, ("projector", "lora"), "v1"),
+        ("finetune_task_7b", 128, 2e-5, ("projector", "language"), "v1"),
+        ("finetune_task_lora_7b", 128, 2e-4, ("projector", "lora"), "v1"),
     ],
 )
 def test_the_paper_s_recipes(name, batch, lr, trainable, version):
@@ -48,3 +54,43 @@ def test_the_paper_s_recipes(name, batch, lr, trainable, version):
 def test_overrides_reach_nested_and_optional_fields():
     c = load_config("finetune_7b", ["--config.projector_lr=1e-4", "--config.mesh.tensor=2"])
     assert (c.projector_lr, c.mesh.tensor) == (1e-4, 2)
+
+
+def documented_line(name):
+    """The words after llava-jax of the first command in a config's docstring that trains it."""
+    path = Path(str(llava_jax.configs.__file__)).parent / f"{name}.py"
+    words = ast.get_docstring(ast.parse(path.read_text())) or ""
+    lines = re.findall(r"^ *llava-jax (train .*)$", words.replace("\\\n", " "), re.M)
+    return lines[0].split()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_documented_line_is_understood_from_any_folder(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = documented_line(name)
+    assert cli.main([*words, "--show"]) == 0
+    shown = dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines())
+    assert shown["name"] == repr(name)
+    for word in words:
+        if word.startswith("--config."):
+            setting, _, value = word.removeprefix("--config.").partition("=")
+            assert shown[setting].strip("'").lower() == value
+    assert cli.main(["train", "--config", name, "--show"]) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_passes_the_checks_that_need_no_files(name, tmp_path):
+    from llava_jax.train.stages import split_stages
+
+    words = [f"--config.data.path={tmp_path}/a.json", f"--config.data.image_folder={tmp_path}"]
+    for _, stage in split_stages(load_config(name, words)):
+        check_settings(stage)
+
+
+def test_show_sorts_by_group(capsys):
+    assert cli.main(["train", "--config", "quickstart", "--show"]) == 0
+    names = [line.partition(" = ")[0] for line in capsys.readouterr().out.splitlines()]
+    groups = [name.rpartition(".")[0] for name in names]
+    assert groups[0] == ""
+    assert len(names) == len(set(names))
+    assert [g for i, g in enumerate(groups) if g not in groups[:i]] == sorted(set(groups))

@@ -1,0 +1,114 @@
+"""The loss on the part of the data that data.holdout keeps aside, after training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llava_jax.data.loader import make_loader
+from llava_jax.errors import SampleError
+from llava_jax.layers import Compute
+from llava_jax.sharding import make_mesh, own_row_parts, put_batch, replicated, row_parts
+from llava_jax.text.constants import IGNORE
+from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.train.loop import load_model
+from llava_jax.train.step import make_loss
+
+log = logging.getLogger(__name__)
+
+HELDOUT = "heldout.json"
+
+
+def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
+    """{"loss", "samples", "tokens"}: mean loss per supervised token over the held-out samples.
+
+    config: the stage that made the model folder `export`. Each sample is seen once, whole and
+    unaugmented, with the loss function, dtype and mesh of training and no dropout.
+    Raises SampleError if no sample was kept aside.
+    """
+    stage = config.copy_and_resolve_references()
+    stage.model.update(init=str(export), base="", vision_tower="", make="")
+    stage.lora_rank = 0  # the adapters are in the model
+    mesh, micro = make_mesh(**stage.mesh), stage.grad_accum
+    model_config, params, source = load_model(stage, mesh)
+    compute = Compute(
+        jnp.dtype(stage.dtype), stage.remat, stage.unroll_layers, stage.attention or None
+    )
+    params = {name: value.astype(compute.dtype) for name, value in params.items()}
+    loader = make_loader(
+        {**stage.data, **_PLAIN, "batch_size": stage.batch_size},
+        model_config,
+        Tokenizer.load(source.tokenizer),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        seed=stage.seed,
+        row_parts=row_parts(mesh, micro),
+        own_parts=own_row_parts(mesh, micro),
+    )
+    score = jax.jit(_scorer(make_loss(model_config, compute)), out_shardings=replicated(mesh))
+    total, tokens, samples = 0.0, 0, 0
+    try:
+        with jax.set_mesh(mesh):
+            for _ in range(loader.steps_per_epoch):
+                batch, info = next(loader)
+                loss, count = jax.device_get(score(params, put_batch(batch, mesh, micro)))
+                total, tokens = total + float(loss), tokens + int(count)
+                samples += info["samples"]
+    finally:
+        loader.close()
+    return {"loss": total / max(tokens, 1), "samples": samples, "tokens": tokens}
+
+
+_PLAIN = {
+    "holdout_side": "held",
+    "pack": False,
+    "group_by_modality": False,
+    "shuffle": False,
+    "augment": "",
+    "turns_per_sample": 0,
+    "cache_images": False,
+    "bad_report": "",
+}
+"""Data settings that show every held-out sample once, as it is stored."""
+
+
+def _scorer(loss):
+    """score(params, batch) -> (summed loss, number of supervised tokens), over all micro-batches."""
+
+    def score(params, batch):
+        def micro(rows):
+            count = (rows["targets"] != IGNORE).sum()
+            return loss({}, params, rows) * count, count
+
+        losses, counts = jax.lax.map(micro, batch)
+        return losses.sum(), counts.sum()
+
+    return score
+
+
+def report_heldout(config: Any, export: Path, workdir: Path, steps: int) -> None:
+    """Prints `heldout_loss` and writes it to heldout.json, with the steps that the model took.
+
+    A file of as many steps is taken as it is.
+    """
+    from llava_jax.train.distributed import is_main, on_main
+
+    path = workdir / HELDOUT
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("steps") != steps:
+        try:
+            found = {**heldout_loss(config, export), "steps": steps}
+        except SampleError as error:
+            log.warning("no loss on held-out samples: %s", error)
+            return
+        on_main(lambda: path.write_text(json.dumps(found)))
+    if is_main():
+        print(
+            f"held-out loss    {found['loss']:.4f} (mean over {found['tokens']:,} tokens of "
+            f"{found['samples']:,} samples kept aside)"
+        )

@@ -1,0 +1,81 @@
+"""The loss on the part kept aside: equal to a sample-by-sample sum, written and printed."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llava_jax.convert import load_checkpoint
+from llava_jax.data.loader import make_loader
+from llava_jax.layers import Compute
+from llava_jax.text.constants import IGNORE
+from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.train.config_file import load_config
+from llava_jax.train.heldout import HELDOUT, heldout_loss
+from llava_jax.train.stages import run_stages
+from llava_jax.train.step import make_loss
+from tests.train.run import make_data, make_model
+
+WORDS = {"batch_size": 8, "steps": 2, "dtype": "float32", "data.holdout": 0.4, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("heldout")
+    data = make_data(folder / "data", count=30)
+    words = {
+        "model.init": make_model(folder, data),
+        "data.path": data,
+        "data.image_folder": data.parent,
+        "data.max_length": 512,
+        "trainable": "projector,lora",
+        "lora_rank": 4,
+        **WORDS,
+    }
+    config = load_config("finetune_7b", [f"--config.{k}={v}" for k, v in words.items()])
+    export = run_stages(config, folder / "run", quiet=True)
+    return config, export, folder / "run"
+
+
+def test_it_is_the_mean_over_the_tokens_of_the_samples_kept_aside(trained):
+    config, export, workdir = trained
+    checkpoint = load_checkpoint(export)
+    loss = jax.jit(make_loss(checkpoint.config, Compute(jnp.dtype("float32"), "none")))
+    loader = make_loader(
+        {**config.data, "holdout_side": "held", "batch_size": 1, "group_by_modality": False},
+        checkpoint.config,
+        Tokenizer.load(checkpoint.tokenizer),
+    )
+    total = tokens = 0
+    for _ in range(loader.samples):
+        batch, _ = next(loader)
+        count = int((batch["targets"] != IGNORE).sum())
+        total += float(loss({}, checkpoint.params, batch)) * count
+        tokens += count
+    found = json.loads((workdir / HELDOUT).read_text())
+    assert found["samples"] == loader.samples
+    assert 0 < loader.samples < 30
+    assert found["tokens"] == tokens
+    assert found["steps"] == 2
+    assert found["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    loader.close()
+
+
+def test_micro_batches_and_packing_give_the_same(trained):
+    config, export, workdir = trained
+    found = json.loads((workdir / HELDOUT).read_text())
+    changed = config.copy_and_resolve_references()
+    changed.mesh.fsdp, changed.mesh.data = 2, 1
+    changed.mesh.tensor, changed.grad_accum, changed.data.pack = 4, 4, True
+    again = heldout_loss(changed, export)
+    assert again["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert (again["samples"], again["tokens"]) == (found["samples"], found["tokens"])
+
+
+def test_it_is_printed_again_for_a_finished_run(trained, capsys):
+    config, _, workdir = trained
+    before = (workdir / HELDOUT).stat().st_mtime_ns
+    run_stages(config, workdir, quiet=True)
+    assert "held-out loss    " in capsys.readouterr().out
+    assert (workdir / HELDOUT).stat().st_mtime_ns == before
