@@ -30,11 +30,11 @@ class Account:
         self._noted: defaultdict[str, list[str]] = defaultdict(list)
         self._seen = np.zeros(len(data), bool)
 
-    def add(self, info: Mapping[str, Any], own: Sequence[tuple[int, tuple[str, ...]]]) -> None:
-        """One batch given out. own: (record, notes) of its samples in their own seats."""
+    def add(self, info: Mapping[str, Any], noted: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+        """One batch given out. noted: (record, notes) of the samples whose turn it was."""
         for name in COUNTS:
             self.counts[name] += info[name]
-        for place, notes in own:
+        for place, notes in noted:
             if not self._seen[place]:
                 self._seen[place] = True
                 for note in notes:

@@ -34,7 +34,7 @@ class Bad(NamedTuple):
     fix: str | None = None
 
     def row(self) -> dict[str, Any]:
-        return {"index": self.index, "id": self.id, "reason": self.reason}
+        return {"index": self.index, "id": self.id, "reason": self.reason, "kind": self.kind}
 
 
 def bad_sample(
@@ -83,10 +83,12 @@ class BadSamples:
 
     def restore(self, rows: Sequence[dict[str, Any]]) -> None:
         """Takes over rows of an earlier `rows`, without logging or judging them again."""
-        self._take([bad_sample(r["index"], r["id"], r["reason"]) for r in rows])
+        self._take(
+            [bad_sample(r["index"], r["id"], r["reason"], kind=r.get("kind", "")) for r in rows]
+        )
 
     def rows(self) -> list[dict[str, Any]]:
-        """[{"index", "id", "reason"}], by index."""
+        """[{"index", "id", "reason", "kind"}], by index."""
         return [self._found[i].row() for i in sorted(self._found)]
 
     def kinds(self) -> dict[str, int]:

@@ -30,7 +30,7 @@ from llava_jax.images.gate import CODES
 
 Batch = dict[str, np.ndarray]
 Noted = list[tuple[int, tuple[str, ...]]]
-"""(record, what was done to it) of samples that are seen in their own seats."""
+"""(record, what was done to it) of the samples whose turn it was."""
 
 # What makes step numbers mean the same samples.
 _IDENTITY = (
@@ -124,11 +124,11 @@ class Loader:
     def __next__(self) -> tuple[Batch, dict[str, Any]]:
         """The next batch. Raises TooManyBad where it finds more bad samples than data.bad_limit
         allows; the batch then counts as not given, and `get_state` can still be saved."""
-        batch, info, own = next(self._steps)
+        batch, info, noted = next(self._steps)
         for bad in info.pop("bad"):
             self._bad.add(bad)
         self._step += 1
-        self._account.add(info, own)
+        self._account.add(info, noted)
         return batch, info
 
     def get_state(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Loader:
         return batch, info
 
     def _load(self, step: int) -> tuple[Batch, dict[str, Any], Noted]:
-        """(batch, info, records in their own seats with their notes) of a step."""
+        """(batch, info, records whose turn it was with their notes) of a step."""
         plan = self.plan(step)
         rows = [self._load_row(plan, row) for row in self._own_rows(plan)]
         batch = collate(
@@ -197,7 +197,7 @@ class Loader:
         )
         bad = [*plan.bad, *(b for row in rows for b in row.bad)]
         image_replaced, image_empty = sum(r.replaced for r in rows), sum(r.empty for r in rows)
-        own = [x for x in plan.seated if x.seat == x.at]
+        own = [x for x in plan.seated if not x.stands_in]
         info = {
             "step": step,
             "epoch": plan.epoch,
@@ -206,14 +206,15 @@ class Loader:
             "ids": [x.sample.id for row in rows for x in row.seated],
             "skipped": [b.id for b in bad],
             "cut": sum(x.sample.cut for x in plan.seated),
-            "given": plan.given,
+            "given": len(plan.given),
             "replaced": len(plan.seated) - len(own) + image_replaced,
-            "empty": plan.given - len(plan.seated) + image_empty,
+            "empty": len(plan.given) - len(plan.seated) + image_empty,
             "image_replaced": image_replaced,
             "image_empty": image_empty,
             "bad": bad,
         }
-        return batch, info, [(x.place, x.sample.notes) for x in own]
+        notes = {x.place: x.sample.notes for x in own}
+        return batch, info, [(place, notes.get(place, ())) for place in plan.given]
 
     def _own_rows(self, plan: Plan) -> list[list[int]]:
         """The rows that this host makes, empty ones included."""
@@ -231,8 +232,10 @@ class Loader:
         for n, i in enumerate(row):
             used = row_needs([x.sample for k, x in enumerate(seated) if x and k != n])
             room = tuple(size - u for size, u in zip(plan.shape[1:], used))
-            seated[n], pixels = self._with_pixels(plan.epoch, plan.seated[i], room, bad)
-            replaced += seated[n] is not None and seated[n] is not plan.seated[i]
+            before = plan.seated[i]
+            now, pixels = self._with_pixels(plan.epoch, before, room, bad)
+            replaced += int(now is not None and now.stands_in) - before.stands_in
+            seated[n] = now
             images += pixels
         kept = [x for x in seated if x]
         return _Row(kept, images, bad, replaced, len(row) - len(kept))

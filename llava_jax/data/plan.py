@@ -33,18 +33,22 @@ class Seated:
     at: int
     place: int
 
+    @property
+    def stands_in(self) -> bool:
+        return self.seat != self.at
+
 
 @dataclass(frozen=True)
 class Plan:
     """What a step holds, the same on every host. `rows` are indices into `seated`.
 
-    given: how many samples the epoch's order gives this step; the seats of those that are not in
-    `seated` stay empty. bad: those that cannot be used for their text.
+    given: the records whose turn it is; the seats of those that are not in `seated` stay empty.
+    bad: those that cannot be used for their text.
     """
 
     step: int
     epoch: int
-    given: int
+    given: list[int]
     seated: list[Seated]
     rows: list[list[int]]
     shape: Shape
@@ -58,20 +62,20 @@ def make_plan(
     s = settings
     number, within = divmod(step, -(-epochs.samples // s.batch_size))
     epoch = epochs[number]
-    seats = epoch.order[within * s.batch_size : (within + 1) * s.batch_size]
+    seats = epoch.order[within * s.batch_size : (within + 1) * s.batch_size].tolist()
+    given = epoch.places[seats].tolist()
     found: list[Seated | None] = []
     bad: list[Bad] = []
-    for seat in map(int, seats):
-        place = int(epoch.places[seat])
+    for seat, place in zip(seats, given):
         try:
             found.append(Seated(make(place, seat, number), seat, seat, place))
         except LlavaError as e:
             found.append(None)
             bad.append(bad_text(data, place, e))
     limit = _largest([f.sample for f in found if f], s)
-    for n, seat in enumerate(map(int, seats)):
+    for n, seat in enumerate(seats):
         if found[n] is None:
-            own = len(image_paths(data.records[epoch.places[seat]]))
+            own = len(image_paths(data.records[given[n]]))
             found[n] = _stand_in(
                 number,
                 seat,
@@ -88,7 +92,7 @@ def make_plan(
         rows, count = [[i] for i in range(len(samples))], s.batch_size
     in_rows = [[samples[i] for i in row] for row in rows]
     shape = shape_of(in_rows, count, s.length_buckets, s.image_buckets, s.target_buckets)
-    return Plan(step, number, len(seats), seated, rows, shape, bad)
+    return Plan(step, number, given, seated, rows, shape, bad)
 
 
 def bad_text(data: Dataset, place: int, error: LlavaError) -> Bad:

@@ -30,7 +30,8 @@ def test_an_earlier_report_does_not_count(tmp_path):
     path.write_text('{"index": 7, "id": "x", "reason": "broken"}\n')
     bad = BadSamples(strict=False, limit=1, report=path)
     bad.begin([bad_sample(1, "a", "missing")])
-    assert rows_of(path) == bad.rows() == [{"index": 1, "id": "a", "reason": "missing"}]
+    row = {"index": 1, "id": "a", "reason": "missing", "kind": "missing"}
+    assert rows_of(path) == bad.rows() == [row]
 
 
 def test_one_line_for_each_kind_of_reason(tmp_path, caplog):
