@@ -242,7 +242,7 @@ def test_strict_and_limit_stop_the_run(data):
     spoil(data, ["3.png"])
     with pytest.raises(SampleError, match=r"sample s[67]: 3\.png: .*damaged"):
         epoch_ids(loader(data, bad_samples="error"))
-    with pytest.raises(SampleError, match="samples are bad, more than"):
+    with pytest.raises(SampleError, match="1 sample is bad, more than"):
         epoch_ids(loader(data, bad_limit=0.0))
 
 
