@@ -18,6 +18,7 @@ from llava_jax.convert.lazy import Lazy, Leaf, float_dtype, single, stacked_bloc
 from llava_jax.convert.safetensors_file import contiguous
 from llava_jax.convert.shapes import parameter_shapes
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.text.tokenizer_files import legacy_of
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,11 @@ def processor_config(folder: Path) -> dict[str, Any] | None:
 
 def _legacy(folder: Path, default: bool) -> bool:
     """The tokenizer's `legacy`; a file without the key means what its own stack makes of it."""
+    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        try:
+            return legacy_of(folder)
+        except ConfigError:
+            return default  # which tokenizer it is matters only to those who load it
     data = tensors.read_json(folder / "tokenizer_config.json")
     value = data.get("legacy", default if data else False)
     return value if isinstance(value, bool) else default

@@ -38,6 +38,9 @@ class Tokenizer:
     legacy: how text behind a special token is cut. False: as if the text simply went on (`USER`
         behind `</s>` is one token). True: every stretch starts with a space of its own (`▁US ER`).
         Vicuna v1.5 says False in its tokenizer_config.json.
+    own_space: with legacy False, the space that the tokenizer puts in front of a prompt. "slow": as
+        the slow LlamaTokenizer does it. The others are tokenizer.json's (see `tokenizer_json`):
+        "first": unless a special token begins; "metaspace": nor where a space does; "never".
     added: tokens behind the model's own vocabulary, text -> id, such as {"<im_start>": 32000}.
     pad_token: the padding token; the original pads with `<unk>` except for version v0.
     plain_added: those of `added` that are not special, that is, stay in a `skip_special` decode.
@@ -56,8 +59,9 @@ class Tokenizer:
         unk_token: str = "<unk>",
         pad_token: str | None = None,
         plain_added: Iterable[str] = (),
+        own_space: str = "slow",
     ):
-        self.model, self.legacy = model, legacy
+        self.model, self.legacy, self.own_space = model, legacy, own_space
         self._sp = _processor(model if legacy else model + _NO_DUMMY_PREFIX)
         self.vocab_size: int = self._sp.get_piece_size()
         self.bos_token, self.eos_token, self.unk_token = bos_token, eos_token, unk_token
@@ -116,6 +120,10 @@ class Tokenizer:
         for token in tokens:
             if self._lookup(token) is None and token not in added:
                 added[token] = max([len(self) - 1, *added.values()]) + 1
+        return self.with_added(added, pad_token=pad_token)
+
+    def with_added(self, added: Mapping[str, int], *, pad_token: str | None = None) -> Tokenizer:
+        """The same tokenizer with `added` in place of its added tokens."""
         return Tokenizer(
             self.model,
             legacy=self.legacy,
@@ -125,6 +133,7 @@ class Tokenizer:
             unk_token=self.unk_token,
             pad_token=pad_token or self.pad_token,
             plain_added=self.plain_added,
+            own_space=self.own_space,
         )
 
     def __len__(self) -> int:
@@ -194,7 +203,8 @@ class Tokenizer:
         first: index of the chunk's first part, or None to leave the owners out.
         """
         runs = _merge_text(chunk, 0 if first is None else first)
-        if not self.legacy and runs and not isinstance(runs[0][0], str):
+        slow = self.own_space == "slow"
+        if slow and not self.legacy and runs and not isinstance(runs[0][0], str):
             runs.insert(0, ("", [0], [first or 0]))
         for i, (text, starts, indices) in enumerate(runs):
             if not isinstance(text, str):
@@ -204,7 +214,7 @@ class Tokenizer:
                 tokens, begins = self._encode_run(text, 0, first is not None)
             else:
                 text = text.replace(SPACE, " ")
-                pad = 1 if i == 0 else 0
+                pad = int(i == 0 and self._has_own_space(text))
                 tokens, begins = self._encode_run(SPACE * pad + text, pad, first is not None)
                 # a lone space in front of a special token is dropped, at the start only
                 after = runs[i + 1][0] if i + 1 < len(runs) else None
@@ -212,6 +222,12 @@ class Tokenizer:
                     continue
             owners = [indices[max(bisect.bisect_right(starts, b) - 1, 0)] for b in begins]
             yield tokens, owners
+
+    def _has_own_space(self, text: str) -> bool:
+        """Whether a space is put in front of a prompt that begins with `text`."""
+        if self.own_space == "metaspace":
+            return not text.startswith(" ")
+        return self.own_space != "never"
 
     def _encode_run(self, text: str, pad: int, offsets: bool) -> tuple[list[int], list[int]]:
         """Ids of one run, and where each begins in the run without its first `pad` characters."""

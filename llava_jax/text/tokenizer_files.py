@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
+from llava_jax.text import tokenizer_json
 from llava_jax.text.tokenizer import Tokenizer
 
 MODEL, CONFIG = "tokenizer.model", "tokenizer_config.json"
@@ -23,40 +24,68 @@ log = logging.getLogger(__name__)
 def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
     """The tokenizer of a checkpoint folder, or of a single sentencepiece file.
 
-    legacy: None takes `legacy` of tokenizer_config.json; where that is missing or null it is True,
-    as in transformers 4.37.2 (transformers 5 reads the same folder as False).
-    Raises ConfigError if tokenizer.model is missing or unreadable, or a JSON file is malformed.
+    A folder without tokenizer.model is read from its tokenizer.json (see `tokenizer_json`).
+    legacy: None takes that of the folder (see `legacy_of`).
+    Raises ConfigError if both are missing or unreadable, or a JSON file is malformed.
     """
-    folder = path if path.is_dir() else path.parent
-    model = path / MODEL if path.is_dir() else path
-    if not model.is_file():
-        fix = "copy tokenizer.model of the base model into the folder"
-        if (folder / "tokenizer.json").is_file():
-            fix += "; tokenizer.json alone does not give the original's ids"
-        raise ConfigError(f"{path}: no {MODEL}", fix=fix)
-    config = _read_json(folder / CONFIG) if path.is_dir() else {}
-    named = _named(config, _read_json(folder / SPECIAL) if path.is_dir() else {})
-    if legacy is None:
-        legacy = config.get("legacy")
-    if legacy is None:
-        log.info("%s: `legacy` is not set, so it is True, as in transformers 4.37", path)
-        legacy = True
+    folder = path if path.is_dir() else None
+    config = _read_json(folder / CONFIG) if folder else {}
+    named = _named(config, _read_json(folder / SPECIAL) if folder else {})
     if unheeded := _unheeded(config):
-        log.warning("%s: settings without effect here: %s", folder / CONFIG, ", ".join(unheeded))
-    added, plain = _added_tokens(folder if path.is_dir() else None, named)
+        log.warning("%s: settings without effect here: %s", path / CONFIG, ", ".join(unheeded))
+    added, plain = _added_tokens(folder, named)
+    names = {f"{n}_token": _content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk")}
+    names = {name: token for name, token in names.items() if token}
+    model, more = _model(path, names.get("unk_token"))
     try:
         return Tokenizer(
-            model.read_bytes(),
-            legacy=bool(legacy),
+            model,
+            **({"legacy": legacy_of(path) if legacy is None else legacy} | more),
             added=added,
             plain_added=plain,
-            bos_token=_content(named.get("bos_token")) or "<s>",
-            eos_token=_content(named.get("eos_token")) or "</s>",
-            unk_token=_content(named.get("unk_token")) or "<unk>",
             pad_token=_content(named.get("pad_token")),
+            **names,
         )
     except ConfigError as e:
-        raise ConfigError(f"{model}: {e.message.removeprefix('tokenizer: ')}", fix=e.fix) from e
+        file = (
+            path / MODEL if (path / MODEL).is_file() or not folder else path / tokenizer_json.FILE
+        )
+        raise ConfigError(f"{file}: {e.message.removeprefix('tokenizer: ')}", fix=e.fix) from e
+
+
+def _model(path: Path, unk_token: str | None) -> tuple[bytes, dict[str, Any]]:
+    """(the sentencepiece model, what tokenizer.json decides where the model is made of it)."""
+    file = path / MODEL if path.is_dir() else path
+    if file.is_file():
+        return file.read_bytes(), {}
+    fast = path / tokenizer_json.FILE
+    if not path.is_dir() or not fast.is_file():
+        raise ConfigError(
+            f"{path}: no {MODEL}", fix=f"copy {MODEL} of the base model into the folder"
+        )
+    made = tokenizer_json.convert(_read_json(fast), fast, unk_token)
+    own = {"legacy": made.legacy, "own_space": made.own_space}
+    return made.model, own | ({} if unk_token else {"unk_token": made.unk_token})
+
+
+def legacy_of(path: Path, default: bool = True) -> bool:
+    """`legacy` of a tokenizer's folder: that of tokenizer_config.json.
+
+    Where that is missing or null it is what tokenizer.json does, if that stands there without
+    tokenizer.model or was saved by transformers 5; else `default`, which is True as in
+    transformers 4.37.2 (transformers 5 reads the same folder as False).
+    """
+    config = _read_json(path / CONFIG) if path.is_dir() else {}
+    fast = path / tokenizer_json.FILE
+    if path.is_dir() and fast.is_file():
+        if not (path / MODEL).is_file():
+            return tokenizer_json.pipeline(_read_json(fast), fast)[0]
+        if config.get("legacy") is None and config.get("backend") == "tokenizers":
+            return tokenizer_json.pipeline(_read_json(fast), fast)[0]
+    if config.get("legacy") is None:
+        log.info("%s: `legacy` is not set, so it is %s, as in transformers 4.37", path, default)
+        return default
+    return bool(config["legacy"])
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -> None:
@@ -123,13 +152,30 @@ def _added_tokens(folder: Path | None, named: dict) -> tuple[dict[str, int], lis
     The basic tokens that a folder repeats here keep the ids they have in the sentencepiece model.
     """
     special = {_content(t) for t in named.get("additional_special_tokens") or ()}
+    special |= {_content(t) for t in _listed(named.get("extra_special_tokens"))}
     special |= {_content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk", "pad")}
-    added: dict[str, int] = dict(_read_json(folder / ADDED)) if folder else {}
+    added: dict[str, int] = {}
+    entries = _json_tokens(folder) if folder else []
+    if folder:
+        added |= {t["content"]: t["id"] for t in entries}
+        added |= _read_json(folder / ADDED)
     for id_, entry in (named.get("added_tokens_decoder") or {}).items():
         added[_content(entry)] = int(id_)  # type: ignore[index]
-        if isinstance(entry, dict) and entry.get("special"):
-            special.add(_content(entry))
+        if isinstance(entry, dict):
+            entries.append(entry)
+    flags = {entry["content"]: bool(entry.get("special")) for entry in entries}  # the last counts
+    special |= {token for token, is_special in flags.items() if is_special}
     return added, [token for token in added if token not in special]
+
+
+def _json_tokens(folder: Path) -> list[dict[str, Any]]:
+    """The added tokens of tokenizer.json, where transformers 5 has them and nowhere else."""
+    fast = folder / tokenizer_json.FILE
+    return [*tokenizer_json.added_tokens(_read_json(fast), fast)] if fast.is_file() else []
+
+
+def _listed(tokens: Any) -> list[Any]:
+    return list(tokens.values()) if isinstance(tokens, dict) else list(tokens or ())
 
 
 def _unheeded(config: dict) -> list[str]:

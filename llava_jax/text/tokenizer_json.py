@@ -1,0 +1,207 @@
+"""tokenizer.json, the form of the tokenizers library, read as the sentencepiece model it was made of.
+
+Folders that transformers 5 saves hold no tokenizer.model. LLaMA's tokenizer.json holds the same
+pieces, and merges in the order of their scores: for such files, and only for them, a sentencepiece
+model can be built that gives the same ids. What is no such file is refused, and the reason named.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from llava_jax.errors import ConfigError
+
+FILE = "tokenizer.json"
+SPACE = "▁"
+NORMAL, UNKNOWN, CONTROL, BYTE = (
+    1,
+    2,
+    3,
+    6,
+)  # sentencepiece_model.proto, ModelProto.SentencePiece.Type
+_BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A tokenizer.json as the arguments of Tokenizer.
+
+    model: bytes of the sentencepiece model. legacy, own_space: see Tokenizer. unk_token: its name.
+    """
+
+    model: bytes
+    legacy: bool
+    own_space: str
+    unk_token: str
+
+
+def convert(data: Mapping[str, Any], where: Path, unk_token: str | None = None) -> Converted:
+    """The sentencepiece model of a LLaMA-like tokenizer.json.
+
+    data: the parsed file. unk_token: the name that tokenizer_config.json gives.
+    Raises ConfigError, naming `where` and the part, for any other kind of tokenizer.
+    """
+    legacy, own_space = pipeline(data, where)
+    model = data.get("model")
+    if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE":
+        kind = model.get("type") if isinstance(model, Mapping) else model
+        raise _refused(where, f"model is {kind!r}, not BPE")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        if model.get(key):
+            raise _refused(where, f"model.{key} is {model[key]!r}")
+    vocab, unknown = _vocab(model, where), model.get("unk_token") or unk_token or "<unk>"
+    if unknown not in vocab:
+        raise _refused(where, f"the vocabulary has no {unknown!r}")
+    scores = _scores(model.get("merges"), vocab, where)
+    added = {t["content"] for t in added_tokens(data, where)}
+    pieces = []
+    for piece in sorted(vocab, key=vocab.__getitem__):
+        kind = NORMAL
+        if piece == unknown:
+            kind = UNKNOWN
+        elif piece in _BYTES:
+            kind = BYTE
+        elif piece in added or (len(piece) > 1 and piece not in scores):
+            kind = CONTROL  # never made of text: neither by a merge nor as a character
+        pieces.append((piece, scores.get(piece, -float(len(scores) + 1)), kind))
+    return Converted(_model_proto(pieces, vocab[unknown]), legacy, own_space, unknown)
+
+
+def added_tokens(data: Mapping[str, Any], where: Path) -> list[dict[str, Any]]:
+    """The file's added tokens: {"content", "id", "special", ...}. Raises ConfigError if malformed."""
+    found = data.get("added_tokens") or []
+    for token in found if isinstance(found, list) else [None]:
+        content = token.get("content") if isinstance(token, dict) else None
+        if not content or not isinstance(content, str) or type(token.get("id")) is not int:
+            raise ConfigError(f"{where}: an entry of added_tokens is not a token with its id")
+    return found
+
+
+def pipeline(data: Mapping[str, Any], where: Path) -> tuple[bool, str]:
+    """(legacy, own_space): what the normalizer and pre-tokenizer do to spaces; see Tokenizer.
+
+    Known are: Prepend + Replace (transformers 4), Metaspace (transformers 5), and the pair of
+    Metaspaces that our own exports have. Raises ConfigError for anything else.
+    """
+    before = [
+        _known_step(s, where, "normalizer") for s in _steps(data.get("normalizer"), "normalizers")
+    ]
+    cut = [
+        _known_step(s, where, "pre_tokenizer")
+        for s in _steps(data.get("pre_tokenizer"), "pretokenizers")
+    ]
+    found = (tuple(before), tuple(cut))
+    if found not in _PIPELINES:
+        steps = [step for part in found for step in part]
+        raise _refused(
+            where, f"its treatment of spaces ({', '.join(steps) or 'none'}) is not LLaMA's"
+        )
+    return _PIPELINES[found]
+
+
+_PREPEND, _REPLACE = "Prepend", "Replace"
+_PIPELINES = {
+    ((_PREPEND, _REPLACE), ()): (True, "slow"),
+    ((_REPLACE,), ("Metaspace first ' '", f"Metaspace never {SPACE!r}")): (False, "first"),
+    ((), (f"Metaspace first {SPACE!r}",)): (False, "metaspace"),
+    ((_REPLACE,), (f"Metaspace first {SPACE!r}",)): (False, "metaspace"),
+    ((), (f"Metaspace never {SPACE!r}",)): (False, "never"),
+    ((_REPLACE,), ()): (False, "never"),
+    ((_REPLACE,), (f"Metaspace never {SPACE!r}",)): (False, "never"),
+}
+
+
+def _steps(part: Any, key: str) -> list[Any]:
+    if part is None:
+        return []
+    return list(part.get(key) or []) if part.get("type") == "Sequence" else [part]
+
+
+def _known_step(step: Mapping[str, Any], where: Path, part: str) -> str:
+    """One step in a word; Metaspace with its scheme and mark."""
+    kind = step.get("type")
+    if kind == "Prepend" and step.get("prepend") == SPACE:
+        return _PREPEND
+    if (
+        kind == "Replace"
+        and step.get("pattern") == {"String": " "}
+        and step.get("content") == SPACE
+    ):
+        return _REPLACE
+    if kind == "Metaspace" and not step.get("split", True):
+        scheme = step.get("prepend_scheme") or (
+            "first" if step.get("add_prefix_space") else "never"
+        )
+        return f"Metaspace {scheme} {step.get('replacement')!r}"
+    raise _refused(where, f"its {part} {kind} is not LLaMA's")
+
+
+def _vocab(model: Mapping[str, Any], where: Path) -> dict[str, int]:
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or sorted(vocab.values()) != list(range(len(vocab))):
+        raise _refused(where, "model.vocab does not number its tokens from 0 on without gaps")
+    if not model.get("byte_fallback") or any(byte not in vocab for byte in _BYTES):
+        raise _refused(where, "model.byte_fallback is off, or the vocabulary lacks bytes")
+    return vocab
+
+
+def _scores(merges: Any, vocab: Mapping[str, int], where: Path) -> dict[str, float]:
+    """{piece: score}: minus the place of its merges in the file.
+
+    sentencepiece merges whatever two neighbours make a piece, the best score first; so all ways to
+    make a piece must be there, and none of another piece between them.
+    """
+    if not isinstance(merges, list):
+        raise _refused(where, "model.merges is not a list")
+    pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
+    if any(len(pair) != 2 or "".join(pair) not in vocab for pair in pairs):
+        raise _refused(where, "model.merges holds a pair that makes no token")
+    scores: dict[str, float] = {}
+    for piece, group in groupby(pairs, key="".join):
+        ways = {(piece[:k], piece[k:]) for k in range(1, len(piece))}
+        ways = {(a, b) for a, b in ways if a in vocab and b in vocab}
+        if piece in scores or set(group) != ways:
+            raise _refused(where, f"the merges of {piece!r} are not those of a sentencepiece model")
+        scores[piece] = -float(len(scores))
+    return scores
+
+
+def _refused(where: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: {why}", fix="copy tokenizer.model of the base model into the folder"
+    )
+
+
+# protobuf, written by hand: it spares the runtime, which only GGUF needs -------------------------
+
+
+def _model_proto(pieces: Iterable[tuple[str, float, int]], unk_id: int) -> bytes:
+    """A serialized ModelProto: BPE with byte fallback, text taken as it is."""
+    entries = [
+        _field(1, _field(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
+        for piece, score, kind in pieces
+    ]
+    trainer = _number(3, 2) + _number(4, len(entries)) + _number(35, 1) + _number(40, unk_id)
+    normalizer = _field(1, b"identity") + _number(3, 1) + _number(4, 0) + _number(5, 1)
+    return b"".join(entries) + _field(2, trainer) + _field(3, normalizer)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
