@@ -20,6 +20,7 @@ from llava_jax.convert.output import DEFAULT_SHARD, Progress
 from llava_jax.convert.source import JAX_FILE, Options, Source
 from llava_jax.convert.write import Target, save
 from llava_jax.errors import WeightError
+from llava_jax.text.vocabulary import load_fitting
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh, Sharding
@@ -59,6 +60,7 @@ def load_checkpoint(
     projector: str = "mlp2x_gelu",
     seed: int = 0,
     mixed: bool = False,
+    need_tokenizer: bool = False,
 ) -> Checkpoint:
     """Loads any supported checkpoint: a folder, a projector file, or a hub id.
 
@@ -69,10 +71,14 @@ def load_checkpoint(
     a component differ in type, which is an error otherwise.
     mesh: every parameter goes shard by shard to where llava_jax.sharding places it; `shardings`
     ({name: Sharding}) decides instead where given. Without either the arrays stay on the host.
+    need_tokenizer: raises ConfigError, before a tensor is read, where the tokenizer is missing,
+    unreadable, or has tokens that the model lacks.
     Raises WeightError, naming the file or tensor, for anything missing, unknown or misshapen.
     """
     options = Options(base, vision_tower, allow_pickle, dtype, merge, projector, seed, mixed)
     source = open_source(path, options)
+    if need_tokenizer:
+        load_fitting(source.tokenizer, source.config.language.vocab_size, path)
     if shardings is None and mesh is not None:
         from llava_jax.llava import param_shardings
 

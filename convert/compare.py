@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.convert import compose, lora
+from llava_jax.convert import compose, lora, vocabulary
 from llava_jax.convert.cli import add_source_arguments
 from llava_jax.convert.lazy import Leaf, dtype_name
 from llava_jax.convert.opening import open_source
 from llava_jax.convert.source import Options, Source
+from llava_jax.text.vocabulary import never_text
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def compare(
         _row(name, one.leaves.get(name), other.leaves.get(name))
         for name in sorted({*one.leaves, *other.leaves})
     ]
-    settings = _settings(one, other)
+    settings = _settings(one, other) | _tokens(one, other)
     report: dict[str, Any] = {
         "a": str(a),
         "b": str(b),
@@ -84,16 +85,37 @@ def compare(
 
 
 def _aligned(a: Source, b: Source) -> tuple[Source, Source]:
-    """Both without adapters if only one has them, and with the smaller of the two vocabularies."""
+    """Both without adapters if only one has them, and with the smaller of the two vocabularies.
+
+    Rows that a token or training needs are not left out: the shapes then differ.
+    """
     if (a.config.lora is None) != (b.config.lora is None):
         a, b = lora.merge(a), lora.merge(b)
     size = min(a.config.language.vocab_size, b.config.language.vocab_size)
     return _rows(a, size), _rows(b, size)
 
 
+def _tokens(a: Source, b: Source) -> dict[str, list[Any]]:
+    """{"token NAME": [its id in a, in b]} of added tokens that only one has, or that differ."""
+    if a.tokenizer is None or b.tokenizer is None:
+        return {}
+    one, other = vocabulary.tokens_of(a), vocabulary.tokens_of(b)
+    listed = {*one.ids, *other.ids} - {"<s>", "</s>", "<unk>"}  # the basic three need not be
+    return {
+        f"token {t}": [one.ids.get(t), other.ids.get(t)]
+        for t in sorted(listed)
+        if one.ids.get(t) != other.ids.get(t)
+        and not (never_text(t, one.pad) or never_text(t, other.pad))
+    }
+
+
 def _rows(source: Source, size: int) -> Source:
     language = source.config.language
     if language.vocab_size == size:
+        return source
+    needed = vocabulary.needed_rows(source, size)
+    if needed.rows > size:
+        log.warning("rows that only one of the two has: %s", needed.said())
         return source
     log.info("%d rows of the vocabulary are not compared", language.vocab_size - size)
     config = replace(source.config, language=replace(language, vocab_size=size))
@@ -156,6 +178,8 @@ def _probe(a: Source, b: Source, logits: str) -> dict[str, Any]:
     """Logits and greedy tokens of a against b, and of b against torch where it is installed."""
     if logits == "no":
         return {"note": "not asked for"}
+    if a.config.language.vocab_size != b.config.language.vocab_size:
+        return {"note": "the vocabularies differ: not run"}
     if logits == "auto" and max(a.nbytes, b.nbytes) > MAX_PROBE:
         return {"note": "the models are large: --logits yes runs them, in fp32"}
     from llava_jax.convert import probe

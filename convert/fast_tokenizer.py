@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,16 +24,18 @@ _PROBES = (
 )  # fmt: skip
 
 
-def write(folder: Path, config: LlavaConfig, added: Mapping[str, int]) -> bool:
+def write(
+    folder: Path, config: LlavaConfig, added: Mapping[str, int], plain: Collection[str] = ()
+) -> bool:
     """Writes tokenizer.json beside the tokenizer.model of `folder`; False if that cannot be done.
 
-    added: special tokens, text -> id; those of the model itself are known anyway. The result is kept only if it gives our own
-    tokenizer's ids for a few hard texts.
+    added: tokens, text -> id, those of the model itself are known anyway; plain: those that are not
+    special. The result is kept only if it gives our own tokenizer's ids for a few hard texts.
     """
     model = folder / "tokenizer.model"
     if not model.is_file():
         return False
-    fast = build(model, config.tokenizer_legacy, added)
+    fast = build(model, config.tokenizer_legacy, added, plain)
     if fast is None or not _agrees(fast, folder, config):
         log.warning("no tokenizer.json written: it would not give the ids of %s", model.name)
         return False
@@ -52,7 +54,7 @@ def for_old_versions(data: dict) -> dict:
     return data
 
 
-def build(model: Path, legacy: bool, added: Mapping[str, int]):
+def build(model: Path, legacy: bool, added: Mapping[str, int], plain: Collection[str] = ()):
     """A tokenizers.Tokenizer of a sentencepiece BPE model; None for other kinds of model."""
     import sentencepiece
     import tokenizers
@@ -74,7 +76,9 @@ def build(model: Path, legacy: bool, added: Mapping[str, int]):
     _pipeline(fast, legacy)
     basic = [sp.id_to_piece(i) for i in range(size) if sp.is_control(i) or sp.is_unknown(i)]
     for token in [*basic, *sorted(added, key=added.__getitem__)]:
-        fast.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True)])
+        entry = tokenizers.AddedToken(token, normalized=False, special=token not in plain)
+        add = fast.add_special_tokens if entry.special else fast.add_tokens
+        add([entry])
     bos = sp.id_to_piece(sp.bos_id())
     fast.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{bos} $A",

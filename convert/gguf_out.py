@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.config import LlavaConfig
-from llava_jax.convert import keymap, output, tensors
+from llava_jax.config import LanguageConfig, LlavaConfig
+from llava_jax.convert import keymap, output
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy
 from llava_jax.convert.opening import open_source
 from llava_jax.convert.output import Progress
 from llava_jax.convert.source import Options, Source
-from llava_jax.convert.write import original_rows
-from llava_jax.errors import WeightError
+from llava_jax.convert.vocabulary import check_tokens, original_rows
+from llava_jax.errors import ConfigError, WeightError
+from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.text.tokenizer_files import added_tokens
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,9 @@ def write_gguf(
     """
     if kind not in TYPES:
         raise WeightError(f"gguf type {kind!r} is unknown", fix=f"one of {', '.join(TYPES)}")
-    source = original_rows(open_source(src, replace(options or Options(), merge=True)))
+    source = open_source(src, replace(options or Options(), merge=True))
+    check_tokens(source)
+    source = original_rows(source)
     check_supported(source.config)
     with output.folder(Path(dst), overwrite=overwrite) as work:
         _write_language(source, work / f"model-{kind}.gguf", kind, progress)
@@ -265,40 +269,47 @@ def _file_type(kind: str) -> Any:
 def _add_vocabulary(writer, source: Source) -> None:
     """The sentencepiece vocabulary; added tokens become control tokens, missing ids unused ones."""
     import gguf
-    from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     folder, size = source.tokenizer, source.config.language.vocab_size
-    if folder is None or not (folder / "tokenizer.model").is_file():
-        raise WeightError("GGUF needs the tokenizer.model of the language model")
+    if folder is None:
+        raise WeightError("GGUF needs the tokenizer of the language model")
     proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        proto.ParseFromString((folder / "tokenizer.model").read_bytes())
-    except DecodeError:
-        raise WeightError(f"{folder}: tokenizer.model is no sentencepiece model") from None
+        proto.ParseFromString(Tokenizer.load(folder).model)
+    except ConfigError as error:
+        raise WeightError(error.message, fix=error.fix) from None
     kinds = gguf.TokenType
     entries = [(f"[PAD{i}]", -10000.0, kinds.UNUSED) for i in range(size)]
     for i, piece in enumerate(proto.pieces[:size]):
         # GGUF numbers the kinds as sentencepiece_model.proto does, user-defined ones included.
         entries[i] = (piece.piece, piece.score, kinds(piece.type))
-    for token, number in _added_tokens(folder).items():
+    added = added_tokens(folder)
+    for token, number in added.ids.items():
         if len(proto.pieces) <= number < size:
-            entries[number] = (token, -1000.0, kinds.CONTROL)
+            kind = kinds.USER_DEFINED if token in added.plain else kinds.CONTROL
+            entries[number] = (token, -1000.0, kind)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list([t.encode() for t, _, _ in entries])
     writer.add_token_scores([s for _, s, _ in entries])
     writer.add_token_types([int(k) for _, _, k in entries])
     writer.add_bos_token_id(source.config.language.bos_id)
-    writer.add_eos_token_id(source.config.language.eos_id)
+    _add_ends(writer, source.config.language)
     writer.add_unk_token_id(proto.trainer_spec.unk_id)
     writer.add_pad_token_id(source.config.language.pad_id)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
 
 
-def _added_tokens(folder: Path) -> dict[str, int]:
-    listed = tensors.read_json(folder / "added_tokens.json")
-    decoder = tensors.read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    listed |= {v["content"]: int(k) for k, v in decoder.items() if k.isdigit()}
-    return {t: n for t, n in listed.items() if isinstance(n, int)}
+def _add_ends(writer, config: LanguageConfig) -> None:
+    """llama.cpp ends an answer at three tokens at most: those of a text, a turn and a message."""
+    ids = config.eos_ids
+    if len(ids) > 3:
+        raise WeightError(
+            f"the model has {len(ids)} end tokens ({', '.join(map(str, ids))}), GGUF holds three",
+            fix="leave those that it never says out of generation_config.json",
+        )
+    adds = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, number in zip(adds, ids):
+        add(number)

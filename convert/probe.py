@@ -123,7 +123,7 @@ def torch_model(source: Source):
     from transformers import LlavaForConditionalGeneration
 
     from llava_jax.convert import configs
-    from llava_jax.convert.write import hf_vocabulary
+    from llava_jax.convert.vocabulary import hf_vocabulary
 
     # With an <image> of its own: published files exist whose id of <image> has no row.
     config, leaves, image_id, pad_id = hf_vocabulary(replace(source, kept={}))

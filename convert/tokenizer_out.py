@@ -11,10 +11,13 @@ from typing import Any
 from llava_jax.config import LlavaConfig
 from llava_jax.convert import configs, fast_tokenizer, tensors
 from llava_jax.convert.output import write_json
+from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.text.tokenizer_files import AddedTokens, added_tokens
 
 log = logging.getLogger(__name__)
 
 IMAGE, PAD = "<image>", "<pad>"
+_FAST_ONLY = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that need tokenizer.json
 _FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
 
 
@@ -35,15 +38,20 @@ def write_hf(
     copy(source, work)
     if source is None:
         return
-    added = {IMAGE: image_id, PAD: pad_id}
+    added, tokens = {IMAGE: image_id, PAD: pad_id}, added_tokens(source)
+    # What has no row was never used, and its id is now another's (see text.vocabulary).
+    others = {t: n for t, n in tokens.ids.items() if t not in added and n not in added.values()}
     settings = tensors.read_json(work / "tokenizer_config.json")
     settings.pop("chat_template", None)  # a template is a program: only our own goes out
-    decoder = settings.setdefault("added_tokens_decoder", {})
-    for token, number in added.items():
-        decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": True})
+    decoder = settings.get("added_tokens_decoder") or {}
+    decoder = {k: v for k, v in decoder.items() if v.get("content") in others}
+    for token, number in (added | others).items():
+        special = token not in tokens.plain
+        decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": special})
+    settings["added_tokens_decoder"] = dict(sorted(decoder.items(), key=lambda item: int(item[0])))
     settings |= {
         "image_token": IMAGE,
-        "pad_token": decoder[str(pad_id)]["content"],
+        "pad_token": PAD,
         "padding_side": "left",
         "legacy": config.tokenizer_legacy,
         "processor_class": "LlavaProcessor",
@@ -51,12 +59,12 @@ def write_hf(
     settings.setdefault("tokenizer_class", "LlamaTokenizer")
     write_json(work / "tokenizer_config.json", settings)
     special = tensors.read_json(work / "special_tokens_map.json")
-    special |= {"image_token": IMAGE, "pad_token": settings["pad_token"]}
+    special |= {"image_token": IMAGE, "pad_token": PAD}
     write_json(work / "special_tokens_map.json", special)
     listed = tensors.read_json(work / "added_tokens.json")
+    listed = {t: n for t, n in listed.items() if t in others}
     write_json(work / "added_tokens.json", {**listed, **added})
-    entries = {v["content"]: int(k) for k, v in decoder.items()} | listed | added
-    if fast_tokenizer.write(work, config, entries):
+    if fast_tokenizer.write(work, config, others | added, tokens.plain):
         fast_tokenizer.settings(work)
     else:
         _add_to_fast(work / "tokenizer.json", added)
@@ -67,11 +75,11 @@ def _add_to_fast(path: Path, added: dict[str, int]) -> None:
     if not path.is_file():
         return
     data = tensors.read_json(path)
-    tokens = data.setdefault("added_tokens", [])
-    known = {t.get("content") for t in tokens}
+    tokens = [t for t in data.get("added_tokens") or [] if t.get("content") not in added]
+    tokens = [t for t in tokens if t.get("id") not in added.values()]
     for token, number in added.items():
-        if token not in known:
-            tokens.append({"id": number, "content": token, **_FLAGS, "special": True})
+        tokens.append({"id": number, "content": token, **_FLAGS, "special": True})
+    data["added_tokens"] = tokens
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -85,37 +93,61 @@ def copy_hf(source: Path | None, work: Path) -> None:
 
 
 def copy_original(source: Path | None, work: Path, vocab_size: int) -> None:
-    """The files without tokens behind `vocab_size`, which Hugging Face's format had added."""
+    """The files for the original's slow LlamaTokenizer, without tokens past `vocab_size`.
+
+    Those Hugging Face's format had added. A folder with tokenizer.json alone gets a tokenizer.model
+    made of it. Raises ConfigError where that cannot be done.
+    """
+    if source is not None and not (source / "tokenizer.model").is_file():
+        tokenizer = Tokenizer.load(source)
+        left = {t: n for t, n in tokenizer.added.items() if n < vocab_size}
+        pad = tokenizer.unk_token if tokenizer.pad_id >= vocab_size else None
+        tokenizer.with_added(left, pad_token=pad).save(work)
+        return
     copy(source, work)
     if source is None:
         return
-    path = work / "tokenizer_config.json"
-    settings = tensors.read_json(path)
-    decoder = settings.get("added_tokens_decoder") or {}
-    gone = {v.get("content") for k, v in decoder.items() if k.isdigit() and int(k) >= vocab_size}
-    listed = tensors.read_json(work / "added_tokens.json")
-    gone |= {k for k, v in listed.items() if isinstance(v, int) and v >= vocab_size}
-    if not gone:
+    settings = tensors.read_json(work / "tokenizer_config.json")
+    tokens = added_tokens(source)
+    gone = {t for t, n in tokens.ids.items() if n >= vocab_size}
+    if settings.get("tokenizer_class") in _FAST_ONLY:
+        for key in ("model_input_names", "backend", "is_local", "extra_special_tokens"):
+            settings.pop(key, None)
+        settings |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    elif not gone:
         return
-    settings["added_tokens_decoder"] = {
-        k: v for k, v in decoder.items() if v.get("content") not in gone
-    }
-    for key in ("image_token", "processor_class"):
-        settings.pop(key, None)
-    settings |= {"padding_side": "right"}
-    if settings.get("pad_token") in gone:
-        settings["pad_token"] = "<unk>"
-    write_json(path, settings)
+    _without(settings, tokens, gone)
+    write_json(work / "tokenizer_config.json", settings)
     special = tensors.read_json(work / "special_tokens_map.json")
-    special.pop("image_token", None)
+    if IMAGE in gone:
+        special.pop("image_token", None)
     if _content(special.get("pad_token")) in gone:
         special["pad_token"] = "<unk>"
-    write_json(work / "special_tokens_map.json", special)
+    if special:
+        write_json(work / "special_tokens_map.json", special)
+    listed = tensors.read_json(work / "added_tokens.json")
     left = {k: v for k, v in listed.items() if k not in gone}
     (work / "added_tokens.json").unlink(missing_ok=True)
     if left:
         write_json(work / "added_tokens.json", left)
-    (work / "tokenizer.json").unlink(missing_ok=True)
+    (work / "tokenizer.json").unlink(missing_ok=True)  # the slow tokenizer reads none
+
+
+def _without(settings: dict[str, Any], tokens: AddedTokens, gone: set[str]) -> None:
+    """tokenizer_config.json in place, listing every token that is left."""
+    decoder = settings.get("added_tokens_decoder") or {}
+    decoder = {k: v for k, v in decoder.items() if v.get("content") not in gone}
+    for token, number in tokens.ids.items():
+        if token not in gone:
+            special = token not in tokens.plain
+            decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": special})
+    settings["added_tokens_decoder"] = dict(sorted(decoder.items(), key=lambda item: int(item[0])))
+    if IMAGE in gone:
+        settings.pop("image_token", None)
+    settings.pop("processor_class", None)
+    settings |= {"padding_side": "right"}
+    if tokens.pad in gone:
+        settings["pad_token"] = "<unk>"
 
 
 def _content(token: Any) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 from llava_jax.config import LlavaConfig
 from llava_jax.convert import (
     adapter_config,
-    compose,
     configs,
     declared,
     keymap,
@@ -19,6 +18,7 @@ from llava_jax.convert import (
     lora,
     output,
     tokenizer_out,
+    vocabulary,
 )
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy, Leaf, cast_all, float_dtype
@@ -67,6 +67,8 @@ def save(source: Source, dst: str | Path, target: Target, progress: Progress | N
     if target.to not in writers:
         raise WeightError(f"format {target.to!r} is unknown", fix=f"one of {', '.join(writers)}")
     check(source)
+    if target.to != "jax":
+        vocabulary.check_tokens(source)
     dtype = None if target.dtype is None else float_dtype(target.dtype)
     if target.to in ("lora", "peft") and source.config.lora is None:
         raise WeightError("the checkpoint has no LoRA adapters to write")
@@ -112,7 +114,7 @@ def write_side(source: Source, work: Path) -> None:
 def write_hf(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
     """A LlavaForConditionalGeneration folder that transformers 4 and 5, vLLM and SGLang read."""
     kept = source.kept.get("hf")
-    config, leaves, image_id, pad_id = hf_vocabulary(source)
+    config, leaves, image_id, pad_id = vocabulary.hf_vocabulary(source)
     layout = keymap.LAYOUTS[target.layout or (kept or {}).get("layout", "hf")]
     state = keymap.to_theirs(leaves, layout, config)
     state |= _extras(source, "hf")
@@ -143,35 +145,6 @@ def write_generation(
     write_json(work / "generation_config.json", old)
 
 
-def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, int]:
-    """(configuration, leaves, id of <image>, id of <pad>) with the two tokens in the vocabulary.
-
-    Added behind the last row where they are not there yet, the number of rows rounded up to a
-    multiple of 64 as Hugging Face's converter does; new rows are the mean row.
-    """
-    config, vocab = source.config, source.config.language.vocab_size
-    kept = source.kept.get("hf")
-    data = kept["config"] if kept else {}
-    text = data.get("text_config") or {}
-    if kept and vocab in (text.get("vocab_size", 32000), data.get("vocab_size")):
-        pad = data.get("pad_token_id", text.get("pad_token_id"))
-        image_id = data.get("image_token_index", 32000)
-        return config, source.leaves, image_id, config.language.pad_id if pad is None else pad
-    size = -(-(vocab + 2) // 64) * 64
-    language = replace(config.language, vocab_size=size, pad_id=vocab + 1)
-    leaves = compose.grown(source.leaves, vocab, size)
-    return replace(config, language=language), leaves, vocab, vocab + 1
-
-
-def original_vocabulary(source: Source) -> int:
-    """Rows of the vocabulary without those that Hugging Face's format adds behind it."""
-    vocab, kept = source.config.language.vocab_size, source.kept.get("hf")
-    image_id = kept["config"].get("image_token_index", 32000) if kept else vocab
-    # Two tokens, rounded up to a multiple of 64; an <image> further down is one of the model's own.
-    added = vocab - image_id if type(image_id) is int else 0
-    return vocab - added if 0 < added <= 128 else vocab
-
-
 def _hf_config(source: Source, config: LlavaConfig, fresh: dict) -> dict:
     kept = source.kept.get("hf")
     old = kept["config"] if kept else None
@@ -195,7 +168,7 @@ def _hf_config(source: Source, config: LlavaConfig, fresh: dict) -> dict:
 
 def write_original(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
     """A full checkpoint of the original code; the tower inside it, beside it, or left out."""
-    source = original_rows(source)
+    source = vocabulary.original_rows(source)
     language = source.config.language
     if language.head_width * language.heads != language.width:
         raise WeightError(
@@ -213,18 +186,6 @@ def write_original(source: Source, work: Path, target: Target, progress: Progres
     write_generation(work, kept, source.config, source.config.language.pad_id)
     tokenizer_out.copy_original(source.tokenizer, work, source.config.language.vocab_size)
     write_side(source, work)
-
-
-def original_rows(source: Source) -> Source:
-    """`source` without the vocabulary rows that Hugging Face's format had added."""
-    size = original_vocabulary(source)
-    if size == source.config.language.vocab_size:
-        return source
-    language = source.config.language
-    pad = language.pad_id if language.pad_id < size else 0
-    config = replace(source.config, language=replace(language, vocab_size=size, pad_id=pad))
-    kept = {k: v for k, v in source.kept.items() if k != "hf"}
-    return replace(source, config=config, leaves=compose.cut(source.leaves, size), kept=kept)
 
 
 def write_original_config(
@@ -308,7 +269,7 @@ def write_projector(source: Source, work: Path, target: Target, progress: Progre
     """Stage 1's result: mm_projector.bin and config.json (with the token embeddings if trained)."""
     from llava_jax.convert import torch_file
 
-    source = original_rows(source)
+    source = vocabulary.original_rows(source)
     layout = Layout("projector", "model", "lm_head", "model.mm_projector")
     state = keymap.to_theirs(source.leaves, layout, source.config)
     wanted = ["model.mm_projector."] + ["model.embed_tokens."] * source.config.use_im_start_end
@@ -321,7 +282,7 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
     """The original's pair: adapter_model and non_lora_trainables.bin (the projector)."""
     from llava_jax.convert import torch_file
 
-    source = original_rows(source)
+    source = vocabulary.original_rows(source)
     kept = source.kept.get("lora") or {}
     config = replace(source.config, lora=None)
     settings = _adapter_settings(source, kept, "model.")

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_jax.errors import ConfigError, SampleError
+from llava_jax.errors import SampleError
 
 if TYPE_CHECKING:
     from llava_jax.config import LlavaConfig
@@ -272,11 +272,11 @@ def prompt_of(args: argparse.Namespace) -> tuple[Tokenizer, LlavaConfig]:
     """Tokenizer and settings of --model: a checkpoint, or a tokenizer.model with LLaVA-1.5's."""
     from llava_jax.config import LlavaConfig
     from llava_jax.text.tokenizer import Tokenizer
+    from llava_jax.text.vocabulary import load_fitting
 
     path = Path(args.model)
     if path.suffix == ".model" and path.is_file():
         return Tokenizer.load(path), LlavaConfig.v15_7b()
     source = open_checkpoint(args.model, args)
-    if source.tokenizer is None:
-        raise ConfigError(f"{args.model}: there is no tokenizer.model")
-    return Tokenizer.load(source.tokenizer), source.config
+    rows = source.config.language.vocab_size
+    return load_fitting(source.tokenizer, rows, args.model), source.config

@@ -37,6 +37,7 @@ from llava_jax.images.gate import DEFAULT_LIMITS, Limits
 from llava_jax.images.source import pixels_of
 from llava_jax.text.prompt import build_prompt
 from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.text.vocabulary import fitted, load_fitting
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -87,10 +88,10 @@ def load(
         allow_pickle=allow_pickle,
         dtype=DTYPES[dtype],
         mesh=mesh,
+        need_tokenizer=True,
     )
-    if checkpoint.tokenizer is None:
-        raise ConfigError(f"{path}: there is no tokenizer.model")
-    tokenizer = Tokenizer.load(checkpoint.tokenizer)
+    rows = checkpoint.config.language.vocab_size
+    tokenizer = load_fitting(checkpoint.tokenizer, rows, path)
     return LlavaModel(
         checkpoint.config,
         checkpoint.params,
@@ -110,7 +111,7 @@ class LlavaModel:
     limits: what images may be, llava_jax.images.gate.Limits.
     generator: the compiled part, for those who have token ids and pixels already.
 
-    Raises ConfigError when the tokenizer has more tokens than the model.
+    Raises ConfigError when the tokenizer has tokens that the model lacks.
     """
 
     def __init__(
@@ -124,10 +125,7 @@ class LlavaModel:
         consume: bool = False,
         limits: Limits = DEFAULT_LIMITS,
     ):
-        if len(tokenizer) > config.language.vocab_size:
-            raise ConfigError(
-                f"the tokenizer has {len(tokenizer)} tokens, the model {config.language.vocab_size}"
-            )
+        tokenizer = fitted(tokenizer, config.language.vocab_size)
         ends = tuple(dict.fromkeys((*config.language.eos_ids, tokenizer.eos_id)))
         self.config, self.tokenizer, self.limits = config, tokenizer, limits
         self.generator = Generator(config, params, mesh=mesh, consume=consume, eos_ids=ends)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava_jax.errors import ConfigError
 from llava_jax.text import tokenizer_json
@@ -32,18 +33,27 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
     config = _read_json(folder / CONFIG) if folder else {}
     named = _named(config, _read_json(folder / SPECIAL) if folder else {})
     if unheeded := _unheeded(config):
-        log.warning("%s: settings without effect here: %s", path / CONFIG, ", ".join(unheeded))
-    added, plain = _added_tokens(folder, named)
+        _warn_once(f"{path / CONFIG}: settings without effect here: {', '.join(unheeded)}")
+    tokens = _added_tokens(folder, named)
     names = {f"{n}_token": _content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk")}
     names = {name: token for name, token in names.items() if token}
-    model, more = _model(path, names.get("unk_token"))
+    model, made = _model(path, names.get("unk_token"))
+    if made is not None:
+        legacy = made.legacy
+        names.setdefault("unk_token", made.unk_token)
+        if made.around != (names.get("bos_token", "<s>"), "$A"):
+            said = " ".join(made.around)
+            _warn_once(
+                f"{path / tokenizer_json.FILE}: its form {said} of a text has no effect here"
+            )
     try:
         return Tokenizer(
             model,
-            **({"legacy": legacy_of(path) if legacy is None else legacy} | more),
-            added=added,
-            plain_added=plain,
-            pad_token=_content(named.get("pad_token")),
+            legacy=legacy_of(path) if legacy is None else legacy,
+            own_space=made.own_space if made else "slow",
+            added=tokens.ids,
+            plain_added=tokens.plain,
+            pad_token=tokens.pad,
             **names,
         )
     except ConfigError as e:
@@ -53,19 +63,18 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
         raise ConfigError(f"{file}: {e.message.removeprefix('tokenizer: ')}", fix=e.fix) from e
 
 
-def _model(path: Path, unk_token: str | None) -> tuple[bytes, dict[str, Any]]:
-    """(the sentencepiece model, what tokenizer.json decides where the model is made of it)."""
+def _model(path: Path, unk_token: str | None) -> tuple[bytes, tokenizer_json.Converted | None]:
+    """(the sentencepiece model, and what tokenizer.json says where the model is made of it)."""
     file = path / MODEL if path.is_dir() else path
     if file.is_file():
-        return file.read_bytes(), {}
+        return file.read_bytes(), None
     fast = path / tokenizer_json.FILE
     if not path.is_dir() or not fast.is_file():
         raise ConfigError(
             f"{path}: no {MODEL}", fix=f"copy {MODEL} of the base model into the folder"
         )
     made = tokenizer_json.convert(_read_json(fast), fast, unk_token)
-    own = {"legacy": made.legacy, "own_space": made.own_space}
-    return made.model, own | ({} if unk_token else {"unk_token": made.unk_token})
+    return made.model, made
 
 
 def legacy_of(path: Path, default: bool = True) -> bool:
@@ -146,11 +155,28 @@ def _named(config: dict, special: dict) -> dict:
     return {**special, **config} if "added_tokens_decoder" in config else {**config, **special}
 
 
-def _added_tokens(folder: Path | None, named: dict) -> tuple[dict[str, int], list[str]]:
-    """Tokens behind the sentencepiece vocabulary (text -> id), and those of them not special.
+class AddedTokens(NamedTuple):
+    """Tokens beside the sentencepiece model's.
 
-    The basic tokens that a folder repeats here keep the ids they have in the sentencepiece model.
+    ids: text -> id, the basic tokens included if the folder lists them. plain: those that are not
+    special. pad: the padding token, whether added or not; None if the folder names none.
     """
+
+    ids: dict[str, int]
+    plain: tuple[str, ...]
+    pad: str | None
+
+
+def added_tokens(folder: Path) -> AddedTokens:
+    """The added tokens of a folder, of whichever of its files lists them; no model is read.
+
+    Raises ConfigError if a JSON file is malformed.
+    """
+    named = _named(_read_json(folder / CONFIG), _read_json(folder / SPECIAL))
+    return _added_tokens(folder, named)
+
+
+def _added_tokens(folder: Path | None, named: dict) -> AddedTokens:
     special = {_content(t) for t in named.get("additional_special_tokens") or ()}
     special |= {_content(t) for t in _listed(named.get("extra_special_tokens"))}
     special |= {_content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk", "pad")}
@@ -165,7 +191,11 @@ def _added_tokens(folder: Path | None, named: dict) -> tuple[dict[str, int], lis
             entries.append(entry)
     flags = {entry["content"]: bool(entry.get("special")) for entry in entries}  # the last counts
     special |= {token for token, is_special in flags.items() if is_special}
-    return added, [token for token in added if token not in special]
+    for token, id_ in added.items():
+        if type(id_) is not int or id_ < 0 or not isinstance(token, str):
+            raise ConfigError(f"{folder}: the added token {token!r} has the id {id_!r}")
+    plain = tuple(token for token in added if token not in special)
+    return AddedTokens(added, plain, _content(named.get("pad_token")))
 
 
 def _json_tokens(folder: Path) -> list[dict[str, Any]]:
@@ -190,6 +220,12 @@ def _unheeded(config: dict) -> list[str]:
             flags = [f for f in ("lstrip", "rstrip", "single_word") if entry.get(f)]
             found += [f"{flag} of {entry.get('content')}" for flag in flags]
     return found
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """A tokenizer is read several times on the way to a model."""
+    log.warning("%s", text)
 
 
 def _content(token: Any) -> str | None:

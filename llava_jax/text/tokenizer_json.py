@@ -32,12 +32,14 @@ class Converted:
     """A tokenizer.json as the arguments of Tokenizer.
 
     model: bytes of the sentencepiece model. legacy, own_space: see Tokenizer. unk_token: its name.
+    around: what the file puts around a text, `$A`; Tokenizer always has the BOS token in front.
     """
 
     model: bytes
     legacy: bool
     own_space: str
     unk_token: str
+    around: tuple[str, ...]
 
 
 def convert(data: Mapping[str, Any], where: Path, unk_token: str | None = None) -> Converted:
@@ -48,9 +50,10 @@ def convert(data: Mapping[str, Any], where: Path, unk_token: str | None = None) 
     """
     legacy, own_space = pipeline(data, where)
     model = data.get("model")
-    if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE":
-        kind = model.get("type") if isinstance(model, Mapping) else model
-        raise _refused(where, f"model is {kind!r}, not BPE")
+    if not isinstance(model, Mapping):
+        raise _refused(where, "there is no model")
+    if model.get("type", "BPE") != "BPE":
+        raise _refused(where, f"model is {model['type']!r}, not BPE")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(key):
             raise _refused(where, f"model.{key} is {model[key]!r}")
@@ -69,17 +72,26 @@ def convert(data: Mapping[str, Any], where: Path, unk_token: str | None = None) 
         elif piece in added or (len(piece) > 1 and piece not in scores):
             kind = CONTROL  # never made of text: neither by a merge nor as a character
         pieces.append((piece, scores.get(piece, -float(len(scores) + 1)), kind))
-    return Converted(_model_proto(pieces, vocab[unknown]), legacy, own_space, unknown)
+    proto = _model_proto(pieces, vocab[unknown])
+    return Converted(proto, legacy, own_space, unknown, tuple(_around(data)))
 
 
 def added_tokens(data: Mapping[str, Any], where: Path) -> list[dict[str, Any]]:
     """The file's added tokens: {"content", "id", "special", ...}. Raises ConfigError if malformed."""
     found = data.get("added_tokens") or []
     for token in found if isinstance(found, list) else [None]:
-        content = token.get("content") if isinstance(token, dict) else None
-        if not content or not isinstance(content, str) or type(token.get("id")) is not int:
+        entry = token if isinstance(token, dict) else {}
+        content = entry.get("content")
+        if not content or not isinstance(content, str) or type(entry.get("id")) is not int:
             raise ConfigError(f"{where}: an entry of added_tokens is not a token with its id")
     return found
+
+
+def _around(data: Mapping[str, Any]) -> list[str]:
+    """What the post-processor puts around a text, `$A`: ["<s>", "$A"] in LLaMA's."""
+    processor = data.get("post_processor") or {}
+    steps: list[Any] = processor.get("single") or []
+    return [s["SpecialToken"]["id"] if "SpecialToken" in s else "$A" for s in steps] or ["$A"]
 
 
 def pipeline(data: Mapping[str, Any], where: Path) -> tuple[bool, str]:

@@ -23,7 +23,7 @@ from llava_jax.errors import ConfigError, LlavaError, Stopped
 from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params, init_sharded, param_shardings
 from llava_jax.sharding import make_mesh, put_batch, replicated
-from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.text.vocabulary import load_fitting
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.groups import trainable_names
 from llava_jax.train.log import RunLog
@@ -76,7 +76,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     loader = make_loader(
         {**config.data, "batch_size": config.batch_size, "bad_report": str(workdir / "bad.jsonl")},
         model_config,
-        Tokenizer.load(source.tokenizer),
+        load_fitting(source.tokenizer, model_config.language.vocab_size, config.model.init),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         seed=config.seed,
@@ -167,6 +167,7 @@ def load_model(config: Any, mesh: jax.sharding.Mesh) -> tuple[LlavaConfig, Param
         vision_tower=m.vision_tower or None,
         allow_pickle=m.allow_pickle,
         mesh=mesh,
+        need_tokenizer=True,
     )
     model_config, params = fit_model(config, source.config), dict(source.params)
     missing = set(abstract_params(model_config)) - set(params)
