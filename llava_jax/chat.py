@@ -172,6 +172,8 @@ class Session:
         for piece in stream:
             print(printable(piece), end="", flush=True)
         print()
+        if not stream.reply.text:
+            print("(no answer)", file=sys.stderr)
         if stream.reply.finish_reason == "length":
             print(f"(cut off after {len(stream.reply.ids)} tokens)", file=sys.stderr)
         return 0
@@ -239,13 +241,17 @@ class Session:
             print(MODEL, end="", flush=True)
             stream = self.conversation.stream(text, self.pending)
             stream.cancelled = stopped
-            self.pending = []
+            shown, self.pending = self.pending, []
             for piece in stream:
                 print(printable(piece), end="", flush=True)
         print()
         reply = stream.reply
         if reply.finish_reason == "length":
             print(f"(cut off after {len(reply.ids)} tokens)")
+        if not reply.text:  # such a turn is not remembered
+            self.pending = shown
+            again = f"; {len(shown)} image(s) go with your next message" if shown else ""
+            print(f"(no answer{again})")
         if stopped.is_set():
             print("(stopped)")
         return stopped.is_set()

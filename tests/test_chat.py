@@ -1,5 +1,6 @@
 """The terminal chat: in a pipe, and at a real (pseudo) terminal."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from llava_jax import chat, cli
 from llava_jax.errors import ImageError
-from llava_jax.model import load
+from llava_jax.model import LlavaModel, load
 from tests.generate.tiny import model
 
 
@@ -106,6 +107,24 @@ def test_file_names_in_other_forms(tmp_path, monkeypatch):
     assert len(chat.file_names("x" * 5000)) == 1
     with pytest.raises(ImageError, match=r"a.png: addresses are not fetched \(download it first\)"):
         chat.file_names("https://example.org/a.png")
+
+
+def test_an_empty_answer_is_said_and_its_image_is_not_lost(capsys):
+    """A head of zeros chooses <unk> for ever, which has no text."""
+    talker = model()
+    params = dict(talker.generator.params())
+    params["language.head.kernel"] = np.zeros_like(params["language.head.kernel"])
+    silent = LlavaModel(talker.config, params, talker.tokenizer)
+    args = argparse.Namespace(
+        **dict(system=None, temperature=0, top_p=1, top_k=0, seed=0, max_new_tokens=4),
+        template=None,
+    )
+    session = chat.Session(silent, args, [PIL.Image.new("RGB", (9, 9))])
+    assert not session._ask("what is this?")
+    assert "(no answer; 1 image(s) go with your next message)" in capsys.readouterr().out
+    assert len(session.pending) == 1
+    session.once("what is this?")
+    assert capsys.readouterr().err.startswith("(no answer)\n")
 
 
 def test_commands():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llava_jax.quickstart.cards import WINDOW, Curve, moving_average
 from llava_jax.train.log import METRICS, read_metrics
 
 TITLES = {
@@ -14,7 +15,6 @@ TITLES = {
     "stage1": "stage 1: projector, captions",
     "stage2": "stage 2: everything, conversations",
 }
-_WINDOW = 15  # steps averaged for the dark line
 
 
 def draw_curves(out: Path) -> Path:
@@ -29,7 +29,7 @@ def draw_curves(out: Path) -> Path:
         steps = np.array([row["step"] for row in rows])
         losses = np.array([row["loss"] for row in rows], float)
         axes.plot(steps, losses, color="C0", alpha=0.3, lw=0.8)
-        axes.plot(steps, moving_average(losses, _WINDOW), color="C0", lw=1.8)
+        axes.plot(steps, moving_average(losses, WINDOW), color="C0", lw=1.8)
         axes.set_yscale("log")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
@@ -40,9 +40,9 @@ def draw_curves(out: Path) -> Path:
     return path
 
 
-def moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """float[n]: the mean around each value, over up to `window` of them (an odd number)."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    at, half = np.arange(len(values)), window // 2
-    starts, ends = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
-    return (total[ends] - total[starts]) / (ends - starts)
+def read_curves(out: Path) -> list[Curve]:
+    """The same losses, for the sheet."""
+    return [
+        Curve(title, [row["loss"] for row in read_metrics(out / name / METRICS)])
+        for name, title in TITLES.items()
+    ]

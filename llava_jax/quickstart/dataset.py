@@ -1,8 +1,10 @@
 """Writes the quickstart's data as anyone's LLaVA data lies on disk: JSON files and an image folder.
 
 captions.json      stage 1: one caption a picture
-instruct.json      stage 2: seven short questions a picture; to some its caption or its JSON
+instruct.json      stage 2: seven short questions a picture, to some its caption or its JSON, each
+                   trained as if alone; for every second picture a conversation besides
 heldout.jsonl      one question of every kind on each of some pictures of another seed
+heldout_talks.json a conversation about each of the first HELD_OUT_TALKS of these pictures
 images/, heldout/  the pictures, PNG
 """
 
@@ -23,7 +25,11 @@ from llava_jax.quickstart.scenes import Scenes, render, sample
 LONG_KINDS = ("JSON", "caption")
 SHORT_KINDS = tuple(kind for kind in questions.KINDS if kind not in LONG_KINDS)
 HELD_OUT_SEED = 1_000_003  # added to the seed: no picture of the training set comes back
+HELD_OUT_TALKS = 100
 DONE = "dataset.json"
+_TALK_EVERY = 2  # pictures for each that has a conversation too
+_TALK_TURNS = (3, 6)  # the fewest and the most
+_LONG_TALK_EVERY = 100  # few: a long one pads its whole batch
 _LONG_EVERY = 4  # more long answers, with their many easy tokens, would drown the short ones
 
 
@@ -33,7 +39,7 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
     A folder that already holds this very data set is left as it is.
     """
     folder = Path(folder)
-    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 3}
+    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 4}
     done = folder / DONE
     if done.exists() and json.loads(done.read_text()) == settings:
         return folder
@@ -50,6 +56,11 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
     with (folder / "heldout.jsonl").open("w", encoding="utf-8") as file:
         for row in question_rows(scenes, paths, seed + HELD_OUT_SEED):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    talks = (
+        talk_record(f"talk-{i:05d}", objects, paths[i], seed + HELD_OUT_SEED, every_kind=True)
+        for i, objects in zip(range(HELD_OUT_TALKS), scenes.objects())
+    )
+    _write_json(folder / "heldout_talks.json", talks)
     done.write_text(json.dumps(settings))
     return folder
 
@@ -76,7 +87,10 @@ def caption_records(scenes: Scenes, paths: list[str]) -> Iterable[dict]:
 
 
 def instruct_records(scenes: Scenes, paths: list[str], seed: int) -> Iterable[dict]:
-    """Stage 2: every short kind, and now and then a long one. `kinds` names each turn's."""
+    """Stage 2: every short kind, and now and then a long one. `kinds` names each turn's.
+
+    A conversation about every second picture lies among them.
+    """
     for i, objects in enumerate(scenes.objects()):
         rng = random.Random(f"{seed}-{i}")
         kinds = [*SHORT_KINDS]
@@ -84,6 +98,32 @@ def instruct_records(scenes: Scenes, paths: list[str], seed: int) -> Iterable[di
             kinds.append(LONG_KINDS[i // _LONG_EVERY % 2])
         turns = [(kind, questions.KINDS[kind](objects, rng)) for kind in kinds]
         yield _record(f"scene-{i:05d}", paths[i], turns)
+        if i % _TALK_EVERY == 0:
+            yield talk_record(f"talk-{i:05d}", objects, paths[i], seed)
+    # At the end, where the language model's pre-training, which pads all to the longest, takes none.
+    for i, objects in enumerate(scenes.objects()):
+        if i % _LONG_TALK_EVERY == 0:
+            yield talk_record(f"long-talk-{i:05d}", objects, paths[i], seed, every_kind=True)
+
+
+def talk_record(
+    name: str, objects: list[questions.Object], path: str, seed: int, *, every_kind: bool = False
+) -> dict:
+    """A conversation about a scene: questions of any kind, half of them as people type them.
+
+    Those have no prompt that asks for a format. `turns` makes it one sample, not several.
+    every_kind: a long one, which has each of them once.
+    """
+    rng = random.Random(f"{name}-{seed}")
+    kinds = rng.choices(SHORT_KINDS, k=rng.randint(*_TALK_TURNS))
+    if every_kind:
+        kinds = rng.sample([*questions.KINDS], len(questions.KINDS))
+    elif rng.random() < 1 / _LONG_EVERY:
+        at = rng.randrange(len(kinds) - 1)
+        kinds[at : at + 2] = [rng.choice(LONG_KINDS)]
+    turns = [(kind, questions.KINDS[kind](objects, rng)) for kind in kinds]
+    turns = [(k, questions.plain(turn) if rng.random() < 0.5 else turn) for k, turn in turns]
+    return {**_record(name, path, turns), "turns": "conversation"}
 
 
 def question_rows(scenes: Scenes, paths: list[str], seed: int) -> Iterable[dict]:

@@ -166,6 +166,12 @@ KINDS: dict[str, Callable[[list[Object], random.Random], Turn]] = {
 }
 
 
+def plain(turn: Turn) -> Turn:
+    """A turn whose question is asked as people type it, without the prompts behind it."""
+    question, answer = turn
+    return question.partition("\n")[0], answer
+
+
 def _short(question: str, rng: random.Random) -> str:
     return question + (UNSURE if rng.random() < _HINT_RATE else "") + SHORT
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
-from llava_jax.quickstart import questions
-from llava_jax.quickstart.curves import draw_curves
-from llava_jax.quickstart.dataset import make_dataset, question_rows, write_pictures
-from llava_jax.quickstart.scenes import render, sample
-from llava_jax.quickstart.sheet import Answered, Card, write_sheet
+from llava_jax.quickstart.cards import Card, Sheet
+from llava_jax.quickstart.curves import draw_curves, read_curves
+from llava_jax.quickstart.dataset import make_dataset
+from llava_jax.quickstart.examples import answer_examples, wrong_cards, wrong_note
+from llava_jax.quickstart.sheet import write_sheet
 
 PICTURES, HELD_OUT = 16_000, 300
-EXAMPLES, EXAMPLE_SIZE, EXAMPLE_SEED = 6, 256, 2_000_003
+TRAINING = "tower, language model, stage 1, stage 2"
+STEPS = 5
 
 
 def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = False) -> dict:
@@ -29,65 +30,112 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
     Raises ConfigError where `out` holds a run with other settings.
     """
     from llava_jax.model import load
-    from llava_jax.train.evaluate import Question, exact_match
+    from llava_jax.train.evaluate import conversation_match, exact_match, questions_of
     from llava_jax.train.stages import run_stages
 
     out.mkdir(parents=True, exist_ok=True)
     _same_settings(out, {"seed": seed, "fast": fast})
-    clock = Clock()
+    clock = Clock(out / "seconds.json")
+    data = out / "data"
 
     with clock.step("pictures and questions"):
-        make_dataset(out / "data", train=PICTURES, held_out=HELD_OUT, seed=seed)
+        make_dataset(data, train=PICTURES, held_out=HELD_OUT, seed=seed)
 
-    with clock.step("tower, language model, stage 1, stage 2"):
+    with clock.step(TRAINING, goes_on=True):
         trained = run_stages(_config(out, seed, fast), out, quiet=quiet)
         draw_curves(out)
 
     with clock.step("held-out questions"):
         model = load(trained)
-        asked = [
-            Question(str(out / "data" / row["image"]), row["text"], row["answer"], row["kind"])
-            for row in map(json.loads, (out / "data" / "heldout.jsonl").open(encoding="utf-8"))
-        ]
-        scores = exact_match(model, asked, quiet=quiet)
+        scores = exact_match(model, _questions(data), quiet=quiet)
+        talks = json.loads((data / "heldout_talks.json").read_text("utf-8"))
+        follow_ups = conversation_match(
+            model, [questions_of(talk, data) for talk in talks], quiet=quiet
+        )
 
     with clock.step("example pictures"):
         cards = answer_examples(model, out, seed)
-        note = f"{len(asked):,} questions about {HELD_OUT} pictures it never saw: {scores['mean']:.1%} right"
-        sheet = write_sheet(cards, scores["kinds"], out, note)
 
     with clock.step("export, also in Hugging Face format"):
         folder = model.save(out / "export", overwrite=True)
         hf = model.save(out / "hf", to="hf", overwrite=True)
 
+    command = f"llava-jax chat --model {folder} --image {out / 'examples/00000.png'}"
+    facts = (("size", _size(model, folder)), ("time", clock.words()))
+    sheet = Sheet(
+        cards,
+        {**scores["kinds"], "follow-ups": follow_ups["mean"]},
+        _note(scores, follow_ups),
+        wrong_cards([*scores["wrong"], *follow_ups["wrong"]]),
+        wrong_note(scores, follow_ups),
+        read_curves(out),
+        facts,
+        command,
+    )
     report = {
         "exact_match": scores["kinds"],
         "mean": scores["mean"],
         "questions": scores["n"],
         "wrong": scores["wrong"],
+        "follow_ups": follow_ups,
         "seconds": clock.seconds,
         "model": str(folder),
         "hf": str(hf),
-        "sheet": [str(path) for path in sheet],
+        "sheet": [str(path) for path in write_sheet(sheet, out)],
     }
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
     print_report(report, cards, out)
+    print(f"talk with it     {command}")
     return report
 
 
 class Clock:
-    """Times the steps and says when one begins."""
+    """Times the steps and says when one begins. `path` keeps the seconds for a run that goes on."""
 
-    def __init__(self):
+    def __init__(self, path: Path):
+        self._path = path
+        self._before = json.loads(path.read_text()) if path.exists() else {}
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Times what happens within, under `name`."""
-        print(f"[{len(self.seconds) + 1}/5] {name}", flush=True)
+    def step(self, name: str, *, goes_on: bool = False) -> Iterator[None]:
+        """Times what happens within, under `name`. goes_on: it is not done twice, so time adds up."""
+        print(f"[{len(self.seconds) + 1}/{STEPS}] {name}", flush=True)
         start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 1)
+        before = self._before.get(name, 0.0) if goes_on else 0.0
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(before + time.perf_counter() - start, 1)
+            self._path.write_text(json.dumps({**self._before, **self.seconds}))
+
+    def words(self) -> str:
+        """The time in all, and of each step."""
+        each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+        minutes, seconds = divmod(round(sum(self.seconds.values())), 60)
+        return f"{minutes} min {seconds} s ({each})"
+
+
+def _questions(data: Path) -> list[Any]:
+    """The held-out questions, each alone."""
+    from llava_jax.train.evaluate import Question
+
+    rows = map(json.loads, (data / "heldout.jsonl").open(encoding="utf-8"))
+    return [Question(str(data / r["image"]), r["text"], r["answer"], r["kind"]) for r in rows]
+
+
+def _note(scores: dict[str, Any], follow_ups: dict[str, Any]) -> str:
+    return (
+        f"{scores['n']:,} questions about {HELD_OUT} pictures it never saw: {scores['mean']:.1%} "
+        f"right; {follow_ups['n']:,} follow-up questions in conversations: "
+        f"{follow_ups['mean']:.1%} right"
+    )
+
+
+def _size(model: Any, folder: Path) -> str:
+    count = sum(value.size for value in model.generator.params().values())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{count:,} parameters, {size / 1e6:.1f} MB on disk"
 
 
 def _same_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -117,28 +165,6 @@ def _config(out: Path, seed: int, fast: bool) -> Any:
     return config
 
 
-def answer_examples(model: Any, out: Path, seed: int) -> list[Card]:
-    """Draws a few larger pictures into out/examples and asks every kind of question about each."""
-    from PIL import Image
-
-    from llava_jax.model import Request
-
-    scenes = sample(EXAMPLES, seed + EXAMPLE_SEED)
-    paths = write_pictures(render(scenes, EXAMPLE_SIZE), out, "examples")
-    rows = list(question_rows(scenes, paths, seed + EXAMPLE_SEED))
-    requests = [Request(row["text"], str(out / row["image"]), max_new_tokens=96) for row in rows]
-    replies = model.generate_batch(requests, batch_size=64)
-    answers = [
-        Answered(row["kind"], row["text"].split("\n")[0], reply.text.strip(), row["answer"])
-        for row, reply in zip(rows, replies, strict=True)
-    ]
-    each = len(questions.KINDS)
-    return [
-        Card(Image.open(out / path), answers[i * each : (i + 1) * each])
-        for i, path in enumerate(paths)
-    ]
-
-
 def print_report(report: dict[str, Any], cards: list[Card], out: Path) -> None:
     """What a person wants to know, on the terminal."""
     for number, card in enumerate(cards, 1):
@@ -150,6 +176,11 @@ def print_report(report: dict[str, Any], cards: list[Card], out: Path) -> None:
     for kind, score in report["exact_match"].items():
         print(f"  {kind:14} {score:6.1%}  {'█' * round(30 * score)}")
     print(f"  {'mean':14} {report['mean']:6.1%}")
+    follow_ups = report["follow_ups"]
+    print(f"\nexact match on {follow_ups['n']:,} follow-up questions in conversations")
+    for kind, score in follow_ups["kinds"].items():
+        print(f"  {kind:14} {score:6.1%}  {'█' * round(30 * score)}")
+    print(f"  {'mean':14} {follow_ups['mean']:6.1%}")
     total = sum(report["seconds"].values())
     print(
         f"\n{total:.0f} s in all: " + ", ".join(f"{n} {s:g}" for n, s in report["seconds"].items())
@@ -157,6 +188,3 @@ def print_report(report: dict[str, Any], cards: list[Card], out: Path) -> None:
     print(f"\nthe sheet        {out / 'sheet.html'}, {out / 'sheet.png'}")
     print(f"the loss         {out / 'loss.png'}")
     print(f"the model        {report['model']}, for Hugging Face {report['hf']}")
-    print(
-        f"talk with it     llava-jax chat --model {report['model']} --image {out / 'examples/00000.png'}"
-    )

@@ -2,53 +2,38 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-_PAPER, _CARD, _INK, _SOFT, _LINE = "#f4f5f7", "#ffffff", "#1c2430", "#6b7686", "#e3e7ec"
-_RIGHT, _WRONG, _ACCENT = "#1f8a4c", "#c9302c", "#2f5fd0"
+from llava_jax.quickstart.cards import (
+    ACCENT,
+    CARD,
+    INK,
+    LINE,
+    PAPER,
+    RIGHT,
+    SOFT,
+    TITLE,
+    WRONG,
+    Card,
+    Curve,
+    Sheet,
+)
+from llava_jax.quickstart.sheet_html import html_sheet
+
 _COLUMNS, _CARD_WIDTH, _PICTURE, _GAP, _PAD = 2, 760, 220, 28, 24
+_WIDTH = _COLUMNS * _CARD_WIDTH + (_COLUMNS + 1) * _GAP
 
 
-@dataclass(frozen=True)
-class Answered:
-    """One question, what the model said, and what is true. `question` is without prompt suffixes."""
-
-    kind: str
-    question: str
-    answer: str
-    truth: str
-
-    @property
-    def right(self) -> bool:
-        return self.answer == self.truth
-
-
-@dataclass(frozen=True)
-class Card:
-    """A picture and everything that was asked about it."""
-
-    picture: Image.Image
-    answers: Sequence[Answered]
-
-
-def write_sheet(
-    cards: Sequence[Card], scores: dict[str, float], folder: Path, note: str
-) -> tuple[Path, Path]:
-    """Writes sheet.png and sheet.html into `folder`; returns their paths.
-
-    scores: exact match by kind, 0 to 1. note: the line under the title.
-    """
+def write_sheet(sheet: Sheet, folder: Path) -> tuple[Path, Path]:
+    """Writes sheet.png and sheet.html into `folder`; returns their paths."""
     png, page = folder / "sheet.png", folder / "sheet.html"
-    draw_sheet(cards, scores, note).save(png)
-    page.write_text(html_sheet(cards, scores, note), encoding="utf-8", errors="replace")
+    draw_sheet(sheet).save(png)
+    page.write_text(html_sheet(sheet), encoding="utf-8", errors="replace")
     return png, page
 
 
@@ -62,25 +47,37 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def draw_sheet(cards: Sequence[Card], scores: dict[str, float], note: str) -> Image.Image:
-    """The sheet as a picture: title, scores, then the cards in two columns."""
+def draw_sheet(sheet: Sheet) -> Image.Image:
+    """The sheet as a picture: head, curves, then the cards in two columns, wrong answers last."""
+    parts = [_draw_head(sheet)]
+    if sheet.curves:
+        parts.append(_draw_curves(sheet.curves))
+    parts.append(_draw_cards(sheet.cards))
+    if sheet.wrong_note:
+        parts.append(_draw_words("What it got wrong", sheet.wrong_note))
+        parts.append(_draw_cards(sheet.wrong))
+    whole = Image.new("RGB", (_WIDTH, sum(part.height for part in parts)), PAPER)
+    y = 0
+    for part in parts:
+        whole.paste(part, (0, y))
+        y += part.height
+    return whole
+
+
+def _draw_cards(cards: Sequence[Card]) -> Image.Image:
     drawn = [_draw_card(card) for card in cards]
     rows = [drawn[i : i + _COLUMNS] for i in range(0, len(drawn), _COLUMNS)]
-    width = _COLUMNS * _CARD_WIDTH + (_COLUMNS + 1) * _GAP
-    head = _draw_head(scores, note, width)
-    height = head.height + sum(max(c.height for c in row) + _GAP for row in rows)
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    sheet.paste(head, (0, 0))
-    y = head.height
-    for row in rows:
-        tallest = max(card.height for card in row)
+    tallest = [max(card.height for card in row) for row in rows]
+    canvas = Image.new("RGB", (_WIDTH, sum(tallest) + _GAP * len(rows)), PAPER)
+    y = 0
+    for row, height in zip(rows, tallest):
         for i, card in enumerate(row):
             x = _GAP + i * (_CARD_WIDTH + _GAP)
-            box = (x, y, x + _CARD_WIDTH, y + tallest)
-            ImageDraw.Draw(sheet).rounded_rectangle(box, 14, _CARD, _LINE, 2)
-            sheet.paste(card, (x, y), _rounded_mask(card.size))
-        y += tallest + _GAP
-    return sheet
+            box = (x, y, x + _CARD_WIDTH, y + height)
+            ImageDraw.Draw(canvas).rounded_rectangle(box, 14, CARD, LINE, 2)
+            canvas.paste(card, (x, y), _rounded_mask(card.size))
+        y += height + _GAP
+    return canvas
 
 
 def _rounded_mask(size: tuple[int, int]) -> Image.Image:
@@ -90,52 +87,91 @@ def _rounded_mask(size: tuple[int, int]) -> Image.Image:
     return mask
 
 
-def _draw_head(scores: dict[str, float], note: str, width: int) -> Image.Image:
-    head = Image.new("RGB", (width, 196), _PAPER)
+def _draw_words(title: str, note: str) -> Image.Image:
+    lines = _wrap(note, font(19), _WIDTH - 2 * _GAP) if note else []
+    canvas = Image.new("RGB", (_WIDTH, 46 + 25 * len(lines) + 8 * bool(lines)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_GAP, 4), title, INK, font(26))
+    for i, line in enumerate(lines):
+        draw.text((_GAP, 42 + 25 * i), line, SOFT, font(19))
+    return canvas
+
+
+def _draw_head(sheet: Sheet) -> Image.Image:
+    words = [f"{name}: {value}" for name, value in sheet.facts]
+    words += [f"talk with it: {sheet.command}"] if sheet.command else []
+    lines = [line for text in (sheet.note, *words) for line in _wrap(text, font(19), _WIDTH - 56)]
+    top = 84 + 25 * len(lines)
+    head = Image.new("RGB", (_WIDTH, top + 90), PAPER)
     draw = ImageDraw.Draw(head)
-    draw.text((_GAP, 22), "LLaVA quickstart: what the model says", _INK, font(34))
-    draw.text((_GAP, 72), note, _SOFT, font(19))
-    column = (width - 2 * _GAP) / max(len(scores), 1)
-    for i, (kind, score) in enumerate(scores.items()):
+    draw.text((_GAP, 22), TITLE, INK, font(34))
+    for i, line in enumerate(lines):
+        draw.text((_GAP, 72 + 25 * i), line, SOFT, font(19))
+    column = (_WIDTH - 2 * _GAP) / max(len(sheet.scores), 1)
+    for i, (kind, score) in enumerate(sheet.scores.items()):
         x = _GAP + i * column
-        draw.text((x, 112), kind, _SOFT, font(17))
-        draw.text((x, 134), f"{score:.1%}", _INK, font(22))
-        draw.rectangle((x, 168, x + column - 18, 174), _LINE)
-        draw.rectangle((x, 168, x + (column - 18) * score, 174), _ACCENT)
+        draw.text((x, top + 6), kind, SOFT, font(17))
+        draw.text((x, top + 28), f"{score:.1%}", INK, font(22))
+        draw.rectangle((x, top + 62, x + column - 18, top + 68), LINE)
+        if score:
+            draw.rectangle((x, top + 62, x + (column - 18) * score, top + 68), ACCENT)
     return head
+
+
+def _draw_curves(curves: Sequence[Curve]) -> Image.Image:
+    """The losses side by side, each on a log scale of its own."""
+    canvas = Image.new("RGB", (_WIDTH, 220 + _GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    step = (_WIDTH - _GAP) / len(curves)
+    width = step - _GAP
+    for i, curve in enumerate(curves):
+        x = _GAP + i * step
+        draw.rounded_rectangle((x, 0, x + width, 220), 14, CARD, LINE, 2)
+        inner = width - 2 * _PAD
+        for text, y in ((curve.title, 14), (curve.words, 188)):
+            draw.text((x + _PAD, y), _wrap(text, font(16), inner)[0], SOFT, font(16))
+        points = [(x + _PAD + inner * a, 176 - 130 * b) for a, b in curve.points()]
+        draw.line(points, ACCENT, 3, joint="curve")
+    return canvas
 
 
 def _draw_card(card: Card) -> Image.Image:
     left, right = _PAD + _PICTURE + _PAD, _CARD_WIDTH - _PAD
     small, large = font(17), font(20)
-    blocks, y = [], _PAD
+    head = _wrap(card.title, small, right - _PAD) if card.title else []
+    top = _PAD + 26 * len(head)
+    blocks, y = [], top
     for item in card.answers:
         question = _wrap(item.question, small, right - left)
         answer = _wrap(item.answer or "(nothing)", large, right - left - 30)
-        if not item.right:
-            answer += _wrap(f"should be: {item.truth}", large, right - left - 30)
-        blocks.append((y, question, answer, item.right))
-        y += 23 * len(question) + 27 * len(answer) + 13
-    canvas = Image.new("RGB", (_CARD_WIDTH, max(y + 8, _PICTURE + 2 * _PAD)), _CARD)
+        truth = [] if item.right else _wrap(f"should be: {item.truth}", small, right - left - 30)
+        blocks.append((y, question, answer, truth))
+        y += 23 * len(question + truth) + 27 * len(answer) + 13
+    canvas = Image.new("RGB", (_CARD_WIDTH, max(y + 8, top + _PICTURE + _PAD)), CARD)
     draw = ImageDraw.Draw(canvas)
-    canvas.paste(card.picture.resize((_PICTURE, _PICTURE), Image.Resampling.LANCZOS), (_PAD, _PAD))
-    for y, question, answer, good in blocks:
+    for i, line in enumerate(head):
+        draw.text((_PAD, _PAD - 8 + 26 * i), line, SOFT, small)
+    canvas.paste(card.picture.resize((_PICTURE, _PICTURE), Image.Resampling.LANCZOS), (_PAD, top))
+    for y, question, answer, truth in blocks:
         for line in question:
-            draw.text((left, y), line, _SOFT, small)
+            draw.text((left, y), line, SOFT, small)
             y += 23
-        _draw_mark(draw, left, y + 5, good)
+        _draw_mark(draw, left, y + 5, not truth)
         for line in answer:
-            draw.text((left + 30, y), line, _INK if good else _WRONG, large)
+            draw.text((left + 30, y), line, WRONG if truth else INK, large)
             y += 27
+        for line in truth:
+            draw.text((left + 30, y), line, INK, small)
+            y += 23
     return canvas
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, x: int, y: int, good: bool) -> None:
     if good:
-        draw.line([(x + 2, y + 9), (x + 8, y + 15), (x + 19, y + 3)], _RIGHT, 3, joint="curve")
+        draw.line([(x + 2, y + 9), (x + 8, y + 15), (x + 19, y + 3)], RIGHT, 3, joint="curve")
     else:
-        draw.line([(x + 3, y + 3), (x + 17, y + 17)], _WRONG, 3)
-        draw.line([(x + 17, y + 3), (x + 3, y + 17)], _WRONG, 3)
+        draw.line([(x + 3, y + 3), (x + 17, y + 17)], WRONG, 3)
+        draw.line([(x + 17, y + 3), (x + 3, y + 17)], WRONG, 3)
 
 
 def _wrap(text: str, face: ImageFont.FreeTypeFont, width: float) -> list[str]:
@@ -156,68 +192,3 @@ def _wrap(text: str, face: ImageFont.FreeTypeFont, width: float) -> list[str]:
             word = word[fits:]
         line = word
     return [*lines, line]
-
-
-# HTML -----------------------------------------------------------------------------------------------
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>LLaVA quickstart</title>
-<style>
-body {{ margin: 0 auto; max-width: 1180px; padding: 28px; background: {paper}; color: {ink};
-  font: 16px/1.45 system-ui, "Noto Sans", "Noto Sans SC", sans-serif }}
-h1 {{ margin: 0 0 4px; font-size: 27px }} .note, .q, .kind {{ color: {soft} }}
-.scores {{ display: flex; flex-wrap: wrap; gap: 18px; margin: 20px 0 26px }}
-.score {{ flex: 1; min-width: 84px }} .score b {{ font-size: 19px }}
-.bar {{ height: 5px; background: {line}; margin-top: 4px }}
-.bar i {{ display: block; height: 5px; background: {accent} }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 22px }}
-.card {{ display: flex; gap: 20px; padding: 20px; background: {card}; border: 1px solid {line};
-  border-radius: 12px }}
-.card img {{ width: 176px; height: 176px; border-radius: 6px }}
-dl {{ margin: 0; min-width: 0; overflow-wrap: anywhere }} dt {{ font-size: 14px }}
-dd {{ margin: 0 0 9px; font-weight: 600 }} .right::before {{ content: "\\2713\\a0"; color: {right} }}
-.wrong {{ color: {wrong} }} .wrong::before {{ content: "\\2717\\a0" }}
-</style>
-<h1>LLaVA quickstart: what the model says</h1><div class="note">{note}</div>
-<div class="scores">{scores}</div><div class="cards">{cards}</div></html>
-"""
-
-
-def html_sheet(cards: Sequence[Card], scores: dict[str, float], note: str) -> str:
-    """The sheet as a page that needs no other file."""
-    bars = "".join(
-        f'<div class="score"><span class="kind">{html.escape(kind)}</span><br><b>{score:.1%}</b>'
-        f'<div class="bar"><i style="width:{score:.1%}"></i></div></div>'
-        for kind, score in scores.items()
-    )
-    return _PAGE.format(
-        note=html.escape(note),
-        scores=bars,
-        cards="".join(map(_html_card, cards)),
-        paper=_PAPER,
-        card=_CARD,
-        ink=_INK,
-        soft=_SOFT,
-        line=_LINE,
-        accent=_ACCENT,
-        right=_RIGHT,
-        wrong=_WRONG,
-    )
-
-
-def _html_card(card: Card) -> str:
-    data = io.BytesIO()
-    card.picture.save(data, "PNG")
-    source = base64.b64encode(data.getvalue()).decode()
-    rows = []
-    for item in card.answers:
-        said = html.escape(item.answer or "(nothing)")
-        if not item.right:
-            said += f" (should be: {html.escape(item.truth)})"
-        mark = "right" if item.right else "wrong"
-        rows.append(
-            f'<dt class="q">{html.escape(item.question)}</dt><dd class="{mark}">{said}</dd>'
-        )
-    image = f'<img alt="the picture asked about" src="data:image/png;base64,{source}">'
-    return f'<div class="card">{image}<dl>{"".join(rows)}</dl></div>'

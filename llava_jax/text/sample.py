@@ -1,8 +1,8 @@
 """A LLaVA training record to an Example: token ids, labels, and the images in slot order.
 
-A record is {"id", "image"?: path or list of paths, "conversations": [{"from": "human" | "gpt",
-"value"}]}, and `<image>` in a record that has images is a slot. Everything else in it is plain
-text, `</s>` included. `compat` gives the original's ids and labels instead: see `text.compat`.
+A record is {"id", "image"?: path or list of paths, "turns"?: one of TURNS, "conversations": [{"from":
+"human" | "gpt", "value"}]}, and `<image>` in a record that has images is a slot. Everything else in it
+is plain text, `</s>` included. `compat` gives the original's ids and labels instead: see `text.compat`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from llava_jax.text.labels import Labelled, label, training_version
 from llava_jax.text.prompt import slot_parts
 from llava_jax.text.records import check_turns, read_images, read_turns, sample_name, tag_note
 from llava_jax.text.tokenizer import Part, Tokenizer
+
+TURNS = ("conversation", "independent")
 
 Round = tuple[list[Part], list[Part]]
 """A question and its answer."""
@@ -60,7 +62,8 @@ class ExampleMaker:
         features of an image. None: no limit.
     image_tokens: features per image (`LlavaConfig.image_tokens`).
     turns: "conversation", or "independent": every question of a record is trained as if it were
-        alone with the image; the text in front of it and the image are shared by all.
+        alone with the image; the text in front of it and the image are shared by all. A record's own
+        "turns" goes before it, so that one file may hold both.
     compat: the original's ids and labels. Tags collapse to one per turn, a sample that it gives up
         has no labels, and text samples are cut at max_length tokens.
 
@@ -82,7 +85,7 @@ class ExampleMaker:
         compat: bool = False,
         use_im_start_end: bool = False,
     ):
-        if turns not in ("conversation", "independent"):
+        if turns not in TURNS:
             raise ConfigError(f"turns {turns!r} is neither conversation nor independent")
         if compat and turns != "conversation":
             raise ConfigError("compat trains conversations, not independent turns")
@@ -108,16 +111,23 @@ class ExampleMaker:
         if self.compat:
             example = self._compat(record, name, images, notes)
         else:
-            example = self._own(turns, images, name, notes)
+            rounds, images = self._rounds(turns, images, name, notes)
+            alone = self._turns_of(record, name) == "independent"
+            example = self._own(rounds, images, name, notes, alone)
         with self._lock:  # threads share a maker
             self.notes.update(notes)
         return replace(example, notes=tuple(notes))
 
     def _own(
-        self, turns: list[tuple[int, str]], images: list[str], name: str, notes: Counter[str]
+        self,
+        rounds: list[Round],
+        images: list[str],
+        name: str,
+        notes: Counter[str],
+        alone: bool,
     ) -> Example:
-        rounds, images = self._rounds(turns, images, name, notes)
-        if self.turns == "independent" and self.version.kind != "plain" and len(rounds) > 1:
+        """alone: the rounds are independent, if they can be."""
+        if alone and self.version.kind != "plain" and len(rounds) > 1:
             if all(IMAGE_TOKEN not in q for q, _ in rounds[1:]) and all(
                 IMAGE_TOKEN not in a for _, a in rounds
             ):
@@ -126,6 +136,14 @@ class ExampleMaker:
         labelled = self._label(rounds)
         ids, labels = self._cut(labelled.ids, labelled.labels, notes)
         return _example(name, ids, labels, images[: ids.count(IMAGE_TOKEN)], [0] * len(ids))
+
+    def _turns_of(self, record: Mapping[str, Any], name: str) -> str:
+        own = record.get("turns")
+        if not isinstance(own, str):  # absent, or some number that means nothing here
+            return self.turns
+        if own not in TURNS:
+            raise SampleError(f"sample {name}: `turns` is {own!r}, not {' or '.join(TURNS)}")
+        return own
 
     # Reading the turns -------------------------------------------------------------------------
 

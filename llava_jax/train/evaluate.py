@@ -16,15 +16,23 @@ from llava_jax.text.records import read_images, read_turns, sample_name
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question, alone in its conversation, and its only right answer.
+    """One question and its only right answer.
 
     image: path, paths, or None for a question about no image.
+    before: what stands before it in its conversation, (question, answer) pairs; usually nothing.
     """
 
     image: str | list[str] | None
     text: str
     answer: str
     kind: str = "all"
+    before: tuple[tuple[str, str], ...] = ()
+
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation up to the question."""
+        rounds = [text for pair in self.before for text in pair]
+        roles = ("user", "assistant")
+        return [{"role": roles[i % 2], "content": x} for i, x in enumerate((*rounds, self.text))]
 
 
 def questions_of(record: dict[str, Any], image_folder: str | Path) -> list[Question]:
@@ -44,25 +52,69 @@ def questions_of(record: dict[str, Any], image_folder: str | Path) -> list[Quest
 def exact_match(
     model: Any, questions: Sequence[Question], *, batch_size: int = 256, quiet: bool = False
 ) -> dict[str, Any]:
-    """{"mean", "n", "kinds": {kind: share right}, "wrong": the first 50 wrong answers}.
+    """Asks and scores; see `score`. model: a LlavaModel."""
+    return score(questions, answers(model, questions, batch_size=batch_size, quiet=quiet))
 
-    model: a LlavaModel. mean: over kinds, each weighed alike.
-    """
+
+def answers(
+    model: Any, questions: Sequence[Question], *, batch_size: int = 256, quiet: bool = False
+) -> list[str]:
+    """What the model says to each question, greedily, white space around it dropped."""
     from llava_jax.model import Request
 
     longest = max((len(model.tokenizer.encode(q.answer)) for q in questions), default=0)
-    requests = [Request(q.text, q.image, max_new_tokens=longest + 8) for q in questions]
+    requests = [Request(q.messages(), q.image, max_new_tokens=longest + 8) for q in questions]
     replies = model.generate_batch(requests, batch_size=batch_size, progress=not quiet)
+    return [reply.text.strip() for reply in replies]
+
+
+def conversation_match(
+    model: Any,
+    conversations: Sequence[Sequence[Question]],
+    *,
+    batch_size: int = 256,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """`score` of the follow-up questions of conversations, each asked after the model's own answers.
+
+    The first question of a conversation is asked and not scored.
+    """
+    before: list[list[tuple[str, str]]] = [[] for _ in conversations]
+    asked: list[Question] = []
+    replies: list[str] = []
+    for turn in range(max(map(len, conversations), default=0)):
+        open_ = [i for i, talk in enumerate(conversations) if turn < len(talk)]
+        now = [dataclasses.replace(conversations[i][turn], before=tuple(before[i])) for i in open_]
+        answered = answers(model, now, batch_size=batch_size, quiet=quiet)
+        for i, question, answer in zip(open_, now, answered):
+            if answer:  # as in LlavaModel.chat, which forgets a turn without one
+                before[i].append((question.text, answer))
+        if turn:
+            asked, replies = asked + now, replies + answered
+    return score(asked, replies)
+
+
+def score(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, Any]:
+    """{"mean", "n", "right", "kinds": {kind: share right}, "wrong": the first 50 wrong answers}.
+
+    mean: over kinds, each weighed alike.
+    """
     right, count, wrong = defaultdict(int), defaultdict(int), []
-    for q, reply in zip(questions, replies):
+    for q, reply in zip(questions, replies, strict=True):
         count[q.kind] += 1
-        if reply.text.strip() == q.answer.strip():
+        if reply == q.answer.strip():
             right[q.kind] += 1
         elif len(wrong) < 50:
-            wrong.append({**dataclasses.asdict(q), "said": reply.text})
+            wrong.append({**dataclasses.asdict(q), "said": reply})
     kinds = {kind: right[kind] / count[kind] for kind in count}
     mean = sum(kinds.values()) / max(len(kinds), 1)
-    return {"mean": mean, "n": len(questions), "kinds": kinds, "wrong": wrong}
+    return {
+        "mean": mean,
+        "n": len(questions),
+        "right": sum(right.values()),
+        "kinds": kinds,
+        "wrong": wrong,
+    }
 
 
 def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from llava_jax.quickstart.curves import TITLES, draw_curves, moving_average
+from llava_jax.quickstart.cards import moving_average
+from llava_jax.quickstart.curves import TITLES, draw_curves, read_curves
 
 
 def test_moving_average():
@@ -19,3 +20,4 @@ def test_a_panel_for_every_part(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with Image.open(draw_curves(tmp_path)) as picture:
         assert picture.width > 1000
+    assert [len(curve.losses) for curve in read_curves(tmp_path)] == [29] * len(TITLES)

@@ -1,5 +1,6 @@
 """The whole quickstart, very short: everything is written, and a second run changes nothing."""
 
+import argparse
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 
 from llava_jax.cli import main
 from llava_jax.errors import ConfigError
+from llava_jax.quickstart import cli as quickstart_cli
 from llava_jax.quickstart import run
 from llava_jax.quickstart.questions import KINDS
 
@@ -28,6 +30,9 @@ def test_from_the_first_picture_to_the_last_answer(tmp_path, monkeypatch, capsys
     report = run.quickstart(out, quiet=True)
     assert set(report["exact_match"]) == set(KINDS)
     assert report["questions"] == 4 * len(KINDS)
+    assert set(report["follow_ups"]["kinds"]) <= set(KINDS)
+    assert report["follow_ups"]["n"] == 4 * (len(KINDS) - 1)
+    assert "797," in (out / "sheet.html").read_text("utf-8")
     assert json.loads((out / "report.json").read_text("utf-8"))["mean"] == report["mean"]
     assert {p.name for p in out.iterdir()} >= {
         *("sheet.png", "sheet.html", "loss.png", "hf", "data", "examples", "stage1", "stage2"),
@@ -39,7 +44,34 @@ def test_from_the_first_picture_to_the_last_answer(tmp_path, monkeypatch, capsys
     weights = (out / "stage2" / "export" / "llava_jax.json").read_bytes()
     assert run.quickstart(out, quiet=True)["exact_match"] == report["exact_match"]
     assert (out / "stage2" / "export" / "llava_jax.json").read_bytes() == weights
-    assert "held-out questions" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "held-out questions" in printed.out
+    assert "32 follow-up questions in conversations" in printed.out
+    assert "%|" not in printed.err  # a progress bar, in spite of quiet
+
+
+def test_time_adds_up_only_where_work_goes_on(tmp_path, capsys):
+    path = tmp_path / "seconds.json"
+    path.write_text('{"trained": 600.0, "asked": 40.0}')
+    clock = run.Clock(path)
+    with clock.step("trained", goes_on=True):
+        pass
+    with clock.step("asked"):
+        pass
+    assert clock.seconds["trained"] >= 600
+    assert clock.seconds["asked"] < 5
+    assert clock.words().startswith("10 min 0 s (trained 600 s, asked 0 s)")
+    with pytest.raises(KeyboardInterrupt), run.Clock(path).step("trained", goes_on=True):
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text())["trained"] >= 600
+    assert "[1/5] trained" in capsys.readouterr().out
+
+
+def test_quiet_has_a_short_form():
+    parser = argparse.ArgumentParser()
+    quickstart_cli.add_arguments(parser)
+    assert parser.parse_args(["-q"]).quiet
+    assert not parser.parse_args([]).quiet
 
 
 def test_a_directory_with_another_run_is_refused(tmp_path, capsys):

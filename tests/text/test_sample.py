@@ -272,6 +272,20 @@ def test_images_in_later_turns_keep_the_conversation(tok):
     assert maker.notes["kept as a conversation"] == 1
 
 
+def test_a_record_says_how_its_turns_are_trained(tok):
+    texts = ["<image>\nWhat?", "A cat.", "Where is it?", "A mat."]
+    makers = {kind: ExampleMaker(tok, turns=kind) for kind in ("conversation", "independent")}
+    for wanted, maker in makers.items():
+        plain = maker(record(*texts))
+        for setting, other in makers.items():
+            own = other({**record(*texts), "turns": wanted})
+            np.testing.assert_array_equal(own.input_ids, plain.input_ids, setting)
+            np.testing.assert_array_equal(own.turns, plain.turns)
+        assert maker({**record(*texts), "turns": 2}).turns.any() == plain.turns.any()
+    with pytest.raises(SampleError, match="`turns` is 'alone', not conversation or independent"):
+        makers["conversation"]({**record(*texts), "turns": "alone"})
+
+
 # Compat ----------------------------------------------------------------------------------------
 
 

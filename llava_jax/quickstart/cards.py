@@ -1,0 +1,94 @@
+"""What the quickstart's sheet shows, however it is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+WINDOW = 15  # steps that the smoothed loss averages
+TITLE = "LLaVA quickstart: what the model says"
+PAPER, CARD, INK, SOFT, LINE = "#f4f5f7", "#ffffff", "#1c2430", "#6b7686", "#e3e7ec"
+RIGHT, WRONG, ACCENT = "#1f8a4c", "#c9302c", "#2f5fd0"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question, what the model said, and what is true. `question` is without prompt suffixes."""
+
+    kind: str
+    question: str
+    answer: str
+    truth: str
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.truth
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture and everything that was asked about it; perhaps a line above."""
+
+    picture: Image.Image
+    answers: Sequence[Answered]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of one part of the training; losses: one a step, all positive."""
+
+    title: str
+    losses: Sequence[float]
+
+    def points(self, count: int = 200) -> list[tuple[float, float]]:
+        """(x, y) from 0 to 1, y upwards on a log scale: the smoothed losses, at most `count`."""
+        smooth = np.log(moving_average(np.asarray(self.losses, float), WINDOW))
+        at = np.unique(np.linspace(0, len(smooth) - 1, count).round().astype(int))
+        low, high = smooth.min(), smooth.max()
+        x, y = at / max(len(smooth) - 1, 1), (smooth[at] - low) / max(high - low, 1e-9)
+        return [(float(a), float(b)) for a, b in zip(x, y)]
+
+    @property
+    def words(self) -> str:
+        """Its first and last value and what lies between."""
+        smooth = moving_average(np.asarray(self.losses, float), WINDOW)
+        return f"loss {number(smooth[0])} to {number(smooth[-1])} in {len(smooth):,} steps"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Everything on the sheet.
+
+    cards: example pictures with all their answers. scores: exact match by kind, 0 to 1. note: the
+    line under the title. wrong: what it got wrong, and `wrong_note` how much of that there is.
+    facts: (name, value), such as size and time. command: what to run next.
+    """
+
+    cards: Sequence[Card]
+    scores: dict[str, float]
+    note: str
+    wrong: Sequence[Card] = ()
+    wrong_note: str = ""
+    curves: Sequence[Curve] = ()
+    facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    command: str = ""
+
+
+def number(value: float) -> str:
+    """Two significant digits, never as a power of ten: 6.2, 0.013, 0.00041."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """float[n]: the mean around each value, over up to `window` of them (an odd number)."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at, half = np.arange(len(values)), window // 2
+    starts, ends = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (total[ends] - total[starts]) / (ends - starts)
