@@ -30,7 +30,6 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
     Raises ConfigError where `out` holds a run with other settings.
     """
     from llava_jax.model import load
-    from llava_jax.train.evaluate import conversation_match, exact_match, questions_of
     from llava_jax.train.stages import run_stages
 
     out.mkdir(parents=True, exist_ok=True)
@@ -47,11 +46,7 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
 
     with clock.step("held-out questions"):
         model = load(trained)
-        scores = exact_match(model, _questions(data), quiet=quiet)
-        talks = json.loads((data / "heldout_talks.json").read_text("utf-8"))
-        follow_ups = conversation_match(
-            model, [questions_of(talk, data) for talk in talks], quiet=quiet
-        )
+        scores, follow_ups = score_held_out(model, data, quiet=quiet)
 
     with clock.step("example pictures"):
         cards = answer_examples(model, out, seed)
@@ -116,12 +111,15 @@ class Clock:
         return f"{minutes} min {seconds} s ({each})"
 
 
-def _questions(data: Path) -> list[Any]:
-    """The held-out questions, each alone."""
-    from llava_jax.train.evaluate import Question
+def score_held_out(model: Any, data: Path, *, quiet: bool) -> tuple[dict, dict]:
+    """Scores of the held-out questions, each alone, and of those that follow others."""
+    from llava_jax.train.evaluate import Question, conversation_match, exact_match, questions_of
 
     rows = map(json.loads, (data / "heldout.jsonl").open(encoding="utf-8"))
-    return [Question(str(data / r["image"]), r["text"], r["answer"], r["kind"]) for r in rows]
+    alone = [Question(str(data / r["image"]), r["text"], r["answer"], r["kind"]) for r in rows]
+    records = json.loads((data / "heldout_talks.json").read_text("utf-8"))
+    talks = [questions_of(record, data) for record in records]
+    return exact_match(model, alone, quiet=quiet), conversation_match(model, talks, quiet=quiet)
 
 
 def _note(scores: dict[str, Any], follow_ups: dict[str, Any]) -> str:
