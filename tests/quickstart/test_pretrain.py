@@ -69,7 +69,7 @@ def test_both_halves_learn_and_the_projector_does_not(made, config):
 
 def test_batches_of_text(config, tokenizer):
     model_config = pretrain.make_config(config.tiny, len(tokenizer))
-    records = pretrain.training_records(config.data)[:8]
+    records = [r for r in pretrain.training_records(config.data) if "turns" not in r][:8]
     maker = ExampleMaker(tokenizer, max_length=None, image_tokens=1, turns="independent")
     caption = "a red circle at the bottom left"
     samples = [TextSample(maker(record), caption) for record in records]
