@@ -76,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loading = parser.add_argument_group("how the model is loaded")
     loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
+    loading.add_argument(
+        "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
+    )
     loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
     pictures = parser.add_argument_group("what pictures may be")
     for name, what in LIMITS.items():
@@ -138,7 +141,11 @@ def load_model(args: argparse.Namespace) -> LlavaModel:
 
     use_compile_cache()
     return load(
-        args.model or SHIPPED, dtype=args.dtype, base=args.base, allow_pickle=args.allow_pickle
+        args.model or SHIPPED,
+        dtype=args.dtype,
+        base=args.base,
+        vision_tower=args.vision_tower,
+        allow_pickle=args.allow_pickle,
     )
 
 

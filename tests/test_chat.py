@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import os
 import pty
 import re
@@ -107,6 +108,20 @@ def test_file_names_in_other_forms(tmp_path, monkeypatch):
     assert len(chat.file_names("x" * 5000)) == 1
     with pytest.raises(ImageError, match=r"a.png: addresses are not fetched \(download it first\)"):
         chat.file_names("https://example.org/a.png")
+
+
+def test_a_vision_tower_that_lies_elsewhere(tmp_path, capsys):
+    source = model().save(tmp_path / "model", to="original")
+    (source / "vision_tower").rename(tmp_path / "clip")
+    config = json.loads((source / "config.json").read_text())
+    config["mm_vision_tower"] = "/nowhere/clip"
+    (source / "config.json").write_text(json.dumps(config))
+    words = ["chat", "--model", str(source), "--prompt", "what?", "--max-new-tokens", "3"]
+    assert cli.main(words) == 2
+    assert "(give --vision-tower)" in capsys.readouterr().err
+    assert cli.main([*words, "--vision-tower", str(tmp_path / "clip")]) == 0
+    want = model().generate("what?", max_new_tokens=3).text
+    assert capsys.readouterr().out == chat.printable(want) + "\n"
 
 
 def test_an_empty_answer_is_said_and_its_image_is_not_lost(capsys):
