@@ -55,6 +55,11 @@ def get_config() -> Any:
     c.data.compat = False  # the original's exact labels, whole-sample masking and all
     c.data.cache_images = False
     c.data.cache_mb = 2048
+    c.data.max_bytes = 32 * 2**20  # an image file beyond one of these five is refused
+    c.data.max_pixels = 50_000_000
+    c.data.max_side = 8192
+    c.data.max_decode_bytes = 280 * 2**20
+    c.data.max_decode_work = 500e6
     c.data.augment = ""  # "shift4", "flip_shift4": for small made data sets
     c.data.threads = 4
     c.data.prefetch = 8

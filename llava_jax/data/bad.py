@@ -57,14 +57,19 @@ class BadSamples:
         self._found: dict[int, Bad] = {}
         self._kinds: Counter[str] = Counter()
 
-    def begin(self, found: Sequence[Bad]) -> None:
-        """Takes what is known before the first step. Raises TooManyBad; the report is written first."""
+    def begin(self, found: Sequence[Bad], *, say: bool = True) -> None:
+        """Takes what is known before the first step. Raises TooManyBad; the report is written first.
+
+        say: list and log it; several processes find the same, and one of them says so.
+        """
         if self._report:
             self._report.parent.mkdir(parents=True, exist_ok=True)
             self._report.write_text("", encoding="utf-8")
-        self._take(found)
+        self._take(found, listed=say)
         if self._found:
             self._judge(next(iter(self._found.values())))
+        if not say:
+            return
         for kind, count in self._kinds.most_common(SHOWN):
             log.warning(
                 "%s left out: %s (%s)%s", _samples(count), kind, self._ids(kind), self._listed
@@ -78,7 +83,7 @@ class BadSamples:
             if count <= SHOWN:
                 log.warning("sample %s is left out: %s", bad.id, bad.reason)
             if count == SHOWN:
-                log.warning("more samples of this kind are listed without a word")
+                log.warning("further samples of this kind are counted without a line each")
         self._judge(bad)
 
     def restore(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -101,11 +106,11 @@ class BadSamples:
     def __contains__(self, index: int) -> bool:
         return index in self._found
 
-    def _take(self, found: Sequence[Bad]) -> None:
+    def _take(self, found: Sequence[Bad], *, listed: bool = True) -> None:
         new = {b.index: b for b in found if b.index not in self._found}
         self._found |= new
         self._kinds.update(b.kind for b in new.values())
-        if self._report and new:
+        if self._report and new and listed:
             with self._report.open("a", encoding="utf-8") as file:
                 for bad in new.values():
                     file.write(json.dumps(bad.row()) + "\n")

@@ -84,13 +84,14 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
     full = {index[n]: path for n, path in missing.items()}
     bad += [_missing(i, record_id(records[i], i), path) for i, path in full.items()]
     try:
-        found.begin(sorted(bad))
+        found.begin(sorted(bad), say=process_index == 0)
     except TooManyBad:
         _refuse_wrong_folder(used, index, file_of, files, full)
         raise
     if not used:
         _refuse_nothing(s, files, found)
-    _say_notes(notes, records, set(index))
+    if process_index == 0:
+        _say_notes(notes, records, set(index))
     return Dataset(
         used,
         [record_id(records[i], i) for i in index],
@@ -179,7 +180,8 @@ def _digest(records: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for record in records:
         turns = [turn["value"] for turn in record["conversations"]]
-        digest.update(repr((record.get("id"), record.get("image"), turns)).encode())
+        own = (record["turns"],) if "turns" in record else ()  # goes before data.turns
+        digest.update(repr((record.get("id"), record.get("image"), turns, *own)).encode())
     return digest.hexdigest()[:16]
 
 

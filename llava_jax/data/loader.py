@@ -100,7 +100,10 @@ class Loader:
         self._epochs = Epochs(data, settings)
         cache = Cache(settings.cache_mb * 2**20 if settings.cache_images else 0)
         self._sample = Samples(data, make_example, settings, model_config.image_tokens, cache)
-        self._images = [ImageStore(f.image_folder, model_config, cache) for f in data.files]
+        self._images = [
+            ImageStore(f.image_folder, model_config, cache, settings.image_limits)
+            for f in data.files
+        ]
         self._bad = data.bad
         self._account = Account(data, self._epochs, settings.batch_size)
         self._step = start

@@ -11,7 +11,7 @@ import numpy as np
 from llava_jax.config import LlavaConfig
 from llava_jax.data.order import Random
 from llava_jax.errors import ImageError
-from llava_jax.images.gate import open_image
+from llava_jax.images.gate import DEFAULT_LIMITS, Limits, open_image
 from llava_jax.images.preprocess import to_pixels
 
 SHIFT = 4  # pixels that the augmentations move a picture by, at most
@@ -40,8 +40,15 @@ class Cache:
 class ImageStore:
     """Pixels of the images below a folder, decoded once if they fit into `cache`."""
 
-    def __init__(self, folder: str | Path, config: LlavaConfig, cache: Cache):
+    def __init__(
+        self,
+        folder: str | Path,
+        config: LlavaConfig,
+        cache: Cache,
+        limits: Limits = DEFAULT_LIMITS,
+    ):
         self._folder, self._config, self._cache = Path(folder), config, cache
+        self._limits = limits
 
     def pixels(self, path: str) -> np.ndarray:
         """uint8[H, W, 3], not to be written to. Raises ImageError, which names the relative path."""
@@ -57,9 +64,10 @@ class ImageStore:
 
     def _load(self, path: str) -> np.ndarray | ImageError:
         try:
-            return to_pixels(open_image(self._folder / path, name=path), self._config)
+            return to_pixels(open_image(self._folder / path, self._limits, path), self._config)
         except ImageError as e:
-            return e
+            fix = e.fix and e.fix.replace("is max_", "is data.max_")  # its setting here
+            return ImageError(e.message, code=e.code, fix=fix)
 
 
 def augment(pixels: np.ndarray, rule: str, rng: Random) -> np.ndarray:

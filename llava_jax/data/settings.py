@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_jax.errors import ConfigError, did_you_mean
+from llava_jax.images.gate import DEFAULT_LIMITS, LIMIT_NAMES, Limits
 
 _CHOICES = {
     "turns": ("conversation", "independent"),
@@ -107,6 +108,11 @@ class DataSettings:
     )
     cache_images: bool = False  # keep decoded pixels and token ids in memory
     cache_mb: int = 2048
+    max_bytes: int = DEFAULT_LIMITS.max_bytes  # of an image file; these five: images.gate.Limits
+    max_pixels: int = DEFAULT_LIMITS.max_pixels
+    max_side: int = DEFAULT_LIMITS.max_side
+    max_decode_bytes: int = DEFAULT_LIMITS.max_decode_bytes
+    max_decode_work: float = DEFAULT_LIMITS.max_decode_work
     augment: str = ""  # shift by up to 4 pixels, with or without a mirror image
     threads: int = 4
     prefetch: int = 8  # batches made ahead
@@ -122,8 +128,17 @@ class DataSettings:
             sizes = getattr(self, name)
             if list(sizes) != sorted(set(sizes)) or (not sizes and name != "target_buckets"):
                 raise ConfigError(f"data.{name} {sizes} must be sizes in rising order")
+        try:
+            self.image_limits  # noqa: B018
+        except ConfigError as e:
+            raise ConfigError(f"data.{e.message}", fix=e.fix) from None
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size {self.batch_size} must be at least 1")
+
+    @property
+    def image_limits(self) -> Limits:
+        """What an image may be at most, by the settings of the same names."""
+        return Limits(**{name: getattr(self, name) for name in LIMIT_NAMES})
 
     def completed(
         self, model_length: int | None, process_count: int = 1, row_parts: int = 1

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llava_jax.text.json_files import json_lines
+
 METRICS = "metrics.jsonl"
 
 
@@ -80,7 +82,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line torn by a kill is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for _, line in json_lines(path.read_text(encoding="utf-8")):
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

@@ -1,6 +1,7 @@
 """Every config file loads, is locked, and holds the original recipe's numbers."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 import llava_jax.configs
 from llava_jax import cli
-from llava_jax.data.settings import DataSettings
+from llava_jax.data.settings import DataFile, DataSettings, data_files
 from llava_jax.train.config_file import load_config
 from llava_jax.train.groups import GROUPS
 from llava_jax.train.settings import check_settings
@@ -49,6 +50,48 @@ def test_the_paper_s_recipes(name, batch, lr, trainable, version):
     assert (c.batch_size, c.lr, c.trainable, c.data.version) == (batch, lr, trainable, version)
     assert (c.warmup_ratio, c.weight_decay, c.clip_norm, c.epochs) == (0.03, 0.0, 0.0, 1.0)
     assert c.data.max_length == 2048
+
+
+def test_defaults_of_the_data_are_those_of_its_reader():
+    ours = load_config("finetune_7b", []).data
+    for field in dataclasses.fields(DataSettings):
+        if field.name in ours and field.name not in ("max_length", "group_by_modality"):
+            known = getattr(DataSettings(), field.name)
+            wanted = "pad" if field.name == "image_aspect_ratio" else known
+            assert ours[field.name] == wanted, field.name
+
+
+@pytest.mark.parametrize(
+    ("override", "paths"),
+    [
+        ("('a.json','b.json')", ("a.json", "b.json")),
+        ("['a.json', 'b.json']", ("a.json", "b.json")),
+        ("a.json,b.json", ("a.json", "b.json")),
+        ("some folder/a.json, b.json", ("some folder/a.json", "b.json")),
+        ("a.json", ("a.json",)),
+        ("2024", ("2024",)),
+    ],
+)
+def test_several_data_files_are_settable(tmp_path, override, paths, capsys):
+    data = load_config("finetune_7b", [f"--config.data.path={override}"]).data
+    assert [f.path for f in data_files(DataSettings.read(data))] == list(paths)
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from llava_jax.configs import finetune_7b\n"
+        "def get_config():\n"
+        "    c = finetune_7b.get_config()\n"
+        f"    c.data.path = {paths!r}\n"
+        f"    c.data.image_folder = {list(paths)!r}\n"
+        f"    c.data.weights = {[0.5] * len(paths)!r}\n"
+        "    return c\n"
+    )
+    data = load_config(str(own), []).data
+    assert data_files(DataSettings.read(data)) == [DataFile(p, p, 0.5) for p in paths]
+    weights = ",".join(["2"] * len(paths))
+    data = load_config(str(own), [f"--config.data.weights={weights}"]).data
+    assert [f.weight for f in data_files(data)] == [2] * len(paths)
+    assert cli.main(["train", "--config", str(own), "--show"]) == 0
+    assert f"data.path = {paths!r}" in capsys.readouterr().out
 
 
 def test_overrides_reach_nested_and_optional_fields():

@@ -34,6 +34,17 @@ def test_an_earlier_report_does_not_count(tmp_path):
     assert rows_of(path) == bad.rows() == [row]
 
 
+def test_one_of_several_processes_lists_what_all_of_them_find(tmp_path, caplog):
+    paths = [tmp_path / name for name in ("bad.jsonl", "bad.jsonl.1")]
+    for i, path in enumerate(paths):
+        bad = BadSamples(strict=False, limit=3, report=path)
+        bad.begin([bad_sample(1, "a", "missing")], say=i == 0)
+        bad.add(bad_sample(4 + i, f"d{i}", "broken"))
+        assert len(bad) == 2
+    assert [[r["id"] for r in rows_of(path)] for path in paths] == [["a", "d0"], ["d1"]]
+    assert sum("left out: missing" in line for line in caplog.messages) == 1
+
+
 def test_one_line_for_each_kind_of_reason(tmp_path, caplog):
     bad = BadSamples(strict=False, limit=999, report=tmp_path / "bad.jsonl")
     turn = "turn {} is from {!r}, not human or gpt"

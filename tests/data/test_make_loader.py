@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from llava_jax.config import LlavaConfig
+from llava_jax.data.check import open_data
 from llava_jax.data.loader import make_loader
 from llava_jax.data.order import holdout
 from llava_jax.errors import ConfigError, SampleError
@@ -148,6 +149,53 @@ def test_compat_trains_as_the_original(data, tokenizer):
         batch, row = rows_by_id(make_loader(settings, MODEL, tokenizer))["0"]
         assert trained_text(tokenizer, batch, row).split() == text.split()
         assert 0 not in batch["targets"][row]
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_notes_are_counted_by_sample(data, tokenizer, threads, hosts):
+    """Three epochs, batches made ahead and two hosts: each record's notes count once."""
+    records = json.loads((data / "data.json").read_text())
+    records[1]["conversations"].append({"from": "human", "value": "and"})
+    records[2]["conversations"].insert(0, {"from": "gpt", "value": "yes"})
+    records[3]["conversations"][0]["value"] = "what is the colour"
+    records[4]["conversations"][0]["value"] = "<image> <image> what is the colour"
+    records[12]["conversations"][0]["value"] = "what is <image> there"
+    records[5]["conversations"][1]["value"] = ""
+    (data / "data.json").write_text(json.dumps(records))
+    wanted = {
+        "unanswered question": ["1"],
+        "leading answer": ["2"],
+        "image without tag": ["3"],
+        "more tags than images": ["4"],
+        "tag without image": ["text"],
+        "empty answers": ["5"],
+    }
+    for i in range(hosts):
+        source = make_loader(
+            config(data, threads=threads), MODEL, tokenizer, process_index=i, process_count=hosts
+        )
+        for _ in range(3 * source.steps_per_epoch):
+            next(source)
+        report = source.report()
+        source.close()
+        assert report["notes"] == {note: 1 for note in wanted}
+        assert report["noted"] == wanted
+        assert (report["seen"], report["given"]) == (14, 42)
+
+
+def test_an_epoch_cut_short_counts_what_it_gave(data, tokenizer):
+    """Batches made ahead do not count."""
+    source = make_loader(config(data, threads=2, prefetch=8), MODEL, tokenizer)
+    next(source)
+    assert (source.report()["given"], source.report()["seen"]) == (4, 4)
+    source.close()
+
+
+def test_data_opened_before_the_model_is_not_read_again(data, tokenizer):
+    opened = open_data(config(data))
+    (data / "data.json").unlink()
+    assert make_loader(config(data), MODEL, tokenizer, data=opened).samples == 14
 
 
 def test_errors_before_the_first_step(data, tokenizer):

@@ -6,7 +6,8 @@ from PIL import Image
 
 from llava_jax.config import LlavaConfig
 from llava_jax.data.pixels import SHIFT, Cache, ImageStore, augment
-from llava_jax.errors import ImageError
+from llava_jax.data.settings import DataSettings
+from llava_jax.errors import ConfigError, ImageError
 
 
 @pytest.fixture
@@ -53,6 +54,19 @@ def test_the_store_decodes_once_and_remembers_failures(tmp_path):
     for _ in range(2):
         with pytest.raises(ImageError, match=r"sub/none\.png: the file does not exist"):
             store.pixels("sub/none.png")
+
+
+def test_limits_of_images_are_settings(tmp_path):
+    Image.new("RGB", (9, 5), "red").save(tmp_path / "a.png")
+    settings = DataSettings.read({"max_side": 8, "max_pixels": 45})
+    small = ImageStore(tmp_path, LlavaConfig.tiny(), Cache(0), settings.image_limits)
+    with pytest.raises(ImageError, match=r"longer on one side.*the limit is data\.max_side 8"):
+        small.pixels("a.png")
+    settings = DataSettings.read({"max_side": 9, "max_pixels": 45})
+    large = ImageStore(tmp_path, LlavaConfig.tiny(), Cache(0), settings.image_limits)
+    assert large.pixels("a.png").shape == (64, 64, 3)
+    with pytest.raises(ConfigError, match=r"data\.max_side is 0, not a positive number"):
+        DataSettings.read({"max_side": 0})
 
 
 def test_a_full_cache_takes_no_more():

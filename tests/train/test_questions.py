@@ -1,0 +1,34 @@
+"""Questions made of training records: only what has an answer, about the images it shows."""
+
+from llava_jax.train.evaluate import Question, questions_of
+
+
+def record(*turns: tuple[str, str], **more) -> dict:
+    return {"conversations": [{"from": who, "value": text} for who, text in turns], **more}
+
+
+def test_a_question_for_each_pair_of_turns():
+    asked = questions_of(
+        record(
+            ("gpt", "hello"),
+            ("human", "<image>\nWhat?"),
+            ("gpt", "red"),
+            ("human", "Where?"),
+            ("gpt", "left"),
+            ("human", "and?"),
+            image="a.png",
+            kinds=["colour", "place"],
+        ),
+        "folder",
+    )
+    assert asked == [
+        Question("folder/a.png", "What?", "red", "colour"),
+        Question("folder/a.png", "Where?", "left", "place"),
+    ]
+
+
+def test_no_image_and_several():
+    turns = (("human", "What?"), ("gpt", "red"))
+    assert questions_of(record(*turns), "f") == [Question(None, "What?", "red")]
+    (two,) = questions_of(record(*turns, image=["a.png", "b.png"]), "f")
+    assert two.image == ["f/a.png", "f/b.png"]
