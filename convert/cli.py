@@ -163,7 +163,7 @@ def _check(args: argparse.Namespace, options, source) -> int:
         back = replace(back, vision_tower=args.vision_tower)
     if args.to in ("hf", "original"):
         options = replace(options, merge=True)
-    report = compare.compare(args.src, args.dst, options, back)
+    report = compare.compare(args.src, args.dst, options, back, part=args.to in PARTS)
     print(compare.table(report))
     if args.report:
         compare.write_report(report, args.report)

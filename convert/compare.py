@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.convert import compose, lora, vocabulary
+from llava_jax.convert import compose, lora, rounding, vocabulary
 from llava_jax.convert.cli import add_source_arguments
 from llava_jax.convert.lazy import Leaf, dtype_name
 from llava_jax.convert.opening import open_source
 from llava_jax.convert.source import Options, Source
+from llava_jax.convert.values import all_finite
+from llava_jax.errors import LlavaError
 from llava_jax.text.vocabulary import never_text
 
 log = logging.getLogger(__name__)
 
 LOGITS_BAR = 1e-4  # absolute, fp32
+HF_ROWS = 2 + 63  # <image>, <pad>, and up to the next multiple of 64
 MAX_PROBE = 4 * 10**9  # bytes of parameters beyond which the models are not run unless asked
 
 
@@ -58,30 +61,52 @@ def compare(
     options_b: Options | None = None,
     *,
     logits: str = "auto",
+    part: bool = False,
 ) -> dict[str, Any]:
-    """A report on two checkpoints: "equal", "tensors" (one row each), "config", "probe".
+    """A report on two checkpoints: "equal", "tensors" (one row each), "config", "probe", and more.
 
     Vocabulary rows that Hugging Face's format added to one of them are left out of the comparison
     and counted; adapters that only one of them has are merged. Equal means byte by byte, in the
-    types that both have, and logits within LOGITS_BAR with the same greedy tokens.
+    types that both have, and logits within LOGITS_BAR with the same greedy tokens; nothing
+    is, where weights are "not_finite". "cast": what `options_a` rounded, see rounding.measure.
+    part: b is an adapter or projector over a base, which may be of another type than in a.
     """
-    one, other = _aligned(open_source(a, options_a), open_source(b, options_b))
+    options_a = options_a or Options()
+    opened = open_source(a, options_a), open_source(b, options_b)
+    one, other = _aligned(*opened)
     rows = [
-        _row(name, one.leaves.get(name), other.leaves.get(name))
+        _row(name, one.leaves.get(name), other.leaves.get(name), part and _of_base(name))
         for name in sorted({*one.leaves, *other.leaves})
     ]
-    settings = _settings(one, other) | _tokens(one, other)
+    settings = _settings(one, other)
+    if not part:
+        settings |= _vocabulary(*opened) | _tokenizers(one, other) | _tokens(one, other)
+    bad = [name for row in rows for name in row.pop("not_finite", ())]
+    own = [r["name"] for r in rows if r["equal"] and not (part and _of_base(r["name"]))]
     report: dict[str, Any] = {
         "a": str(a),
         "b": str(b),
         "kinds": [one.kind, other.kind],
         "tensors": rows,
         "config": settings,
-        "probe": _probe(one, other, logits),
+        "not_finite": bad,
+        "cast": rounding.measure(a, options_a, other, own, lambda s: _aligned(s, other)[0]),
+        "probe": _probe(one, _over_the_same_base(one, other, rows), logits, bad),
     }
     probes = [v["ok"] for v in report["probe"].values() if isinstance(v, dict)]
-    report["equal"] = all(r["equal"] for r in rows) and not settings and all(probes)
+    report["equal"] = all(r["equal"] for r in rows) and not settings and all(probes) and not bad
     return report
+
+
+def _of_base(name: str) -> bool:
+    """Whether a parameter is the base's, where b is an adapter or projector."""
+    return ".lora_" not in name and not name.startswith("projector.")
+
+
+def _over_the_same_base(a: Source, b: Source, rows: list[dict[str, Any]]) -> Source:
+    """`b` with a's leaves where the two differ in nothing but the type of their base."""
+    other_type = [r["name"] for r in rows if r["equal"] and r["dtypes"][0] != r["dtypes"][1]]
+    return replace(b, leaves=b.leaves | {name: a.leaves[name] for name in other_type})
 
 
 def _aligned(a: Source, b: Source) -> tuple[Source, Source]:
@@ -123,7 +148,8 @@ def _rows(source: Source, size: int) -> Source:
     return replace(source, config=config, leaves=compose.cut(source.leaves, size), kept=kept)
 
 
-def _row(name: str, a: Leaf | None, b: Leaf | None) -> dict[str, Any]:
+def _row(name: str, a: Leaf | None, b: Leaf | None, any_type: bool = False) -> dict[str, Any]:
+    """What is said of one parameter. any_type: it may be cast, either way, to the other's type."""
     if a is None or b is None:
         return {"name": name, "equal": False, "why": f"only in {'b' if a is None else 'a'}"}
     row: dict[str, Any] = {
@@ -131,36 +157,97 @@ def _row(name: str, a: Leaf | None, b: Leaf | None) -> dict[str, Any]:
         "shape": list(a.shape),
         "dtypes": [dtype_name(a.dtype), dtype_name(b.dtype)],
         "equal": True,
+        "not_finite": [],
     }
     if a.shape != b.shape:
         return {**row, "equal": False, "why": f"shapes {list(a.shape)}, {list(b.shape)}"}
     worst = 0.0
-    for x, y in zip(a.parts, b.parts):
-        x, y = x.read(), y.read()
-        if x.dtype == y.dtype and _same_bytes(x, y):
+    for one, other in zip(a.parts, b.parts):
+        x, y = one.read(), other.read()
+        same = x.dtype == y.dtype and _same_bytes(x, y)
+        row["not_finite"] += [
+            part.origin or name
+            for part, array in ((one, x), (other, y))[: 1 if same else 2]
+            if not all_finite(array)
+        ]
+        if same or (any_type and _same_but_for_type(x, y)):
             continue
         row["equal"] = False
-        worst = max(worst, float(np.abs(x.astype(np.float32) - y.astype(np.float32)).max()))
+        with np.errstate(invalid="ignore"):
+            off = np.abs(x.astype(np.float32) - y.astype(np.float32))
+        worst = max(worst, float(np.nan_to_num(off, nan=np.finfo(np.float32).max).max(initial=0.0)))
     if not row["equal"]:
         same_type = row["dtypes"][0] == row["dtypes"][1]
         row |= {"why": "values" if same_type else "types", "max_abs": worst}
     return row
 
 
+def _same_but_for_type(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether one is the other, cast: a base that training held in its compute type."""
+    with np.errstate(over="ignore"):
+        return _same_bytes(x.astype(y.dtype), y) or _same_bytes(x, y.astype(x.dtype))
+
+
 def _same_bytes(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two arrays of one type hold the same bits."""
     kind = {2: np.uint16, 4: np.uint32}.get(x.dtype.itemsize)
     return np.array_equal(x, y) if kind is None else np.array_equal(x.view(kind), y.view(kind))
 
 
 def _settings(a: Source, b: Source) -> dict[str, list[Any]]:
-    """The settings in which the two differ, {name: [a's, b's]}; those that only train are left out."""
-    ignored = {"template", "max_length", "use_im_start_end", "tokenizer_legacy", "language.pad_id"}
+    """The settings in which the two differ, {name: [a's, b's]}.
+
+    Left out are those that only train, and those that the format of one of them has no place for.
+    """
+    ignored = {"max_length", "language.pad_id", *_unsaid(a), *_unsaid(b)}
     one, other = _flat(a.config.to_dict()), _flat(b.config.to_dict())
     return {
         k: [one.get(k), other.get(k)]
         for k in sorted({*one, *other})
         if one.get(k) != other.get(k) and k not in ignored
     }
+
+
+def _unsaid(source: Source) -> set[str]:
+    """Settings that a checkpoint says nothing about: what is read of them is a default."""
+    if source.kind == "jax" or (source.kind == "hf" and "ours" in source.kept):
+        return set()
+    known = {"use_im_start_end"} if source.kind in ("original", "projector") else set()
+    return {"template", "use_im_start_end", "tokenizer_legacy"} - known
+
+
+def _vocabulary(a: Source, b: Source) -> dict[str, list[Any]]:
+    """The two sizes of the vocabulary, unless Hugging Face's format accounts for the difference."""
+    small, large = sorted((a, b), key=lambda s: s.config.language.vocab_size)
+    more = large.config.language.vocab_size - small.config.language.vocab_size
+    if more == 0 or ("hf" in large.kept and more <= HF_ROWS):
+        return {}
+    return {"language.vocab_size": [s.config.language.vocab_size for s in (a, b)]}
+
+
+def _tokenizers(a: Source, b: Source) -> dict[str, list[Any]]:
+    """{"tokenizer": [a's, b's]} where only one has one, or a piece differs: the first such piece."""
+    folders = [s.tokenizer for s in (a, b)]
+    if None in folders:
+        lacks = ["none" if f is None else "its files are there" for f in folders]
+        return {} if folders[0] == folders[1] else {"tokenizer": lacks}
+    models = [f / "tokenizer.model" for f in folders if f]
+    if all(m.is_file() for m in models) and models[0].read_bytes() == models[1].read_bytes():
+        return {}
+    from llava_jax.text.tokenizer import Tokenizer
+
+    try:
+        one, other = (Tokenizer.load(f) for f in folders if f)
+    except LlavaError as error:
+        log.warning("the tokenizers are not compared: %s", error)
+        return {}
+    if one.vocab_size != other.vocab_size:
+        return {"tokenizer": [f"{t.vocab_size} pieces" for t in (one, other)]}
+    for i in range(one.vocab_size):
+        x, y = one.token_text(i), other.token_text(i)
+        if x != y:
+            return {"tokenizer": [f"piece {i} is {x!r}", f"piece {i} is {y!r}"]}
+    return {}
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -174,12 +261,15 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # Asking the models ------------------------------------------------------------------------------
 
 
-def _probe(a: Source, b: Source, logits: str) -> dict[str, Any]:
+def _probe(a: Source, b: Source, logits: str, not_finite: list[str]) -> dict[str, Any]:
     """Logits and greedy tokens of a against b, and of b against torch where it is installed."""
     if logits == "no":
         return {"note": "not asked for"}
-    if a.config.language.vocab_size != b.config.language.vocab_size:
-        return {"note": "the vocabularies differ: not run"}
+    if not_finite:
+        return {"note": "not asked: there are weights that are not finite"}
+    shapes = [{n: leaf.shape for n, leaf in lora.merge(s).leaves.items()} for s in (a, b)]
+    if shapes[0] != shapes[1] or a.config.image_tokens != b.config.image_tokens:
+        return {"note": "not asked: the models are of different shapes"}
     if logits == "auto" and max(a.nbytes, b.nbytes) > MAX_PROBE:
         return {"note": "the models are large: --logits yes runs them, in fp32"}
     from llava_jax.convert import probe
@@ -199,7 +289,8 @@ def _probe(a: Source, b: Source, logits: str) -> dict[str, Any]:
 
 def _against(reference, answer: Callable) -> dict[str, Any]:
     logits, tokens = answer()
-    off = float(np.abs(reference[0] - logits).max())
+    same_shape = reference[0].shape == logits.shape  # else the two read the prompt differently
+    off = float(np.abs(reference[0] - logits).max()) if same_shape else float("inf")
     same = reference[1] == tokens
     return {
         "max_abs_logits": off,
@@ -231,12 +322,28 @@ def table(report: dict[str, Any], everything: bool = False) -> str:
             )
         else:
             lines.append(f"probe: {value}")
-    equal = sum(r["equal"] for r in report["tensors"])
-    verdict = "equal" if report["equal"] else "NOT equal"
-    lines.append(
-        f"{equal} of {len(report['tensors'])} tensors equal: the checkpoints are {verdict}"
-    )
-    return "\n".join(lines)
+    lines += [f"{name}: holds NaN or infinity" for name in report["not_finite"]]
+    types = [r["dtypes"] for r in report["tensors"] if r["equal"] and len(set(r["dtypes"])) > 1]
+    if types:
+        kinds = sorted({" and ".join(t) for t in types})
+        lines.append(f"{len(types)} tensors of the base are of another type: {', '.join(kinds)}")
+    return "\n".join([*lines, verdict(report)])
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """The last line: how many tensors are equal, and whether the checkpoints are."""
+    rows, cast = report["tensors"], report["cast"]
+    equal = sum(r["equal"] for r in rows)
+    lead, same = f"{equal} of {len(rows)} tensors equal", "equal"
+    if cast:
+        after = f"as in the source after the {cast['kind']}"
+        lead = f"{rounding.said(cast)}\n{equal} of {len(rows)} tensors {after}"
+        same = f"the same but for the {cast['kind']}"
+    if report["equal"]:
+        return f"{lead}: the checkpoints are {same}"
+    if equal == len(rows) and not report["config"] and report["not_finite"]:
+        return f"{lead}: the answers cannot be compared, with weights that are not finite"
+    return f"{lead}: the checkpoints are NOT equal"
 
 
 def write_report(report: dict[str, Any], path: str | Path) -> None:
