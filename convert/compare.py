@@ -175,7 +175,9 @@ def _row(name: str, a: Leaf | None, b: Leaf | None, any_type: bool = False) -> d
         row["equal"] = False
         with np.errstate(invalid="ignore"):
             off = np.abs(x.astype(np.float32) - y.astype(np.float32))
-        worst = max(worst, float(np.nan_to_num(off, nan=np.finfo(np.float32).max).max(initial=0.0)))
+        worst = max(
+            worst, float(np.nan_to_num(off, nan=float(np.finfo(np.float32).max)).max(initial=0.0))
+        )
     if not row["equal"]:
         same_type = row["dtypes"][0] == row["dtypes"][1]
         row |= {"why": "values" if same_type else "types", "max_abs": worst}
