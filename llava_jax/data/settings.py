@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,17 @@ class DataFile(NamedTuple):
 def split_paths(value: Any) -> tuple[str, ...]:
     """The paths of a setting: one, several with commas between them, or a tuple or list.
 
-    A path that exists is taken as it is, commas and all.
+    A path that exists is taken as it is, commas and all. A leading ~ is the home folder: shells do
+    not expand it behind `--config.data.path=`.
     """
     if isinstance(value, (tuple, list)):
-        return tuple(str(v) for v in value)
-    text = "" if value is None else str(value)
-    if "," not in text or Path(text).exists():
-        return (text,) if text else ()
-    return tuple(part for piece in text.split(",") if (part := piece.strip()))
+        parts = [str(v) for v in value]
+    else:
+        text = "" if value is None else str(value)
+        whole = "," not in text or Path(text).exists()
+        parts = [text] if whole else [piece.strip() for piece in text.split(",")]
+        parts = [part for part in parts if part]
+    return tuple(os.path.expanduser(part) for part in parts)
 
 
 def data_files(data: Any) -> list[DataFile]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from llava_jax.errors import ConfigError
 from llava_jax.train.log import METRICS, plot_losses
@@ -59,8 +59,11 @@ def split_stages(config: Any) -> list[tuple[str, Any]]:
     runs = []
     for name, changes in config.stages.items():
         stage = config.copy_and_resolve_references()
-        with stage.unlocked():
+        with stage.unlocked(), stage.data.ignore_type():
             stage.name, stage.stages = name, ConfigDict()
+            for key in ("path", "image_folder"):  # of one file in `config`, maybe of several here
+                stage.data[key] = FieldReference(stage.data[key], field_type=object)
+        with stage.unlocked():
             stage.update_from_flattened_dict(dict(flat(changes)))
         runs.append((name, stage))
     return runs

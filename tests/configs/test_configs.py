@@ -94,6 +94,22 @@ def test_several_data_files_are_settable(tmp_path, override, paths, capsys):
     assert f"data.path = {paths!r}" in capsys.readouterr().out
 
 
+def test_a_stage_may_have_several_files_where_the_config_has_one(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from llava_jax.configs import common\n"
+        "def get_config():\n"
+        "    c = common.get_config()\n"
+        "    c.name, c.data.path = 'own', 'a.json'\n"
+        "    c.stages.one = {'data': {'path': ('b.json', 'c.json')}}\n"
+        "    c.stages.two = {'data': {'image_folder': 'x'}}\n"
+        "    return c\n"
+    )
+    (_, one), (_, two) = split_stages(load_config(str(own), []))
+    assert (one.data.path, two.data.path) == (("b.json", "c.json"), "a.json")
+    assert (one.data.image_folder, two.data.image_folder) == ("", "x")
+
+
 def test_overrides_reach_nested_and_optional_fields():
     c = load_config("finetune_7b", ["--config.projector_lr=1e-4", "--config.mesh.tensor=2"])
     assert (c.projector_lr, c.mesh.tensor) == (1e-4, 2)

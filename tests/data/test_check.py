@@ -175,6 +175,9 @@ def test_ways_to_name_several_files(tmp_path):
     assert split_paths("a.json, b.json,") == ("a.json", "b.json")
     assert split_paths(("a.json", odd)) == split_paths(["a.json", odd]) == ("a.json", odd)
     assert split_paths("") == split_paths(None) == ()
+    assert split_paths("~/a.json,~/b.json") == tuple(
+        str(Path.home() / n) for n in ("a.json", "b.json")
+    )
     assert split_paths(2024) == ("2024",)  # a folder of that name, as a command line reads it
 
 

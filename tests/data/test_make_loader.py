@@ -15,6 +15,7 @@ from llava_jax.data.loader import make_loader
 from llava_jax.data.order import holdout
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.train.config_file import load_config
 from tests.conftest import shared
 
 MODEL = LlavaConfig.tiny()
@@ -196,6 +197,43 @@ def test_data_opened_before_the_model_is_not_read_again(data, tokenizer):
     opened = open_data(config(data))
     (data / "data.json").unlink()
     assert make_loader(config(data), MODEL, tokenizer, data=opened).samples == 14
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_shipped_settings_on_mixed_records(data, tokenizer, pack, grouped):
+    """finetune_7b as it is but for its data and batch: text-only batches, on 1, 2 and 4 hosts."""
+    records = json.loads((data / "data.json").read_text())
+    text = [{"id": f"t{i}", "conversations": turns_without_image()} for i in range(21)]
+    (data / "data.json").write_text(json.dumps([*records, *text]))
+    shipped = load_config("finetune_7b", []).data
+    settings = {
+        **{**shipped, "path": str(data / "data.json"), "image_folder": str(data)},
+        **{"batch_size": 8, "pack": pack, "group_by_modality": grouped},
+    }
+    whole = None
+    for hosts in (1, 2, 4):
+        sources = [
+            make_loader(
+                settings, MODEL, tokenizer, process_index=i, process_count=hosts, row_parts=4
+            )
+            for i in range(hosts)
+        ]
+        steps = []
+        for _ in range(sources[0].steps_per_epoch):
+            parts = [next(source)[0] for source in sources]
+            steps.append({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+        for source in sources:
+            source.close()
+        whole = whole or steps
+        for one, other in zip(whole, steps, strict=True):
+            for name, value in one.items():
+                np.testing.assert_array_equal(value, other[name])
+    for batch in whole or ():
+        assert batch["tokens"].shape[0] % 4 == 0
+        assert (batch["slots"] >= 0).any() == (batch["images"].shape[1] > 0)
+    widths = [batch["images"].shape for batch in whole or ()]
+    assert not grouped or any(shape[1:] == (0, 64, 64, 3) for shape in widths)
 
 
 def test_errors_before_the_first_step(data, tokenizer):

@@ -172,7 +172,7 @@ def test_a_later_stage_is_checked_by_name(changes, says, data):
         ("/no/where.json", "stage two: /no/where.json: no such data file"),
         ("torn.json", "stage two: torn.json: not JSON at line 1"),
         ("none.json", "stage two: none.json: there are no samples"),
-        ("bad.json", "stage two: bad.json: no sample is left to use"),
+        ("bad.json", "stage two: bad.json: every sample is bad: no list of conversations"),
     ],
 )
 def test_a_later_stage_s_data_is_read_before_the_first(path, says, data, tmp_path, monkeypatch):
