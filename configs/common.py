@@ -89,6 +89,7 @@ def get_config() -> Any:
     c.unroll_layers = False
     c.attention = ""
     c.save_every = 500
+    c.save_minutes = 30.0  # also save when so long has passed since the last time; 0: never
     c.keep_checkpoints = 2
     c.exact_match = False  # at the end, answers on the images kept aside, scored
 

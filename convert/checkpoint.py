@@ -86,11 +86,16 @@ def load_checkpoint(
     if shardings is None:
         params: dict[str, Any] = {name: leaf.read() for name, leaf in source.leaves.items()}
     else:
-        params = {n: _placed(n, leaf, shardings) for n, leaf in source.leaves.items()}
+        params = read_leaves(source.leaves, shardings)
     provenance = {"kind": source.kind, "path": str(path), "files": [str(f) for f in source.files]}
     return Checkpoint(
         source.config, params, source.tokenizer, provenance, source.kept, source.extras
     )
+
+
+def read_leaves(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding]) -> dict[str, Any]:
+    """{name: jax array} of an open source's leaves, each shard read straight to where it lies."""
+    return {name: _placed(name, leaf, shardings) for name, leaf in leaves.items()}
 
 
 def _placed(name: str, leaf: Leaf, shardings: Mapping[str, Sharding]):

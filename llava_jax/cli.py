@@ -2,7 +2,8 @@
 
 A room offers `add_arguments(parser)`, which must import nothing heavy (help answers at once), and
 `run(args) -> int`, which may. Exit codes: 0 done; 1 the command ran and its answer is no (two
-checkpoints differ); 2 usage or bad input; 70 a bug of ours; 130 interrupted; 141 the reader of the
+checkpoints differ); 2 usage or bad input; 70 a bug of ours; 75 stopped by a signal with
+its state saved, run it again (EX_TEMPFAIL of sysexits.h); 130 interrupted; 141 the reader of the
 output went away.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from llava_jax import __version__
 from llava_jax.errors import LlavaError, Stopped, did_you_mean
 
-OK, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 0, 2, 70, 130, 141
+OK, BAD_INPUT, BUG, STOPPED, INTERRUPTED, BROKEN_PIPE = 0, 2, 70, 75, 130, 141
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ exit codes:
   1    the command ran, and its answer is no: two checkpoints differ
   2    usage or bad input; the line says what to change
   70   a bug of ours
+  75   a run was stopped by a signal and saved its state; the same command again resumes it
   130  interrupted
   141  the reader of the output went away
 """
@@ -137,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Stopped as stopped:
-        print(stopped)
-        return OK
+        print(stopped, file=sys.stderr)
+        return STOPPED
     except SystemExit as stop:  # argparse's --help and --version
         if isinstance(stop.code, str):
             print(f"llava-jax: {one_line(stop.code)}", file=sys.stderr)

@@ -93,6 +93,17 @@ def row_parts(mesh: Mesh, micro: int) -> int:
     return micro * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def check_rows(rows: int, mesh: Mesh, micro: int) -> None:
+    """Raises ConfigError when the rows of a batch do not divide among micro-batches and devices."""
+    parts = row_parts(mesh, micro)
+    if rows % parts:
+        raise ConfigError(
+            f"the {rows} rows of a batch do not divide into {micro} micro-batches "
+            f"on {parts // micro} devices (mesh data x fsdp)",
+            fix=f"make them a multiple of {parts}, or change the mesh",
+        )
+
+
 def own_row_parts(mesh: Mesh, micro: int) -> tuple[int, ...]:
     """Which of the `row_parts` this process holds, in the order in which `put_batch` takes them.
 
@@ -113,19 +124,13 @@ def _own_blocks(mesh: Mesh) -> list[int]:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[str, jax.Array]:
     """This process's rows of a global batch -> [micro, rows / micro, ...], rows split as BATCH.
 
-    batch: the rows of `own_row_parts`, one part after the other. Raises ConfigError when the rows
-    do not divide among micro-batches and devices.
+    batch: the rows of `own_row_parts`, one part after the other. Raises as check_rows does.
     """
     sharding = NamedSharding(mesh, P(None, *BATCH))
     blocks, across = _own_blocks(mesh), row_parts(mesh, 1)
     here = len(next(iter(batch.values())))
-    size, rest = divmod(here, micro * len(blocks))
-    if rest:
-        raise ConfigError(
-            f"the {here * across // len(blocks)} rows of a batch do not divide into {micro} "
-            f"micro-batches on {across} devices (mesh data x fsdp)",
-            fix=f"make them a multiple of {micro * across}, or change the mesh",
-        )
+    check_rows(here * across // len(blocks), mesh, micro)
+    size = here // (micro * len(blocks))
     place = {block: i * size for i, block in enumerate(blocks)}
 
     def put(value: np.ndarray) -> jax.Array:

@@ -17,6 +17,16 @@ COUNTS = ("given", "replaced", "empty", "cut", "image_replaced", "image_empty")
 its own rows; everything else is the same on every host."""
 
 
+def join_counts(hosts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The COUNTS of a run from those of its hosts, the first one first."""
+    total = {name: hosts[0][name] for name in COUNTS}
+    for host in hosts[1:]:
+        for name in ("replaced", "empty"):
+            total[name] += host[f"image_{name}"]
+            total[f"image_{name}"] += host[f"image_{name}"]
+    return total
+
+
 class Account:
     """Counts batches as they are given out. Not for threads: what is made ahead does not count yet.
 

@@ -162,6 +162,21 @@ class Loader:
         self._steps.close()
         self._steps = self._start(self._step)
 
+    def take_bad(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Takes over bad samples that other hosts found: rows of their `get_state`."""
+        self._bad.restore(rows)
+
+    def blank(self) -> Batch:
+        """The next batch in its shape with nothing in it, for a host that cannot make its own.
+
+        The step counts as given; its samples do not.
+        """
+        plan = self.plan(self._step)
+        self._step += 1
+        empty = [[] for _ in self._own_rows(plan)]
+        shape = plan.shape._replace(rows=len(empty))
+        return collate(empty, empty, shape, self._model.image_tokens, self._model.vision.image_size)
+
     def identity(self) -> dict[str, Any]:
         """What makes step numbers mean the same samples, JSON-ready."""
         values = {name: getattr(self._settings, name) for name in _IDENTITY}

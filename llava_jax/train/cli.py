@@ -68,9 +68,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"{setting} = {value!r}")
         return 0
     keep_freed_memory()
+    from llava_jax.train.distributed import initialize, is_main
+
+    initialize()
     workdir = args.workdir or Path("runs") / config.name
     from llava_jax.train.stages import run_stages
 
     export = run_stages(config, workdir, quiet=args.quiet)
-    print(f"the model        {export}\nthe loss         {workdir / 'loss.png'}")
+    if is_main():
+        print(f"the model        {export}\nthe loss         {workdir / 'loss.png'}")
     return 0

@@ -17,9 +17,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-STOPPED = 75
-"""Exit code of a run that was asked to stop: EX_TEMPFAIL of sysexits.h, "try again later"."""
-
 
 class Wishes(NamedTuple):
     """What some process wants after a step. Fields are bools here, int32[] within the step."""

@@ -97,7 +97,7 @@ def conversation_match(
 def score(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, Any]:
     """{"mean", "n", "right", "kinds": {kind: share right}, "wrong": the first 50 wrong answers}.
 
-    mean: over kinds, each weighed alike.
+    mean: over kinds, each weighed alike; None without questions.
     """
     right, count, wrong = defaultdict(int), defaultdict(int), []
     for q, reply in zip(questions, replies, strict=True):
@@ -107,7 +107,7 @@ def score(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, An
         elif len(wrong) < 50:
             wrong.append({**dataclasses.asdict(q), "said": reply})
     kinds = {kind: right[kind] / count[kind] for kind in count}
-    mean = sum(kinds.values()) / max(len(kinds), 1)
+    mean = sum(kinds.values()) / len(kinds) if kinds else None
     return {
         "mean": mean,
         "n": len(questions),
@@ -118,9 +118,15 @@ def score(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, An
 
 
 def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """`exact_match` of the exported model on the images that config.data.holdout kept aside."""
+    """`exact_match` of the exported model on the images that config.data.holdout kept aside.
+
+    Each process of a run answers a part of the questions, on its own first device.
+    """
+    import jax
+
     from llava_jax.data.check import open_data
     from llava_jax.model import load
+    from llava_jax.train.distributed import gather, together
 
     held = open_data({**config.data, "holdout_side": "held", "bad_report": ""})
     questions = [
@@ -129,4 +135,12 @@ def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) ->
         if int(index) not in held.bad
         for q in questions_of(record, held.files[file].image_folder)
     ]
-    return exact_match(load(export), questions, quiet=quiet)
+    if not questions:
+        return score([], [])
+    first, every = jax.process_index(), jax.process_count()
+
+    def answer() -> list[str]:
+        return answers(load(export), questions[first::every], quiet=quiet or first > 0)
+
+    parts = gather(together(answer))
+    return score(questions, [parts[i % every][i // every] for i in range(len(questions))])

@@ -15,8 +15,7 @@ from llava_jax.errors import SampleError
 from llava_jax.layers import Compute
 from llava_jax.sharding import make_mesh, own_row_parts, put_batch, replicated, row_parts
 from llava_jax.text.constants import IGNORE
-from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train.loop import load_model
+from llava_jax.train.model_io import open_model, read_params
 from llava_jax.train.step import make_loss
 
 log = logging.getLogger(__name__)
@@ -35,22 +34,23 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
     stage.model.update(init=str(export), base="", vision_tower="", make="")
     stage.lora_rank = 0  # the adapters are in the model
     mesh, micro = make_mesh(**stage.mesh), stage.grad_accum
-    model_config, params, source = load_model(stage, mesh)
+    opened = open_model(stage)
+    params = read_params(opened, stage.seed, mesh)
     compute = Compute(
         jnp.dtype(stage.dtype), stage.remat, stage.unroll_layers, stage.attention or None
     )
     params = {name: value.astype(compute.dtype) for name, value in params.items()}
     loader = make_loader(
         {**stage.data, **_PLAIN, "batch_size": stage.batch_size},
-        model_config,
-        Tokenizer.load(source.tokenizer),
+        opened.config,
+        opened.tokenizer,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         seed=stage.seed,
         row_parts=row_parts(mesh, micro),
         own_parts=own_row_parts(mesh, micro),
     )
-    score = jax.jit(_scorer(make_loss(model_config, compute)), out_shardings=replicated(mesh))
+    score = jax.jit(_scorer(make_loss(opened.config, compute)), out_shardings=replicated(mesh))
     total, tokens, samples = 0.0, 0, 0
     try:
         with jax.set_mesh(mesh):

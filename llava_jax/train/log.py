@@ -1,68 +1,76 @@
-"""What a run leaves behind while it goes: a progress bar, metrics.jsonl, TensorBoard, loss.png."""
+"""What a run leaves behind while it goes: a progress bar or lines, metrics.jsonl, TensorBoard, loss.png."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_jax.text.json_files import json_lines
 
 METRICS = "metrics.jsonl"
+LINE_SECONDS = 30.0
+"""Where the output is not a terminal, the longest time without a line (steps allowing)."""
 
 
 class RunLog:
-    """Writes one JSON line a step. On a resumed run, lines beyond step `start` are cut off first.
+    """Writes one JSON line per step. On a resumed run, lines beyond step `start` are cut off first.
 
-    Fields: step, loss, grad_norm, lr, tokens and samples (of the step), ok; `seconds` is the only
-    one that differs between two equal runs.
+    Fields: step, loss, grad_norm, lr, tokens and samples (of the step), ok. `seconds` of the step and
+    `save_seconds` of a save before it, if there was one, are the only ones that differ between two
+    equal runs. The first step of a process compiles: it counts in no rate.
     """
 
     def __init__(self, workdir: Path, *, start: int, total: int, name: str, quiet: bool = False):
         from tensorboardX import SummaryWriter
-        from tqdm import tqdm
-        from tqdm.contrib.logging import logging_redirect_tqdm
 
         self.workdir, self.name = workdir, name
         self.path = workdir / METRICS
         _truncate(self.path, start)
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
-        self._bar = tqdm(
-            total=total, initial=start, desc=name, unit="step", disable=quiet, dynamic_ncols=True
-        )
-        self._redirect = contextlib.ExitStack()  # warnings stand above the bar, not within it
-        self._redirect.enter_context(logging_redirect_tqdm())
+        self._shown = _shown(start, total, name, quiet)
         self._rate: float | None = None
-        self._steps = 0
+        self._steps, self._saved = 0, 0.0
         self._last = time.perf_counter()
 
     def step(self, row: dict[str, Any]) -> None:
         """Records one finished step."""
         now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self._file.write(json.dumps({**row, "seconds": round(seconds, 4)}) + "\n")
+        seconds = max(now - self._last - self._saved, 1e-9)
+        times = {"seconds": round(seconds, 4)}
+        if self._saved:
+            times["save_seconds"] = round(self._saved, 4)
+        self._last, self._saved = now, 0.0
+        self._file.write(json.dumps({**row, **times}) + "\n")
         self._file.flush()
         for key in ("loss", "grad_norm", "lr"):
             self._board.add_scalar(key, row[key], row["step"])
-        # An exponential mean that leaves the first step out: it compiles.
-        if self._rate is None or self._steps < 2:
-            self._rate = seconds
-        self._rate, self._steps = 0.9 * self._rate + 0.1 * seconds, self._steps + 1
-        self._board.add_scalar("tokens_per_second", row["tokens"] / max(seconds, 1e-9), row["step"])
-        self._bar.set_postfix_str(
-            f"loss {row['loss']:.4f}, {row['samples'] / self._rate:.1f} samples/s, "
-            f"{row['tokens'] / self._rate:.0f} tokens/s",
-            refresh=False,
-        )
-        self._bar.update()
+        self._steps += 1
+        if self._steps > 1:  # the first one compiles
+            self._rate = seconds if self._rate is None else 0.9 * self._rate + 0.1 * seconds
+            self._board.add_scalar("tokens_per_second", row["tokens"] / seconds, row["step"])
+        if "save_seconds" in times:
+            self._board.add_scalar("save_seconds", times["save_seconds"], row["step"])
+        self._shown.step(row, self._rate)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Within the context, time is that of a save and not of a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._saved += time.perf_counter() - start
 
     def note(self, text: str) -> None:
         """A line above the progress bar."""
-        self._bar.write(text)
+        self._shown.note(text)
 
     def sync(self) -> None:
         """Makes what was logged so far durable, before a checkpoint of the same step is."""
@@ -71,11 +79,108 @@ class RunLog:
 
     def close(self) -> None:
         """Closes the files and draws the curve."""
-        self._redirect.close()
-        self._bar.close()
+        self._shown.close()
         self._file.close()
         self._board.close()
         plot_losses({self.name: self.path}, self.workdir / "loss.png")
+
+
+class NoLog:
+    """The log of a process that writes none: another one of the same run does."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def saving(self) -> contextlib.AbstractContextManager[None]:
+        """A context that does nothing."""
+        return contextlib.nullcontext()
+
+
+# On the terminal, or in a file ---------------------------------------------------------------------
+
+
+def _shown(start: int, total: int, name: str, quiet: bool) -> _Bar | _Lines:
+    if quiet or sys.stderr.isatty():
+        return _Bar(start, total, name, quiet)
+    return _Lines(start, total, name)
+
+
+class _Bar:
+    """A progress bar; nothing but notes where `quiet`."""
+
+    def __init__(self, start: int, total: int, name: str, quiet: bool):
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        self._bar = tqdm(
+            total=total, initial=start, desc=name, unit="step", disable=quiet, dynamic_ncols=True
+        )
+        self._redirect = contextlib.ExitStack()  # warnings stand above the bar, not within it
+        self._redirect.enter_context(logging_redirect_tqdm())
+
+    def step(self, row: dict[str, Any], rate: float | None) -> None:
+        speed = ""
+        if rate:
+            samples, tokens = row["samples"] / rate, row["tokens"] / rate
+            speed = f", {samples:.1f} samples/s, {tokens:.0f} tokens/s"
+        self._bar.set_postfix_str(f"loss {row['loss']:.4f}{speed}", refresh=False)
+        self._bar.update()
+
+    def note(self, text: str) -> None:
+        self._bar.write(text)
+
+    def close(self) -> None:
+        self._redirect.close()
+        self._bar.close()
+
+
+class _Lines:
+    """Plain lines for a log file: the first and last step, each tenth of the run, and LINE_SECONDS."""
+
+    def __init__(self, start: int, total: int, name: str):
+        self._start, self._total, self._name = start, total, name
+        self._last = time.monotonic()
+
+    def step(self, row: dict[str, Any], rate: float | None) -> None:
+        number, now = row["step"], time.monotonic()
+        tenth = number * 10 // self._total > (number - 1) * 10 // self._total
+        if number == self._start + 1 or tenth or now - self._last >= LINE_SECONDS:
+            self._last = now
+            self.note(progress_line(self._name, row, self._total, rate))
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def progress_line(name: str, row: dict[str, Any], total: int, rate: float | None) -> str:
+    """One step as a line. rate: seconds per step; None while only the first one is known."""
+    text = f"{name}: step {row['step']:,} of {total:,}, loss {row['loss']:.4f}, lr {row['lr']:.3g}"
+    if rate is None:
+        return text
+    return (
+        f"{text}, {row['tokens'] / rate:,.0f} tokens/s, {_left(rate * (total - row['step']))} left"
+    )
+
+
+def _left(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+# Afterwards ----------------------------------------------------------------------------------------
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -109,17 +214,25 @@ def plot_losses(curves: dict[str, Path], target: Path) -> None:
         rows = [r for r in read_metrics(path) if r["loss"] == r["loss"]]
         steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
         axes.plot(steps, losses, alpha=0.3, lw=0.8, color=f"C{i}")
-        axes.plot(steps, _smooth(losses), lw=1.8, color=f"C{i}", label=name)
+        axes.plot(steps, smooth(losses), lw=1.8, color=f"C{i}", label=name)
     axes.grid(alpha=0.3)
     if curves:
         axes.legend()
     figure.savefig(target, dpi=120)
 
 
-def _smooth(values: list[float], weight: float = 0.95) -> list[float]:
-    """Exponential mean, corrected for its start."""
-    out, mean, norm = [], 0.0, 0.0
-    for v in values:
-        mean, norm = weight * mean + (1 - weight) * v, weight * norm + (1 - weight)
-        out.append(mean / norm)
+def smooth(values: Sequence[float]) -> list[float]:
+    """The mean around each value, over about a twentieth of them all, as many before as after it.
+
+    Of 40 values it takes 3 at a time, of 5,000 it takes 251; near the ends fewer, so that the curve
+    begins and ends where the values do and a straight line stays one.
+    """
+    total = [0.0]
+    for value in values:
+        total.append(total[-1] + value)
+    count, half = len(values), round(len(values) / 40)
+    out = []
+    for i in range(count):
+        reach = min(half, i, count - 1 - i)
+        out.append((total[i + reach + 1] - total[i - reach]) / (2 * reach + 1))
     return out

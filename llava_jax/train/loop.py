@@ -1,6 +1,7 @@
-"""A training run, to be read from top to bottom: model, mesh, optimizer, data, restore, loop.
+"""A training run, to be read from top to bottom: checks, model, mesh, optimizer, restore, loop.
 
-The same function runs stage 1, stage 2, LoRA and the quickstart; configs/ says which.
+The same function runs stage 1, stage 2, LoRA and the quickstart; configs/ says which. Every process
+of a run goes through it alike; what there is one of is written by the main one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import dataclasses
 import json
 import logging
 import math
-import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,25 +18,29 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from llava_jax.config import LlavaConfig
-from llava_jax.errors import ConfigError, LlavaError, Stopped
+from llava_jax.errors import LlavaError, Stopped
 from llava_jax.layers import Compute
-from llava_jax.llava import abstract_params, init_sharded, param_shardings
-from llava_jax.sharding import make_mesh, put_batch, replicated
-from llava_jax.text.vocabulary import load_fitting
+from llava_jax.sharding import (
+    check_rows,
+    make_mesh,
+    own_row_parts,
+    put_batch,
+    replicated,
+    row_parts,
+)
 from llava_jax.train.checkpoint import Checkpointer
+from llava_jax.train.control import StopFlag, Timer, Wishes, put_wishes, with_wishes
+from llava_jax.train.distributed import check_joined, is_main, on_main, together
 from llava_jax.train.groups import trainable_names
-from llava_jax.train.log import RunLog
+from llava_jax.train.lock import hold
+from llava_jax.train.log import NoLog, RunLog
+from llava_jax.train.model_io import open_model, read_params, save_model, split_params
 from llava_jax.train.optim import make_optimizer
-from llava_jax.train.settings import changed_settings, fit_model, keep_settings
+from llava_jax.train.resume import DONE, check_same, keep_settings
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
+from llava_jax.train.steps import Feed, Metrics
 
 log = logging.getLogger(__name__)
-
-DONE, SETTINGS = "done.json", "config.json"
-
-MAX_BAD_STEPS = 20
-"""Non-finite steps in a row after which a run stops instead of skipping on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,167 +56,180 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     """Trains as `config` (see configs/common.py) says, in `workdir`; resumes what is found there.
 
     Raises ConfigError, WeightError or SampleError for what cannot be trained, and Stopped after a
-    SIGTERM or Ctrl-C, once the state is saved.
+    SIGTERM or Ctrl-C, once the state is saved. With several processes (see
+    llava_jax.train.distributed.initialize) all of them call it with the same arguments.
     """
+    check_joined()
     workdir.mkdir(parents=True, exist_ok=True)
-    changed = ", ".join(changed_settings(config, workdir / SETTINGS))
-    if (workdir / DONE).exists():
-        return _finished(workdir, changed)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(hold(workdir))
+        changed = together(lambda: check_same(config, workdir))
+        if (workdir / DONE).exists() and not {"steps", "epochs"} & set(changed):
+            return _finished(workdir)
 
-    # Model: every parameter straight onto its shards; trained ones in float32.
-    mesh = make_mesh(**config.mesh)
-    compute = Compute(
-        jnp.dtype(config.dtype), config.remat, config.unroll_layers, config.attention or None
-    )
-    model_config, params, source = load_model(config, mesh)
-    names = trainable_names(params, config.trainable)
-    trained = {k: v.astype(jnp.float32) for k, v in params.items() if k in names}
-    frozen = {k: v.astype(compute.dtype) for k, v in params.items() if k not in names}
-    del params
+        # Everything that needs no weights comes first: mesh, headers, tokenizer, data.
+        mesh = make_mesh(**config.mesh)
+        if not config.data.pack:
+            check_rows(config.batch_size, mesh, config.grad_accum)
+        opened = together(lambda: open_model(config))
+        loader = together(lambda: _open_loader(config, opened, mesh, workdir))
+        cleanup.callback(loader.close)
+        steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
 
-    # Data: this process's rows of every global batch.
-    from llava_jax.data.loader import make_loader
-
-    loader = make_loader(
-        {**config.data, "batch_size": config.batch_size, "bad_report": str(workdir / "bad.jsonl")},
-        model_config,
-        load_fitting(source.tokenizer, model_config.language.vocab_size, config.model.init),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        seed=config.seed,
-    )
-    cleanup = contextlib.ExitStack()
-    cleanup.callback(loader.close)
-    steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
-    log.info("%s", _summary(config, loader, steps, trained, frozen, mesh))
-
-    # Optimizer and one compiled step.
-    optimizer, peaks = make_optimizer(config, sorted(names), steps)
-    shardings: Any = {name: value.sharding for name, value in trained.items()}
-    opt_shardings = _like_params(jax.eval_shape(optimizer.init, trained), shardings, mesh)
-    state = TrainState(
-        jax.device_put(jnp.int32(0), replicated(mesh)),
-        trained,
-        jax.jit(optimizer.init, out_shardings=opt_shardings)(trained),
-    )
-    loss = make_loss(model_config, compute, config.loss_groups)
-    lora_seed = config.seed if model_config.lora and model_config.lora.dropout else None
-    step_fn = jax.jit(
-        make_step(loss, optimizer, average=config.loss_average, seed=lora_seed),
-        donate_argnums=0,
-        out_shardings=(_layout(mesh, shardings, opt_shardings), replicated(mesh)),
-    )
-
-    # Resume.
-    checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
-    cleanup.callback(checkpoints.close)  # waits for the write under way
-    start = 0
-    if checkpoints.latest() is not None:
-        state, data_state, meta = checkpoints.restore(state)
-        loader.set_state(data_state)
-        start = meta["step"]
-        log.info("resumed at step %d of %d", start, steps)
-        if changed:
-            log.warning("%s was started with other settings: %s", workdir, changed)
-    keep_settings(config, workdir / SETTINGS)
-
-    # The loop.
-    stop = _StopFlag()
-    run_log = RunLog(workdir, start=start, total=steps, name=config.name, quiet=quiet)
-    cleanup.callback(run_log.close)
-    lr = _schedule_of(config, peaks, steps)
-    pending: tuple[int, Any, Any] | None = None
-    bad, last_loss = 0, math.nan
-    with cleanup, jax.set_mesh(mesh), stop:
-        for number in range(start + 1, steps + 1):
-            batch, info = next(loader)
-            state, metrics = step_fn(state, frozen, put_batch(batch, mesh, config.grad_accum))
-            # One step behind: reading a value waits for it, and the device must not wait for us.
-            if pending is not None:
-                last_loss, bad = _record(run_log, *pending, lr, bad)
-            pending = (number, metrics, info)
-            due = number % config.save_every == 0 or stop.asked
-            if due and number < steps:
-                last_loss, bad = _record(run_log, *pending, lr, bad)
-                pending = None
-                run_log.sync()
-                checkpoints.save(number, state, loader.get_state(), {"step": number})
-            if stop.asked and number < steps:
-                raise Stopped(
-                    f"stopped at step {number} of {steps}, state saved", fix="run it again to go on"
-                )
-        if pending is not None:
-            last_loss, bad = _record(run_log, *pending, lr, bad)
-
-    # What the run was for.
-    save_model(workdir / "export", model_config, {**frozen, **state.params}, source)
-    (workdir / "data_report.json").write_text(json.dumps(loader.report(), indent=1))
-    (workdir / DONE).write_text(json.dumps({"loss": last_loss, "steps": steps}))
-    return TrainResult(workdir / "export", last_loss, steps)
-
-
-# Model in and out ----------------------------------------------------------------------------------
-
-
-def load_model(config: Any, mesh: jax.sharding.Mesh) -> tuple[LlavaConfig, Params, Any]:
-    """(model config, sharded flat parameters, the Checkpoint they came from) of config.model."""
-    from llava_jax.convert import load_checkpoint
-
-    m = config.model
-    if not m.init:
-        raise ConfigError("config.model.init is empty", fix="name a checkpoint folder or hub id")
-    source = load_checkpoint(
-        m.init,
-        base=m.base or None,
-        vision_tower=m.vision_tower or None,
-        allow_pickle=m.allow_pickle,
-        mesh=mesh,
-        need_tokenizer=True,
-    )
-    model_config, params = fit_model(config, source.config), dict(source.params)
-    missing = set(abstract_params(model_config)) - set(params)
-    if missing:  # adapters of a fresh LoRA run; load_checkpoint vouches for everything else
-        shardings = param_shardings(model_config, mesh)
-        params |= init_sharded(
-            model_config, config.seed, {name: shardings[name] for name in sorted(missing)}
+        # Model: every parameter straight onto its shards; trained ones in float32.
+        compute = Compute(
+            jnp.dtype(config.dtype), config.remat, config.unroll_layers, config.attention or None
         )
-    return model_config, params, source
+        params = together(lambda: read_params(opened, config.seed, mesh))
+        names = trainable_names(params, config.trainable)
+        trained, frozen = split_params(params, names, compute.dtype)
+        log.info("%s", _summary(config, loader, steps, trained, frozen, mesh))
+
+        # Optimizer and one compiled step.
+        optimizer, peaks = make_optimizer(config, sorted(names), steps)
+        shardings: Any = {name: value.sharding for name, value in trained.items()}
+        opt_shardings = _like_params(jax.eval_shape(optimizer.init, trained), shardings, mesh)
+        layout = TrainState(cast(Any, replicated(mesh)), shardings, opt_shardings)
+        state = TrainState(
+            jax.jit(lambda: jnp.int32(0), out_shardings=replicated(mesh))(),
+            trained,
+            jax.jit(optimizer.init, out_shardings=opt_shardings)(trained),
+        )
+        del trained
+        loss = make_loss(opened.config, compute, config.loss_groups)
+        dropout = opened.config.lora and opened.config.lora.dropout
+        step = make_step(
+            loss,
+            optimizer,
+            average=config.loss_average,
+            seed=config.seed if dropout else None,
+        )
+        step_fn = jax.jit(
+            with_wishes(step), donate_argnums=0, out_shardings=(layout, replicated(mesh))
+        )
+
+        # Resume.
+        checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
+        cleanup.callback(checkpoints.close)  # waits for the write under way
+        done, last_loss = 0, math.nan
+        if checkpoints.latest() is not None:
+            state, data_state, meta = checkpoints.restore(state)
+            loader.set_state(data_state)
+            done, last_loss = meta["step"], meta.get("loss", math.nan)
+            log.info("resumed at step %d of %d", done, steps)
+            if changed:
+                log.info("settings that changed since: %s", ", ".join(changed))
+        on_main(lambda: _begin(config, workdir))
+
+        # The loop.
+        start = {"start": done, "total": steps, "name": config.name}
+        run_log: Any = RunLog(workdir, **start, quiet=quiet) if is_main() else NoLog()
+        cleanup.callback(run_log.close)
+        feed, timer = Feed(loader), Timer(config.save_minutes)
+        watch = Metrics(run_log, _schedule_of(config, peaks, steps), last_loss)
+        saver = Saver(checkpoints, run_log, timer, done)
+        with StopFlag() as stop, jax.set_mesh(mesh):
+            try:
+                while done < steps:
+                    batch, info = feed.next()
+                    own = Wishes(stop.asked, is_main() and timer.due, feed.error is not None)
+                    placed = put_batch(batch, mesh, config.grad_accum), put_wishes(own, mesh)
+                    state, metrics = step_fn(state, frozen, *placed)
+                    done += 1
+                    wishes = watch.after(done, metrics, info, own)
+                    due = wishes.save or done % config.save_every == 0 or done == steps
+                    if due or wishes.stop:
+                        watch.drain()
+                    if watch.failed:
+                        done = watch.failed - 1
+                        feed.stop()
+                    watch.check()
+                    if wishes.stop and done < steps:
+                        raise Stopped(
+                            f"stopped at step {done} of {steps}, state saved",
+                            fix="run the same command again to go on",
+                        )
+                    if due:
+                        saver.save(done, state, feed, watch.loss)
+            except LlavaError:  # Stopped is one
+                watch.drain()
+                saver.save(done, state, feed, watch.loss)
+                raise
+        checkpoints.wait()
+
+        # What the run was for.
+        save_model(workdir / "export", opened, {**frozen, **state.params})
+        report = feed.report()
+        on_main(lambda: _finish(workdir, report, watch.loss, steps))
+        return TrainResult(workdir / "export", watch.loss, steps)
 
 
-def save_model(folder: Path, model_config: LlavaConfig, params: Params, source: Any) -> None:
-    """Writes the trained model as a folder of this project's format (whole or not at all)."""
-    from llava_jax.convert import save_checkpoint
+class Saver:
+    """Writes checkpoints of a run, each step at most once."""
 
-    trained = dataclasses.replace(source, config=model_config, params=params)
-    save_checkpoint(trained, folder, to="jax", overwrite=True)
+    def __init__(self, checkpoints: Checkpointer, run_log: Any, timer: Timer, saved: int):
+        self._checkpoints, self._log, self._timer, self._saved = checkpoints, run_log, timer, saved
+
+    def save(self, done: int, state: TrainState, feed: Feed, loss: float) -> None:
+        """Starts writing the state after `done` steps, whose metrics were logged."""
+        if done <= self._saved:
+            return
+        self._log.sync()
+        with self._log.saving():
+            meta = {"step": done, "loss": loss}
+            self._checkpoints.save(done, state, feed.state(done), meta)
+        self._saved = done
+        self._timer.reset()
 
 
 # Helpers -------------------------------------------------------------------------------------------
 
 
-def _finished(workdir: Path, changed: str) -> TrainResult:
-    """What an earlier run left. `changed` names settings that came too late for it."""
+def _open_loader(config: Any, opened: Any, mesh: jax.sharding.Mesh, workdir: Path) -> Any:
+    """This process's rows of every global batch."""
+    from llava_jax.data.loader import make_loader
+
+    return make_loader(
+        {**config.data, "batch_size": config.batch_size, "bad_report": str(workdir / "bad.jsonl")},
+        opened.config,
+        opened.tokenizer,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        seed=config.seed,
+        row_parts=row_parts(mesh, config.grad_accum),
+        own_parts=own_row_parts(mesh, config.grad_accum),
+    )
+
+
+def _begin(config: Any, workdir: Path) -> None:
+    """A run that goes on with more steps is not finished any more."""
+    (workdir / DONE).unlink(missing_ok=True)
+    keep_settings(config, workdir)
+
+
+def _finished(workdir: Path) -> TrainResult:
+    """What an earlier run left."""
     done = json.loads((workdir / DONE).read_text())
     log.info("%s: finished before, %d steps", workdir, done["steps"])
-    if changed:
-        log.warning("%s: changed settings are not used: %s", workdir, changed)
-        log.warning("name another --workdir to train with them")
     return TrainResult(workdir / "export", done["loss"], done["steps"])
+
+
+def _finish(workdir: Path, report: dict[str, Any], loss: float, steps: int) -> None:
+    (workdir / "data_report.json").write_text(json.dumps(report, indent=1))
+    (workdir / DONE).write_text(json.dumps({"loss": loss, "steps": steps}))
 
 
 def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) -> str:
     """One line: how much data, how many steps, what is trained, on what."""
     moving, still = (sum(v.size for v in part.values()) for part in (trained, frozen))
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
         f"{loader.samples:,} samples, {steps:,} steps of {config.batch_size}; "
         f"{moving:,} of {moving + still:,} parameters trained; "
-        f"{mesh.size} {mesh.devices.flat[0].platform} device(s)" + (f" ({axes})" if axes else "")
+        f"{mesh.size} {mesh.devices.flat[0].platform} device(s){hosts}"
+        + (f" ({axes})" if axes else "")
     )
-
-
-def _layout(mesh, shardings: Any, opt_shardings: Any) -> Any:
-    return TrainState(cast(Any, replicated(mesh)), shardings, opt_shardings)
 
 
 def _like_params(opt_state: Any, shardings: dict[str, NamedSharding], mesh) -> Any:
@@ -228,59 +245,8 @@ def _like_params(opt_state: Any, shardings: dict[str, NamedSharding], mesh) -> A
     return jax.tree_util.tree_map_with_path(place, opt_state)
 
 
-def _record(run_log: RunLog, number: int, metrics, info, lr, bad: int) -> tuple[float, int]:
-    """Logs a finished step; returns its loss and the count of bad steps in a row."""
-    values = jax.device_get(metrics)
-    ok = bool(values["ok"])
-    bad = 0 if ok else bad + 1
-    run_log.step(
-        {
-            "step": number,
-            "loss": float(values["loss"]),
-            "micro_loss": [float(x) for x in values["micro_loss"]],
-            "grad_norm": float(values["grad_norm"]),
-            "lr": lr(number - 1),
-            "samples": info["samples"],
-            "tokens": info["tokens"],
-            "ok": ok,
-        }
-    )
-    if not ok:
-        run_log.note(f"step {number}: loss or gradient is not finite, update skipped")
-    if bad >= MAX_BAD_STEPS:
-        raise LlavaError(
-            f"{bad} steps in a row had a non-finite loss or gradient (last: step {number})",
-            fix="lower config.lr, or look for broken samples with llava-jax inspect",
-        )
-    return float(values["loss"]), bad
-
-
 def _schedule_of(config: Any, peaks: dict[str, float], steps: int):
     from llava_jax.train.optim import warmup_cosine
 
     schedule = warmup_cosine(max(peaks.values()), steps, config.warmup_ratio, config.lr_end_ratio)
     return lambda count: float(schedule(count))
-
-
-class _StopFlag:
-    """Within the context, SIGTERM and SIGINT only set `asked`: the loop saves and leaves."""
-
-    def __init__(self):
-        self.asked = False
-
-    def __enter__(self):
-        self._before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: the caller keeps its own handlers
-                break
-        return self
-
-    def _ask(self, number, frame):
-        self.asked = True
-        signal.signal(number, self._before[number])  # a second signal acts at once
-
-    def __exit__(self, *exc):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -7,7 +7,6 @@ what they read, and `fit_model` at the model that they are for.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -53,6 +52,7 @@ LIMITS = {  # lowest and highest value
     "lora_alpha": (0, math.inf),
     "lora_dropout": (0, 1),
     "save_every": (1, math.inf),
+    "save_minutes": (0, math.inf),
     "keep_checkpoints": (1, math.inf),
     "seed": (0, math.inf),
     "data.max_length": (0, math.inf),
@@ -230,25 +230,3 @@ def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
     if "lora" in config.trainable and lora is None:
         raise ConfigError("'lora' is in trainable, but there are no adapters", fix="set lora_rank")
     return dataclasses.replace(model, lora=lora, max_length=length or model.max_length)
-
-
-# What a run was started with -----------------------------------------------------------------------
-
-
-def changed_settings(config: Any, path: Path) -> list[str]:
-    """The dotted names whose values differ from those that `keep_settings` wrote to `path`, if it did."""
-    if not path.exists():
-        return []
-    before, now = dict(flat(json.loads(path.read_text()))), dict(flat(json.loads(_text(config))))
-    return sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
-
-
-def keep_settings(config: Any, path: Path) -> None:
-    """Writes the settings as JSON."""
-    temporary = path.with_suffix(".tmp")  # a kill must not leave half of them
-    temporary.write_text(_text(config))
-    temporary.replace(path)
-
-
-def _text(config: Any) -> str:
-    return config.to_json_best_effort(indent=1, sort_keys=True)

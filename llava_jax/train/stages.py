@@ -25,30 +25,34 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
     """
     stages = split_stages(config)
     check_stages(stages)
+    from llava_jax.train.distributed import check_joined, on_main
+    from llava_jax.train.lock import hold
     from llava_jax.train.loop import train
 
+    check_joined()
     check_devices(stages)
     # The first stage looks at its own data and model, unless a model is made for it first.
     check_data_files(stages if config.model.make else stages[1:])
     if not config.model.make:
         check_model(stages)
     workdir.mkdir(parents=True, exist_ok=True)
-    export = make_initial_model(config, workdir, quiet=quiet)
-    curves = {}
-    for name, stage in stages:
-        stage.model.init = str(export or stage.model.init)
-        folder = workdir / name if name else workdir
-        result = train(stage, folder, quiet=quiet)
-        export = result.export
-        curves[name or config.name] = folder / METRICS
-    plot_losses(curves, workdir / "loss.png")
-    model = cast(Path, export)  # there is at least one stage
-    if stage.data.holdout:
-        from llava_jax.train.heldout import report_heldout
+    with hold(workdir):
+        export = make_initial_model(config, workdir, quiet=quiet)
+        curves = {}
+        for name, stage in stages:
+            stage.model.init = str(export or stage.model.init)
+            folder = workdir / name if name else workdir
+            result = train(stage, folder, quiet=quiet)
+            export = result.export
+            curves[name or config.name] = folder / METRICS
+        on_main(lambda: plot_losses(curves, workdir / "loss.png"))
+        model = cast(Path, export)  # there is at least one stage
+        if stage.data.holdout:
+            from llava_jax.train.heldout import report_heldout
 
-        report_heldout(stage, model, workdir, result.steps)
-    if config.exact_match:
-        report_exact_match(config, model, workdir, quiet=quiet)
+            report_heldout(stage, model, workdir, result.steps)
+        if config.exact_match:
+            report_exact_match(config, model, workdir, quiet=quiet)
     return model
 
 
@@ -71,17 +75,17 @@ def split_stages(config: Any) -> list[tuple[str, Any]]:
 
 def check_devices(stages: Sequence[tuple[str, Any]]) -> None:
     """Raises ConfigError for a mesh that does not fit the devices, or rows that do not fit the mesh."""
-    from llava_jax.sharding import make_mesh, row_parts
+    from llava_jax.sharding import check_rows, make_mesh
 
     for name, stage in stages:
-        where = f"stage {name}: " if name else ""
-        parts = row_parts(make_mesh(**stage.mesh), stage.grad_accum)
-        if stage.batch_size % parts and not stage.data.pack:
-            raise ConfigError(
-                f"{where}the {stage.batch_size} rows of a batch do not divide into {stage.grad_accum} "
-                f"micro-batches on {parts // stage.grad_accum} devices (mesh data x fsdp)",
-                fix=f"make batch_size a multiple of {parts}, or change the mesh",
-            )
+        mesh = make_mesh(**stage.mesh)
+        if stage.data.pack:
+            continue  # packed rows are filled up
+        try:
+            check_rows(stage.batch_size, mesh, stage.grad_accum)
+        except ConfigError as error:
+            where = f"stage {name}: " if name else ""
+            raise ConfigError(f"{where}{error.message}", fix=error.fix) from None
 
 
 def check_model(stages: Sequence[tuple[str, Any]]) -> None:
@@ -110,16 +114,28 @@ def make_initial_model(config: Any, workdir: Path, *, quiet: bool = False) -> Pa
         raise ConfigError(
             f"config.model.make {config.model.make!r} is not llava_jax.module:function"
         )
+    from llava_jax.train.distributed import on_main
+
     folder = workdir / "initial"
     if not (folder / "llava_jax.json").exists():
-        getattr(importlib.import_module(module), function)(config, folder, quiet=quiet)
+        make = getattr(importlib.import_module(module), function)
+        on_main(lambda: make(config, folder, quiet=quiet))
     return folder
 
 
 def report_exact_match(config: Any, export: Path, workdir: Path, *, quiet: bool) -> None:
     """Answers the questions on the images kept aside, scores them, writes exact_match.json."""
+    from llava_jax.train.distributed import on_main
     from llava_jax.train.evaluate import exact_match_on_holdout
 
     result = exact_match_on_holdout(config, export, quiet=quiet)
-    (workdir / "exact_match.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
-    print(f"exact match on the images kept aside: {result['mean']:.2%} of {result['n']} questions")
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    said = "no questions: data.holdout keeps none aside"
+    if result["n"]:
+        said = f"{result['mean']:.2%} of {result['n']} questions"
+
+    def write() -> None:
+        (workdir / "exact_match.json").write_text(text)
+        print(f"exact match on the images kept aside: {said}")
+
+    on_main(write)

@@ -33,7 +33,8 @@ def config_of(made, **changes):
 def curve(workdir):
     """What must be bit-identical between two runs: everything but the clock."""
     return [
-        {k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(workdir / METRICS)
+        {k: v for k, v in row.items() if not k.endswith("seconds")}
+        for row in read_metrics(workdir / METRICS)
     ]
 
 
@@ -68,11 +69,36 @@ def test_a_finished_run_is_not_run_again(uninterrupted, made):
     assert (export / "llava_jax.json").stat().st_mtime_ns == stamp
 
 
-def test_settings_that_come_too_late_for_a_finished_run_are_named(uninterrupted, made, caplog):
-    config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8, "lr": 1.0})
-    run_stages(config, uninterrupted[0], quiet=True)
-    assert "changed settings are not used: lr" in caplog.text
-    assert json.loads((uninterrupted[0] / "config.json").read_text())["lr"] == 3e-3
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lr": 1.0}, "finished with other settings: lr was 0.003 and is 1.0"),
+        ({"steps": 20}, "steps was 12 and is 20"),
+        ({"data.max_length": 300, "seed": 1}, "data.max_length was .* seed was"),
+    ],
+)
+def test_a_finished_run_refuses_other_settings(uninterrupted, made, changes, says):
+    workdir = uninterrupted[0]
+    config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8, **changes})
+    with pytest.raises(ConfigError, match=says) as info:
+        run_stages(config, workdir, quiet=True)
+    assert "another --workdir" in str(info.value)
+    assert json.loads((workdir / "config.json").read_text())["lr"] == 3e-3
+
+
+def test_a_finished_run_may_be_asked_again_from_elsewhere(uninterrupted, made):
+    config = config_of(made, **{"mesh.fsdp": 8, "save_every": 7, "data.threads": 0})
+    assert run_stages(config, uninterrupted[0], quiet=True) == uninterrupted[1]
+
+
+def test_more_steps_at_a_constant_rate_are_the_longer_run(made, tmp_path):
+    changes = {"warmup_ratio": 0.0, "lr_end_ratio": 1.0, "save_every": 1000}
+    run_stages(config_of(made, **changes, steps=6), tmp_path / "longer", quiet=True)
+    run_stages(config_of(made, **changes, steps=4), tmp_path / "twice", quiet=True)
+    run_stages(config_of(made, **changes, steps=6), tmp_path / "twice", quiet=True)
+    assert curve(tmp_path / "twice") == curve(tmp_path / "longer")
+    done = json.loads((tmp_path / "twice" / "done.json").read_text())
+    assert done == json.loads((tmp_path / "longer" / "done.json").read_text())
 
 
 def test_a_setting_of_a_later_stage_is_refused_before_the_first_begins(made, tmp_path):
@@ -86,14 +112,16 @@ def test_a_setting_of_a_later_stage_is_refused_before_the_first_begins(made, tmp
 
 
 def test_a_run_that_fails_still_draws_its_curve(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_jax.train.loop.MAX_BAD_STEPS", 1)
+    monkeypatch.setattr("llava_jax.train.steps.MAX_BAD_STEPS", 2)
     monkeypatch.setattr(
         "llava_jax.train.loop.make_step",
         lambda *_, **__: _never_finite,  # every step is bad
     )
-    with pytest.raises(LlavaError, match="non-finite"):
-        run_stages(config_of(made), tmp_path, quiet=True)
+    with pytest.raises(LlavaError, match="weights were finite"):
+        run_stages(config_of(made, save_every=1000), tmp_path, quiet=True)
     assert (tmp_path / "loss.png").exists()
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert saved == [len(curve(tmp_path))] == [3]  # the third had begun when the second was read
 
 
 def _never_finite(state, frozen, batch):
@@ -138,7 +166,7 @@ def test_asked_to_stop_it_saves_first(uninterrupted, made, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert "state saved" in out, out
-    assert process.returncode == 0, out
+    assert process.returncode == 75, out
     stopped_at = len(curve(tmp_path))
     assert stopped_at < 12
     run_stages(config_of(made, **changes), tmp_path, quiet=True)

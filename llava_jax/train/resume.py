@@ -1,0 +1,82 @@
+"""A work directory that holds a run already: what may differ when the same command comes again."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from llava_jax.errors import ConfigError
+from llava_jax.train.names import flat
+
+log = logging.getLogger(__name__)
+
+DONE, SETTINGS = "done.json", "config.json"
+
+MAY_CHANGE = (
+    # Where it runs, and how fast: the same numbers up to rounding.
+    *("mesh.*", "remat", "unroll_layers", "attention"),
+    *("data.threads", "data.prefetch", "data.cache_images", "data.cache_mb"),
+    # What is written, and when.
+    *("name", "save_every", "save_minutes", "keep_checkpoints", "exact_match"),
+    # Data that moved; the loader knows their content again by its digest.
+    *("data.path", "data.image_folder", "data.bad_*"),
+    "model.allow_pickle",
+)
+"""Settings (as patterns) that may differ when a run goes on. Any other one would make of the run's
+first part something that its last part is not."""
+
+
+def check_same(config: Any, workdir: Path) -> list[str]:
+    """The names of settings that differ from those the run in `workdir` has, all of them allowed to.
+
+    Empty where there is no run yet. Raises ConfigError naming the ones that are not.
+    """
+    path = workdir / SETTINGS
+    if not path.exists():
+        return []
+    before = dict(flat(json.loads(path.read_text())))
+    now = dict(flat(json.loads(settings_text(config))))
+    # A name that only one of the two has is of another version of this package.
+    changed = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
+    wrong = [n for n in changed if not _may_change(n, before, now, workdir)]
+    if not wrong:
+        return changed
+    shown = ", ".join(f"{n} was {before[n]!r} and is {now[n]!r}" for n in wrong[:3])
+    more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    done = "finished" if (workdir / DONE).exists() else "begun"
+    export = f", with model.init={workdir / 'export'} to start from its model"
+    raise ConfigError(
+        f"{workdir} holds a run {done} with other settings: {shown}{more}",
+        fix=f"name another --workdir{export if done == 'finished' else ''}, or set them back",
+    )
+
+
+def keep_settings(config: Any, workdir: Path) -> None:
+    """Writes the settings as JSON."""
+    temporary = workdir / f"{SETTINGS}.tmp"  # a kill must not leave half of them
+    temporary.write_text(settings_text(config))
+    temporary.replace(workdir / SETTINGS)
+
+
+def settings_text(config: Any) -> str:
+    """The settings as JSON, in one order."""
+    return config.to_json_best_effort(indent=1, sort_keys=True)
+
+
+def _may_change(name: str, before: dict[str, Any], now: dict[str, Any], workdir: Path) -> bool:
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE):
+        return True
+    if name in ("steps", "epochs"):
+        # A cosine over more steps would have had other rates from its first step on.
+        constant = not now["warmup_ratio"] and now["lr_end_ratio"] == 1
+        return constant and now[name] > before[name]
+    if name == "grad_accum":  # the mean over all tokens, however they are cut
+        return now["loss_average"] == "global" and now["loss_groups"] == 1
+    if name == "model.init":  # an earlier stage's model, in a work directory that was moved
+        here = Path(now[name]).absolute()
+        inside = here.is_relative_to(workdir.parent.absolute())
+        return inside and Path(before[name]).parts[-2:] == here.parts[-2:]
+    return False

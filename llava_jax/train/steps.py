@@ -1,0 +1,123 @@
+"""The steps of a run as the loop sees them: batches in, metrics out one step later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from llava_jax.data.account import join_counts
+from llava_jax.errors import LlavaError
+from llava_jax.train.control import Wishes
+from llava_jax.train.distributed import gather, is_main, together
+
+MAX_BAD_STEPS = 20
+"""Non-finite steps in a row after which a run stops instead of skipping on."""
+
+
+class Feed:
+    """The loader's batches. With several processes, what one loader raises is kept as `error`, and
+    its process goes on with empty batches, so that it takes part in the step after which all stop.
+    """
+
+    def __init__(self, loader: Any):
+        self.loader = loader
+        self.error: LlavaError | None = None
+
+    def next(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(batch, info) of the next step; raises what the loader does where this process is alone."""
+        if self.error is None:
+            try:
+                return next(self.loader)
+            except LlavaError as error:
+                if jax.process_count() == 1:
+                    raise
+                self.error = error
+        return self.loader.blank(), {"samples": 0, "tokens": 0}
+
+    def stop(self) -> None:
+        """Raises, in every process, what the loader of one of them raised."""
+
+        def fail() -> None:
+            if self.error is not None:
+                raise self.error
+
+        together(fail)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """The loader's state after `step` steps, with what all processes found."""
+        states = gather(self.loader.get_state())
+        if is_main():
+            self.loader.take_bad([row for state in states[1:] for row in state["bad"]])
+            states[0] = self.loader.get_state()
+        return {**states[0], "counts": join_counts([s["counts"] for s in states]), "step": step}
+
+    def report(self) -> dict[str, Any]:
+        """The loader's report, with what all processes found by the last `state`."""
+        reports = gather(self.loader.report())
+        return {**reports[0], **join_counts(reports)}
+
+
+class Metrics:
+    """Logs each step after the next one has begun: reading a value waits for it, and the device must
+    not wait for us.
+
+    loss: of the last step logged. failed: the first step that did not count, because some process
+    had no batch for it.
+    """
+
+    def __init__(self, run_log: Any, lr: Callable[[int], float], loss: float = math.nan):
+        self.loss, self.failed = loss, 0
+        self._log, self._lr, self._bad = run_log, lr, 0
+        self._pending: tuple[int, Any, Any] | None = None
+
+    def after(self, number: int, metrics: Any, info: Any, own: Wishes) -> Wishes:
+        """Takes the metrics of step `number` and logs the step before it; what was wished at that one.
+
+        With one process its `own` wishes count at once.
+        """
+        wished = self.drain()
+        self._pending = (number, metrics, info)
+        return own if jax.process_count() == 1 else wished
+
+    def drain(self) -> Wishes:
+        """Logs the step that waits, if any; what was wished when it began."""
+        if self._pending is None:
+            return Wishes()
+        (number, metrics, info), self._pending = self._pending, None
+        values = jax.device_get(metrics)
+        wishes = Wishes(*map(bool, values["wishes"]))
+        if wishes.failed:
+            self.failed = self.failed or number
+        else:
+            self._record(number, values, info)
+        return wishes
+
+    def check(self) -> None:
+        """Raises LlavaError when too many steps in a row were not finite."""
+        if self._bad >= MAX_BAD_STEPS:
+            raise LlavaError(
+                f"{self._bad} steps in a row had a non-finite loss or gradient; "
+                "the weights were finite when the run began",
+                fix="lower config.lr, or look for broken samples with llava-jax inspect",
+            )
+
+    def _record(self, number: int, values: Any, info: Any) -> None:
+        ok = bool(values["ok"])
+        self.loss, self._bad = float(values["loss"]), 0 if ok else self._bad + 1
+        self._log.step(
+            {
+                "step": number,
+                "loss": self.loss,
+                "micro_loss": [float(x) for x in values["micro_loss"]],
+                "grad_norm": float(values["grad_norm"]),
+                "lr": self._lr(number - 1),
+                "samples": info["samples"],
+                "tokens": info["tokens"],
+                "ok": ok,
+            }
+        )
+        if not ok:
+            self._log.note(f"step {number}: loss or gradient is not finite, update skipped")

@@ -1,0 +1,95 @@
+"""Which settings may change when a run goes on, and which are an error."""
+
+import json
+
+import pytest
+
+from llava_jax.errors import ConfigError
+from llava_jax.train.config_file import load_config
+from llava_jax.train.names import defaults
+from llava_jax.train.resume import DONE, MAY_CHANGE, SETTINGS, check_same, keep_settings
+
+
+def config(*changes):
+    return load_config("finetune_7b", [f"--config.{change}" for change in changes])
+
+
+def test_without_a_run_nothing_is_wrong(tmp_path):
+    assert check_same(config(), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["mesh.fsdp=4", "mesh.data=2"],
+        ["save_every=7", "save_minutes=1.5", "keep_checkpoints=9", "exact_match=True"],
+        ["data.threads=0", "data.path=moved.json", "data.image_folder=moved", "data.bad_limit=0.5"],
+        ["remat=none", "unroll_layers=True", "grad_accum=4"],
+    ],
+)
+def test_what_only_says_where_and_when_may_change(tmp_path, changes):
+    keep_settings(config(), tmp_path)
+    assert json.loads((tmp_path / SETTINGS).read_text())["lr"] == 2e-5
+    assert check_same(config(*changes), tmp_path) == sorted(c.partition("=")[0] for c in changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "lr=1.0",
+        "dtype=float32",
+        "steps=7",
+        "epochs=2.0",
+        "batch_size=64",
+        "data.pack=True",
+        "seed=1",
+    ],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_would_make_it_another_run_is_an_error(tmp_path, change, finished):
+    keep_settings(config(), tmp_path)
+    if finished:
+        (tmp_path / DONE).write_text("{}")
+    name = change.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"{name} was .* and is") as info:
+        check_same(config(change), tmp_path)
+    assert "another --workdir" in str(info.value)
+    assert (str(tmp_path / "export") in str(info.value)) == finished
+
+
+def test_accumulation_is_part_of_the_run_where_micro_batches_are_weighed_alike(tmp_path):
+    keep_settings(config("loss_average=micro"), tmp_path)
+    with pytest.raises(ConfigError, match="grad_accum"):
+        check_same(config("loss_average=micro", "grad_accum=2"), tmp_path)
+
+
+def test_more_steps_are_the_same_run_at_a_constant_rate_only(tmp_path):
+    constant = ["warmup_ratio=0.0", "lr_end_ratio=1.0"]
+    keep_settings(config(*constant, "steps=5"), tmp_path)
+    assert check_same(config(*constant, "steps=9"), tmp_path) == ["steps"]
+    with pytest.raises(ConfigError, match="steps was 5 and is 3"):
+        check_same(config(*constant, "steps=3"), tmp_path)
+
+
+def test_a_work_directory_may_be_moved_with_its_stages(tmp_path):
+    (tmp_path / "new" / "two").mkdir(parents=True)
+    keep_settings(config("model.init=old/one/export"), tmp_path / "new" / "two")
+    moved = config(f"model.init={tmp_path}/new/one/export")
+    assert check_same(moved, tmp_path / "new" / "two") == ["model.init"]
+    with pytest.raises(ConfigError, match=r"model\.init"):
+        check_same(config("model.init=elsewhere/one/export"), tmp_path / "new" / "two")
+
+
+def test_a_setting_that_another_version_of_this_package_has_is_passed_over(tmp_path):
+    keep_settings(config(), tmp_path)
+    kept = json.loads((tmp_path / SETTINGS).read_text())
+    del kept["save_minutes"]
+    (tmp_path / SETTINGS).write_text(json.dumps({**kept, "of_old": 1}))
+    assert check_same(config(), tmp_path) == []
+
+
+def test_the_table_names_settings_that_exist():
+    for pattern in MAY_CHANGE:
+        known = dict(defaults())
+        stem = pattern.rstrip("*").rstrip(".")
+        assert any(name.startswith(stem) for name in known), pattern
