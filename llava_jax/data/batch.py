@@ -117,8 +117,8 @@ def _targets(labels: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndar
     trained = trained[trained > 0]
     before = trained - 1
     # The first token of a later turn follows the prefix, not the turn that stands before it.
-    alien = (turns[before] != 0) & (turns[before] != turns[trained])
-    before[alien] = np.count_nonzero(turns == 0) - 1
+    other_turn = (turns[before] != 0) & (turns[before] != turns[trained])
+    before[other_turn] = np.count_nonzero(turns == 0) - 1
     return before.astype(np.int32), labels[trained].astype(np.int32)
 
 

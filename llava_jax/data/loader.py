@@ -25,7 +25,7 @@ from llava_jax.data.pixels import Cache, ImageStore, augment
 from llava_jax.data.plan import Plan, Seated, fits, make_plan
 from llava_jax.data.samples import MakeExample, Samples, example_maker
 from llava_jax.data.settings import DataSettings
-from llava_jax.errors import ConfigError, ImageError, SampleError
+from llava_jax.errors import ConfigError, ImageError, LlavaError
 from llava_jax.images.gate import CODES
 
 Batch = dict[str, np.ndarray]
@@ -270,7 +270,7 @@ class Loader:
                 place = int(places[other])
                 try:
                     seated = Seated(self._sample(place, other, epoch), wanted.seat, other, place)
-                except SampleError:
+                except LlavaError:
                     continue
                 if not fits(seated.sample, room):
                     continue
@@ -299,7 +299,7 @@ class Loader:
             return False
         try:
             self._pixels(Seated(self._sample(place, place, 0), 0, 0, place), 0)
-        except (SampleError, ImageError):
+        except LlavaError:
             return True
         return False
 

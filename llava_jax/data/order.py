@@ -2,7 +2,7 @@
 
 `group_by_modality_length` is the original's rule (llava/train/llava_trainer.py), exact when given the
 permutations it drew; our own permutations come from a seed, an epoch and a purpose, so the order of any
-epoch can be told without walking through the ones before it.
+epoch is known without walking through the ones before it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def seeded_permutations(seed: int, epoch: int) -> Permute:
 
 
 def lasting_random(*key: int) -> np.random.RandomState:
-    """Random numbers told by `key` alone, the same in every version of numpy.
+    """Random numbers determined by `key` alone, the same in every version of numpy.
 
     numpy keeps the streams of SeedSequence, MT19937 and RandomState for good (NEP 19), those of
     Generator not: a run must go on in the same order after an upgrade.
@@ -128,10 +128,10 @@ def split_to_even_chunks(
 
 
 def holdout(records: Sequence[dict], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """(training indices, indices kept aside): about `fraction` of the images, told by their paths.
+    """(training indices, indices kept aside): about `fraction` of the images, by a hash of their paths.
 
     All records of one image are on the same side, whatever else the data holds and in any order;
-    a record without an image is told by its id. Raises ConfigError for a fraction outside 0..1.
+    a record without an image goes by its id. Raises ConfigError for a fraction outside 0..1.
     """
     if not 0 <= fraction < 1:
         raise ConfigError(f"data.holdout {fraction} is not a fraction of 0 to below 1")

@@ -15,7 +15,7 @@ from llava_jax.data.check import Dataset
 from llava_jax.data.epoch import Epochs
 from llava_jax.data.records import image_paths
 from llava_jax.data.settings import DataSettings
-from llava_jax.errors import LlavaError, SampleError
+from llava_jax.errors import LlavaError
 
 MakeSample = Callable[[int, int, int], Expanded]
 """(place, seat, epoch) -> the sample. Raises SampleError."""
@@ -127,7 +127,7 @@ def _stand_in(
         place = int(places[other])
         try:
             sample = make(place, other, number)
-        except SampleError:
+        except LlavaError:
             continue
         if fits(sample, limit):
             return Seated(sample, seat, other, place)

@@ -63,12 +63,15 @@ def _records_of(values: list[Any], path: Path) -> list[Any]:
 def _may_have_doubled_keys(text: str, records: list[Any]) -> bool:
     """Whether a key stands more often in the text than in what was read. Cheap; may cry wolf.
 
-    A string equals a key in the raw text only as a whole string: quotes within one are escaped.
+    Within a string quotes are escaped, so that `"image":` in the raw text is a key.
     """
     dicts = [r for r in records if isinstance(r, Mapping)]
     turns = sum(len(c) for r in dicts if isinstance(c := r.get("conversations"), list))
     counts = {key: sum(key in r for r in dicts) for key in ("image", "conversations")}
-    return any(text.count(f'"{k}"') > n for k, n in {**counts, "value": turns}.items())
+    return any(
+        text.count(f'"{k}":') + text.count(f'"{k}" :') > n
+        for k, n in {**counts, "value": turns}.items()
+    )
 
 
 def read_all(paths: str | Sequence[str]) -> tuple[list[Any], list[str]]:

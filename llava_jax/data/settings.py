@@ -35,7 +35,7 @@ def split_paths(value: Any) -> tuple[str, ...]:
     """The paths of a setting: one, several with commas between them, or a tuple or list.
 
     A path that exists is taken as it is, commas and all. A leading ~ is the home folder: shells do
-    not expand it behind `--config.data.path=`.
+    not expand it after `--config.data.path=`.
     """
     if isinstance(value, (tuple, list)):
         parts = [str(v) for v in value]
