@@ -58,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", help="checkpoint folder or hub id")
+    p.add_argument("--base", help="model that an adapter or projector in --model belongs to")
+    p.add_argument("--vision-tower", help="CLIP of a checkpoint that comes without its own")
+    p.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
     p.add_argument("--tasks", help=f"comma-separated: {', '.join(TASKS)}")
     p.add_argument("--data", type=Path, help="folder with a sub-folder per benchmark, or one's own")
     p.add_argument("--images", type=Path, help="image folder, where it is not in the data folder")

@@ -43,13 +43,22 @@ class Asked:
         return np.asarray(broadcast_one_to_all(np.asarray(done))).tolist()
 
 
-def load_model(path: str, *, mesh: str | None = None, template: str | None = None) -> Asked:
-    """Loads a checkpoint folder or hub id.
+def load_model(
+    path: str,
+    *,
+    mesh: str | None = None,
+    template: str | None = None,
+    base: str | None = None,
+    vision_tower: str | None = None,
+    allow_pickle: bool = False,
+) -> Asked:
+    """Loads a checkpoint folder, a hub id, or "tiny".
 
     Args:
       mesh: "DATA,FSDP,TENSOR" sizes, one of which may be -1 for what is left; by default the model
         is split over all devices there are, and not at all on one.
       template: conversation template; by default the model's own.
+      base, vision_tower, allow_pickle: as in llava_jax.load.
     """
     import jax
 
@@ -60,7 +69,8 @@ def load_model(path: str, *, mesh: str | None = None, template: str | None = Non
         chosen = make_mesh() if jax.device_count() > 1 else None
     else:
         chosen = make_mesh(*parse_mesh(mesh))
-    asked = Asked(load(path, mesh=chosen), template, jax.process_index() == 0)
+    model = load(path, mesh=chosen, base=base, vision_tower=vision_tower, allow_pickle=allow_pickle)
+    asked = Asked(model, template, jax.process_index() == 0)
     if asked.template != "vicuna_v1":
         logger.warning("template %s; the paper's is vicuna_v1", asked.template)
     return asked

@@ -200,7 +200,14 @@ def run_command(args: argparse.Namespace) -> int:
             raise LlavaError(f"--{name.replace('_', '-')} must be at least 1")
     for task in tasks:  # a missing file shows before the model is loaded
         task.questions(task_folder(args.data, task), options)
-    model = load_model(args.model, mesh=args.mesh, template=args.template)
+    model = load_model(
+        args.model,
+        mesh=args.mesh,
+        template=args.template,
+        base=args.base,
+        vision_tower=args.vision_tower,
+        allow_pickle=args.allow_pickle,
+    )
     settings = Settings(
         data=args.data,
         out=args.out,

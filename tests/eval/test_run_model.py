@@ -178,3 +178,28 @@ def test_killed_process_goes_on(sets, checkpoint, tmp_path):
         assert first == second
         assert len(pair[1]) == len(second) == count
     assert (killed / "report" / "index.html").exists()
+
+
+def test_an_adapter_without_a_tower_is_evaluated(tmp_path, sets, capsys):
+    """--vision-tower, --base and --allow-pickle are those of convert and chat."""
+    from dataclasses import replace
+
+    from llava_jax.config import LoraConfig
+    from llava_jax.convert import Checkpoint, load_checkpoint, save_checkpoint
+    from tests.convert.tiny import random_params
+
+    pytest.importorskip("torch")
+    made = load_checkpoint("tiny")
+    base = save_checkpoint(made, tmp_path / "base", to="original")
+    tower = (base / "vision_tower").rename(tmp_path / "clip")
+    config = replace(made.config, lora=LoraConfig(2, 4.0, 0.0))
+    trained = Checkpoint(config, random_params(config), made.tokenizer)
+    pair = save_checkpoint(trained, tmp_path / "pair", to="lora")
+    words = ["eval", "--model", str(pair), "--tasks", "pope", "--data", str(sets)]
+    words += ["--out", str(tmp_path / "out"), "--limit", "1", "--batch-size", "1"]
+    for option in (["--allow-pickle"], ["--base", str(base)], ["--vision-tower", str(tower)]):
+        assert main(words) == 2
+        assert option[0] in capsys.readouterr().err
+        words += option
+    assert main([*words, "--max-new-tokens", "2"]) == 0
+    assert "answered 1 of 1" in capsys.readouterr().out
