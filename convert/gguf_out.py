@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LanguageConfig, LlavaConfig
-from llava_jax.convert import keymap, output
+from llava_jax.convert import keymap, lora, output
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy
 from llava_jax.convert.opening import open_source
@@ -78,7 +78,9 @@ def write_gguf(
     """
     if kind not in TYPES:
         raise WeightError(f"gguf type {kind!r} is unknown", fix=f"one of {', '.join(TYPES)}")
-    source = open_source(src, replace(options or Options(), merge=True))
+    options = options or Options()
+    source = open_source(src, replace(options, merge=options.dtype is not None))
+    source = lora.merge(source, np.dtype(np.float32))  # the sum is rounded once, to `kind`
     check_tokens(source)
     source = original_rows(source)
     check_supported(source.config)

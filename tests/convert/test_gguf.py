@@ -10,8 +10,10 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 import llava_jax
-from llava_jax.convert import convert, load_checkpoint
+from llava_jax.config import LoraConfig
+from llava_jax.convert import convert, load_checkpoint, save_checkpoint
 from llava_jax.convert.gguf_out import interleaved, language_tensors, mmproj_tensors, write_gguf
+from llava_jax.convert.lazy import float_dtype
 from llava_jax.convert.opening import open_source
 from llava_jax.convert.write import Target
 from llava_jax.errors import WeightError
@@ -47,6 +49,25 @@ def test_tensors_are_read_back(source, kind, tmp_path):
             np.testing.assert_allclose(back, value, atol=bound, rtol=0)
             if value.ndim == 1:
                 assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_a_merged_adapter_is_rounded_once(source, kind, tmp_path):
+    """Not first to the type of its base, which is bfloat16 here."""
+    made = load_checkpoint(source)
+    config = replace(made.config, lora=LoraConfig(rank=3, alpha=6.0))
+    params = tiny.random_params(config)
+    bf16 = float_dtype("bf16")
+    params = {n: p if ".lora_" in n else p.astype(bf16) for n, p in params.items()}
+    save_checkpoint(replace(made, config=config, params=params), tmp_path / "a")
+    write_gguf(tmp_path / "a", tmp_path / "b", kind=kind)
+    reader = gguf.GGUFReader(tmp_path / "b" / f"model-{kind}.gguf")
+    at = "language.layers.mlp.up"
+    found = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight")
+    update = params[f"{at}.lora_a"][1] @ params[f"{at}.lora_b"][1]
+    want = (params[f"{at}.kernel"][1].astype(np.float32) + np.float32(2) * update).T
+    bound = {"f32": 1e-6, "f16": 1e-3}[kind]  # bfloat16 would be 8e-3 off
+    np.testing.assert_allclose(found.data.astype(np.float32), want, rtol=bound, atol=bound)
 
 
 def test_sizes_and_vocabulary(source, tmp_path):
