@@ -58,17 +58,12 @@ def overrides(model: Path, data: Path, **changes) -> list[str]:
         "model.init": model,
         "data.path": data,
         "data.image_folder": data.parent,
-        "data.length_buckets": "(384,)",
-        "data.image_buckets": "(1,)",
-        "data.target_buckets": "(16,)",
         "data.max_length": 384,
         "batch_size": 8,
         "steps": 12,
         "save_every": 4,
         "lr": 3e-3,
         "dtype": "float32",
-        "remat": "none",
-        "unroll_layers": True,
         **changes,
     }
     return [f"--config.{name}={value}" for name, value in values.items()]
