@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import os
 import shlex
 import signal
@@ -17,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from llava_jax.errors import LlavaError, PromptError
+from llava_jax.errors import LlavaError, PromptError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -237,8 +236,7 @@ class Session:
         if name in self.commands:
             self.commands[name](rest)
             return
-        near = difflib.get_close_matches(name, [*self.commands, "quit"], n=1)
-        fix = f"did you mean /{near[0]}?" if near else "see /help"
+        fix = did_you_mean(name, [*self.commands, "quit"], "/{}") or "see /help"
         if os.path.isfile(f"/{name} {rest}".strip()):  # dropped into the terminal, perhaps
             fix = "/image FILE shows a file"
         raise PromptError(f"there is no /{name}", fix=fix)

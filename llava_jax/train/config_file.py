@@ -8,7 +8,6 @@ error where it is set.
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 import traceback
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llava_jax.configs import common
-from llava_jax.errors import ConfigError, LlavaError
+from llava_jax.errors import ConfigError, LlavaError, did_you_mean
 from llava_jax.train.names import check_name, defaults, flat, hint, near_setting
 from llava_jax.train.overrides import check_type, set_override
 
@@ -65,11 +64,8 @@ def find_config(name: str) -> Path:
         if candidate.is_file():
             return candidate
     known = list(shipped_configs())
-    near = difflib.get_close_matches(bare.stem, known, n=1)
-    raise ConfigError(
-        f"no config file {name!r}",
-        fix=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}",
-    )
+    fix = did_you_mean(bare.stem, known, "{!r}") or f"one of {', '.join(known)}"
+    raise ConfigError(f"no config file {name!r}", fix=fix)
 
 
 # The file ------------------------------------------------------------------------------------------
