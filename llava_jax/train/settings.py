@@ -87,7 +87,8 @@ NEEDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def check_settings(config: Any) -> None:
     """Raises ConfigError, naming the setting, for a value that no run could mean.
 
-    config: a whole stage, as llava_jax.train.stages.split_stages gives it. Nothing is read.
+    config: a whole stage, as llava_jax.train.stages.split_stages gives it. Files are looked for, not
+    read.
     """
     settings = dict(flat(config))
     for name, choices in CHOICES.items():
@@ -156,6 +157,8 @@ def _check_data(config: Any) -> None:
     if data.holdout == 1:
         raise ConfigError("data.holdout is 1: nothing is left to train")
     for file in data_files(data):
+        if file.weight and not Path(file.path).is_file():
+            raise ConfigError(f"{file.path}: no such data file", fix="set data.path")
         if file.image_folder and not Path(file.image_folder).is_dir():
             raise ConfigError(f"data.image_folder: there is no folder {file.image_folder}")
 

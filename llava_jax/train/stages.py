@@ -31,9 +31,10 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
 
     check_joined()
     check_devices(stages)
-    # The first stage looks at its own data and model, unless a model is made for it first.
-    check_data_files(stages if config.model.make else stages[1:])
-    if not config.model.make:
+    # The first stage looks at its data itself, but after a model was made or downloaded.
+    late = config.model.make or not Path(config.model.init).exists()
+    check_data_files(stages if late else stages[1:])
+    if not config.model.make and len(stages) > 1:
         check_model(stages)
     workdir.mkdir(parents=True, exist_ok=True)
     with hold(workdir):
@@ -93,15 +94,11 @@ def check_model(stages: Sequence[tuple[str, Any]]) -> None:
 
     Only headers of its files are read.
     """
-    from llava_jax.convert.opening import open_source
-    from llava_jax.convert.source import Options
+    from llava_jax.train.model_io import open_model
 
-    m = stages[0][1].model
-    if not m.init:
-        raise ConfigError("model.init is empty", fix="name a checkpoint folder or hub id")
-    options = Options(m.base or None, m.vision_tower or None, m.allow_pickle)
-    model = open_source(m.init, options).config
-    for _, stage in stages:
+    (_, first), *later = stages
+    model = open_model(first).config
+    for _, stage in later:
         model = fit_model(stage, model)
 
 

@@ -138,10 +138,12 @@ def test_the_documented_line_is_understood_from_any_folder(name, tmp_path, monke
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_setting_passes_the_checks_that_need_no_files(name, tmp_path):
-    from llava_jax.train.stages import split_stages
-
-    words = [f"--config.data.path={tmp_path}/a.json", f"--config.data.image_folder={tmp_path}"]
+def test_every_setting_passes_the_checks_before_a_model(name, tmp_path):
+    for file in ("mine", "captions", "instruct"):
+        (tmp_path / f"{file}.json").touch()
+    words = [f"--config.data.path={tmp_path}/mine.json", f"--config.data.image_folder={tmp_path}"]
+    if "data_folder" in load_config(name, []):
+        words = [f"--config.data_folder={tmp_path}"]
     for _, stage in split_stages(load_config(name, words)):
         check_settings(stage)
 

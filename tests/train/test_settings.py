@@ -69,6 +69,8 @@ def test_our_own_settings_pass(name, data):
         ("data.threads=-1", "data.threads is -1"),
         ("data.version=v9", "data.version 'v9' is unknown (one of default, v0, v1"),
         ("data.path=", "data.path is empty"),
+        ("data.path=/no/where.json", "/no/where.json: no such data file"),
+        ("data.path=/no/a.json,/no/b.json", "/no/a.json: no such data file"),
         ("data.image_folder=/no/where", "there is no folder /no/where"),
         ("lr=inf", "lr is inf, not a number"),
         ("seed=-1", "seed is -1, not at least 0"),
