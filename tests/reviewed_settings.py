@@ -47,9 +47,7 @@ ROWS = [
         "rehearsal/*",
         "rehearsal/test_full_length.py::test_a_whole_epoch_at_the_real_lengths",
     ),
-    Row(
-        "data.max_length", "train/run.py train/test_heldout.py", "the tiny model has 512 positions"
-    ),
+    Row("data.max_length", "train/*", "the tiny model has 512 positions"),
     Row(
         "data.max_length",
         "data/test_loader.py",
@@ -80,7 +78,7 @@ ROWS = [
     Row("mesh.fsdp", "train/* rehearsal/test_layouts.py", RECIPES),
     Row("mesh.tensor", "train/* rehearsal/test_layouts.py", RECIPES),
     Row("mesh.tensor", "configs/test_configs.py", ITSELF),
-    Row("grad_accum", "rehearsal/* train/test_heldout.py", RECIPES),
+    Row("grad_accum", "rehearsal/* train/*", RECIPES),
     # Optimisation.
     Row(
         "lr",
@@ -89,7 +87,7 @@ ROWS = [
     ),
     Row(
         "lr",
-        "test_cli.py train/test_config_file.py train/test_loop.py train/test_settings.py",
+        "test_cli.py train/*",
         ITSELF,
     ),
     Row("lr", "parity/test_golden_training.py", "as in the original's run that is compared with"),
@@ -114,10 +112,11 @@ ROWS = [
         "as in the original's run that is compared with",
     ),
     Row("projector_lr", "configs/test_configs.py train/test_step.py", RECIPES),
-    Row("warmup_ratio", "train/test_step.py", RECIPES),
+    Row("warmup_ratio", "train/*", RECIPES),
+    Row("lr_end_ratio", "train/*", RECIPES),
     Row("weight_decay", "train/test_step.py", RECIPES),
     Row("optimizer", "train/test_loop.py", ITSELF),
-    Row("loss_average", "train/test_loop.py", ITSELF),
+    Row("loss_average", "train/*", ITSELF),
     Row("loss_groups", "rehearsal/test_mistakes.py train/test_settings.py", ITSELF),
     Row("trainable", "rehearsal/test_field.py train/*", RECIPES),
     Row(
@@ -130,14 +129,14 @@ ROWS = [
         "train/test_loop.py",
         "rehearsal/test_recipes.py::test_every_recipe_runs_on_the_mixture",
     ),
-    Row("seed", "data/*", RECIPES),
+    Row("seed", "data/* train/test_loop.py", RECIPES),
     Row(
         "seed",
         "train/test_heldout.py",
         "the held-out part of a seed; another seed has another part",
     ),
     Row("save_every", "train/* rehearsal/test_interrupted.py", RECIPES),
-    Row("exact_match", "rehearsal/test_small_job.py", RECIPES),
+    Row("exact_match", "rehearsal/test_small_job.py train/*", RECIPES),
     # Data.
     Row("data.augment", "data/test_loader.py", ITSELF),
     Row(
@@ -149,7 +148,7 @@ ROWS = [
     Row("data.cache_images", "data/test_loader.py", ITSELF),
     Row("data.compat", "data/test_make_loader.py", ITSELF),
     Row("data.group_by_modality", "data/*", "data/test_loader.py::test_every_sample_once_an_epoch"),
-    Row("data.holdout", "data/* train/test_heldout.py", RECIPES),
+    Row("data.holdout", "data/* train/*", RECIPES),
     Row(
         "data.holdout",
         "rehearsal/test_small_job.py",
@@ -165,7 +164,7 @@ ROWS = [
         "data/test_epoch.py::test_packed_rows_serve_every_micro_batch_of_an_epoch",
     ),
     Row("data.shuffle", "data/*", RECIPES),
-    Row("data.threads", "data/*", RECIPES),
+    Row("data.threads", "data/* train/test_loop.py", RECIPES),
     Row(
         "data.turns", "data/*", "data/test_make_loader.py::test_a_conversation_ends_up_in_the_batch"
     ),
@@ -175,5 +174,7 @@ ROWS = [
         "data/* rehearsal/test_mistakes.py",
         "data/test_make_loader.py::test_a_conversation_ends_up_in_the_batch",
     ),
-    Row("data.weights", "data/*", RECIPES),
+    Row("data.max_pixels", "data/test_pixels.py", ITSELF),
+    Row("data.max_side", "data/test_pixels.py", ITSELF),
+    Row("data.weights", "data/* configs/test_configs.py", RECIPES),
 ]
