@@ -82,7 +82,7 @@ class BadSamples:
             count = self._kinds[bad.kind]
             if count <= SHOWN:
                 log.warning("sample %s is left out: %s", bad.id, bad.reason)
-            if count == SHOWN:
+            elif count == SHOWN + 1:
                 log.warning("further samples of this kind are counted without a line each")
         self._judge(bad)
 

@@ -156,6 +156,12 @@ def _checked(
             turns, images = check_record(record, name)
             if not s.compat:
                 check_turns(turns, images, name, caption=caption)
+            if len(images) > s.image_buckets[-1]:
+                raise SampleError(
+                    f"sample {name}: {len(images)} images are more than the largest of "
+                    f"data.image_buckets, {s.image_buckets[-1]}",
+                    fix="add a larger one to data.image_buckets",
+                )
         except SampleError as e:
             reason = e.message.removeprefix(f"sample {record_name(record, name)}: ")
             reason = reason.removeprefix(f"sample {name}: ")

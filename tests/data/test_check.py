@@ -129,6 +129,14 @@ def test_reasons_are_grouped_by_kind(folder):
     assert "rename the key `images` to `image`" in str(e.value.fix)
 
 
+def test_more_images_than_a_row_has_places_for(folder):
+    many = record("many", ["coco/1.png"] * 3, "<image>" * 3)
+    data = open_data(settings(folder, [*GOOD, many], image_buckets=(0, 1, 2)))
+    (row,) = data.bad.rows()
+    assert row["id"] == "many"
+    assert row["reason"] == "3 images are more than the largest of data.image_buckets, 2"
+
+
 def test_tags_that_do_not_match_are_said_once_by_kind(folder, caplog):
     odd = [
         record("a", "coco/1.png", "What?"),
