@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from llava_jax.config import LlavaConfig
+from llava_jax.errors import WeightError
 from llava_jax.generate.layout import Prompt, lay_out, length_bucket, room_bucket
 from llava_jax.generate.sampling import Controls, Sampling
 from llava_jax.llama import KVCache
@@ -180,7 +181,11 @@ class Decoding:
         return [ids[n:] for ids, n in zip(self.ids, before)]
 
     def _take(self, chosen: Chosen, prompt_ids: list[list[int]] | None) -> None:
-        """Adds the tokens of one call to the rows."""
+        """Adds the tokens of one call to the rows.
+
+        Raises WeightError where the model gave no finite logits: argmax would take the first token
+        of the vocabulary, which shows nothing, until the budget is spent.
+        """
         tokens, logprobs = np.asarray(chosen.tokens), np.asarray(chosen.logprobs)
         logits = None if chosen.logits is None else np.asarray(chosen.logits)
         count = int(chosen.count)
@@ -192,6 +197,11 @@ class Decoding:
         for row in np.flatnonzero(~self.done):
             new = tokens[row, :count]
             new = new[new >= 0]
+            if not np.isfinite(logprobs[row, : len(new)]).all():
+                raise WeightError(
+                    "the model's logits are not finite (NaN or infinity)",
+                    fix="llava-jax inspect MODEL --values names the weights that are not",
+                )
             self.ids[row] += new.tolist()
             self.logprobs[row] += logprobs[row, : len(new)].tolist()
             if logits is not None:

@@ -83,7 +83,7 @@ def check_finite(params: Params, name: str) -> None:
     more = f", nor are {len(bad) - 1} more tensors" if len(bad) > 1 else ""
     raise WeightError(
         f"{name}: {first} is not finite{layer}{more}",
-        fix="get the checkpoint anew, or from before the run that spoiled it",
+        fix="llava-jax inspect MODEL --values lists them; take a checkpoint from before",
     )
 
 

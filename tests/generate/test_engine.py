@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llava_jax import llava
-from llava_jax.errors import PromptError
+from llava_jax.errors import PromptError, WeightError
 from llava_jax.generate import Generator, Prompt, Sampling, decoding
 from llava_jax.generate.layout import lay_out
 from llava_jax.sharding import make_mesh
@@ -231,3 +231,13 @@ def test_half_precision_parameters_run_in_half_precision():
     assert own.compute.dtype == jax.numpy.bfloat16
     (out,) = own.generate([prompt(5, 1)], Sampling(max_new_tokens=3))
     assert len(out.ids) == 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["language.head.kernel", "language.layers.mlp.up.kernel"])
+def test_logits_that_are_no_numbers_are_an_error_and_no_empty_answer(name, value):
+    broken = {n: np.array(v) for n, v in params(CONFIG).items()}
+    broken[name][..., 3] = value
+    with pytest.raises(WeightError, match="logits are not finite") as info:
+        Generator(CONFIG, broken).generate([prompt(6)], Sampling(max_new_tokens=4))
+    assert "inspect MODEL --values" in str(info.value)

@@ -128,12 +128,18 @@ def test_variables_that_contradict_each_other(env, says):
 def test_the_only_process_of_a_host_takes_all_its_gpus():
     """jax gives a process of SLURM or Open MPI one GPU, by its place on the host."""
     env = {**STEP, "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
-    assert "local_device_ids" not in find_job(env).arguments
+
+    def arguments(env):
+        job = find_job(env)
+        assert job
+        return job.arguments
+
+    assert "local_device_ids" not in arguments(env)
     alone = {**env, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
-    assert find_job(alone).arguments["local_device_ids"] == [0, 1, 2, 3]
-    assert "local_device_ids" not in find_job({**alone, "JAX_LOCAL_DEVICE_IDS": "1"}).arguments
+    assert arguments(alone)["local_device_ids"] == [0, 1, 2, 3]
+    assert "local_device_ids" not in arguments({**alone, "JAX_LOCAL_DEVICE_IDS": "1"})
     four = {**env, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
-    assert "local_device_ids" not in find_job(four).arguments
+    assert "local_device_ids" not in arguments(four)
 
 
 def test_processes_that_were_not_joined_do_not_train_beside_each_other(monkeypatch):

@@ -1,0 +1,101 @@
+"""The model of a run: weights that are not finite, adapters that are continued, no tokenizer."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from llava_jax.config import LoraConfig
+from llava_jax.convert import load_checkpoint, save_checkpoint
+from llava_jax.errors import ConfigError, WeightError
+from llava_jax.llava import init_params
+from llava_jax.sharding import make_mesh
+from llava_jax.train import model_io
+from llava_jax.train.cli import load_config
+from llava_jax.train.model_io import check_finite, open_model, read_params
+from llava_jax.train.stages import run_stages
+from tests.tiny import CONFIG, random_params
+from tests.train.run import make_data, make_model, overrides
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model_io")
+    data = make_data(folder / "data", 8)
+    return make_model(folder, data), data
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_named_before_the_first_step(made, tmp_path, value):
+    checkpoint = load_checkpoint(made[0])
+    params = {name: np.array(v) for name, v in checkpoint.params.items()}
+    params["language.layers.mlp.up.kernel"][1, 0, 0] = value
+    params["projector.linear_0.bias"][2] = value
+    broken = dataclasses.replace(checkpoint, params=params)
+    folder = save_checkpoint(broken, tmp_path / "broken", to="jax")
+    config = load_config("common", overrides(folder, made[1]))
+    with pytest.raises(WeightError) as info:
+        run_stages(config, tmp_path / "run", quiet=True)
+    text = str(info.value)
+    assert str(folder) in text
+    assert "projector.linear_0.bias is not finite, nor are 1 more tensors" in text
+    assert "inspect MODEL --values" in text
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_layer_is_named_and_what_is_never_run_is_not_looked_at():
+    params = random_params(CONFIG, 1)
+    check_finite(params, "model")
+    unused = {n: v * np.nan for n, v in params.items() if n.startswith("vision.tail.")}
+    assert unused
+    check_finite({**params, **unused}, "model")
+    name = "language.layers.attn.q.kernel"
+    broken = {**params, name: params[name].at[1, 3, 2].set(np.inf)}
+    with pytest.raises(WeightError, match=f"{name} is not finite in layer 1"):
+        check_finite(broken, "model")
+
+
+@pytest.fixture(scope="module")
+def adapter(made, tmp_path_factory):
+    """The model with trained adapters of rank 4 and alpha 8."""
+    checkpoint = load_checkpoint(made[0])
+    config = dataclasses.replace(checkpoint.config, lora=LoraConfig(4, 8.0, 0.0))
+    params = {**init_params(config), **checkpoint.params}
+    params = {n: v + 0.1 if n.endswith(".lora_b") else v for n, v in params.items()}
+    whole = dataclasses.replace(checkpoint, config=config, params=params)
+    return save_checkpoint(whole, tmp_path_factory.mktemp("adapter") / "model", to="jax")
+
+
+def test_an_adapter_that_is_continued_keeps_its_rank_and_alpha(made, adapter):
+    def config(**changes):
+        trainable = "('projector','lora')"
+        return load_config("common", overrides(adapter, made[1], trainable=trainable, **changes))
+
+    assert open_model(config()).config.lora == LoraConfig(4, 8.0, 0.0)
+    same = open_model(config(lora_rank=4, lora_alpha=8.0, lora_dropout=0.1)).config.lora
+    assert same == LoraConfig(4, 8.0, 0.1)
+    for other in ({"lora_rank": 4}, {"lora_rank": 8, "lora_alpha": 8.0}):
+        with pytest.raises(ConfigError, match="rank 4, alpha 8") as info:
+            open_model(config(**other))
+        assert "lora_rank=0" in str(info.value)
+
+
+def test_a_model_without_tokenizer_is_refused_before_its_weights_are_read(
+    made, tmp_path, monkeypatch
+):
+    folder = tmp_path / "model"
+    shutil.copytree(made[0], folder)
+    for path in folder.rglob("tokenizer*"):
+        path.unlink()
+    monkeypatch.setattr(model_io, "read_params", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(ConfigError, match=r"there is no tokenizer"):
+        run_stages(load_config("common", overrides(folder, made[1])), tmp_path / "run", quiet=True)
+
+
+def test_a_new_adapter_is_made_where_it_lies(made):
+    changes = {"lora_rank": 4, "trainable": "('lora',)"}
+    opened = open_model(load_config("common", overrides(*made, **changes)))
+    params = read_params(opened, 0, make_mesh(fsdp=8))
+    kernel = params["language.layers.attn.q.lora_a"]
+    assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
