@@ -6,13 +6,16 @@ process and with many, and must be called by all of them in the same order.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.util
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -72,7 +75,8 @@ def initialize(*, timeout: int = JOIN_SECONDS) -> bool:
     """Joins the processes that the environment names; True if this run has several.
 
     Call it before anything touches a device. Does nothing where the processes are joined already,
-    or there is only one. Raises ConfigError when the others do not come within `timeout` seconds.
+    or there is only one. Raises ConfigError where they cannot be joined; when the others do not come
+    within `timeout` seconds, the process says so and ends with exit code 2.
     """
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
@@ -82,16 +86,17 @@ def initialize(*, timeout: int = JOIN_SECONDS) -> bool:
     # Has no effect but on the CPU, which has no other way to talk.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(
-            **job.arguments, initialization_timeout=timeout, shutdown_timeout_seconds=60
-        )
+        with _deadline(job, timeout):
+            jax.distributed.initialize(
+                **job.arguments, initialization_timeout=timeout + 60, shutdown_timeout_seconds=60
+            )
     except ValueError as error:
         if job.count is None:
             log.debug("jax finds no cluster: %s", error)
             return False
         raise _not_joined(job, str(error)) from error
     except RuntimeError as error:
-        raise _not_joined(job, str(error), timeout) from error
+        raise _not_joined(job, str(error)) from error
     log.info("process %d of %d (%s)", jax.process_index() + 1, jax.process_count(), job.by)
     return jax.process_count() > 1
 
@@ -110,6 +115,27 @@ def check_joined() -> None:
             fix="call llava_jax.train.distributed.initialize() before anything uses jax, or set "
             "JAX_NUM_PROCESSES=1 for runs of their own",
         )
+
+
+@contextlib.contextmanager
+def _deadline(job: Job, timeout: int) -> Iterator[None]:
+    """Ends the process with one line after `timeout` seconds within the context.
+
+    Not an exception: jax waits in C++, and at its own timeout it aborts with a stack trace.
+    """
+
+    def end() -> None:
+        error = _not_joined(job, f"waited {timeout} s for the others")
+        print(f"llava-jax: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(timeout, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _explicit(env: Mapping[str, str]) -> Job | None:
@@ -208,11 +234,10 @@ def _number(env: Mapping[str, str], name: str) -> int:
         raise ConfigError(f"{name} is {env[name]!r}, not a number") from None
 
 
-def _not_joined(job: Job, reason: str, timeout: int | None = None) -> ConfigError:
+def _not_joined(job: Job, reason: str) -> ConfigError:
     count = f"{job.count} processes" if job.count else "the processes"
-    when = f" within {timeout} s" if timeout else ""
     return ConfigError(
-        f"{count} ({job.by}) did not join{when}: {' '.join(reason.split())[:200]}",
+        f"{count} ({job.by}) did not join: {' '.join(reason.split())[:200]}",
         fix="look at the logs of the others, and whether they reach the first one's host and port",
     )
 

@@ -1,5 +1,9 @@
 """Which run of several processes the environment means, and what one process does with it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from llava_jax.errors import ConfigError
@@ -159,3 +163,20 @@ def test_one_process_agrees_with_itself(monkeypatch):
     assert done == [1]
     with pytest.raises(ConfigError, match="mine"):
         together(lambda: (_ for _ in ()).throw(ConfigError("mine")))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_when_the_others_do_not_come_one_line_says_so(index):
+    code = "from llava_jax.train.distributed import initialize; initialize(timeout=3)"
+    env = {
+        **os.environ,
+        "JAX_COORDINATOR_ADDRESS": "localhost:29341",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("llava-jax:")]
+    assert "2 processes (JAX_NUM_PROCESSES) did not join: waited 3 s" in line
