@@ -34,7 +34,9 @@ class Bad(NamedTuple):
     fix: str | None = None
 
     def row(self) -> dict[str, Any]:
-        return {"index": self.index, "id": self.id, "reason": self.reason, "kind": self.kind}
+        """JSON-ready, as the report lists it: the fix goes with the reason."""
+        reason = f"{self.reason} ({self.fix})" if self.fix else self.reason
+        return {"index": self.index, "id": self.id, "reason": reason, "kind": self.kind}
 
 
 def bad_sample(

@@ -134,7 +134,10 @@ def test_more_images_than_a_row_has_places_for(folder):
     data = open_data(settings(folder, [*GOOD, many], image_buckets=(0, 1, 2)))
     (row,) = data.bad.rows()
     assert row["id"] == "many"
-    assert row["reason"] == "3 images are more than the largest of data.image_buckets, 2"
+    assert row["reason"] == (
+        "3 images are more than the largest of data.image_buckets, 2 "
+        "(add a larger one to data.image_buckets)"
+    )
 
 
 def test_tags_that_do_not_match_are_said_once_by_kind(folder, caplog):
