@@ -131,7 +131,7 @@ def _note(scores: dict[str, Any], follow_ups: dict[str, Any]) -> str:
 
 
 def _size(model: Any, folder: Path) -> str:
-    count = sum(value.size for value in model.generator.params().values())
+    count = sum(value.size for _, value in model.generator.params())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{count:,} parameters, {size / 1e6:.1f} MB on disk"
 
