@@ -226,7 +226,10 @@ def test_wheel_runs_outside_the_checkout(built, tmp_path):
     assert all(Path(found[n]).is_relative_to(tmp_path / "venv") for n in ["file", *INNER])
     assert found["top"] == []
     assert found["version"] == __version__
-    assert "commands:" in run(tmp_path / "venv" / "bin" / "llava-jax", "--help", cwd=tmp_path)
+    command = tmp_path / "venv" / "bin" / "llava-jax"
+    assert "commands:" in run(command, "--help", cwd=tmp_path)
+    shown = run(command, "train", "--config", "finetune_task_lora_7b", "--show", cwd=tmp_path)
+    assert "name = 'finetune_task_lora_7b'" in shown
 
 
 def test_wheel_runs_inside_a_checkout(built, tmp_path):
