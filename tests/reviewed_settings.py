@@ -126,7 +126,12 @@ ROWS = [
     ),
     Row(
         "lora_alpha",
-        "train/test_loop.py",
+        "train/*",
+        "rehearsal/test_recipes.py::test_every_recipe_runs_on_the_mixture",
+    ),
+    Row(
+        "lora_dropout",
+        "train/*",
         "rehearsal/test_recipes.py::test_every_recipe_runs_on_the_mixture",
     ),
     Row("seed", "data/* train/test_loop.py", RECIPES),
@@ -163,7 +168,8 @@ ROWS = [
         "data/test_loader.py",
         "data/test_epoch.py::test_packed_rows_serve_every_micro_batch_of_an_epoch",
     ),
-    Row("data.shuffle", "data/*", RECIPES),
+    Row("data.shuffle", "data/* train/test_data.py", RECIPES),
+    Row("data.image_buckets", "data/*", RECIPES),
     Row("data.threads", "data/* train/test_loop.py", RECIPES),
     Row(
         "data.turns", "data/*", "data/test_make_loader.py::test_a_conversation_ends_up_in_the_batch"
