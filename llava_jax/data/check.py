@@ -25,7 +25,7 @@ from llava_jax.data.settings import DataFile, DataSettings, data_files
 from llava_jax.errors import SampleError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.labels import training_version
-from llava_jax.text.records import check_turns, tag_note
+from llava_jax.text.records import TAG_NOTES, check_turns, tag_note
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,8 @@ def _say_notes(notes: Mapping[str, list[int]], records: Sequence[Any], used: set
         ids = [record_id(records[i], i) for i in places if i in used]
         if ids:
             shown = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
-            log.warning("%s: %d of %d samples (%s)", note, len(ids), len(used), shown)
+            means = TAG_NOTES[note]
+            log.warning("%s: %d of %d samples (%s): %s", note, len(ids), len(used), shown, means)
 
 
 # Images -------------------------------------------------------------------------------------------

@@ -88,6 +88,14 @@ def check_turns(
         raise SampleError(f"sample {name}: no turn has an answer to train")
 
 
+TAG_NOTES = {
+    "image without tag": f"no {IMAGE_TAG} in the text, so the image is not shown",
+    "tag without image": f"{IMAGE_TAG} is trained as text",
+    "more tags than images": f"the image is shown at every {IMAGE_TAG}",
+}
+"""What `tag_note` calls a mismatch of tags and images -> what comes of it."""
+
+
 def tag_note(tags: int, images: int, *, caption: bool = False) -> str | None:
     """What is odd about so many `<image>` tags for so many images, as a count of it is called.
 

@@ -150,9 +150,9 @@ def test_tags_that_do_not_match_are_said_once_by_kind(folder, caplog):
     with caplog.at_level(logging.WARNING):
         open_data(settings(folder, [*GOOD, *odd]))
     assert caplog.messages == [
-        "image without tag: 2 of 44 samples (a, b)",
-        "tag without image: 1 of 44 samples (c)",
-        "more tags than images: 1 of 44 samples (d)",
+        "image without tag: 2 of 44 samples (a, b): no <image> in the text, so the image is not shown",
+        "tag without image: 1 of 44 samples (c): <image> is trained as text",
+        "more tags than images: 1 of 44 samples (d): the image is shown at every <image>",
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
