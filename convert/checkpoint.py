@@ -61,6 +61,7 @@ def load_checkpoint(
     seed: int = 0,
     mixed: bool = False,
     need_tokenizer: bool = False,
+    template: str | None = None,
 ) -> Checkpoint:
     """Loads any supported checkpoint: a folder, a projector file, or a hub id.
 
@@ -71,11 +72,14 @@ def load_checkpoint(
     a component differ in type, which is an error otherwise.
     mesh: every parameter goes shard by shard to where llava_jax.sharding places it; `shardings`
     ({name: Sharding}) decides instead where given. Without either the arrays stay on the host.
+    template: the conversation template, in place of the checkpoint's own.
     need_tokenizer: raises ConfigError, before a tensor is read, where the tokenizer is missing,
     unreadable, or has tokens that the model lacks.
     Raises WeightError, naming the file or tensor, for anything missing, unknown or misshapen.
     """
-    options = Options(base, vision_tower, allow_pickle, dtype, merge, projector, seed, mixed)
+    options = Options(
+        base, vision_tower, allow_pickle, dtype, merge, projector, seed, mixed, template
+    )
     source = open_source(path, options)
     if need_tokenizer:
         load_fitting(source.tokenizer, source.config.language.vocab_size, path)
@@ -232,4 +236,5 @@ def _command(options: Options, target: Target) -> str:
     words += ["--mixed-types"] * options.mixed
     words += ["--base BASE"] * bool(options.base) + ["--merge"] * options.merge
     words += ["--vision-tower TOWER"] * bool(options.vision_tower)
+    words += [f"--template {options.template}"] * bool(options.template)
     return " ".join(words)

@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --dtype: cast even where tensors of one component differ in type",
     )
+    parser.add_argument(
+        "--template", metavar="NAME", help="conversation template, in place of the source's"
+    )
     parser.add_argument("--merge", action="store_true", help="add LoRA updates into the kernels")
     parser.add_argument("--shard-size", default="5GB", help="largest weight file (default 5GB)")
     parser.add_argument(
@@ -82,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         projector=args.projector,
         seed=args.seed,
         mixed=args.mixed_types,
+        template=args.template,
     )
     shard_size, source = parse_size(args.shard_size), None
     if args.check:

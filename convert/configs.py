@@ -21,6 +21,8 @@ from llava_jax.convert.language_configs import (
     language_config,
     language_json,
 )
+from llava_jax.convert.preprocessor import FILE as PREPROCESSOR_FILE
+from llava_jax.convert.preprocessor import pads, pixel_config
 from llava_jax.errors import ConfigError, WeightError
 
 # Towers that checkpoints name without carrying their configuration (openai's config.json files).
@@ -45,8 +47,12 @@ def vision_config(
     where: str,
     preprocessor: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    processor_where: str = PREPROCESSOR_FILE,
 ) -> VisionConfig:
-    """A CLIPVisionConfig, or a whole CLIPConfig (its vision half), with the processor's mean and std."""
+    """A CLIPVisionConfig, or a whole CLIPConfig (its vision half), with the processor's settings.
+
+    processor_where: what errors call `preprocessor`.
+    """
     if isinstance(data.get("vision_config"), Mapping):
         data, where = data["vision_config"], f"{where}: vision_config"
     kind = Reader(data, where).word("model_type", "clip_vision_model")
@@ -57,10 +63,11 @@ def vision_config(
     r = Reader({**(defaults or {}), **data}, where)
     if r.integer("num_channels", 3) != 3:
         raise WeightError(f"{where}: num_channels is not 3")
-    mean, std = (_triple(preprocessor, k) for k in ("image_mean", "image_std"))
+    mean, std = (_triple(preprocessor, k, processor_where) for k in ("image_mean", "image_std"))
+    size = r.integer("image_size", 224)
     try:
         return VisionConfig(
-            image_size=r.integer("image_size", 224),
+            image_size=size,
             patch_size=r.integer("patch_size", 32),
             width=r.integer("hidden_size", 768),
             layers=r.integer("num_hidden_layers", 12, high=10_000),
@@ -70,6 +77,7 @@ def vision_config(
             hidden_act=r.word("hidden_act", "quick_gelu"),
             image_mean=mean or CLIP_MEAN,
             image_std=std or CLIP_STD,
+            pixels=pixel_config(preprocessor, size, processor_where),
         )
     except ConfigError as error:
         raise WeightError(f"{where}: {error.message}") from None
@@ -95,28 +103,6 @@ def vision_json(config: VisionConfig) -> dict[str, Any]:
         "initializer_range": 0.02,
         "projection_dim": 768,
     }
-
-
-def preprocessor_json(config: LlavaConfig, processor: str = "CLIPImageProcessor") -> dict[str, Any]:
-    """preprocessor_config.json of the tower: CLIP's bicubic resize, crop and normalisation."""
-    size, v = config.vision.image_size, config.vision
-    out = {
-        "image_processor_type": processor,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(v.image_mean),
-        "image_std": list(v.image_std),
-    }
-    if processor == "LlavaImageProcessor":
-        out["do_pad"] = config.image_aspect_ratio == "pad"
-    return out
 
 
 def from_original(
@@ -183,6 +169,7 @@ def from_hf(
     preprocessor: Mapping[str, Any] | None = None,
     tokenizer_legacy: bool = False,
     generation: Mapping[str, Any] | None = None,
+    processor_where: str = PREPROCESSOR_FILE,
 ) -> LlavaConfig:
     """A LlavaForConditionalGeneration config.json.
 
@@ -209,14 +196,15 @@ def from_hf(
         language = replace(language, tied_head=True)
     vision_data = Reader(vision, f"{where}: vision_config").data
     defaults = None if vision_data else _HF_VISION
-    pads = preprocessor is None or preprocessor.get("do_pad") is True
     return _llava(
         where,
-        vision=vision_config(vision_data, f"{where}: vision_config", preprocessor, defaults),
+        vision=vision_config(
+            vision_data, f"{where}: vision_config", preprocessor, defaults, processor_where
+        ),
         language=language,
         feature_layer=r.integer("vision_feature_layer", -2, low=-1000),
         feature_select="patch" if strategy == "default" else "cls_patch",
-        image_aspect_ratio="pad" if pads else "square",
+        image_aspect_ratio="pad" if pads(preprocessor) else "square",
         max_length=None,
         tokenizer_legacy=tokenizer_legacy,
     )
@@ -255,7 +243,9 @@ def _llava(where: str, **fields) -> LlavaConfig:
         raise WeightError(f"{where}: {error.message}") from None
 
 
-def _triple(data: Mapping[str, Any] | None, key: str) -> tuple[float, float, float] | None:
+def _triple(
+    data: Mapping[str, Any] | None, key: str, where: str
+) -> tuple[float, float, float] | None:
     values = (data or {}).get(key)
     if values is None:
         return None
@@ -263,6 +253,7 @@ def _triple(data: Mapping[str, Any] | None, key: str) -> tuple[float, float, flo
         not isinstance(values, list)
         or len(values) != 3
         or not all(isinstance(v, int | float) for v in values)
+        or (key == "image_std" and 0 in values)
     ):
-        raise WeightError(f"preprocessor_config.json: {key} is not three numbers")
+        raise WeightError(f"{where}: {key} is not three numbers")
     return (float(values[0]), float(values[1]), float(values[2]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.config import LanguageConfig, LlavaConfig
+from llava_jax.config import LanguageConfig, LlavaConfig, PixelConfig
 from llava_jax.convert import keymap, lora, output
 from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy
@@ -98,6 +98,14 @@ def check_supported(config: LlavaConfig) -> None:
         raise WeightError("llama.cpp always drops the class token: feature_select must be patch")
     if config.language.sliding_window or config.language.attention_bias:
         raise WeightError("sliding windows and attention biases are not written to GGUF")
+    pixels, usual = config.vision.pixels, PixelConfig()
+    if (pixels.rescale, pixels.normalize) != (usual.rescale, usual.normalize):
+        raise WeightError(
+            "llama.cpp always rescales by 1/255 and normalises: do_rescale, rescale_factor and "
+            "do_normalize of preprocessor_config.json cannot be otherwise"
+        )
+    if pixels != usual:
+        log.warning("llama.cpp resizes pictures in its own way, not by preprocessor_config.json")
     if config.image_aspect_ratio != "pad":
         log.warning("llama.cpp pads images to a square; this model was made for cropped ones")
 

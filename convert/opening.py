@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from llava_jax.convert import compose, detect, hub, lora
+from llava_jax.convert import compose, detect, hub, lora, templates
 from llava_jax.convert import source as sources
 from llava_jax.convert.lazy import cast_all
 from llava_jax.convert.source import Options, Source
@@ -16,7 +17,7 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
 
     Raises WeightError, in one line that names the file or tensor, for everything that is wrong.
     """
-    options = options or Options()
+    options, name = options or Options(), str(path)
     path = hub.resolve(path, options.allow_pickle)
     kind = detect.identify(path)
     if kind == "jax":
@@ -39,8 +40,23 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
         )
     else:
         raise WeightError(f"{path}: no kind of checkpoint that is known")
+    template = options.template or _template(source, path, kind, name)
+    source.config = replace(source.config, template=template)
     if options.merge and source.config.lora:
         source = lora.merge(source, options.type)
     source.leaves = cast_all(source.leaves, options.type)
     sources.check(source)
     return source
+
+
+def _template(source: Source, path: Path, kind: str, name: str) -> str:
+    """The conversation template: what an export of ours recorded, else what the files say.
+
+    Under an adapter of the original's lies a base that says nothing, so the adapter's name counts.
+    """
+    recorded = (source.kept.get("ours") or {}).get("template")
+    if kind in ("hf", "original"):
+        return str(recorded or templates.of_folder(path, kind, name))
+    if kind == "lora":
+        return templates.by_name(path, name) or source.config.template
+    return source.config.template

@@ -46,7 +46,7 @@ def picture(config: LlavaConfig) -> np.ndarray:
     y, x = np.mgrid[0:n, 0:n] / n
     rgb = np.stack([x, y, 1 - x], -1)
     rgb[(x - 0.4) ** 2 + (y - 0.6) ** 2 < 0.06] = (0.9, 0.1, 0.2)
-    mean, std = np.array(config.vision.image_mean), np.array(config.vision.image_std)
+    mean, std = (np.array(values) for values in config.vision.units)
     return ((rgb - mean) / std).astype(np.float32)
 
 

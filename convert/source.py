@@ -18,6 +18,7 @@ from llava_jax.convert.lazy import Lazy, Leaf, float_dtype, single, stacked_bloc
 from llava_jax.convert.safetensors_file import contiguous
 from llava_jax.convert.shapes import parameter_shapes
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.text.conversation import find_template
 from llava_jax.text.tokenizer_files import legacy_of
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Options:
     projector, seed: kind and seed of the random projector when CLIP and an LLM are joined.
     mixed: lets a component mix types, which are then cast to `dtype`. Otherwise a tensor of another
     type than its neighbours is an error: somebody has touched it.
+    template: the conversation template, in place of the one that the checkpoint's files say.
 
     Raises WeightError for `mixed` without a `dtype`.
     """
@@ -51,10 +53,13 @@ class Options:
     projector: str = "mlp2x_gelu"
     seed: int = 0
     mixed: bool = False
+    template: str | None = None
 
     def __post_init__(self):
         if self.mixed and self.dtype is None:
             raise WeightError("mixed types need a type to bring them to", fix="give --dtype")
+        if self.template is not None:
+            find_template(self.template)
 
     @property
     def type(self) -> np.dtype | None:
@@ -137,10 +142,10 @@ def open_jax(folder: Path) -> Source:
 def open_hf(folder: Path, options: Options) -> Source:
     """A LlavaForConditionalGeneration folder, of any generation of names."""
     data = tensors.model_config(folder)
-    processor = processor_config(folder)
+    processor, processor_where = processor_config(folder)
     generation = tensors.read_json(folder / "generation_config.json")
     legacy = _legacy(folder, default=False)
-    config = configs.from_hf(data, "config.json", processor, legacy, generation)
+    config = configs.from_hf(data, "config.json", processor, legacy, generation, processor_where)
     state, files = tensors.read_folder(folder, options.allow_pickle)
     layout = keymap.best_layout(state, keymap.HF_LAYOUTS, config)
     leaves, rest = keymap.to_jax(state, layout, config, where=str(folder), mixed=options.mixed)
@@ -157,12 +162,17 @@ def open_hf(folder: Path, options: Options) -> Source:
     return restore_ours(source)
 
 
-def processor_config(folder: Path) -> dict[str, Any] | None:
-    """The image processor's settings: preprocessor_config.json, or transformers 5's nested form."""
+def processor_config(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The image processor's settings, and what to call them: file and key.
+
+    transformers 5 keeps them in processor_config.json and asks that first.
+    """
+    file = f"{folder.name}/processor_config.json"
+    found = tensors.read_json(folder / "processor_config.json").get("image_processor")
+    if isinstance(found, dict) and found:
+        return found, f"{file}: image_processor"
     found = tensors.read_json(folder / "preprocessor_config.json")
-    if not found:
-        found = tensors.read_json(folder / "processor_config.json").get("image_processor")
-    return found or None
+    return found or None, f"{folder.name}/preprocessor_config.json"
 
 
 def _legacy(folder: Path, default: bool) -> bool:
@@ -241,12 +251,12 @@ def open_tower(
         if str(name) in configs.KNOWN_TOWERS:
             return Tower(str(name), None, configs.KNOWN_TOWERS[str(name)], kept)
         return Tower(str(name), None, _guess_vision(inside or {}, folder), kept)
-    data, processor = (
-        tensors.model_config(found),
-        processor_config(found),
-    )
+    data = tensors.model_config(found)
+    processor, where = processor_config(found)
     kept |= {"config": data, "preprocessor_config": processor}
-    vision = configs.vision_config(data, f"{found.name}/config.json", processor)
+    vision = configs.vision_config(
+        data, f"{found.name}/config.json", processor, processor_where=where
+    )
     return Tower(str(name), found, vision, kept)
 
 

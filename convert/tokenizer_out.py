@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import configs, fast_tokenizer, tensors
+from llava_jax.convert import fast_tokenizer, preprocessor, tensors
 from llava_jax.convert.output import write_json
+from llava_jax.text import chat_template
+from llava_jax.text.conversation import find_template
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.tokenizer_files import AddedTokens, added_tokens
 
@@ -167,7 +169,7 @@ def write_processor(work: Path, config: LlavaConfig) -> None:
     name = "LlavaImageProcessor" if pads else "CLIPImageProcessor"
     write_json(
         work / "preprocessor_config.json",
-        {**configs.preprocessor_json(config, name), "processor_class": "LlavaProcessor"},
+        {**preprocessor.preprocessor_json(config, name), "processor_class": "LlavaProcessor"},
     )
     patch = config.feature_select == "patch"
     write_json(
@@ -184,55 +186,9 @@ def write_processor(work: Path, config: LlavaConfig) -> None:
 
 def write_chat_template(work: Path, config: LlavaConfig) -> None:
     """chat_template.jinja and .json: the conversation template of the model, in Jinja."""
-    text = chat_template(config)
+    text = chat_template.jinja(find_template(config.template), config.tokenizer_legacy)
     if text is None:
         log.info("template %s has no Jinja form here: no chat template written", config.template)
         return
     (work / "chat_template.jinja").write_text(text, "utf-8")
     write_json(work / "chat_template.json", {"chat_template": text})
-
-
-def chat_template(config: LlavaConfig) -> str | None:
-    """The Jinja text of a two-separator template (vicuna_v1 and its kin); None for other styles.
-
-    Behind each image stands a space before the line break: so the ids become those of the original,
-    which tokenizes what follows an image as a text of its own.
-    """
-    from llava_jax.text.conversation import TEMPLATES
-
-    t = TEMPLATES[config.template]
-    if getattr(t.style, "name", str(t.style)).upper() != "TWO":
-        return None
-    user, assistant = t.roles
-    gap = "\\n" if config.tokenizer_legacy else " \\n"
-    return (
-        "{%- if messages[0]['role'] == 'system' -%}"
-        "{%- set system = messages[0]['content'] if messages[0]['content'] is string "
-        "else messages[0]['content'][0]['text'] -%}{%- set turns = messages[1:] -%}"
-        f"{{%- else -%}}{{%- set system = {_jinja(t.system)} -%}}{{%- set turns = messages -%}}"
-        "{%- endif -%}"
-        f"{{{{- system + {_jinja(t.sep)} -}}}}"
-        "{%- for message in turns -%}"
-        "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
-        "{%- set images = 0 -%}"
-        "{%- else -%}"
-        "{%- set text = message['content'] | selectattr('type', 'equalto', 'text') "
-        "| map(attribute='text') | join('') -%}"
-        "{%- set images = message['content'] | selectattr('type', 'equalto', 'image') "
-        "| list | length -%}"
-        "{%- endif -%}"
-        "{%- if message['role'] == 'assistant' -%}"
-        f"{{{{- {_jinja(assistant + ': ')} -}}}}"
-        "{%- generation -%}"
-        f"{{{{- text + {_jinja(t.sep2 or '')} -}}}}"
-        "{%- endgeneration -%}"
-        "{%- else -%}"
-        f"{{{{- {_jinja(user + ': ')} + ('{IMAGE}{gap}' * images) + text + {_jinja(t.sep)} -}}}}"
-        "{%- endif -%}"
-        "{%- endfor -%}"
-        f"{{%- if add_generation_prompt -%}}{{{{- {_jinja(assistant + ':')} -}}}}{{%- endif -%}}"
-    )
-
-
-def _jinja(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -17,6 +17,7 @@ from llava_jax.convert import (
     language_configs,
     lora,
     output,
+    preprocessor,
     tokenizer_out,
     vocabulary,
 )
@@ -252,12 +253,12 @@ def _write_tower(
     old: dict[str, Any] = tower.get("config") or {}
     processor = tower.get("preprocessor_config")
     if not old or not _same(lambda: configs.vision_config(old, "", processor), vision):
-        old = configs.vision_json(vision)
+        old, processor = configs.vision_json(vision), None
     leaves = [t for n, t in source.leaves.items() if n.startswith("vision.")]
     write_json(work / name / "config.json", declared.declaring(old, leaves, tower.get("types")))
     write_json(
         work / name / "preprocessor_config.json",
-        processor or configs.preprocessor_json(source.config),
+        processor or preprocessor.preprocessor_json(source.config),
     )
     return name
 

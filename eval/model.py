@@ -69,7 +69,14 @@ def load_model(
         chosen = make_mesh() if jax.device_count() > 1 else None
     else:
         chosen = make_mesh(*parse_mesh(mesh))
-    model = load(path, mesh=chosen, base=base, vision_tower=vision_tower, allow_pickle=allow_pickle)
+    model = load(
+        path,
+        mesh=chosen,
+        base=base,
+        vision_tower=vision_tower,
+        allow_pickle=allow_pickle,
+        template=template,
+    )
     asked = Asked(model, template, jax.process_index() == 0)
     if asked.template != "vicuna_v1":
         logger.warning("template %s; the paper's is vicuna_v1", asked.template)

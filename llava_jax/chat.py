@@ -145,6 +145,7 @@ def load_model(args: argparse.Namespace) -> LlavaModel:
         base=args.base,
         vision_tower=args.vision_tower,
         allow_pickle=args.allow_pickle,
+        template=args.template,
     )
 
 

@@ -18,7 +18,32 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FEATURE_SELECTS = ("patch", "cls_patch")
 ASPECT_RATIOS = ("pad", "square")
+RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0-5
 _MLP = re.compile(r"^mlp([1-9]\d*)x_gelu$")
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """How a picture becomes the tower's image_size x image_size pixels, as CLIPImageProcessor does it.
+
+    resize_to: (shortest edge,) or exactly (height, width), in pixels; None is the shortest edge to
+    image_size. crop: the centre, black beyond a smaller picture. rescale: factor of the values 0 to
+    255. normalize: whether mean and std of VisionConfig are taken out.
+    """
+
+    resize: bool = True
+    resize_to: tuple[int, ...] | None = None
+    crop: bool = True
+    resample: str = "bicubic"
+    rescale: float = 1 / 255
+    normalize: bool = True
+
+    def __post_init__(self):
+        if self.resample not in RESAMPLES:
+            raise ConfigError(
+                f"vision.pixels.resample {self.resample!r} is unknown",
+                fix=f"one of {', '.join(RESAMPLES)}",
+            )
 
 
 @dataclass(frozen=True)
@@ -35,6 +60,7 @@ class VisionConfig:
     hidden_act: str = "quick_gelu"  # CLIP's own; exact "gelu" for the OpenCLIP-trained towers
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
+    pixels: PixelConfig = field(default_factory=PixelConfig)
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
@@ -45,6 +71,13 @@ class VisionConfig:
             raise ConfigError(f"vision.width {self.width} is not a multiple of heads {self.heads}")
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise ConfigError(f"vision.hidden_act {self.hidden_act!r} is none of quick_gelu, gelu")
+
+    @property
+    def units(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) to take out of rescaled pixels; zeros and ones where nothing is taken out."""
+        if not self.pixels.normalize:
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return self.image_mean, self.image_std
 
     @property
     def patches(self) -> int:
@@ -155,6 +188,16 @@ class LlavaConfig:
                 f"projector identity needs equal widths: vision {self.vision.width}, "
                 f"language {self.language.width}"
             )
+        pixels = self.vision.pixels
+        if (
+            not pixels.crop
+            and len(pixels.resize_to or (0,)) == 1
+            and self.image_aspect_ratio != "pad"
+        ):
+            raise ConfigError(
+                "do_center_crop of preprocessor_config.json is false: pictures that are not square "
+                "would not fit the tower"
+            )
         self.vision_layers_run  # noqa: B018  raises when the feature layer does not exist
 
     @property
@@ -245,7 +288,10 @@ class LlavaConfig:
         language = dict(data.get("language", {}))
         if language.get("rope_scaling"):
             language["rope_scaling"] = _build(RopeScaling, language["rope_scaling"], "rope_scaling")
-        data["vision"] = _build(VisionConfig, data.get("vision", {}), "vision")
+        vision = dict(data.get("vision", {}))
+        if "pixels" in vision:
+            vision["pixels"] = _build(PixelConfig, vision["pixels"], "vision.pixels")
+        data["vision"] = _build(VisionConfig, vision, "vision")
         data["language"] = _build(LanguageConfig, language, "language")
         if data.get("lora"):
             data["lora"] = _build(LoraConfig, data["lora"], "lora")

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole.add_argument("--json", action="store_true", help="print JSON instead of text")
     whole.add_argument("--base", help="model that an adapter, projector or delta belongs to")
     whole.add_argument("--vision-tower", help="CLIP folder or hub id, for one without its own")
+    whole.add_argument("--template", metavar="NAME", help="in place of the checkpoint's template")
     whole.add_argument(
         "--allow-pickle", action="store_true", help="read .bin files (their tensors, nothing else)"
     )
@@ -81,7 +82,10 @@ def open_checkpoint(path: str, args: argparse.Namespace) -> Source:
     from llava_jax.convert.source import Options
 
     options = Options(
-        base=args.base, vision_tower=args.vision_tower, allow_pickle=args.allow_pickle
+        base=args.base,
+        vision_tower=args.vision_tower,
+        allow_pickle=args.allow_pickle,
+        template=getattr(args, "template", None),
     )
     return open_source(path, options)
 

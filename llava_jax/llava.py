@@ -85,8 +85,8 @@ class Llava(nnx.Module):
         if images.dtype != jnp.uint8:
             return images
         v = self.config.vision
-        scaled = images.astype(jnp.float32) * jnp.float32(1 / 255)
-        mean, std = jnp.asarray(v.image_mean, jnp.float32), jnp.asarray(v.image_std, jnp.float32)
+        scaled = images.astype(jnp.float32) * jnp.float32(v.pixels.rescale)
+        mean, std = (jnp.asarray(values, jnp.float32) for values in v.units)
         return (scaled - mean) / std
 
     def image_features(self, images_MHWC: jax.Array) -> jax.Array:

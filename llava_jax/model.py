@@ -65,6 +65,7 @@ def load(
     allow_pickle: bool = False,
     vision_tower: str | Path | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    template: str | None = None,
 ) -> LlavaModel:
     """Loads a model: a checkpoint folder of any supported layout, a hub id, or "tiny".
 
@@ -72,6 +73,8 @@ def load(
     bfloat16 is 20 times slower, and bfloat16 elsewhere.
     mesh: spreads the model over devices. base: what a LoRA or projector checkpoint belongs to.
     allow_pickle: read `.bin` files (as weights only). limits: of the images it may be shown.
+    template: the conversation template, a key of llava_jax.text.conversation.TEMPLATES, in place of
+    the one that the checkpoint's files say.
     "tiny" is the small checkpoint that comes with this package: it knows coloured shapes.
     Raises WeightError or ConfigError, naming the file or key.
     """
@@ -89,6 +92,7 @@ def load(
         dtype=DTYPES[dtype],
         mesh=mesh,
         need_tokenizer=True,
+        template=template,
     )
     rows = checkpoint.config.language.vocab_size
     tokenizer = load_fitting(checkpoint.tokenizer, rows, path)

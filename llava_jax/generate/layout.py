@@ -116,9 +116,9 @@ def lay_out(prompts: Sequence[Prompt], config: LlavaConfig, multiple: int = 1) -
 def _as_float(image: np.ndarray, config: LlavaConfig) -> np.ndarray:
     if image.dtype != np.uint8:
         return image
-    from llava_jax.images.preprocess import normalize
+    from llava_jax.images.preprocess import normalize_for
 
-    return normalize(image, config.vision.image_mean, config.vision.image_std)
+    return normalize_for(image, config.vision)
 
 
 def expand(ids: np.ndarray, image_tokens: int) -> tuple[np.ndarray, np.ndarray]:

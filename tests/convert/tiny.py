@@ -65,7 +65,7 @@ def language_model(path: Path, config=ORIGINAL, seed=0) -> Path:
 
 def clip(path: Path, config=ORIGINAL, seed=0) -> Path:
     """The tower alone, as a CLIPVisionModel folder."""
-    from llava_jax.convert import configs, keymap, output
+    from llava_jax.convert import configs, keymap, output, preprocessor
     from llava_jax.convert.lazy import of_array, single, stacked_block
 
     leaves = {
@@ -75,7 +75,7 @@ def clip(path: Path, config=ORIGINAL, seed=0) -> Path:
     path.mkdir(parents=True)
     output.write_safetensors(path, keymap.to_theirs(leaves, keymap.CLIP, config))
     (path / "config.json").write_text(json.dumps(configs.vision_json(config.vision)))
-    processor = configs.preprocessor_json(config)
+    processor = preprocessor.preprocessor_json(config)
     (path / "preprocessor_config.json").write_text(json.dumps(processor))
     return path
 
