@@ -140,19 +140,13 @@ def _known(settings):
 
 
 def _on_device(model, image):
-    from types import SimpleNamespace
+    import jax.numpy as jnp
 
     from llava_jax.llava import Llava
 
-    return np.asarray(
-        Llava.normalize(SimpleNamespace(config=model.config), _jnp(model.pixels(image)))
-    )
-
-
-def _jnp(array):
-    import jax.numpy as jnp
-
-    return jnp.asarray(array)
+    holder = Llava.__new__(Llava)  # no parameters: only the settings are asked
+    object.__setattr__(holder, "config", model.config)
+    return np.asarray(Llava.normalize(holder, jnp.asarray(model.pixels(image))))
 
 
 @pytest.mark.parametrize(

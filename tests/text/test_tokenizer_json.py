@@ -37,6 +37,7 @@ def folder_of(slow, folder, legacy=False, **config):
     """A folder as transformers 5 leaves one: the tokens stand in tokenizer.json alone."""
     folder.mkdir()
     fast = fast_tokenizer.build(slow / "tokenizer.model", legacy, ADDED)
+    assert fast is not None
     fast.save(str(folder / "tokenizer.json"))
     settings = {"backend": "tokenizers", "tokenizer_class": "TokenizersBackend", "bos_token": "<s>"}
     settings |= {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"} | config
@@ -72,6 +73,7 @@ def test_ids_are_those_of_transformers_after_it_saved_the_folder(slow, tmp_path,
     settings["tokenizer_class"] = name
     if name != "LlamaTokenizer":
         fast = fast_tokenizer.build(slow / "tokenizer.model", False, ADDED)
+        assert fast is not None
         fast.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "b")
