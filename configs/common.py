@@ -1,6 +1,7 @@
 """Every setting of a training run, with its default. The other files change a few of them.
 
-llava-jax train --config configs/finetune_7b.py --config.lr=2e-5 --workdir runs/finetune
+llava-jax train --config configs/finetune_7b.py --config.lr=1e-5 --workdir runs/finetune \\
+    --config.data.path=llava_v1_5_mix665k.json --config.data.image_folder=data
 """
 
 from typing import Any

@@ -60,7 +60,7 @@ class Endpoint:
     def __post_init__(self):
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise JudgeError(f"{self.url!r} is no http(s) address of an endpoint")
+            raise JudgeError(f"{self.url!r} is not an http(s) address")
         if self.per_minute <= 0:
             raise JudgeError("--per-minute must be above 0")
         if parts.hostname == "api.openai.com" and not os.environ.get(self.key_env):

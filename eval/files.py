@@ -105,7 +105,7 @@ def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
                 raise error(
                     f"{path} line {reader.line_num}: not as many cells as the header has columns"
                 )
-            # As pandas: an empty cell is no value. "None" stays text here, see mmbench.
+            # As pandas: an empty cell is not a value. "None" stays text here, see mmbench.
             yield reader.line_num, {k: (v if v != "" else None) for k, v in row.items()}
 
 
@@ -134,7 +134,7 @@ def write_xlsx(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None
         clean = [ILLEGAL_CHARACTERS_RE.sub("", c) if isinstance(c, str) else c for c in row]
         sheet.append(clean)
         for cell in sheet[sheet.max_row]:
-            if cell.data_type == "f":  # an answer that begins with "=" is no formula
+            if cell.data_type == "f":  # an answer that begins with "=" is not a formula
                 cell.data_type = "s"
     path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)

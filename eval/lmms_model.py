@@ -1,4 +1,4 @@
-"""A LlavaModel behind lmms-eval's interface. Only its registry imports this module: it needs torch."""
+"""A LlavaModel with lmms-eval's interface. Only its registry imports this module: it needs torch."""
 
 from dataclasses import replace
 from typing import Any
@@ -76,7 +76,7 @@ class LlavaJax(lmms):
         visuals = to_visual(self._doc(task, split, doc_id)) or []
         for v in visuals:
             if not hasattr(v, "convert"):
-                raise LlavaError(f"{task} {doc_id}: a {type(v).__name__} is no image")
+                raise LlavaError(f"{task} {doc_id}: a {type(v).__name__} is not an image")
         return visuals
 
     @staticmethod

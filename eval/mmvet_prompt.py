@@ -46,7 +46,7 @@ _SHOTS = (
     ),
 )
 PROMPT = _TASK + "".join(" | ".join(row) + "\n" for row in _SHOTS)
-# Put behind the message when the first reply is no grade.
+# Put after the message when the first reply is not a grade.
 RETRY = "\nPredict the correctness of the answer (digit): "
 
 

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Asked:
-    """Answers `predict.Request`s with a `llava_jax.LlavaModel`, greedily, a batch at once.
+    """Answers `predict.Request`s with a `llava_jax.LlavaModel`, greedily, one batch at a time.
 
     template: in place of the model's own. first_host: whether this process writes the answers.
     """

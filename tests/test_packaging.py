@@ -129,6 +129,7 @@ def test_ci_runs_the_commands_of_the_readme():
     )
     setup, _, test = line.rpartition(" && ")
     assert test.startswith("python -m pytest")
+    assert "--slow" not in test
     assert ".venv" in setup
     assert "[test]" in setup
 

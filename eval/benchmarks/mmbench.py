@@ -48,7 +48,7 @@ class MMBench(Task):
             if not _is_none(row.get("hint")):
                 prompt = f"{row['hint']}\n{prompt}"
             shown = []
-            for letter in "ABCD":  # LLaVA stops at the first option that is no value
+            for letter in "ABCD":  # LLaVA stops at the first option that is not a value
                 if _is_none(row.get(letter)):
                     break
                 shown.append(row[letter])
@@ -225,7 +225,7 @@ def _row(s: Sample) -> dict[str, Any]:
 def _index(value: Any) -> str:
     key = as_id(value, "MMBench: index")
     if not key.isdigit():
-        raise DataError(f"MMBench: index {key!r} is no number")
+        raise DataError(f"MMBench: index {key!r} is not a number")
     return key
 
 

@@ -78,7 +78,7 @@ class RefCoco(Task):
         for r in rows:
             box = r["bbox_xyxy_norm"]
             if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
-                raise DataError(f"{path}: {r['id']}: {box!r} is no box of four numbers")
+                raise DataError(f"{path}: {r['id']}: {box!r} is not a box of four numbers")
         return {
             str(r["id"]): {
                 "expression": r["expression"],

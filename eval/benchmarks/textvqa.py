@@ -86,7 +86,7 @@ class TextVQA(Task):
         for row in rows:
             if not row["answers"] or not all(isinstance(a, str) for a in row["answers"]):
                 raise DataError(
-                    f"{path}: question {row['question_id']}: answers are no list of texts"
+                    f"{path}: question {row['question_id']}: answers are not a list of texts"
                 )
         return rows
 

@@ -103,7 +103,7 @@ def test_retries_then_gives_up(judge, tmp_path):
 
 def test_settings_are_checked(judge, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(JudgeError, match="no http"):
+    with pytest.raises(JudgeError, match="not an http"):
         Endpoint("localhost:1", "m", tmp_path / "t")
     with pytest.raises(JudgeError, match=r"no key in \$OPENAI_API_KEY"):
         Endpoint("https://api.openai.com/v1", "m", tmp_path / "t")

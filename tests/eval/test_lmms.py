@@ -105,7 +105,7 @@ def test_refused(harness):
     with pytest.raises(LlavaError, match="2 <image> in the context for 1 images"):
         ours.generate_until([instance("<image><image>", {})])
     ours.task_dict["t"]["test"][0]["images"] = ["video.mp4"]
-    with pytest.raises(LlavaError, match="t 0: a str is no image"):
+    with pytest.raises(LlavaError, match="t 0: a str is not an image"):
         ours.generate_until([instance("q", {})])
 
 

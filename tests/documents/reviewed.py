@@ -1,0 +1,32 @@
+"""Which lines of the documents are not run as they stand, and why. Reviewed by hand: keep it short."""
+
+# Of a command: pattern -> why it is not run here. Each entry must still fit some line.
+NOT_RUN = {
+    r"^python3\.11 -m venv|^\. \.venv/bin/activate": "the environment of the tests; .ci/run makes it",
+    r"^python -m pytest|PYTEST": "this suite; .ci/run runs the README's line",
+    r"^bash \.ci/run": "runs this suite; the file is read by tests/test_packaging.py",
+    r"^pre-commit install": "writes into the clone's .git",
+    r"^uv pip compile": "asks a package index; tests/test_packaging.py checks its outputs",
+    r"^python -m build": "asks a package index; tests/test_packaging.py builds wheel and sdist",
+    r"^llava-jax quickstart$": "minutes; tests/quickstart/test_run.py runs it with few steps",
+    r"convert SRC DST --to FORMAT": "the form of the command, not a command",
+}
+
+# Of a command: pattern -> the quick test that holds the same fact. Run with --slow.
+SLOW = {
+    r"^python bench/decode_speed\.py": "tests/generate/test_engine.py: what it measures, on a tiny model",
+}
+
+# Programs beside `llava-jax`: pattern -> what is appended to make them small. Each is a new process.
+PROGRAMS = {
+    r"^python -m llava_jax\.convert\.benchmark": ("--size", "tiny", "--folder", "disk"),
+    r"^python bench/decode_speed\.py": ("--tokens", "2", "--repeats", "1"),
+}
+
+# Appended to a training command, and only this: fewer and smaller steps.
+FEWER = ("steps=2", "batch_size=8")
+FEWER_STAGES = (
+    *("tiny.tower_steps=2", "tiny.language_steps=2", "batch_size=8"),
+    *("stages.stage1.steps=2", "stages.stage2.steps=2", "stages.stage2.batch_size=8"),
+)
+WITH_STAGES = ("configs/quickstart.py", "configs/easy_vqa.py")
