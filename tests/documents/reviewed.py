@@ -24,9 +24,9 @@ PROGRAMS = {
 }
 
 # Appended to a training command, and only this: fewer and smaller steps.
-FEWER = ("steps=2", "batch_size=8")
+FEWER = ("steps=2",)
 FEWER_STAGES = (
     *("tiny.tower_steps=2", "tiny.language_steps=2", "batch_size=8"),
     *("stages.stage1.steps=2", "stages.stage2.steps=2", "stages.stage2.batch_size=8"),
 )
-WITH_STAGES = ("configs/quickstart.py", "configs/easy_vqa.py")
+WITH_STAGES = ("quickstart", "easy_vqa")

@@ -42,6 +42,7 @@ FOLDERS = {
 }
 CONFIG = tiny.TEXT
 END = 2  # </s>
+PICTURES = 60  # of a data set: enough that a twentieth is some
 
 
 class Models:
@@ -116,18 +117,18 @@ def picture(path: Path, seed: int = 0) -> None:
 
 
 def image_folder(path: Path) -> None:
-    for i in range(12):
+    for i in range(PICTURES):
         picture(path / f"{i}.png", i)
 
 
 def records(path: Path, captions: bool = False) -> None:
-    """LLaVA JSON (or JSON lines) of 24 samples; without `captions` every sixth has no picture."""
+    """LLaVA JSON (or JSON lines) of two samples per picture; without `captions` every sixth has no picture."""
     rows = []
-    for i in range(24):
+    for i in range(2 * PICTURES):
         turns = [("What is this?", "a red disc"), ("Is it on the left?", f"yes, {i}")]
         row = {"id": f"s{i}", "conversations": []}
         if captions or i % 6:
-            row["image"] = f"{i % 12}.png"
+            row["image"] = f"{i % PICTURES}.png"
             turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
         for who_says in turns[:1] if captions else turns:
             for who, said in zip(("human", "gpt"), who_says, strict=True):

@@ -104,6 +104,10 @@ class Desk:
                 self.put(name)
             elif line.page.startswith("docs/conversion") and name == "my-llava":
                 shutil.rmtree(self.folder / name, ignore_errors=True)  # written, and must be new
+        if "def get_config" in line.text:  # a config of one's own
+            (self.folder / "own.py").write_text(line.text)
+            assert cli.main(["train", "--config", "own.py", "--show"]) == 0
+            return
         exec(compile(line.text, line.id, "exec"), self.namespace)
 
     def command(self, words: list[str]) -> None:
@@ -123,9 +127,7 @@ class Desk:
         words = words[1:]
         self.prepare(words)
         if words[0] == "train":
-            config = next((w for w in words if w.endswith(".py")), "")
-            fewer = FEWER_STAGES if config in WITH_STAGES else FEWER
-            words = [*words, *(f"--config.{setting}" for setting in fewer)]
+            words = [*words, *fewer_steps(words)]
         typed = iter(["y"] if words[:2] == ["eval", "judge"] else ["What is this?", "/quit"])
         self.patch.setattr("sys.stdin", Typed(typed))
         assert cli.main(words) == 0, " ".join(words)
@@ -155,8 +157,9 @@ class Desk:
                     self.unless_there(name, lambda p, c=captions: standins.records(p, c))
             elif value not in made and option in ("", "--config.model.init", "--config.model.base"):
                 self.put(value)
-        for config in (w for w in words if re.fullmatch(r"configs/\w+\.py", w)):
-            for name in re.findall(r'"(runs/[\w/]+)"', (ROOT / config).read_text()):
+        config = ROOT / "configs" / f"{config_of(words)}.py"
+        if config.exists():
+            for name in re.findall(r'"(runs/[\w/]+)"', config.read_text()):
                 if name.endswith("/data"):
                     self.unless_there(name, standins.made_set)
                 self.put(name)
@@ -219,6 +222,22 @@ class Typed:
 
     def read(self) -> str:
         return "".join(self)
+
+
+def config_of(words: list[str]) -> str:
+    """The name of the config of a training command: finetune_7b."""
+    named = dict(itertools.pairwise(words)).get("--config", "")
+    return Path(named).stem
+
+
+def fewer_steps(words: list[str]) -> list[str]:
+    """Settings that make a run short. A micro-batch has a row for each of the 8 simulated devices."""
+    if config_of(words) in WITH_STAGES:
+        settings = FEWER_STAGES
+    else:
+        micro = re.search(r"--config\.grad_accum=(\d+)", " ".join(words))
+        settings = (*FEWER, f"batch_size={8 * int(micro[1] if micro else 1)}")
+    return [f"--config.{setting}" for setting in settings]
 
 
 def paths_in(value: str) -> list[str]:
