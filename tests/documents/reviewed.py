@@ -14,6 +14,8 @@ NOT_RUN = {
 
 # Of a command: pattern -> the quick test that holds the same fact. Run with --slow.
 SLOW = {
+    r"--config configs/\w+_13b\.py": "the same line with the 7B's config",
+    r"--config configs/(easy_vqa|quickstart)\.py": "tests/quickstart/test_pretrain.py, and the 7B's configs",
     r"^python bench/decode_speed\.py": "tests/generate/test_engine.py: what it measures, on a tiny model",
 }
 

@@ -5,6 +5,7 @@ not run is listed with its reason in reviewed.py. Each page has a folder of its 
 outputs of its earlier lines lie.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -129,8 +130,9 @@ class Desk:
         if words[0] == "train":
             words = [*words, *fewer_steps(words)]
         typed = iter(["y"] if words[:2] == ["eval", "judge"] else ["What is this?", "/quit"])
-        self.patch.setattr("sys.stdin", Typed(typed))
-        assert cli.main(words) == 0, " ".join(words)
+        with contextlib.closing(Typed(typed)) as keyboard:
+            self.patch.setattr("sys.stdin", keyboard)
+            assert cli.main(words) == 0, " ".join(words)
 
     # What a line needs ----------------------------------------------------------------------------
 
@@ -206,10 +208,18 @@ class Desk:
 
 
 class Typed:
-    """A keyboard on which a few lines are typed."""
+    """A keyboard on which a few lines are typed, one after the other."""
 
     def __init__(self, lines):
         self.lines = lines
+        self.quiet, self._other_end = os.pipe()  # nothing more is there when it is asked
+
+    def fileno(self) -> int:
+        return self.quiet
+
+    def close(self) -> None:
+        os.close(self.quiet)
+        os.close(self._other_end)
 
     def isatty(self) -> bool:
         return True
