@@ -4,7 +4,6 @@
 NOT_RUN = {
     r"^python3\.11 -m venv|^\. \.venv/bin/activate": "the environment of the tests; .ci/run makes it",
     r"^python -m pytest|PYTEST": "this suite; .ci/run runs the README's line",
-    r"^bash \.ci/run": "runs this suite; the file is read by tests/test_packaging.py",
     r"^pre-commit install": "writes into the clone's .git",
     r"^uv pip compile": "asks a package index; tests/test_packaging.py checks its outputs",
     r"^python -m build": "asks a package index; tests/test_packaging.py builds wheel and sdist",

@@ -114,6 +114,8 @@ class Desk:
     def command(self, words: list[str]) -> None:
         while re.match(r"[A-Z_]+=", words[0]):
             self.patch.setenv(*words.pop(0).split("=", 1))
+        if words[0] == "srun":  # one process here; several: tests/train/test_processes.py
+            words = words[words.index("llava-jax") :]
         if words[:3] == ["python", "-m", "llava_jax"]:
             words = ["llava-jax", *words[3:]]
         if words[0] == "pip":
