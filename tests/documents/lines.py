@@ -94,8 +94,8 @@ def _whole_command(text: str) -> str | None:
         words.insert(0, "llava-jax")  # as in the table of formats
     if words[:2] == ["pip", "install"]:
         return text
-    ours = words[:1] == ["llava-jax"] or bool(_OUR_PYTHON.match(text))
-    return " ".join(words) if ours and len(words) > 2 and "…" not in words else None
+    ours = (words[:1] == ["llava-jax"] and len(words) > 2) or _OUR_PYTHON.match(text)
+    return " ".join(words) if ours and "…" not in words else None
 
 
 def commands(text: str) -> list[list[str]]:
