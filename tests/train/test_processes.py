@@ -85,10 +85,12 @@ def losses(workdir):
     return [row["loss"] for row in read_metrics(workdir / METRICS)]
 
 
-def wait_for_steps(processes, workdir, steps, seconds=300):
-    until = time.time() + seconds
+def wait_for_steps(processes, workdir, steps, before=0, seconds=300):
+    """Until these processes logged step `steps`; before: the log's inode of an earlier start."""
+    path, until = workdir / METRICS, time.time() + seconds
     while time.time() < until and all(p.poll() is None for p in processes):
-        if len(read_metrics(workdir / METRICS)) >= steps:
+        anew = path.exists() and path.stat().st_ino != before
+        if anew and len(read_metrics(path)) >= steps:
             return
         time.sleep(0.02)
     pytest.fail(str(end(processes, 1)))
@@ -127,8 +129,9 @@ def test_killed_and_resumed_by_two_and_then_by_one(made, alone, tmp_path):
     for process in first:
         process.send_signal(signal.SIGKILL)
     end(first)
+    old = (tmp_path / METRICS).stat().st_ino  # a resumed run writes the file anew
     second = start(made, tmp_path)
-    wait_for_steps(second, tmp_path, 4)
+    wait_for_steps(second, tmp_path, 3, old)
     second[1].send_signal(signal.SIGTERM)  # one of the two is enough
     codes, outs = end(second)
     stopped = losses(tmp_path)
