@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.config import LoraConfig
+from llava_jax.convert import hub
 from llava_jax.convert.shapes import LINEARS
 from llava_jax.errors import WeightError
 
@@ -144,5 +145,5 @@ def targets(settings: dict[str, Any]) -> set[str] | None:
 
 def base_name(base: str | Path) -> str:
     """A base for base_model_name_or_path: a hub id as it is, a folder by its absolute path."""
-    path = Path(base).expanduser()
+    path = hub.SHIPPED.get(str(base)) or Path(base).expanduser()
     return str(path.resolve()) if path.exists() else str(base)

@@ -146,6 +146,13 @@ def test_a_pissa_adapter_that_peft_has_converted_is_right(tmp_path):
     np.testing.assert_allclose(got, theirs.detach().numpy().T, atol=1e-5)
 
 
+def test_the_shipped_model_is_named_by_its_folder():
+    from llava_jax.convert import hub
+
+    assert adapter_config.base_name("tiny") == str(hub.SHIPPED["tiny"].resolve())
+    assert adapter_config.base_name("someone/llava") == "someone/llava"
+
+
 def test_a_module_that_is_listed_but_not_there(peft_adapter):
     folder, base = peft_adapter
     edit(folder, modules_to_save=["multi_modal_projector", "embed_tokens"])
