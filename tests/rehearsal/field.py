@@ -26,6 +26,7 @@ class Field:
         """Runs a script of the input as its README says; returns what it printed."""
         before, argv = list(sys.path), sys.argv
         sys.argv = [name, *words]
+        sys.path.insert(0, str(self.case))
         try:
             runpy.run_path(str(self.case / name), run_name="__main__")
         finally:
