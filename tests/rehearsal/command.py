@@ -1,6 +1,12 @@
-"""Runs `llava-jax` as a user does: a process of its own, with a user's environment."""
+"""Runs `llava-jax` as a user does: a process of its own, with a user's environment.
 
+`here` runs a command line in this process instead: for what is refused before a device is touched.
+"""
+
+import contextlib
+import io
 import json
+import logging
 import os
 import re
 import signal
@@ -10,6 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llava_jax import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 1200  # seconds; a hang must not stop the suite
@@ -67,6 +75,20 @@ def finish(process: subprocess.Popen, timeout: float = TIMEOUT) -> Done:
 def run(*words: Any, devices: int = 1, cwd: Path | None = None, **env: Any) -> Done:
     """`llava-jax WORDS`, to its end."""
     return finish(start(*words, devices=devices, cwd=cwd, **env))
+
+
+def here(*words: Any) -> Done:
+    """`llava-jax WORDS` in this process: its devices, and no start-up."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = logging.StreamHandler(err)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main([str(word) for word in words])
+    finally:
+        logging.getLogger().removeHandler(handler)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def ok(*words: Any, **options: Any) -> Done:

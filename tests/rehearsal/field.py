@@ -1,5 +1,7 @@
 """Runs the inputs of ../shared/data/field: small files on which the package once failed."""
 
+import contextlib
+import io
 import os
 import runpy
 import sys
@@ -9,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from llava_jax import cli
 from tests.rehearsal.command import Done, run
 
 
@@ -19,29 +20,20 @@ class Field:
 
     case: Path
     out: Path
-    capture: Any  # pytest's capsys
-    caplog: Any
 
     def script(self, name: str = "make.py", *words: str) -> str:
         """Runs a script of the input as its README says; returns what it printed."""
         before, argv = list(sys.path), sys.argv
         sys.argv = [name, *words]
         sys.path.insert(0, str(self.case))
+        said = io.StringIO()
         try:
-            runpy.run_path(str(self.case / name), run_name="__main__")
+            with contextlib.redirect_stdout(said):
+                runpy.run_path(str(self.case / name), run_name="__main__")
         finally:
             sys.path[:], sys.argv = before, argv
             sys.modules.pop("common", None)
-        return self.capture.readouterr().out
-
-    def here(self, *words: Any) -> Done:
-        """`llava-jax WORDS` in this process: what needs no devices of its own."""
-        self.capture.readouterr()
-        self.caplog.clear()
-        code = cli.main([str(w) for w in words])
-        out, err = self.capture.readouterr()
-        logged = "".join(f"{r.levelname}: {r.getMessage()}\n" for r in self.caplog.records)
-        return Done(code, out, logged + err)
+        return said.getvalue()
 
     def train(self, workdir: Path, data: Path, **changes: Any) -> Done:
         """The training command of the inputs' READMEs, changed by `changes`, in its own process."""
@@ -63,7 +55,7 @@ class Field:
         )
 
 
-def open_field(name: str, out: Path, capsys, caplog, monkeypatch) -> Field:
+def open_field(name: str, out: Path, monkeypatch) -> Field:
     """The input `name`, with its surroundings made; skips where the inputs are absent."""
     from tests.conftest import shared
 
@@ -72,9 +64,9 @@ def open_field(name: str, out: Path, capsys, caplog, monkeypatch) -> Field:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     if not (folder / name).is_dir():
         pytest.skip(f"there is no input {name!r}")
-    found = Field(folder / name, out, capsys, caplog)
+    found = Field(folder / name, out)
     if not (out / "img").exists():
         os.chdir(folder)
-        Field(folder, out, capsys, caplog).script("prepare.py")
+        Field(folder, out).script("prepare.py")
     monkeypatch.chdir(folder / name)
     return found

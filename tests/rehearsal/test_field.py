@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.rehearsal.command import losses, refused, report
+from tests.rehearsal.command import here, losses, refused, report
 from tests.rehearsal.field import open_field
 
 DESCRIBE = "Describe the picture."
@@ -19,11 +19,9 @@ def field_out(tmp_path_factory):
 
 
 @pytest.fixture
-def field(request, field_out, capsys, caplog, monkeypatch):
+def field(request, field_out, monkeypatch):
     """The input that the test is named after."""
-    name = request.function.__name__.removeprefix("test_")
-    with caplog.at_level("INFO"):
-        yield open_field(name, field_out, capsys, caplog, monkeypatch)
+    return open_field(request.function.__name__.removeprefix("test_"), field_out, monkeypatch)
 
 
 def _ok(done):
@@ -44,13 +42,13 @@ def test_every_input_has_a_test():
 def test_chat_vision_tower(field):
     field.script()
     model = field.out / "elsewhere"
-    refused(field.here("chat", "--model", model, "--prompt", "hi"), "--vision-tower")
+    refused(here("chat", "--model", model, "--prompt", "hi"), "--vision-tower")
     tower = field.out / "clip_elsewhere"
-    _ok(field.here("chat", "--model", model, "--vision-tower", tower, "--prompt", "hi"))
+    _ok(here("chat", "--model", model, "--vision-tower", tower, "--prompt", "hi"))
 
 
 def test_image_address(field, tmp_path):
-    done = field.here("chat", "--image", "https://example.org/x/a.jpg", "--prompt", "hi")
+    done = here("chat", "--image", "https://example.org/x/a.jpg", "--prompt", "hi")
     refused(done, "addresses are not fetched", "download it first")
     done = field.train(tmp_path / "run", field.case / "url.json", **{"data.bad_limit": 1.0})
     told = [line for line in done.err.splitlines() if "addresses are not fetched" in line]
@@ -61,9 +59,9 @@ def test_own_chat_template(field):
     field.script()
     model = field.out / "owntemplate"
     for done in (
-        field.here("inspect", model),
-        field.here("convert", model, field.out / "owntemplate_hf", "--to", "hf", "--overwrite"),
-        field.here("chat", "--model", model, "--prompt", "hi"),
+        here("inspect", model),
+        here("convert", model, field.out / "owntemplate_hf", "--to", "hf", "--overwrite"),
+        here("chat", "--model", model, "--prompt", "hi"),
     ):
         _ok(done)
         said = done.out + done.err
@@ -73,22 +71,22 @@ def test_own_chat_template(field):
 
 def test_pad_token_beyond_vocabulary(field, tmp_path):
     field.script()
-    _ok(field.here("chat", "--model", field.out / "padtok", "--prompt", "hi"))
+    _ok(here("chat", "--model", field.out / "padtok", "--prompt", "hi"))
     data = field.out / "eight.json"
     done = _ok(field.train(tmp_path, data, **{"model.init": field.out / "padtok", "steps": 1}))
-    _ok(field.here("chat", "--model", tmp_path / "export", "--prompt", "hi"))
+    _ok(here("chat", "--model", tmp_path / "export", "--prompt", "hi"))
     assert math.isfinite(losses(tmp_path)[0]), done.err
 
 
 def test_png_with_long_text(field):
     image = field.case / "long_text.png"
-    assert _ok(field.here("chat", "--image", image, "--prompt", DESCRIBE)).out.strip()
+    assert _ok(here("chat", "--image", image, "--prompt", DESCRIBE)).out.strip()
 
 
 def test_saved_by_transformers_5(field):
     field.script()
     for name in ("tf5", "tf5_with_tokenizer_model"):
-        done = field.here("chat", "--model", field.out / name, "--prompt", "hi")
+        done = here("chat", "--model", field.out / name, "--prompt", "hi")
         if done.code and name == "tf5":
             refused(done, "tokenizer.model")
         else:
@@ -99,14 +97,14 @@ def test_several_end_tokens(field):
     field.script()
     image = field.out / "img" / "shape.png"
     words = ("chat", "--model", field.out / "eoslist", "--image", image, "--prompt", DESCRIBE)
-    assert _ok(field.here(*words)).out.split() == ["circle"]
+    assert _ok(here(*words)).out.split() == ["circle"]
 
 
 def test_weights_with_nan(field, tmp_path):
     field.script()
     model = field.out / "nan"
     image = field.out / "img" / "shape.png"
-    done = field.here("chat", "--model", model, "--image", image, "--prompt", DESCRIBE)
+    done = here("chat", "--model", model, "--image", image, "--prompt", DESCRIBE)
     refused(done, "not finite")
     data = field.out / "eight.json"
     data.write_text(json.dumps([_record(str(k)) for k in range(8)]))
@@ -149,7 +147,7 @@ def test_image_without_tag(field, tmp_path):
 
 def test_images_key(field, tmp_path):
     for done in (
-        field.here("inspect", field.case / "images.json", "--sample", "0"),
+        here("inspect", field.case / "images.json", "--sample", "0"),
         field.train(tmp_path, field.case / "images.json"),
     ):
         if done.code:
@@ -160,7 +158,7 @@ def test_images_key(field, tmp_path):
 
 def test_json_or_lines(field):
     for name in ("array.jsonl", "lines.json", "pretty.jsonl"):
-        done = field.here("inspect", field.case / name, "--sample", "0")
+        done = here("inspect", field.case / name, "--sample", "0")
         if done.code:
             refused(done, name, ".json")
         else:
@@ -168,7 +166,7 @@ def test_json_or_lines(field):
 
 
 def test_jsonl_line_separator(field):
-    done = _ok(field.here("inspect", field.case / "ls.jsonl", "--sample", "0"))
+    done = _ok(here("inspect", field.case / "ls.jsonl", "--sample", "0"))
     assert done.out.strip()
 
 
@@ -192,7 +190,7 @@ def test_several_data_files(field):
         ["--config", "finetune_7b", f"--config.data.path={one},{two}"],
     )
     for way in ways:
-        done = _ok(field.here("train", *way, "--show"))
+        done = _ok(here("train", *way, "--show"))
         line = next(x for x in done.out.splitlines() if x.startswith("data.path"))
         assert one in line
         assert two in line
@@ -227,7 +225,7 @@ def test_wrong_image_folder(field, tmp_path):
 
 
 def test_convert_shipped_name(field):
-    _ok(field.here("convert", "tiny", field.out / "shipped", "--to", "hf", "--overwrite"))
+    _ok(here("convert", "tiny", field.out / "shipped", "--to", "hf", "--overwrite"))
     assert (field.out / "shipped" / "config.json").is_file()
 
 
@@ -267,14 +265,14 @@ def test_new_token_lost(field):
 def test_pissa_adapter(field, method):
     shutil.rmtree(field.out / "pissa_merged", ignore_errors=True)
     assert "rc 2" in field.script("make.py", method)
-    done = field.here("convert", field.out / "pissa", field.out / "p2", "--to", "hf", "--merge")
+    done = here("convert", field.out / "pissa", field.out / "p2", "--to", "hf", "--merge")
     refused(done, "adapter_config.json", "init_lora_weights", method)
     assert not (field.out / "pissa_merged").exists()
 
 
 @pytest.mark.parametrize("method", ["gaussian", "eva", "orthogonal"])
-def test_adapters_that_leave_the_base_alone(field_out, method, capsys, caplog, monkeypatch):
-    found = open_field("pissa_adapter", field_out, capsys, caplog, monkeypatch)
+def test_adapters_that_leave_the_base_alone(field_out, method, monkeypatch):
+    found = open_field("pissa_adapter", field_out, monkeypatch)
     assert "rc 0" in found.script("make.py", method)
 
 
@@ -292,11 +290,11 @@ def test_preprocessor_settings(field):
 
 def test_quantised_checkpoint(field):
     field.script()
-    done = field.here("inspect", field.out / "bnb4")
+    done = here("inspect", field.out / "bnb4")
     refused(done, "config.json", "quantization_config", "bitsandbytes", "not supported")
 
 
 def test_stale_index(field):
     field.script()
-    done = _ok(field.here("inspect", field.out / "stale_index"))
+    done = _ok(here("inspect", field.out / "stale_index"))
     assert "index" in done.err, done.err

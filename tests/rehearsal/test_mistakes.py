@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.rehearsal.command import losses, ok, refused, report, run, train_words
+from tests.rehearsal.command import here, losses, ok, refused, report, run, train_words
 from tests.rehearsal.own_data import pictures, record, write
 
 COUNT = 8
@@ -25,15 +25,19 @@ def own(model, tmp_path) -> dict[str, Any]:
         "model.init": model("hugging_face"),
         "data.path": write(tmp_path / "own.json", [record(n) for n in range(COUNT)]),
         "data.image_folder": pictures(tmp_path / "img"),
-        "batch_size": 4,
+        "batch_size": 8,
         "steps": 2,
     }
 
 
-def _refused(tmp_path: Path, settings: dict, *words: Any, config="finetune_7b", **options) -> None:
-    """Fails unless the run is refused with one line that says `words`, and leaves no model."""
+def _refused(tmp_path: Path, settings: dict, *words: Any, devices: int = 0) -> None:
+    """Fails unless finetune_7b is refused with one line that says `words`, and leaves no model.
+
+    devices: in a process of its own that has so many.
+    """
     workdir = tmp_path / "run"
-    done = run(*train_words(config, workdir, settings), **options)
+    line = train_words("finetune_7b", workdir, settings)
+    done = run(*line, devices=devices) if devices else here(*line)
     refused(done, *map(str, words))
     assert not (workdir / "export").exists()
 
@@ -86,7 +90,7 @@ def test_nothing_is_loaded_before_settings_are_checked(own, tmp_path):
 
 
 def test_a_mistyped_option():
-    done = run("train", "--config", "finetune_7b", "--lr", "2e-5")
+    done = here("train", "--config", "finetune_7b", "--lr", "2e-5")
     refused(done, "--lr", "--config.lr")
 
 
@@ -97,7 +101,7 @@ def test_a_wrong_image_folder_is_one_line(own, tmp_path):
     wrong = tmp_path / "elsewhere"
     wrong.mkdir()
     workdir = tmp_path / "run"
-    done = run(*train_words("finetune_7b", workdir, own | {"data.image_folder": wrong}))
+    done = here(*train_words("finetune_7b", workdir, own | {"data.image_folder": wrong}))
     refused(done, "data.image_folder", str(wrong / "a.jpg"))
     assert len(done.err.strip().splitlines()) <= 3, done.err
     assert losses(workdir) == []
