@@ -127,13 +127,12 @@ def test_continue_adapter(field, tmp_path):
     field.script()
     changes = {"model.init": field.out / "adapter", "trainable": "('projector','lora')", "steps": 1}
     data = field.out / "eight.json"
-    plain = _ok(field.train(tmp_path / "a", data, lora_rank=0, **changes))
+    _ok(field.train(tmp_path / "a", data, lora_rank=0, **changes))
     same = field.train(tmp_path / "b", data, lora_rank=8, **changes)
     if same.code:
         refused(same, "alpha", "16", "256")
     else:
         assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-6)
-    assert losses(tmp_path / "a")[0] == pytest.approx(4.764, abs=5e-3), plain.err
 
 
 def test_image_without_tag(field, tmp_path):
@@ -142,7 +141,7 @@ def test_image_without_tag(field, tmp_path):
     counts = {k: v if isinstance(v, int) else v["count"] for k, v in notes.items()}
     want = {"unanswered question": 1, "leading answer": 1, "image without tag": 1}
     assert counts == want
-    assert any("<image>" in x for x in done.err.splitlines() if x.startswith("WARNING")), done.err
+    assert "WARNING: image without tag: 1 of 12 samples" in done.err, done.err
 
 
 def test_images_key(field, tmp_path):
