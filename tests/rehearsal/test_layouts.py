@@ -142,7 +142,7 @@ def test_two_processes_of_four_devices_account_for_every_record(mix, model, tmp_
     from tests.rehearsal.test_recipes import check
 
     one, two = tmp_path / "one", tmp_path / "two"
-    settings = _settings(mix, model, dtype="float32", lr=2e-3, steps=0)
+    settings = _settings(mix, model, dtype="float32", steps=0)
     ok(*train_words("finetune_7b", one, settings))
     _as_two_processes(train_words("finetune_7b", two, settings), devices=4)
     check(two, mix.manifest["instruct"])

@@ -35,7 +35,7 @@ def test_lora_on_ones_own_data(data, model, tmp_path):
         *train_words("finetune_lora_7b", workdir, _settings(data, model) | {"exact_match": True})
     )
     assert len(losses(workdir)) == math.ceil(report(workdir)["samples"] / 128)
-    assert losses(workdir)[-1] < losses(workdir)[0]
+    assert sum(losses(workdir)[-5:]) < sum(losses(workdir)[:5])
     told = report(workdir)
     assert told["bad"] == []
     assert 0.93 * RECORDS < told["samples"] < 0.97 * RECORDS
