@@ -297,7 +297,13 @@ def find_tower(name: str, folder: Path, options: Options, must: bool) -> Path | 
     if not must:
         return None
     if hub.looks_like_id(name):
-        return hub.resolve(name, options.allow_pickle)
+        try:
+            return hub.resolve(name, options.allow_pickle)
+        except WeightError as error:
+            raise WeightError(
+                f"{folder}: its vision tower: {error.message}",
+                fix=f"{error.fix}: --vision-tower FOLDER" if error.fix else "give --vision-tower",
+            ) from None
     raise WeightError(
         f"{folder}: its vision tower {ascii(name)[:80]} is not here", fix="give --vision-tower"
     )

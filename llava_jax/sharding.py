@@ -100,7 +100,7 @@ def check_rows(rows: int, mesh: Mesh, micro: int) -> None:
         raise ConfigError(
             f"the {rows} rows of a batch do not divide into {micro} micro-batches "
             f"on {parts // micro} devices (mesh data x fsdp)",
-            fix=f"make them a multiple of {parts}, or change the mesh",
+            fix=f"make batch_size a multiple of {parts}, or change config.mesh",
         )
 
 

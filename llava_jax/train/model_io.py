@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,33 @@ def open_model(config: Any) -> Opened:
     m = config.model
     if not m.init:
         raise ConfigError("config.model.init is empty", fix="name a checkpoint folder or hub id")
-    source = open_source(m.init, Options(m.base or None, m.vision_tower or None, m.allow_pickle))
+    options = Options(m.base or None, m.vision_tower or None, m.allow_pickle)
+    with fixes_as_settings():
+        source = open_source(m.init, options)
     tokenizer = load_fitting(source.tokenizer, source.config.language.vocab_size, m.init)
     return Opened(fit_model(config, source.config), source, tokenizer, str(m.init))
+
+
+_AS_SETTINGS = {
+    r"--allow-pickle(?: \(allow_pickle=True\))?": "--config.model.allow_pickle=True",
+    r"--vision-tower\b": "--config.model.vision_tower",
+    r"--base\b": "--config.model.base",
+}
+"""What `llava-jax convert` calls an option, and a training run a setting."""
+
+
+@contextlib.contextmanager
+def fixes_as_settings() -> Iterator[None]:
+    """Within it, a WeightError's fix names the settings of a run, not the options of `convert`."""
+    try:
+        yield
+    except WeightError as error:
+        fix = error.fix
+        for option, setting in _AS_SETTINGS.items():
+            fix = fix and re.sub(option, setting, fix)
+        if fix == error.fix:
+            raise
+        raise WeightError(error.message, fix=fix) from error
 
 
 def read_params(opened: Opened, seed: int, mesh: Mesh) -> Params:
