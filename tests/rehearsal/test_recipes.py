@@ -38,8 +38,9 @@ def check(workdir: Path, part: dict) -> None:
     assert ids == {row["index"]: row["id"] for row in part["bad"]}
     assert told["bad_count"] == len(part["bad"])
     assert told["records"] == part["records"]
-    assert told["seen"] + told["bad_count"] == told["records"], "once each, and none lost"
-    assert told["replaced"] + told["empty"] == told["samples"] - told["seen"]
+    assert told["seen"] == told["given"] == told["samples"], "once each, and none lost"
+    malformed = told["records"] - told["samples"]
+    assert malformed + told["replaced"] + told["empty"] == told["bad_count"]
     assert sum(row["samples"] for row in rows) == told["given"]
     for note, count in part["notes"].items():
         assert told["notes"].get(note) == count, (note, told["notes"])
