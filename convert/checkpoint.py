@@ -33,7 +33,8 @@ class Checkpoint:
     """A checkpoint in memory.
 
     params: {dotted name: array}; numpy arrays (often mapped from the files, read-only), or jax
-    arrays where `load_checkpoint` got a mesh.
+    arrays where `load_checkpoint` got a mesh. A Leaf of an open source, read when it is written,
+    may stand for an array.
     tokenizer: the folder with the tokenizer's files. provenance: where it came from.
     kept, extras: what a writer needs to give back names, settings and tensors that are no
     parameters; hand the whole checkpoint to `save_checkpoint`.
@@ -159,6 +160,8 @@ def save_checkpoint(
 
 
 def _leaf(name: str, array: Any) -> Leaf:
+    if isinstance(array, Leaf):
+        return array
     if isinstance(array, np.ndarray):
         lazy = of_array(array, name)
     else:

@@ -158,7 +158,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
         checkpoints.wait()
 
         # What the run was for.
-        save_model(workdir / "export", opened, {**frozen, **state.params})
+        save_model(workdir / "export", opened, state.params)
         report = feed.report()
         on_main(lambda: _finish(workdir, report, watch.loss, steps))
         return TrainResult(workdir / "export", watch.loss, steps)

@@ -134,18 +134,20 @@ def split_params(params: Params, names: set[str], dtype: Any) -> tuple[Params, P
     return trained, frozen
 
 
-def save_model(folder: Path, opened: Opened, params: Params) -> None:
+def save_model(folder: Path, opened: Opened, trained: Params) -> None:
     """Writes the trained model as a folder of this project's format (whole or not at all).
 
-    With several processes the main one writes; parameters come to its host a layer at a time.
+    What was not trained is copied from the files the run started from, in their own type: the copy
+    on the devices was rounded to the compute dtype. With several processes the main one writes;
+    parameters come to its host a layer at a time.
     """
     from llava_jax.convert import Checkpoint, save_checkpoint
 
     source = opened.source
-    whole = {name: _on_host(name, value) for name, value in params.items()}
+    whole = {name: _on_host(name, value) for name, value in trained.items()}
     model = Checkpoint(
         opened.config,
-        whole,
+        {**source.leaves, **whole},
         source.tokenizer,
         {"kind": source.kind, "path": opened.name},
         source.kept,

@@ -99,3 +99,16 @@ def test_a_new_adapter_is_made_where_it_lies(made):
     params = read_params(opened, 0, make_mesh(fsdp=8))
     kernel = params["language.layers.attn.q.lora_a"]
     assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
+
+
+def test_what_is_not_trained_is_exported_as_it_was_read(made, tmp_path):
+    """float16 files, trained in the config's own bfloat16, which would round them."""
+    halves = save_checkpoint(load_checkpoint(made[0]), tmp_path / "fp16", to="jax", dtype="fp16")
+    values = overrides(halves, made[1], steps=1, dtype="bfloat16", trainable="projector")
+    export = run_stages(load_config("common", values), tmp_path / "run", quiet=True)
+    before, after = load_checkpoint(halves).params, load_checkpoint(export).params
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        trained = name.startswith("projector.")
+        assert after[name].dtype == (np.float32 if trained else np.float16), name
+        assert trained or np.array_equal(after[name], value), name
