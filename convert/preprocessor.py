@@ -115,7 +115,7 @@ def _height_width(size: Any, where: str) -> tuple[int, int]:
 def preprocessor_json(config: LlavaConfig, processor: str = _CROPS) -> dict[str, Any]:
     """preprocessor_config.json of a model: the inverse of `pixel_config`, with mean and std."""
     v, p = config.vision, config.vision.pixels
-    to = p.resize_to or (v.image_size,)
+    to: tuple[int, ...] = p.resize_to or (v.image_size,)
     size = {"height": to[0], "width": to[-1]} if len(to) > 1 else {"shortest_edge": to[0]}
     out = {
         "image_processor_type": processor,
