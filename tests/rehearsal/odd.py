@@ -94,6 +94,7 @@ ODD = (
             ("human", "A\u2028B </s> <s> \U0001f600 tag: <image>"),
             ("gpt", "\u4f60\u597d </s> é"),
         ),
+        "tag without image",
         pictures=False,
     ),
     Odd(
