@@ -39,9 +39,9 @@ class RunLog:
         self._steps, self._saved = 0, 0.0
         self._last = time.perf_counter()
 
-    def step(self, row: dict[str, Any]) -> None:
-        """Records one finished step."""
-        now = time.perf_counter()
+    def step(self, row: dict[str, Any], ended: float | None = None) -> None:
+        """Records one finished step. ended: when, by time.perf_counter; None: now."""
+        now = time.perf_counter() if ended is None else ended
         seconds = max(now - self._last - self._saved, 1e-9)
         times = {"seconds": round(seconds, 4)}
         if self._saved:
@@ -88,7 +88,7 @@ class RunLog:
 class NoLog:
     """The log of a process that writes none: another one of the same run does."""
 
-    def step(self, row: dict[str, Any]) -> None:
+    def step(self, row: dict[str, Any], ended: float | None = None) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -60,6 +62,12 @@ class Feed:
         return {**reports[0], **join_counts(reports)}
 
 
+def _ended(value: jax.Array) -> float:
+    """Waits until `value` is there; when that was, by time.perf_counter."""
+    value.block_until_ready()
+    return time.perf_counter()
+
+
 class Metrics:
     """Logs each step after the next one has begun: reading a value waits for it, and the device must
     not wait for us.
@@ -71,7 +79,9 @@ class Metrics:
     def __init__(self, run_log: Any, lr: Callable[[int], float], loss: float = math.nan):
         self.loss, self.failed = loss, 0
         self._log, self._lr, self._bad = run_log, lr, 0
-        self._pending: tuple[int, Any, Any] | None = None
+        self._pending: tuple[int, Any, Any, Future[float]] | None = None
+        # Reading a step after the next was called may come long after its end: a thread waits for it.
+        self._clock = ThreadPoolExecutor(1, "clock")
 
     def after(self, number: int, metrics: Any, info: Any, own: Wishes) -> Wishes:
         """Takes the metrics of step `number` and logs the step before it; what was wished at that one.
@@ -79,20 +89,20 @@ class Metrics:
         With one process its `own` wishes count at once.
         """
         wished = self.drain()
-        self._pending = (number, metrics, info)
+        self._pending = (number, metrics, info, self._clock.submit(_ended, metrics["loss"]))
         return own if jax.process_count() == 1 else wished
 
     def drain(self) -> Wishes:
         """Logs the step that waits, if any; what was wished when it began."""
         if self._pending is None:
             return Wishes()
-        (number, metrics, info), self._pending = self._pending, None
+        (number, metrics, info, ended), self._pending = self._pending, None
         values = jax.device_get(metrics)
         wishes = Wishes(*map(bool, values["wishes"]))
         if wishes.failed:
             self.failed = self.failed or number
         else:
-            self._record(number, values, info)
+            self._record(number, values, info, ended.result())
         return wishes
 
     def check(self) -> None:
@@ -104,7 +114,7 @@ class Metrics:
                 fix="lower config.lr, or look for broken samples with llava-jax inspect",
             )
 
-    def _record(self, number: int, values: Any, info: Any) -> None:
+    def _record(self, number: int, values: Any, info: Any, ended: float) -> None:
         ok = bool(values["ok"])
         self.loss, self._bad = float(values["loss"]), 0 if ok else self._bad + 1
         self._log.step(
@@ -117,7 +127,8 @@ class Metrics:
                 "samples": info["samples"],
                 "tokens": info["tokens"],
                 "ok": ok,
-            }
+            },
+            ended,
         )
         if not ok:
             self._log.note(f"step {number}: loss or gradient is not finite, update skipped")

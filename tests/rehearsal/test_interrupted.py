@@ -6,22 +6,28 @@ import signal
 
 import pytest
 
+from tests.rehearsal import own_data
 from tests.rehearsal.command import losses, metrics, ok, refused, report, run, start, stop_at
 from tests.rehearsal.command import train_words as words_of
 
-STEPS, STOPPED = 6, 75  # exit code 75: EX_TEMPFAIL, run it again
+STEPS, STOPPED = 40, 75  # exit code 75: EX_TEMPFAIL, run it again
 
 
 @pytest.fixture(scope="module")
-def settings(mix, model) -> dict:
-    """finetune_lora_7b on the mixture: dropout too must go on where it was."""
+def settings(model, tmp_path_factory) -> dict:
+    """finetune_lora_7b on one epoch of 320 records, four of them without their picture.
+
+    Adapters, their dropout, stand-ins and counts must all go on where they were.
+    """
+    data = own_data.job(tmp_path_factory.mktemp("own"), 8 * STEPS)
+    (data.parent / "pictures" / "shots" / "00003.jpg").unlink()
     return {
         "model.init": model("original"),
         "model.vision_tower": model("clip"),
         "batch_size": 8,
-        "steps": STEPS,
-        "save_every": 2,
-        **mix.settings("instruct"),
+        "save_every": 5,
+        "data.path": data,
+        "data.image_folder": data.parent / "pictures",
     }
 
 
@@ -34,7 +40,7 @@ def whole(settings, tmp_path_factory):
 
 
 def _curve(workdir) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics(workdir)]
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in metrics(workdir)]
 
 
 def _same_end(workdir, whole) -> None:
@@ -46,7 +52,7 @@ def _same_end(workdir, whole) -> None:
 
 def test_killed_and_run_again(settings, whole, tmp_path):
     words = words_of("finetune_lora_7b", tmp_path, settings)
-    done = stop_at(start(*words), tmp_path, 3, signal.SIGKILL)
+    done = stop_at(start(*words), tmp_path, 7, signal.SIGKILL)
     assert done.code == -signal.SIGKILL
     assert not (tmp_path / "export").exists()
     ok(*words)
@@ -59,7 +65,7 @@ def test_stopped_and_run_again(settings, whole, tmp_path):
     assert done.code == STOPPED, done
     assert "saved" in done.out + done.err
     assert not (tmp_path / "export").exists()
-    assert 3 <= len(losses(tmp_path)) < STEPS
+    assert 3 <= len(losses(tmp_path)) < STEPS, "it was too fast to be stopped"
     ok(*words)
     _same_end(tmp_path, whole)
 
@@ -87,5 +93,5 @@ def test_the_log_is_whole(whole):
     assert all(math.isfinite(row["loss"]) for row in rows)
     # The clock of a step does not stop while a checkpoint is written: no step takes no time.
     typical = sorted(row["seconds"] for row in rows)[STEPS // 2]
-    assert all(row["seconds"] > typical / 50 for row in rows), [row["seconds"] for row in rows]
+    assert all(row["seconds"] > typical / 20 for row in rows), [row["seconds"] for row in rows]
     assert json.loads((whole / "done.json").read_text())["steps"] == STEPS
