@@ -115,8 +115,8 @@ def _height_width(size: Any, where: str) -> tuple[int, int]:
 def preprocessor_json(config: LlavaConfig, processor: str = _CROPS) -> dict[str, Any]:
     """preprocessor_config.json of a model: the inverse of `pixel_config`, with mean and std."""
     v, p = config.vision, config.vision.pixels
-    to: tuple[int, ...] = p.resize_to or (v.image_size,)
-    size = {"height": to[0], "width": to[-1]} if len(to) > 1 else {"shortest_edge": to[0]}
+    to = p.resize_to or (v.image_size,)
+    size = {"height": to[0], "width": to[-1]} if len(to) > 1 else {"shortest_edge": min(to)}
     out = {
         "image_processor_type": processor,
         "do_convert_rgb": True,
