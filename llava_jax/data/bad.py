@@ -73,9 +73,9 @@ class BadSamples:
         if not say:
             return
         for kind, count in self._kinds.most_common(SHOWN):
-            log.warning(
-                "%s left out: %s (%s)%s", _samples(count), kind, self._ids(kind), self._listed
-            )
+            fix = self._fix(kind)
+            more = (f": {fix}" if fix else "") + self._listed
+            log.warning("%s left out: %s (%s)%s", _samples(count), kind, self._ids(kind), more)
 
     def add(self, bad: Bad) -> None:
         """Notes one sample. Raises TooManyBad if strict or if there are now too many."""
@@ -127,9 +127,10 @@ class BadSamples:
 
     def fix(self) -> str:
         """What to do about the most frequent kind."""
-        kind = max(self._kinds, key=lambda k: self._kinds[k])
-        fixes = [b.fix for b in self._found.values() if b.kind == kind and b.fix]
-        return fixes[0] if fixes else "mend the data"
+        return self._fix(max(self._kinds, key=lambda k: self._kinds[k])) or "fix the data"
+
+    def _fix(self, kind: str) -> str | None:
+        return next((b.fix for b in self._found.values() if b.kind == kind and b.fix), None)
 
     @property
     def _listed(self) -> str:
