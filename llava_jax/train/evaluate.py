@@ -35,18 +35,34 @@ class Question:
         return [{"role": roles[i % 2], "content": x} for i, x in enumerate((*rounds, self.text))]
 
 
-def questions_of(record: dict[str, Any], image_folder: str | Path) -> list[Question]:
-    """Every turn of a LLaVA record as a question of its own; `kinds`, where given, names them."""
-    turns = read_turns(record, sample_name(record))
+def questions_of(
+    record: dict[str, Any], image_folder: str | Path, turns: str = "independent"
+) -> list[Question]:
+    """Every question of a LLaVA record; `kinds`, where given, names them.
+
+    turns: as data.turns. In a "conversation" a question stands after those before it and the record's
+    own answers to them, as it is trained; "independent" ones stand alone.
+    """
+    said = read_turns(record, sample_name(record))
     paths = [str(Path(image_folder) / path) for path in read_images(record, sample_name(record))]
     image = paths[0] if len(paths) == 1 else paths or None
     pairs = [
         (question.replace(IMAGE_TAG, "").strip(), answer)
-        for (asks, question), (answers, answer) in itertools.pairwise(turns)
+        for (asks, question), (answers, answer) in itertools.pairwise(said)
         if (asks, answers) == (USER, ASSISTANT)
     ]
     kinds = record.get("kinds") or ["all"] * len(pairs)
-    return [Question(image, text, answer, kind) for (text, answer), kind in zip(pairs, kinds)]
+    before = [tuple(pairs[:i]) if turns == "conversation" else () for i in range(len(pairs))]
+    return [
+        Question(image, text, answer, kind, talk)
+        for (text, answer), kind, talk in zip(pairs, kinds, before)
+    ]
+
+
+def turns_of(record: dict[str, Any], setting: str) -> str:
+    """ "conversation" or "independent": the record's own, which goes before data.turns."""
+    own = record.get("turns")
+    return own if isinstance(own, str) else setting
 
 
 def exact_match(
@@ -120,7 +136,8 @@ def score(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, An
 def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) -> dict[str, Any]:
     """`exact_match` of the exported model on the images that config.data.holdout kept aside.
 
-    Each process of a run answers a part of the questions, on its own first device.
+    config: the last stage's. Questions of one record stand after each other or alone, as they were
+    trained. Each process answers a part of them, on its own first device.
     """
     import jax
 
@@ -133,7 +150,9 @@ def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) ->
         q
         for record, file, index in zip(held.records, held.file, held.index)
         if int(index) not in held.bad
-        for q in questions_of(record, held.files[file].image_folder)
+        for q in questions_of(
+            record, held.files[file].image_folder, turns_of(record, config.data.turns)
+        )
     ]
     if not questions:
         return score([], [])

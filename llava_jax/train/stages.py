@@ -52,8 +52,8 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
             from llava_jax.train.heldout import report_heldout
 
             report_heldout(stage, model, workdir, result.steps)
-        if config.exact_match:
-            report_exact_match(config, model, workdir, quiet=quiet)
+        if stage.exact_match:
+            report_exact_match(stage, model, workdir, quiet=quiet)
     return model
 
 

@@ -1,6 +1,6 @@
 """Questions made of training records: only what has an answer, about the images it shows."""
 
-from llava_jax.train.evaluate import Question, questions_of
+from llava_jax.train.evaluate import Question, questions_of, turns_of
 
 
 def record(*turns: tuple[str, str], **more) -> dict:
@@ -32,3 +32,24 @@ def test_no_image_and_several():
     assert questions_of(record(*turns), "f") == [Question(None, "What?", "red")]
     (two,) = questions_of(record(*turns, image=["a.png", "b.png"]), "f")
     assert two.image == ["f/a.png", "f/b.png"]
+
+
+def test_a_follow_up_stands_after_what_the_record_says_before_it():
+    turns = (
+        ("human", "<image>\nWhat?"),
+        ("gpt", "a ball"),
+        ("human", "Which colour?"),
+        ("gpt", "red"),
+        ("human", "Where?"),
+        ("gpt", "left"),
+    )
+    asked = questions_of(record(*turns, image="a.png"), "f", "conversation")
+    first, second = ("What?", "a ball"), ("Which colour?", "red")
+    assert [q.before for q in asked] == [(), (first,), (first, second)]
+    assert [m["content"] for m in asked[1].messages()] == ["What?", "a ball", "Which colour?"]
+    assert [q.before for q in questions_of(record(*turns, image="a.png"), "f")] == [(), (), ()]
+
+
+def test_a_record_s_own_turns_go_before_the_setting():
+    assert turns_of({"turns": "independent"}, "conversation") == "independent"
+    assert turns_of({"turns": 3}, "conversation") == turns_of({}, "conversation") == "conversation"
