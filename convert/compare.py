@@ -285,7 +285,7 @@ def _probe(a: Source, b: Source, logits: str, not_finite: list[str]) -> dict[str
             reference = probe.jax_answer(lora.merge(a))
         out["a in JAX, b in torch"] = _against(reference, lambda: probe.torch_answer(whole))
     else:
-        out["note"] = "torch is not installed: not asked"
+        out["note"] = "torch is not installed, so transformers was not asked"
     return out
 
 

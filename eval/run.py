@@ -21,6 +21,7 @@ from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.predict import Model, choose, done_keys, merge, predict
 from llava_jax.eval.show import as_text, complete
 from llava_jax.eval.task import DEFAULT, Options, Question, Task, get_task
+from llava_jax.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -173,10 +174,8 @@ def _score(task: Task, folder: Path, data: Path, settings: Settings) -> dict[str
 def _progress(title: str, total: int, settings: Settings):
     if not (settings.writes and settings.show_progress):
         return nullcontext()
-    from tqdm import tqdm
-
     # Time per answer over the whole run, so that the first compilations do not mislead for long.
-    return tqdm(total=total, desc=title, unit="q", smoothing=0.05, dynamic_ncols=True)
+    return progress(total, title, "q", smoothing=0.05)
 
 
 def parse_chunk(text: str) -> tuple[int, int]:

@@ -184,8 +184,11 @@ def part_text(part: dict[str, Any]) -> str:
 
 
 def file_list(files: list[str], limit: int = 3) -> str:
-    """The names of the first files, and how many more there are."""
-    names = ", ".join(Path(f).name for f in files[:limit]) or "none"
+    """The names of the first files, with their folders where two are alike, and how many more."""
+    count = Counter(Path(f).name for f in files)
+    paths = [Path(f) for f in files[:limit]]
+    names = ", ".join(p.name if count[p.name] == 1 else f"{p.parent.name}/{p.name}" for p in paths)
+    names = names or "none"
     return f"{names} and {len(files) - limit} more" if len(files) > limit else names
 
 

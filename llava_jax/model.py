@@ -35,6 +35,7 @@ from llava_jax.generate.request import (
 )
 from llava_jax.images.gate import DEFAULT_LIMITS, Limits
 from llava_jax.images.source import pixels_of
+from llava_jax.progress import progress as progress_bar
 from llava_jax.text.prompt import build_prompt
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import fitted, load_fitting
@@ -417,9 +418,7 @@ def _refused(error: LlavaError, on_error: str) -> Reply:
 def _progress(progress: bool | Callable[[int, int], None], total: int):
     """(function that takes how many more are answered, function that ends the display)."""
     if not callable(progress):
-        from tqdm import tqdm
-
-        bar = tqdm(total=total, desc="answers", disable=not progress, dynamic_ncols=True)
+        bar = progress_bar(total, "answers", "answer", quiet=not progress)
         return bar.update, bar.close
     done = 0
 

@@ -140,6 +140,7 @@ def test_numbers_for_people():
     assert file_list(["x/a", "b", "c"]) == "a, b, c"
     assert file_list(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert file_list([]) == "none"
+    assert file_list(["m/w.bin", "m/tower/w.bin", "x"]) == "m/w.bin, tower/w.bin, x"
 
 
 def test_an_empty_file_and_an_unknown_version_are_named(tmp_path, capsys):

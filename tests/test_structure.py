@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.NAME
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
-BASE = {"errors", "config"}
+BASE = {"errors", "config", "progress"}
 NETWORK = {"layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
+    "progress": set(),
     "text": set(),
     "images": set(),
     "layers": set(),
@@ -44,7 +45,8 @@ MAY_IMPORT = {
     "quickstart": NETWORK
     | {"sharding", "text", "images", "data", "generate", "model", "train", "convert", "configs"},
 }
-LIGHT = {"errors", "config", "text", "images", "cli", "inspect", "configs"}  # never import jax
+# Never import jax.
+LIGHT = {"errors", "config", "progress", "text", "images", "cli", "inspect", "configs"}
 
 # Slow to import, or in an extra: only inside functions.
 LAZY = {

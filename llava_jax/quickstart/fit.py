@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from llava_jax.progress import progress
 from llava_jax.train.optim import make_optimizer
 
 Params = dict[str, jax.Array]
@@ -39,8 +40,6 @@ def fit(
 ) -> FitResult:
     """Minimises loss(trained, frozen, batch) over `steps` batches with Muon (AdamW does not learn
     shapes in this few steps) under warm-up and cosine; `trained` is used up."""
-    from tqdm import tqdm
-
     settings = ConfigDict(
         dict(
             optimizer="muon",
@@ -68,7 +67,7 @@ def fit(
     params: Any = {key: trained[key] for key in sorted(trained)}
     opt_state = jax.jit(optimizer.init)(params)
     losses: list[jax.Array] = []
-    with tqdm(total=steps, desc=name, unit="step", disable=quiet, dynamic_ncols=True) as bar:
+    with progress(steps, name, "step", quiet=quiet) as bar:
         for number in range(steps):
             params, opt_state, value = step(params, opt_state, frozen, next(batches))
             losses.append(value)

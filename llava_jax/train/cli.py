@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", help="a config's name, or a file of your own")
     parser.add_argument(
-        "--workdir", type=Path, help="results and checkpoints (default: runs/<config name>)"
+        "--workdir",
+        type=Path,
+        help="results and checkpoints (default: runs/NAME, NAME that of the config)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     parser.add_argument(

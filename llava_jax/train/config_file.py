@@ -35,6 +35,10 @@ def load_config(name: str, overrides: list[str]) -> Any:
     file = find_config(path)
     config = run_file(file, argument)
     check_config(config, file)
+    if config.name != file.stem and (config_folder() / f"{config.name}.py").is_file():
+        config.name = (
+            file.stem
+        )  # a file of one's own that says no name: not that of the one it changes
     for override in overrides:
         set_override(config, override)
     return config

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_jax.progress import LINE_SECONDS, progress
 from llava_jax.text.json_files import json_lines
 
 METRICS = "metrics.jsonl"
-LINE_SECONDS = 30.0
-"""Where the output is not a terminal, the longest time without a line (steps allowing)."""
 
 
 class RunLog:
@@ -35,7 +34,7 @@ class RunLog:
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
         self._shown = _shown(start, total, name, quiet)
-        self._rate: float | None = None
+        self._rate: dict[str, float] = {}
         self._steps, self._saved = 0, 0.0
         self._last = time.perf_counter()
 
@@ -53,7 +52,9 @@ class RunLog:
             self._board.add_scalar(key, row[key], row["step"])
         self._steps += 1
         if self._steps > 1:  # the first one compiles
-            self._rate = seconds if self._rate is None else 0.9 * self._rate + 0.1 * seconds
+            step = {"seconds": seconds, "tokens": row["tokens"], "samples": row["samples"]}
+            old = self._rate or step
+            self._rate = {key: 0.9 * old[key] + 0.1 * step[key] for key in step}
             self._board.add_scalar("tokens_per_second", row["tokens"] / seconds, row["step"])
         if "save_seconds" in times:
             self._board.add_scalar("save_seconds", times["save_seconds"], row["step"])
@@ -118,19 +119,16 @@ class _Bar:
     """A progress bar; nothing but notes where `quiet`."""
 
     def __init__(self, start: int, total: int, name: str, quiet: bool):
-        from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        self._bar = tqdm(
-            total=total, initial=start, desc=name, unit="step", disable=quiet, dynamic_ncols=True
-        )
+        self._bar = progress(total, name, "step", quiet=quiet, initial=start)
         self._redirect = contextlib.ExitStack()  # warnings stand above the bar, not within it
         self._redirect.enter_context(logging_redirect_tqdm())
 
-    def step(self, row: dict[str, Any], rate: float | None) -> None:
+    def step(self, row: dict[str, Any], rate: dict[str, float]) -> None:
         speed = ""
         if rate:
-            samples, tokens = row["samples"] / rate, row["tokens"] / rate
+            samples, tokens = (rate[key] / rate["seconds"] for key in ("samples", "tokens"))
             speed = f", {samples:.1f} samples/s, {tokens:.0f} tokens/s"
         self._bar.set_postfix_str(f"loss {row['loss']:.4f}{speed}", refresh=False)
         self._bar.update()
@@ -150,7 +148,7 @@ class _Lines:
         self._start, self._total, self._name = start, total, name
         self._last = time.monotonic()
 
-    def step(self, row: dict[str, Any], rate: float | None) -> None:
+    def step(self, row: dict[str, Any], rate: dict[str, float]) -> None:
         number, now = row["step"], time.monotonic()
         tenth = number * 10 // self._total > (number - 1) * 10 // self._total
         if number == self._start + 1 or tenth or now - self._last >= LINE_SECONDS:
@@ -164,14 +162,14 @@ class _Lines:
         pass
 
 
-def progress_line(name: str, row: dict[str, Any], total: int, rate: float | None) -> str:
-    """One step as a line. rate: seconds per step; None while only the first one is known."""
+def progress_line(name: str, row: dict[str, Any], total: int, rate: dict[str, float]) -> str:
+    """One step as a line. rate: seconds and tokens of a step; empty while only the first is known."""
     text = f"{name}: step {row['step']:,} of {total:,}, loss {row['loss']:.4f}, lr {row['lr']:.3g}"
-    if rate is None:
+    if not rate:
         return text
-    return (
-        f"{text}, {row['tokens'] / rate:,.0f} tokens/s, {_left(rate * (total - row['step']))} left"
-    )
+    seconds = rate["seconds"]
+    left = _left(seconds * (total - row["step"]))
+    return f"{text}, {rate['tokens'] / seconds:,.0f} tokens/s, {left} left"
 
 
 def _left(seconds: float) -> str:

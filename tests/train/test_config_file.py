@@ -228,3 +228,10 @@ def test_help_shows_overrides_configs_and_an_example(capsys):
     assert "LoRA fine-tuning of LLaVA-1.5-7B" in out
     assert "llava-jax train --config finetune_7b" in out
     assert "-q, --quiet" in out
+
+
+def test_a_file_of_one_s_own_is_called_by_its_name_unless_it_says_another(own):
+    assert load_config(own(""), []).name == "own"
+    assert load_config(own('c.name = "mine"'), []).name == "mine"
+    assert load_config(own(""), ["name=other"]).name == "other"
+    assert load_config("finetune_7b", []).name == "finetune_7b"

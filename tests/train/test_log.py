@@ -50,7 +50,16 @@ def test_a_save_is_not_in_the_time_of_a_step(tmp_path, clock):
     rows = read_metrics(tmp_path / METRICS)
     assert [r["seconds"] for r in rows] == [50, 2, 2]
     assert [r.get("save_seconds") for r in rows] == [None, None, 30]
-    assert log._rate == 2.0
+    assert log._rate["seconds"] == pytest.approx(2.0)
+
+
+def test_the_rate_is_that_of_many_steps_not_of_a_small_one(tmp_path, clock, capsys):
+    log = RunLog(tmp_path, start=0, total=20, name="run")
+    for step in range(1, 21):
+        clock.tick(1)
+        log.step({**row(step), "tokens": 1 if step == 20 else 100})  # 20: a batch of one short text
+    log.close()
+    assert "90 tokens/s" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_plain_lines_where_the_output_is_no_terminal(tmp_path, clock, capsys):
@@ -76,11 +85,13 @@ def test_a_resumed_run_shows_its_first_step_and_a_quiet_one_none(tmp_path, clock
 
 
 def test_a_progress_line_says_how_long_it_takes():
-    line = progress_line("finetune", row(1200, 1.25), 5198, 4.5)
+    line = progress_line("finetune", row(1200, 1.25), 5198, {"seconds": 4.5, "tokens": 100.0})
     assert line == (
         "finetune: step 1,200 of 5,198, loss 1.2500, lr 0.001, 22 tokens/s, 4 h 59 min left"
     )
-    assert progress_line("run", row(9), 10, 2.0).endswith("0 min 02 s left")
+    assert progress_line("run", row(9), 10, {"seconds": 2.0, "tokens": 1.0}).endswith(
+        "0 min 02 s left"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 12, 40, 500])
