@@ -17,6 +17,7 @@ from llava_jax.convert.shapes import LINEARS
 from llava_jax.errors import WeightError
 
 FILE = "adapter_config.json"
+MERGE = "merge the adapter with PEFT (merge_and_unload) and convert the result"
 # Fields that change the result, with the value at which they do not. (Absent and null are neutral.)
 _NEUTRAL: dict[str, Any] = {
     "bias": "none",
@@ -58,7 +59,7 @@ def lora_config(settings: dict[str, Any]) -> LoraConfig:
         if _changes(key, value):
             raise WeightError(
                 f"{FILE}: {key} {ascii(value)[:60]} is not supported",
-                fix="merge the adapter with PEFT (merge_and_unload) and convert the result",
+                fix=MERGE,
             )
     rank, alpha, dropout = (settings.get(k) for k in ("r", "lora_alpha", "lora_dropout"))
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):

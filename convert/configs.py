@@ -178,8 +178,11 @@ def from_hf(
     """
     r = Reader(data, where)
     text, vision = data.get("text_config") or {}, data.get("vision_config") or {}
-    if isinstance(data.get("vision_feature_layer"), list):
-        raise WeightError(f"{where}: several vision_feature_layer are not supported")
+    layers = data.get("vision_feature_layer")
+    if isinstance(layers, list):  # transformers concatenates them
+        if len(layers) != 1:
+            raise WeightError(f"{where}: several vision_feature_layer are not supported")
+        r = Reader({**data, "vision_feature_layer": layers[0]}, where)
     if r.word("projector_hidden_act", "gelu") != "gelu":
         raise WeightError(f"{where}: projector_hidden_act other than gelu is not supported")
     if not r.flag("multimodal_projector_bias", True):
@@ -229,6 +232,11 @@ def hf_json(config: LlavaConfig, image_id: int, pad_id: int, dtype: str) -> dict
         "text_config": text | {"torch_dtype": dtype},
         "vision_config": vision | {"torch_dtype": dtype},
     }
+
+
+def image_token(data: Mapping[str, Any]) -> Any:
+    """The id of <image> in a Hugging Face config.json; transformers 5 reads either name."""
+    return data.get("image_token_index", data.get("image_token_id", 32000))
 
 
 def updated(kept: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _by_config(path: Path) -> str:
     kind = data.get("model_type")
     if kind in ("clip", "clip_vision_model"):
         return "clip"
-    if kind == "llava" and "image_token_index" in data:
+    if kind == "llava" and ("image_token_index" in data or "image_token_id" in data):
         return "hf"
     if kind in ("llama", "mistral"):
         return "llama"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,17 @@ def open_adapter(folder: Path, options: Options) -> Source:
     elsewhere = {n: t for n, t in factors.items() if _outside(n)}
     factors = {n: t for n, t in factors.items() if n not in elsewhere}
     more |= {n: t for n, t in state.items() if ".lora_" not in n}
+    _refuse_vocabulary(state, folder.name)
     under = compose.open_base(folder, data, options, _base(folder, settings, options))
     raw, more = list(more), _to_original(compose.strip_peft(more))
     adapter_config.check_saved(settings, raw, folder.name)
     source = compose.overlay(under, more, under.config, folder.name, options)
-    source.config = replace(source.config, lora=lora)
     _merge_elsewhere(elsewhere, source, lora, folder.name, options)
+    files = [adapter_file, *([more_file] if more_file else [])]
+    if elsewhere and not factors:  # merged, so that nothing of the adapter is left
+        check(source)
+        return replace(source, kind="lora", files=source.files + files)
+    source.config = replace(source.config, lora=lora)
     source.leaves |= _leaves(factors, source, lora, settings, folder.name, options)
     source.kept["lora"] = {
         "adapter_config": settings,
@@ -63,7 +69,6 @@ def open_adapter(folder: Path, options: Options) -> Source:
         "whole": {n: o for n, o in zip(raw, more) if not keymap.is_buffer(o)},
         "in_adapter": [n for n in raw if n in state],
     }
-    files = [adapter_file, *([more_file] if more_file else [])]
     check(source)
     return replace(source, kind="lora", files=source.files + files)
 
@@ -98,6 +103,16 @@ def _merged(kernel: Lazy, a: Lazy, b: Lazy, scale: float, dtype: np.dtype | None
     return cast(whole, dtype or kernel.dtype)
 
 
+def _refuse_vocabulary(names: Iterable[str], where: str) -> None:
+    """Raises WeightError for adapters on the token embedding or the head."""
+    for name in names:
+        match = re.search(r"\b(embed_tokens|lm_head)\.(lora_|base_layer)", name)
+        if match:
+            raise WeightError(
+                f"{where}: adapters on {match[1]} are not supported", fix=adapter_config.MERGE
+            )
+
+
 def _outside(name: str) -> bool:
     """Whether an adapter is on the tower or the projector (PEFT matches names like q_proj there too)."""
     return any(
@@ -130,6 +145,10 @@ def _merge_elsewhere(
     for path, pair in pairs.items():
         ours, i = places[f"{path}.weight"]
         leaf = source.leaves[ours]
+        if len(leaf.parts[i].shape) != 2:
+            raise WeightError(
+                f"{where}: adapters of {path} are not supported", fix=adapter_config.MERGE
+            )
         d_in, d_out = leaf.parts[i].shape
         if set(pair) != {"A", "B"}:
             raise WeightError(f"{where}: missing lora_{'BA'['B' in pair]} of {path}")
@@ -192,7 +211,10 @@ def _leaves(
             for i in range(layers):
                 lazy = found.pop((name, i, letter), None)
                 if lazy is None and name in kinds:
-                    raise WeightError(f"{where}: missing lora_{letter} of {name} in layer {i}")
+                    raise WeightError(
+                        f"{where}: missing lora_{letter} of {name} in layer {i}",
+                        fix=f"for an adapter on some layers only, {adapter_config.MERGE}",
+                    )
                 if lazy is None:
                     lazy = of_array(np.broadcast_to(np.zeros((), dtype), shape), "not adapted")
                 if lazy.shape != shape:

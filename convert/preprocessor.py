@@ -38,14 +38,14 @@ def pixel_config(data: Mapping[str, Any] | None, image_size: int, where: str = F
     for key, value in data.items():
         if key.startswith(("do_", "use_square")) and value and key not in _FLAGS:
             raise WeightError(f"{where}: {key} is not supported")
-    crop = r.flag("do_center_crop", True)
+    crop = _does(r, "do_center_crop")
     if crop and data.get("crop_size") is not None:
         height, width = _height_width(data["crop_size"], f"{where}: crop_size")
         if (height, width) != (image_size, image_size):
             raise WeightError(
                 f"{where}: crop_size is {height}x{width}, the tower takes {image_size}x{image_size}"
             )
-    resize = r.flag("do_resize", True)
+    resize = _does(r, "do_resize")
     to = _resize_to(data.get("size"), f"{where}: size") if resize else None
     if not crop and not resize:
         raise WeightError(
@@ -65,9 +65,14 @@ def pixel_config(data: Mapping[str, Any] | None, image_size: int, where: str = F
         resize_to=None if to == (image_size,) else to,
         crop=crop,
         resample=RESAMPLES[number],
-        rescale=factor if r.flag("do_rescale", True) else 1.0,
-        normalize=r.flag("do_normalize", True),
+        rescale=factor if _does(r, "do_rescale") else 1.0,
+        normalize=_does(r, "do_normalize"),
     )
+
+
+def _does(r: Reader, key: str) -> bool:
+    """A step of the processor: done unless the file says false, or null, as transformers takes it."""
+    return r.flag(key, key not in r.data)
 
 
 def pads(data: Mapping[str, Any] | None) -> bool:

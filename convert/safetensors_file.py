@@ -19,7 +19,7 @@ import numpy as np
 from llava_jax.convert import quantised
 from llava_jax.convert.lazy import Lazy, Leaf, dtype_name, dtypes
 from llava_jax.convert.orientation import Edges, axes, edges
-from llava_jax.errors import WeightError
+from llava_jax.errors import WeightError, instead_of_file
 
 MAX_HEADER = 100_000_000  # bytes; the library's own limit
 MAX_TENSORS = 100_000
@@ -34,10 +34,12 @@ def read(path: Path) -> dict[str, Lazy]:
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as f:
-        prefix = f.read(8)
+        prefix = f.read(200)
+        refuse_stand_in(prefix, path.name)
         if len(prefix) < 8:
             raise WeightError(f"{path.name}: too short for a safetensors file")
-        (length,) = struct.unpack("<Q", prefix)
+        f.seek(8)
+        (length,) = struct.unpack("<Q", prefix[:8])
         if length > MAX_HEADER or length > size - 8:
             raise WeightError(f"{path.name}: the header claims {length} bytes")
         raw = f.read(length)
@@ -59,6 +61,12 @@ def read(path: Path) -> dict[str, Lazy]:
         return Lazy(shape, dtype, view, f"{path.name}: {name}")
 
     return {name: lazy(name, *entry) for name, entry in header.items()}
+
+
+def refuse_stand_in(start: bytes, file: str) -> None:
+    """Raises WeightError when `start`, how `file` begins, is that of a file never downloaded."""
+    if found := instead_of_file(start):
+        raise WeightError(f"{file} {found[0]}", fix=found[1])
 
 
 def parse_header(

@@ -49,9 +49,11 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
         return {}
     if path.stat().st_size > MAX_JSON:
         raise WeightError(f"{path.name}: over {MAX_JSON} bytes")
+    raw = path.read_bytes()
+    safetensors_file.refuse_stand_in(raw, path.name)
     try:
         data = json.loads(
-            path.read_text("utf-8"), object_pairs_hook=lambda p: _no_doubles(p, path.name)
+            raw.decode("utf-8"), object_pairs_hook=lambda p: _no_doubles(p, path.name)
         )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise WeightError(f"{path.name}: is no valid JSON") from None

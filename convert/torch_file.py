@@ -13,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 
 from llava_jax.convert.lazy import Lazy, dtypes
-from llava_jax.convert.safetensors_file import MAX_TENSORS, check_name
+from llava_jax.convert.safetensors_file import MAX_TENSORS, check_name, refuse_stand_in
 from llava_jax.errors import WeightError
 
 
@@ -27,6 +27,8 @@ def read(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
     if not allow_pickle:
         refuse(path)
     torch = import_torch(path.name)
+    with open(path, "rb") as file:
+        refuse_stand_in(file.read(200), path.name)
     try:
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import compose
+from llava_jax.convert import compose, configs
 from llava_jax.convert.lazy import Leaf
 from llava_jax.convert.source import Source
 from llava_jax.errors import WeightError
@@ -64,7 +64,8 @@ def needed_rows(source: Source, start: int) -> Needed:
     rows, tokens = source.config.language.vocab_size, tokens_of(source)
     formal = {n for t, n in tokens.ids.items() if never_text(t, tokens.pad)}
     data = (source.kept.get("hf") or {}).get("config") or {}
-    formal |= {data.get("image_token_index"), data.get("pad_token_id")}
+    if data:
+        formal |= {configs.image_token(data), data.get("pad_token_id")}
     used = {t: n for t, n in tokens.ids.items() if start <= n < rows and n not in formal}
     free = [n for n in range(start, rows) if n not in formal and n not in used.values()]
     unnamed = tuple(n for n in _trained(source, start, free))
@@ -114,7 +115,7 @@ def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, in
     text = data.get("text_config") or {}
     if kept and vocab in (text.get("vocab_size", 32000), data.get("vocab_size")):
         pad = data.get("pad_token_id", text.get("pad_token_id"))
-        image_id = data.get("image_token_index", 32000)
+        image_id = configs.image_token(data)
         return config, source.leaves, image_id, config.language.pad_id if pad is None else pad
     have = {t: n for t, n in tokens_of(source).ids.items() if t in (IMAGE, PAD) and n < vocab}
     ids = dict(have)
@@ -132,7 +133,7 @@ def original_vocabulary(source: Source) -> int:
     Where a fine-tune has tokens or trained rows behind <image>, everything up to them stays.
     """
     vocab, kept = source.config.language.vocab_size, source.kept.get("hf")
-    image_id = kept["config"].get("image_token_index", 32000) if kept else vocab
+    image_id = configs.image_token(kept["config"]) if kept else vocab
     # Two tokens, rounded up to a multiple of 64; an <image> further down is one of the model's own.
     if type(image_id) is not int or not 0 < vocab - image_id <= 128:
         return vocab

@@ -63,3 +63,17 @@ def did_you_mean(
     """
     found = nearest(word, known, cutoff=cutoff)
     return f"did you mean {form.format(found)}?" if found else None
+
+
+def instead_of_file(data: bytes) -> tuple[str, str] | None:
+    """(what it is, fix) where something lies in place of a file that was not downloaded; else None.
+
+    data: how the file begins. A `git clone` without Git LFS leaves pointers of three lines
+    (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md), a saved address is a web page.
+    """
+    start = data[:200].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself", "run git lfs pull in its folder"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file itself", "download the file again"
+    return None

@@ -97,7 +97,8 @@ _MAGIC = {
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE)
 # Two letters at least, so that C:// is a drive. A Path has lost one of the slashes.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|https?:/", re.IGNORECASE)
-_LOCAL_URI = re.compile(r"file://(?:localhost)?(?=/)", re.IGNORECASE)
+_SHOWN = 120  # characters of a name in an error
+_LOCAL_URI = re.compile(r"file:(?://(?:localhost)?)?(?=/)", re.IGNORECASE)
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -209,6 +210,8 @@ def decode_base64(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image
 
 
 def _refusal(code: str, name: str, fix: str | None = None) -> ImageError:
+    if len(name) > _SHOWN:  # base64 that was taken for a file name can have millions of characters
+        name = f"{name[: _SHOWN - 3]}..."
     return ImageError(f"{name}: {CODES[code]}", code=code, fix=fix)
 
 

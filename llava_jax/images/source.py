@@ -40,7 +40,7 @@ def pixels_of(
                 fix="give RGB values from 0 to 255",
             )
         return to_pixels(_as_picture(image, name), config)
-    if isinstance(image, str) and image.startswith("data:"):
+    if isinstance(image, str) and image[:5].lower() == "data:":
         image = decode_data_uri(image, limits, name)
     if isinstance(image, str | Path):
         return to_pixels(open_image(image, limits, exif=exif), config)

@@ -175,7 +175,10 @@ def _image_of(item: Mapping[str, Any], where: str) -> Any:
     nested = item.get("image_url")
     url = nested.get("url") if isinstance(nested, Mapping) else nested
     if url is None:
-        raise PromptError(f"{where}: an image part holds no image")
+        raise PromptError(
+            f"{where}: an image part holds no image",
+            fix='give it there, {"type": "image", "image": FILE}, or leave the part out and pass images',
+        )
     return url
 
 

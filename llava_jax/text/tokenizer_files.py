@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_jax.errors import ConfigError
+from llava_jax.errors import ConfigError, instead_of_file
 from llava_jax.text import tokenizer_json
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ def _model(path: Path, unk_token: str | None) -> tuple[bytes, tokenizer_json.Con
     """(the sentencepiece model, and what tokenizer.json says where the model is made of it)."""
     file = path / MODEL if path.is_dir() else path
     if file.is_file():
-        return file.read_bytes(), None
+        return _downloaded(file), None
     fast = path / tokenizer_json.FILE
     if not path.is_dir() or not fast.is_file():
         raise ConfigError(
@@ -241,12 +241,21 @@ def _entry(token: str) -> dict[str, Any]:
 def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
+    raw = _downloaded(path)
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(raw.decode("utf-8"))
     except ValueError as e:
         raise ConfigError(f"{path}: not valid JSON") from e
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: not a JSON object")
+    return data
+
+
+def _downloaded(path: Path) -> bytes:
+    """The bytes of a file. Raises ConfigError where something else lies in its place."""
+    data = path.read_bytes()
+    if found := instead_of_file(data):
+        raise ConfigError(f"{path} {found[0]}", fix=found[1])
     return data
 
 

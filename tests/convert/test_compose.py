@@ -275,6 +275,43 @@ def test_adapters_on_tower_and_projector_are_merged(pair, tmp_path):
         load_checkpoint(tmp_path / "peft", base=tmp_path / "hf")
 
 
+def test_an_adapter_on_the_projector_alone(pair, tmp_path):
+    folder, options = pair
+    convert(folder, tmp_path / "peft", Target("peft"), Options(allow_pickle=True, **options))
+    convert(options["base"], tmp_path / "hf", Target("hf"))
+    base = tmp_path / "hf"
+    a, b = np.ones((3, 24), np.float32), np.arange(96, dtype=np.float32).reshape(32, 3)
+    root = "base_model.model.model.multi_modal_projector.linear_1"
+    state = {f"{root}.lora_A.weight": a, f"{root}.lora_B.weight": b}
+    save_file(state, tmp_path / "peft" / ADAPTER)
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    settings.pop("modules_to_save")
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(settings))
+    got, want = load_checkpoint(tmp_path / "peft", base=base), params_of(base)
+    assert got.config.lora is None
+    assert set(got.params) == set(want)
+    for name, value in want.items():
+        more = 2.0 * (b @ a).T if name == "projector.linear_0.kernel" else 0
+        np.testing.assert_allclose(got.params[name], value + more, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lm_head.lora_A", "adapters on lm_head"),
+        ("model.embed_tokens.lora_embedding_A", "adapters on embed_tokens"),
+        ("model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.lora_A", "patch"),
+    ],
+)
+def test_adapters_that_are_not_supported_say_what_to_do(pair, name, said):
+    folder, options = pair
+    more = {f"base_model.model.{name}.weight": np.ones((3, 32), np.float32)}
+    save_file(load_file(folder / ADAPTER) | more, folder / ADAPTER)
+    with pytest.raises(WeightError, match=said) as caught:
+        params_of(folder, **options)
+    assert "merge_and_unload" in (caught.value.fix or "")
+
+
 def test_base_is_found_beside_the_adapter(pair, tmp_path):
     folder, options = pair
     settings = json.loads((folder / "adapter_config.json").read_text())

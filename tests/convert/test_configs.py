@@ -265,3 +265,10 @@ def test_every_end_token_is_read(config, generation, ids):
 def test_end_tokens_that_are_no_ids_are_refused(value):
     with pytest.raises(WeightError, match="generation_config.json: eos_token_id"):
         configs.language_config({}, "x", {"eos_token_id": value})
+
+
+def test_a_list_of_one_feature_layer_is_that_layer():
+    config = configs.from_hf({"vision_feature_layer": [-3]}, "config.json")
+    assert config.feature_layer == -3
+    with pytest.raises(WeightError, match="several vision_feature_layer"):
+        configs.from_hf({"vision_feature_layer": [-3, -2]}, "config.json")

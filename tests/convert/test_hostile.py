@@ -105,6 +105,25 @@ def test_good_files_of_the_library_are_read(tmp_path):
 # Indexes and JSON -------------------------------------------------------------------------------
 
 
+STAND_INS = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132\n": "Git LFS pointer",
+    b"<!DOCTYPE html><html><head>": "web page",
+}
+
+
+@pytest.mark.parametrize("data", STAND_INS, ids=STAND_INS.values())
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_what_was_not_downloaded_is_called_that(tmp_path, file, data):
+    folder = tiny.save(tmp_path / "a", "hf")
+    if file.endswith(".bin"):
+        pytest.importorskip("torch")
+        (folder / "model.safetensors").unlink()
+    (folder / file).write_bytes(data)
+    refused(
+        lambda: load_checkpoint(folder, allow_pickle=True), f"{file} is a {STAND_INS[data]}, not"
+    )
+
+
 @pytest.fixture
 def sharded(tmp_path):
     folder = tiny.save(tmp_path / "a", "hf", shard_size=20_000)

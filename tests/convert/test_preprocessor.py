@@ -36,6 +36,8 @@ SETTINGS = {
         "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0],
     },
     "own mean": {"size": SIZE, **CROP, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
+    "null is off": {"size": {"height": SIZE, "width": SIZE}, "crop_size": None, "do_center_crop": None},
+    "nothing is rescaled": {"size": SIZE, **CROP, "do_rescale": None, "do_normalize": None},
     "not converted": {"size": SIZE, **CROP, "do_convert_rgb": False},
     **{f"resample {n}": {"size": SIZE, **CROP, "resample": n} for n in range(6)},
 }  # fmt: skip

@@ -131,6 +131,17 @@ def test_pure_padding_is_cut_as_before(base, tmp_path):
     assert settings["tokenizer_class"] == "LlamaTokenizer"  # there is no tokenizer.json beside it
 
 
+def test_either_name_of_the_image_token_is_read(base, tmp_path):
+    """transformers 5 reads image_token_id as image_token_index."""
+    shutil.copytree(base, tmp_path / "a")
+    edit(
+        tmp_path / "a" / "config.json",
+        lambda c: c.update(image_token_id=c.pop("image_token_index")),
+    )
+    convert(tmp_path / "a", tmp_path / "b", Target("original"))
+    assert len(rows(tmp_path / "b")) == 320
+
+
 def test_a_comparison_sees_lost_rows(base, tmp_path):
     folder = with_tokens(base, tmp_path / "a", {"[SEG]": 322})
     convert(base, tmp_path / "b", Target("original"))

@@ -214,7 +214,12 @@ def test_files_may_be_named_in_other_ways(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     uri = (tmp_path / "a b.png").as_uri()
     assert "%20" in uri
-    for name in ("~/a b.png", uri, uri.replace("file://", "FILE://localhost")):
+    for name in (
+        "~/a b.png",
+        uri,
+        uri.replace("file://", "FILE://localhost"),
+        uri.replace("file://", "file:"),
+    ):
         assert open_image(name).size == (40, 30)
     for name in ("a:b.png", "C://a.png", "~nobody-here/a.png", "https.png"):
         assert code_of(name) == "not_found"
@@ -363,3 +368,11 @@ def test_corpus_orientations_swap_the_sides():
         if row["expect"] == "ok" and row["stored"].get("exif_orientation") in (5, 6, 7, 8):
             width, height = row["stored"]["size"]
             assert open_image(folder / row["file"], exif=True).size == (height, width)
+
+
+def test_a_long_name_is_shortened():
+    """Base64 that is no data URI is taken for a file name."""
+    with pytest.raises(ImageError) as caught:
+        open_image("iVBORw0KGgo" * 100_000)
+    assert caught.value.message.startswith("iVBORw0KGgo")
+    assert len(str(caught.value)) < 200

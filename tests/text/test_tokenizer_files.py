@@ -104,3 +104,13 @@ def test_golden_folders(golden):
         assert tokenizer.legacy is json.loads(config.read_text())["legacy"]
         added = config.with_name("added_tokens.json")
         assert tokenizer.added == (json.loads(added.read_text()) if added.exists() else {})
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_was_not_downloaded_is_called_that(tmp_path, tok, file):
+    tok.save(tmp_path)
+    if file == "tokenizer.json":
+        (tmp_path / "tokenizer.model").unlink()
+    (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    with pytest.raises(ConfigError, match=f"{file} is a Git LFS pointer.*git lfs pull"):
+        Tokenizer.load(tmp_path)
