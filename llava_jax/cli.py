@@ -98,7 +98,7 @@ exit codes:
   2    usage or bad input; the line says what to change
   70   a bug of ours
   75   a run was stopped by a signal and saved its state; the same command again resumes it
-  130  interrupted
+  130  interrupted (143 where SIGTERM came twice, or before the first step)
   141  the reader of the output went away
 """
 
@@ -299,6 +299,8 @@ def start_logging(debug: bool) -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("llava_jax").setLevel(logging.DEBUG if debug else logging.INFO)
+    if not debug:  # orbax logs the traceback of what it raises
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

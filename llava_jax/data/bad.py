@@ -49,12 +49,20 @@ def bad_sample(
 class BadSamples:
     """Counts the samples that cannot be used, once each, and stops the run where there are too many.
 
-    strict: raise at the first. limit: the largest number to put up with.
+    strict: raise at the first. limit: the largest number to put up with. total: of how many; where
+    all of them are bad there is nothing to train, whatever the limit.
     report: a JSON lines file that lists them, begun anew: what an earlier run found may be mended.
     """
 
-    def __init__(self, *, strict: bool, limit: int, report: str | Path | None = None):
-        self._strict, self._limit = strict, limit
+    def __init__(
+        self,
+        *,
+        strict: bool,
+        limit: int,
+        total: int | None = None,
+        report: str | Path | None = None,
+    ):
+        self._strict, self._limit, self._total = strict, limit, total
         self._report = Path(report) if report else None
         self._found: dict[int, Bad] = {}
         self._kinds: Counter[str] = Counter()
@@ -147,6 +155,8 @@ class BadSamples:
                 fix=last.fix or 'data.bad_samples="skip" goes on without it',
             )
         count = len(self._found)
+        if count == self._total:
+            raise TooManyBad(f"every sample is bad: {self.summary()}", fix=self.fix())
         if count > self._limit:
             raise TooManyBad(
                 f"{_samples(count)} bad, more than data.bad_limit allows ({self._limit:,}): "

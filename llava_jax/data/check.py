@@ -78,6 +78,7 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
     found = BadSamples(
         strict=s.bad_samples == "error",
         limit=math.ceil(s.bad_limit * (len(index) + len(bad))),
+        total=len(index) + len(bad),
         report=report_path(s.bad_report, process_index),
     )
     missing = missing_images(used, [files[file_of[i]].image_folder for i in index])
@@ -87,6 +88,8 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
         found.begin(sorted(bad), say=process_index == 0)
     except TooManyBad:
         _refuse_wrong_folder(used, index, file_of, files, full)
+        if not used and s.bad_samples == "skip":
+            _refuse_nothing(s, files, found)
         raise
     if not used:
         _refuse_nothing(s, files, found)

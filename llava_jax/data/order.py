@@ -146,5 +146,6 @@ def holdout(records: Sequence[dict], fraction: float, seed: int = 0) -> tuple[li
 
 def _share(key: object, seed: int) -> float:
     """A number of 0 to below 1 that depends on the key alone."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    name = f"{seed}:{key}".encode(errors="surrogatepass")  # JSON can hold half a pair
+    digest = hashlib.sha256(name).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -162,7 +162,7 @@ def _check_path(path: str, where: str) -> None:
         raise SampleError(f"sample {where}: {e.message}", fix=e.fix) from None
     if path.startswith("data:"):
         raise SampleError(
-            f"sample {where}: {path:.30}... is not a path", fix="save the picture as a file"
+            f"sample {where}: {path[:30]!r}... is not a path", fix="save the picture as a file"
         )
     if path[0] == "/" or (".." in path and ".." in PurePosixPath(path).parts):
         raise SampleError(

@@ -6,7 +6,10 @@ parameters are not in them; they come from the model the run started with.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,22 @@ from llava_jax.train.step import TrainState
 
 log = logging.getLogger(__name__)
 
+_DISK = re.compile(
+    "no space left on device|disk quota exceeded|read-only file system|permission denied"
+    "|input/output error|stale file handle|file too large",
+    re.IGNORECASE,
+)
+
+
+class NotSaved(LlavaError):
+    """A checkpoint could not be written; the ones before it are whole."""
+
 
 class Checkpointer:
     """Saves and restores TrainState and the data iterator under `folder`/<step>.
 
-    Keeps the newest `keep` steps. Call `close()` at the end: it waits for the write under way and
-    raises what went wrong in it.
+    Keeps the newest `keep` steps. Call `close()` at the end: it waits for the write under way.
+    What goes wrong in a write is raised as NotSaved by the next call.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
@@ -30,19 +43,21 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: TrainState, data_state: dict, meta: dict) -> None:
         """Starts writing `step`; returns once the arrays are copied. meta and data_state are JSON."""
         args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(
-                state=args.StandardSave(_as_tree(state)),
-                data=args.JsonSave(data_state),
-                meta=args.JsonSave(meta),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    state=args.StandardSave(_as_tree(state)),
+                    data=args.JsonSave(data_state),
+                    meta=args.JsonSave(meta),
+                ),
+            )
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -51,7 +66,8 @@ class Checkpointer:
     def restore(self, like: TrainState) -> tuple[TrainState, dict, dict]:
         """(state, data_state, meta) of the newest step, laid out as `like` (arrays or abstract ones).
 
-        Raises LlavaError when the stored tree is another one (say, other trainable groups).
+        Raises LlavaError, naming the folder, when it is damaged or the stored tree is another one (say,
+        other trainable groups).
         """
         import jax
 
@@ -68,17 +84,33 @@ class Checkpointer:
                     meta=args.JsonRestore(),
                 ),
             )
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # of orbax and tensorstore, as many kinds as there are damages
             log.debug("restore failed", exc_info=error)
+            before = [s for s in self._manager.all_steps() if s != step]
+            then = f"goes on from step {max(before)}" if before else "begins anew"
             raise LlavaError(
-                f"checkpoint {step} in the work directory does not fit this run's parameters",
-                fix="use the settings it was made with, or another --workdir",
+                f"{self._folder / str(step)} cannot be read: it is damaged, or of other settings",
+                fix=f"remove this folder, and the run {then}; or name another --workdir",
             ) from error
         return _from_tree(found["state"], like), found["data"], found["meta"]
 
     def wait(self) -> None:
         """Returns when the write under way is committed; raises what went wrong in it."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within it, what orbax raises is NotSaved: a full disk, most likely."""
+        try:
+            yield
+        except Exception as error:
+            known = _DISK.search(str(error))
+            reason = known[0].lower() if known else f"{type(error).__name__}: {error}"[:300]
+            raise NotSaved(
+                f"{self._folder}: the checkpoint could not be written: {reason}",
+                fix="fix that, and run the same command again to go on",
+            ) from error
 
     def close(self) -> None:
         """Waits for the write under way and releases the folder."""

@@ -15,6 +15,7 @@ from llava_jax.errors import SampleError
 from llava_jax.layers import Compute
 from llava_jax.sharding import make_mesh, own_row_parts, put_batch, replicated, row_parts
 from llava_jax.text.constants import IGNORE
+from llava_jax.train.files import read_json, write_text
 from llava_jax.train.model_io import open_model, read_params
 from llava_jax.train.step import make_loss
 
@@ -99,14 +100,14 @@ def report_heldout(config: Any, export: Path, workdir: Path, steps: int) -> None
     from llava_jax.train.distributed import is_main, on_main
 
     path = workdir / HELDOUT
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_json(path) if path.exists() else {}
     if found.get("steps") != steps:
         try:
             found = {**heldout_loss(config, export), "steps": steps}
         except SampleError as error:
             log.warning("no loss on held-out samples: %s", error)
             return
-        on_main(lambda: path.write_text(json.dumps(found)))
+        on_main(lambda: write_text(path, json.dumps(found)))
     if is_main():
         print(
             f"held-out loss    {found['loss']:.4f} (mean over {found['tokens']:,} tokens of "

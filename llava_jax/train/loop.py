@@ -28,9 +28,10 @@ from llava_jax.sharding import (
     replicated,
     row_parts,
 )
-from llava_jax.train.checkpoint import Checkpointer
+from llava_jax.train.checkpoint import Checkpointer, NotSaved
 from llava_jax.train.control import StopFlag, Timer, Wishes, put_wishes, with_wishes
 from llava_jax.train.distributed import check_joined, is_main, on_main, together
+from llava_jax.train.files import read_json, write_text
 from llava_jax.train.groups import trainable_names
 from llava_jax.train.lock import hold
 from llava_jax.train.log import NoLog, RunLog
@@ -64,7 +65,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(hold(workdir))
         changed = together(lambda: check_same(config, workdir))
-        if (workdir / DONE).exists() and not {"steps", "epochs"} & set(changed):
+        if _is_finished(workdir) and not {"steps", "epochs"} & set(changed):
             return _finished(workdir)
 
         # Everything that needs no weights comes first: mesh, headers, tokenizer, data.
@@ -151,6 +152,8 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
                         )
                     if due:
                         saver.save(done, state, feed, watch.loss)
+            except NotSaved:
+                raise
             except LlavaError:  # Stopped is one
                 watch.drain()
                 saver.save(done, state, feed, watch.loss)
@@ -207,16 +210,23 @@ def _begin(config: Any, workdir: Path) -> None:
     keep_settings(config, workdir)
 
 
+def _is_finished(workdir: Path) -> bool:
+    """Whether an earlier run left its model, or nothing to make it from again."""
+    if not (workdir / DONE).exists():
+        return False
+    return (workdir / "export").exists() or not any((workdir / "checkpoints").glob("[0-9]*"))
+
+
 def _finished(workdir: Path) -> TrainResult:
     """What an earlier run left."""
-    done = json.loads((workdir / DONE).read_text())
+    done = read_json(workdir / DONE)
     log.info("%s: finished before, %d steps", workdir, done["steps"])
     return TrainResult(workdir / "export", done["loss"], done["steps"])
 
 
 def _finish(workdir: Path, report: dict[str, Any], loss: float, steps: int) -> None:
-    (workdir / "data_report.json").write_text(json.dumps(report, indent=1))
-    (workdir / DONE).write_text(json.dumps({"loss": loss, "steps": steps}))
+    write_text(workdir / "data_report.json", json.dumps(report, indent=1))
+    write_text(workdir / DONE, json.dumps({"loss": loss, "steps": steps}))
 
 
 def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
+from llava_jax.train.files import read_json, write_text
 from llava_jax.train.names import flat
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def check_same(config: Any, workdir: Path) -> list[str]:
     path = workdir / SETTINGS
     if not path.exists():
         return []
-    before = dict(flat(json.loads(path.read_text())))
+    before = dict(flat(read_json(path)))
     now = dict(flat(json.loads(settings_text(config))))
     # A name that only one of the two has is of another version of this package.
     changed = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
@@ -56,9 +57,7 @@ def check_same(config: Any, workdir: Path) -> list[str]:
 
 def keep_settings(config: Any, workdir: Path) -> None:
     """Writes the settings as JSON."""
-    temporary = workdir / f"{SETTINGS}.tmp"  # a kill must not leave half of them
-    temporary.write_text(settings_text(config))
-    temporary.replace(workdir / SETTINGS)
+    write_text(workdir / SETTINGS, settings_text(config))
 
 
 def settings_text(config: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from ml_collections import ConfigDict, FieldReference
 
 from llava_jax.errors import ConfigError
+from llava_jax.train.files import write_text
 from llava_jax.train.log import METRICS, plot_losses
 from llava_jax.train.names import flat
 from llava_jax.train.settings import check_data_files, check_stages, fit_model
@@ -48,6 +49,11 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
             curves[name or config.name] = folder / METRICS
         on_main(lambda: plot_losses(curves, workdir / "loss.png"))
         model = cast(Path, export)  # there is at least one stage
+        if not model.exists():
+            raise ConfigError(
+                f"{folder} holds a finished run, but its export and checkpoints are gone",
+                fix="name another --workdir to train again",
+            )
         if stage.data.holdout:
             from llava_jax.train.heldout import report_heldout
 
@@ -132,7 +138,7 @@ def report_exact_match(config: Any, export: Path, workdir: Path, *, quiet: bool)
         said = f"{result['mean']:.2%} of {result['n']} questions"
 
     def write() -> None:
-        (workdir / "exact_match.json").write_text(text)
+        write_text(workdir / "exact_match.json", text)
         print(f"exact match on the images kept aside: {said}")
 
     on_main(write)

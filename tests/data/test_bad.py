@@ -70,6 +70,14 @@ def test_the_fix_of_the_most_frequent_kind_is_told():
     assert e.value.fix == f"{fix}, or raise data.bad_limit"
 
 
+def test_where_all_are_bad_no_limit_helps():
+    bad = BadSamples(strict=False, limit=3, total=3)
+    bad.begin([bad_sample(0, "a", "broken"), bad_sample(1, "b", "broken")])
+    bad.add(bad_sample(1, "b", "broken"))
+    with pytest.raises(TooManyBad, match=r"^every sample is bad: broken \(3: a, b, c\)"):
+        bad.add(bad_sample(2, "c", "broken"))
+
+
 def test_strict_stops_at_the_first():
     with pytest.raises(TooManyBad, match=r"sample c: broken .*goes on without it"):
         BadSamples(strict=True, limit=9).add(bad_sample(3, "c", "broken"))

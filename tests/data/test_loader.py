@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from llava_jax.config import LlavaConfig
+from llava_jax.data.bad import TooManyBad
 from llava_jax.data.check import open_data
 from llava_jax.data.loader import Loader
 from llava_jax.data.settings import DataSettings
@@ -260,11 +261,21 @@ def test_bad_samples_survive_a_resume(data, tmp_path):
 def test_a_row_without_a_stand_in_is_empty(tmp_path):
     make_data(tmp_path, 4)
     for path in tmp_path.glob("*.png"):
-        path.unlink()
+        path.write_bytes(b"broken")
     source = loader(tmp_path, bad_limit=1.0, group_by_modality=False)
     batch, info = source.load(0)
     assert info["ids"] == []
     assert not batch["segments"].any()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_run_of_nothing_but_bad_samples_stops_whatever_the_limit(tmp_path, broken):
+    make_data(tmp_path, 4)
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"broken") if broken else path.unlink()
+    says = "every sample is bad" if broken else "holds none of the images of 4 samples"
+    with pytest.raises(TooManyBad, match=says):
+        next(loader(tmp_path, bad_limit=1.0, group_by_modality=False))
 
 
 def test_state_of_other_data_is_refused(data):

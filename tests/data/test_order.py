@@ -85,6 +85,14 @@ def test_groups_must_divide_the_batch():
         epoch_order(3, 0, 0, lengths=[1, 2, 3], batch_size=6, groups=4)
 
 
+def test_half_a_surrogate_pair_has_a_side_too():
+    """JSON can hold one, in an id or a path."""
+    records = [{"id": f"\ud800{i}"} for i in range(40)] + [{"image": "\udcff.png"}]
+    kept, aside = holdout(records, 0.5)
+    assert sorted(kept + aside) == list(range(41))
+    assert min(len(kept), len(aside)) > 5
+
+
 def test_holdout_keeps_all_turns_of_an_image_on_one_side():
     records = [{"id": str(i), "image": f"images/{i // 3}.png"} for i in range(3000)]
     kept, aside = holdout(records, 0.1, seed=3)

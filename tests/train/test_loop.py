@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,21 @@ def test_a_finished_run_is_not_run_again(uninterrupted, made):
     config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8})
     assert run_stages(config, workdir, quiet=True) == export
     assert (export / "llava_jax.json").stat().st_mtime_ns == stamp
+
+
+def test_an_export_that_is_gone_is_made_again(uninterrupted, made, tmp_path):
+    workdir = shutil.copytree(uninterrupted[0], tmp_path / "copy")
+    shutil.rmtree(workdir / "export")
+    config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8})
+    export = run_stages(config, workdir, quiet=True)
+    again, before = load_checkpoint(export), load_checkpoint(uninterrupted[1])
+    assert all(np.array_equal(again.params[n], v) for n, v in before.params.items())
+    assert (workdir / "done.json").read_text() == (uninterrupted[0] / "done.json").read_text()
+    assert curve(workdir) == curve(uninterrupted[0])
+    for name in ("export", "checkpoints"):
+        shutil.rmtree(workdir / name)
+    with pytest.raises(ConfigError, match="finished run, but its export and checkpoints are gone"):
+        run_stages(config, workdir, quiet=True)
 
 
 @pytest.mark.parametrize(
