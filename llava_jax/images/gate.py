@@ -98,7 +98,7 @@ _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+((?:;[a-z0-9-]+=[^;,]*)*);base64
 # Two letters at least, so that C:// is a drive. A Path has lost one of the slashes.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|https?:/", re.IGNORECASE)
 _SHOWN = 120  # characters of a name in an error
-_LOCAL_URI = re.compile(r"file:(?://(?:localhost)?)?(?=/)", re.IGNORECASE)
+_LOCAL_URI = re.compile(r"file:(?://(?:localhost)?)?(?=/(?!/))", re.IGNORECASE)
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
