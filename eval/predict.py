@@ -151,7 +151,10 @@ def image_paths(question: Question, folders: Sequence[Path]) -> tuple[Path | byt
         path = next((f / n for f in folders for n in names if (f / n).is_file()), None)
         if path is None:
             where = ", ".join(map(str, folders))
-            raise DataError(f"question {question.key}: no image {image!r} in {where}")
+            raise DataError(
+                f"question {question.key}: no image {image!r} in {where}",
+                fix="--images names the image folder",
+            )
         found.append(path)
     return tuple(found)
 

@@ -20,7 +20,7 @@ from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.predict import Model, choose, done_keys, merge, predict
 from llava_jax.eval.show import as_text, complete
-from llava_jax.eval.task import DEFAULT, Options, Question, Task, get_task
+from llava_jax.eval.task import DEFAULT, TASKS, Options, Question, Task, get_task
 from llava_jax.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -72,17 +72,29 @@ def run_task(model: Model, task: Task, settings: Settings) -> dict[str, Any] | N
             progress=bar.update if bar is not None else lambda n: None,
             writes=settings.writes,
         )
-    if not settings.writes or not _joined(folder, settings.chunk, chosen):
+    if not settings.writes or not _joined(folder, settings.chunk, questions, len(chosen)):
         return None
     return _score(task, folder, data, settings)
 
 
 def task_folder(data: Path, task: Task) -> Path:
-    """The task's folder in `data`, or `data` itself if it has none; raises DataError if absent."""
+    """The task's folder in `data`, or `data` itself if it has none.
+
+    Raises:
+      DataError: there is none, or `data` holds folders of other tasks and none of this.
+    """
     if not data.is_dir():
         raise DataError(f"{data}: no such folder")
     own = data / task.name
-    return own if own.is_dir() else data
+    if own.is_dir():
+        return own
+    others = [name for name in TASKS if (data / name).is_dir()]
+    if others and data.name != task.name:
+        raise DataError(
+            f"{own}: no such folder; {data} holds {', '.join(others)}",
+            fix=f"it needs {task.data_files}",
+        )
+    return data
 
 
 def image_folders(settings: Settings, data: Path, task: Task) -> list[Path]:
@@ -99,16 +111,19 @@ def _part(folder: Path, index: int, parts: int) -> Path:
     return folder / name
 
 
-def _joined(folder: Path, chunk: tuple[int, int], chosen: Sequence[Question]) -> bool:
-    """Whether answers.jsonl is complete; joins the parts if all of them are."""
-    if chunk[1] == 1:
-        return True
+def _joined(
+    folder: Path, chunk: tuple[int, int], questions: Sequence[Question], count: int
+) -> bool:
+    """Whether answers.jsonl holds the `count` answers asked for; joins the parts if all of them are.
+
+    It is then in the order of `questions`, which the scripts of LLaVA and POPE rely on.
+    """
     parts = [_part(folder, i, chunk[1]) for i in range(chunk[1])]
     if not all(p.exists() for p in parts):
         return False
-    if sum(len(done_keys(p)) for p in parts) < len(chosen):
+    if sum(len(done_keys(p)) for p in parts) < count:
         return False
-    merge(parts, chosen, _part(folder, 0, 1))
+    merge(parts, questions, _part(folder, 0, 1))
     return True
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 LINE_SECONDS = 30.0
 """Where the output is not a terminal, the longest time without a line (steps allowing)."""
+TENTH_SECONDS = 1.0
+"""The shortest time between two lines, so that quick work is one line."""
 
 
 def progress(total: int, title: str, unit: str, *, quiet: bool = False, **more: Any) -> Any:
@@ -20,7 +22,7 @@ def progress(total: int, title: str, unit: str, *, quiet: bool = False, **more: 
 
 
 class Lines:
-    """The part of tqdm that we use, as lines: one for each tenth of the work, and LINE_SECONDS."""
+    """The part of tqdm that we use, as lines: one for each tenth of the work, and at its end."""
 
     def __init__(self, total: int, title: str, initial: int = 0):
         self._total, self._title, self._done = total, title, initial
@@ -35,8 +37,10 @@ class Lines:
         """`more` are done."""
         before, self._done = self._done, self._done + more
         tenth = self._total and self._done * 10 // self._total > before * 10 // self._total
-        if tenth or time.monotonic() - self._last >= LINE_SECONDS:
-            self._last = time.monotonic()
+        now = time.monotonic()
+        waited = LINE_SECONDS if not tenth else 0 if self._done == self._total else TENTH_SECONDS
+        if now - self._last >= waited:
+            self._last = now
             words = f", {self._words}" if self._words else ""
             line = f"{self._title}: {self._done:,} of {self._total:,}{words}"
             print(line, file=sys.stderr, flush=True)

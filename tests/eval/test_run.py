@@ -257,3 +257,35 @@ def test_run_of_images_inside_a_table(tmp_path):
 def test_no_data(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         run_task(Echo(), get_task("pope"), settings(tmp_path))
+
+
+def test_answers_end_in_the_order_of_the_questions_for_scripts_that_go_by_position(tmp_path):
+    data = tmp_path / "pope"
+    (data / "images").mkdir(parents=True)
+    rows = [
+        {
+            "question_id": i,
+            "image": f"{i}.png",
+            "text": f"Is it {'very ' * (i % 5)}red?",
+            "label": label,
+        }
+        for i, label in enumerate(["yes", "no", "no", "yes", "yes", "no", "yes"])
+    ]
+    for row in rows:
+        (data / "images" / row["image"]).touch()
+    for split in ("random", "popular", "adversarial"):
+        lines(data / f"coco_pope_{split}.json", rows)
+    truth = {row["image"]: row["label"] for row in rows}
+    settings = Settings(tmp_path, tmp_path / "out", "m", batch=2, show_progress=False)
+    model = Echo(lambda r: truth[r.images[0].name])
+    result = run_task(model, get_task("pope"), settings)
+    assert result["totals"]["mean_f1"] == result["totals"]["mean_f1_llava_script"] == 1
+    got = [a.id for a in read_answers(tmp_path / "out" / "pope" / "answers.jsonl").rows]
+    assert got[:7] == [f"random/{i}" for i in range(7)]
+
+
+def test_a_task_without_a_folder_beside_others_is_named(tmp_path):
+    (tmp_path / "pope").mkdir()
+    settings = Settings(tmp_path, tmp_path / "out", "m")
+    with pytest.raises(DataError, match="mme: no such folder; .* holds pope"):
+        run_task(Echo(), get_task("mme"), settings)
