@@ -286,6 +286,21 @@ def together(work: Callable[[], T]) -> T:
     return result
 
 
+def check_alike(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError, in every process, where the JSON-ready `values` of the processes differ."""
+    first, *others = gather(dict(values))
+    for process, theirs in enumerate(others, 1):
+        differing = sorted(n for n in first.keys() | theirs.keys() if first.get(n) != theirs.get(n))
+        if differing:
+            name = differing[0]
+            more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+            raise ConfigError(
+                f"{name} is {first.get(name)!r} in process 0 and {theirs.get(name)!r} in process "
+                f"{process}{more}",
+                fix="start all processes of a run with the same settings and data",
+            )
+
+
 def on_main(work: Callable[[], Any]) -> None:
     """work() in the main process alone; the others wait for it, and fail if it does."""
     together(work if is_main() else lambda: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from llava_jax.data.loader import make_loader
-from llava_jax.errors import SampleError
+from llava_jax.errors import LlavaError
 from llava_jax.layers import Compute
 from llava_jax.sharding import make_mesh, own_row_parts, put_batch, replicated, row_parts
 from llava_jax.text.constants import IGNORE
+from llava_jax.train.distributed import is_main, on_main, together
 from llava_jax.train.files import read_json, write_text
 from llava_jax.train.model_io import open_model, read_params
 from llava_jax.train.step import make_loss
+from llava_jax.train.steps import Feed
 
 log = logging.getLogger(__name__)
 
@@ -41,25 +44,31 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
         jnp.dtype(stage.dtype), stage.remat, stage.unroll_layers, stage.attention or None
     )
     params = {name: value.astype(compute.dtype) for name, value in params.items()}
-    loader = make_loader(
-        {**stage.data, **_PLAIN, "batch_size": stage.batch_size},
-        opened.config,
-        opened.tokenizer,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        seed=stage.seed,
-        row_parts=row_parts(mesh, micro),
-        own_parts=own_row_parts(mesh, micro),
+    parts = math.lcm(row_parts(mesh, micro), jax.process_count())
+    rows = -(-stage.batch_size // parts) * parts  # packed batches of any size are trained
+    loader = together(
+        lambda: make_loader(
+            {**stage.data, **_PLAIN, "batch_size": rows},
+            opened.config,
+            opened.tokenizer,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            seed=stage.seed,
+            row_parts=row_parts(mesh, micro),
+            own_parts=own_row_parts(mesh, micro),
+        )
     )
+    feed = Feed(loader)
     score = jax.jit(_scorer(make_loss(opened.config, compute)), out_shardings=replicated(mesh))
     total, tokens, samples = 0.0, 0, 0
     try:
         with jax.set_mesh(mesh):
             for _ in range(loader.steps_per_epoch):
-                batch, info = next(loader)
+                batch, info = feed.next()
                 loss, count = jax.device_get(score(params, put_batch(batch, mesh, micro)))
                 total, tokens = total + float(loss), tokens + int(count)
                 samples += info["samples"]
+        feed.stop()
     finally:
         loader.close()
     return {"loss": total / max(tokens, 1), "samples": samples, "tokens": tokens}
@@ -97,14 +106,12 @@ def report_heldout(config: Any, export: Path, workdir: Path, steps: int) -> None
 
     A file of as many steps is taken as it is.
     """
-    from llava_jax.train.distributed import is_main, on_main
-
     path = workdir / HELDOUT
     found = read_json(path) if path.exists() else {}
     if found.get("steps") != steps:
         try:
             found = {**heldout_loss(config, export), "steps": steps}
-        except SampleError as error:
+        except LlavaError as error:  # in another process it may be of another kind
             log.warning("no loss on held-out samples: %s", error)
             return
         on_main(lambda: write_text(path, json.dumps(found)))

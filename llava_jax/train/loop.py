@@ -30,14 +30,14 @@ from llava_jax.sharding import (
 )
 from llava_jax.train.checkpoint import Checkpointer, NotSaved
 from llava_jax.train.control import StopFlag, Timer, Wishes, put_wishes, with_wishes
-from llava_jax.train.distributed import check_joined, is_main, on_main, together
+from llava_jax.train.distributed import check_alike, check_joined, is_main, on_main, together
 from llava_jax.train.files import read_json, write_text
 from llava_jax.train.groups import trainable_names
 from llava_jax.train.lock import hold
 from llava_jax.train.log import NoLog, RunLog
 from llava_jax.train.model_io import open_model, read_params, save_model, split_params
 from llava_jax.train.optim import make_optimizer
-from llava_jax.train.resume import DONE, check_same, keep_settings
+from llava_jax.train.resume import DONE, check_same, keep_settings, shared_settings
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
 from llava_jax.train.steps import Feed, Metrics
 
@@ -61,7 +61,8 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     llava_jax.train.distributed.initialize) all of them call it with the same arguments.
     """
     check_joined()
-    workdir.mkdir(parents=True, exist_ok=True)
+    check_alike(shared_settings(config))
+    together(lambda: workdir.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(hold(workdir))
         changed = together(lambda: check_same(config, workdir))
@@ -75,6 +76,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
         opened = together(lambda: open_model(config))
         loader = together(lambda: _open_loader(config, opened, mesh, workdir))
         cleanup.callback(loader.close)
+        check_alike({f"data.{name}": value for name, value in loader.identity().items()})
         steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
 
         # Model: every parameter straight onto its shards; trained ones in float32.

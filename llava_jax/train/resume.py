@@ -30,6 +30,20 @@ MAY_CHANGE = (
 first part something that its last part is not."""
 
 
+OWN = (
+    *("data.path", "data.image_folder", "data.threads", "data.prefetch", "data.cache_*"),
+    *("model.init", "model.base", "model.vision_tower"),
+)
+"""Settings (as patterns) that each process of a run may have its own of: places on its host."""
+
+
+def shared_settings(config: Any) -> dict[str, Any]:
+    """The settings, JSON-ready by dotted name, that are one for all processes of a run."""
+    found = flat(json.loads(settings_text(config)))
+    own = [f"{before}{name}" for name in OWN for before in ("", "stages.*.")]
+    return {n: v for n, v in found if not any(fnmatch.fnmatchcase(n, o) for o in own)}
+
+
 def check_same(config: Any, workdir: Path) -> list[str]:
     """The names of settings that differ from those the run in `workdir` has, all of them allowed to.
 

@@ -14,6 +14,7 @@ from llava_jax.errors import ConfigError
 from llava_jax.train.files import write_text
 from llava_jax.train.log import METRICS, plot_losses
 from llava_jax.train.names import flat
+from llava_jax.train.resume import shared_settings
 from llava_jax.train.settings import check_data_files, check_stages, fit_model
 
 
@@ -24,20 +25,14 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
     Raises ConfigError or SampleError for a setting or file of any stage before the first begins and
     before anything is written; else as `train`.
     """
-    stages = split_stages(config)
-    check_stages(stages)
-    from llava_jax.train.distributed import check_joined, on_main
+    from llava_jax.train.distributed import check_alike, check_joined, on_main, together
     from llava_jax.train.lock import hold
     from llava_jax.train.loop import train
 
     check_joined()
-    check_devices(stages)
-    # The first stage looks at its data itself, but after a model was made or downloaded.
-    late = config.model.make or not Path(config.model.init).exists()
-    check_data_files(stages if late else stages[1:])
-    if not config.model.make and len(stages) > 1:
-        check_model(stages)
-    workdir.mkdir(parents=True, exist_ok=True)
+    check_alike(shared_settings(config))
+    stages = together(lambda: _checked_stages(config))
+    together(lambda: workdir.mkdir(parents=True, exist_ok=True))
     with hold(workdir):
         export = make_initial_model(config, workdir, quiet=quiet)
         curves = {}
@@ -61,6 +56,19 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
         if stage.exact_match:
             report_exact_match(stage, model, workdir, quiet=quiet)
     return model
+
+
+def _checked_stages(config: Any) -> list[tuple[str, Any]]:
+    """`split_stages`, once everything that needs no weights is known to be right."""
+    stages = split_stages(config)
+    check_stages(stages)
+    check_devices(stages)
+    # The first stage looks at its data itself, but after a model was made or downloaded.
+    late = config.model.make or not Path(config.model.init).exists()
+    check_data_files(stages if late else stages[1:])
+    if not config.model.make and len(stages) > 1:
+        check_model(stages)
+    return stages
 
 
 def split_stages(config: Any) -> list[tuple[str, Any]]:

@@ -9,6 +9,7 @@ import pytest
 from llava_jax.errors import ConfigError
 from llava_jax.train import distributed
 from llava_jax.train.distributed import (
+    check_alike,
     check_joined,
     find_job,
     gather,
@@ -152,6 +153,20 @@ def test_processes_that_were_not_joined_do_not_train_beside_each_other(monkeypat
     with pytest.raises(ConfigError, match="SLURM started 2 processes") as info:
         check_joined()
     assert "initialize()" in str(info.value)
+
+
+def test_processes_with_other_settings_are_named(monkeypatch):
+    said = [
+        {"lr": 1e-3, "epochs": 1},
+        {"lr": 1e-3, "epochs": 1},
+        {"lr": 1e-4, "epochs": 1, "steps": 2},
+    ]
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, *said[1:2]])
+    check_alike(said[0])
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, *said[1:]])
+    says = r"lr is 0\.001 in process 0 and 0\.0001 in process 2, and 1 more differ"
+    with pytest.raises(ConfigError, match=says):
+        check_alike(said[0])
 
 
 def test_one_process_agrees_with_itself(monkeypatch):

@@ -73,6 +73,18 @@ def test_micro_batches_and_packing_give_the_same(trained):
     assert (again["samples"], again["tokens"]) == (found["samples"], found["tokens"])
 
 
+def test_a_packed_batch_of_any_size_gives_the_same(trained):
+    """12 samples can be packed to 8 rows, but are not 8 equal parts."""
+    config, export, workdir = trained
+    found = json.loads((workdir / HELDOUT).read_text())
+    changed = config.copy_and_resolve_references()
+    changed.batch_size, changed.grad_accum, changed.data.pack = 12, 2, True
+    changed.mesh.fsdp, changed.mesh.data, changed.mesh.tensor = 4, 1, 2
+    again = heldout_loss(changed, export)
+    assert again["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert again["samples"] == found["samples"]
+
+
 def test_it_is_printed_again_for_a_finished_run(trained, capsys):
     config, _, workdir = trained
     before = (workdir / HELDOUT).stat().st_mtime_ns

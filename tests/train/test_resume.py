@@ -7,11 +7,26 @@ import pytest
 from llava_jax.errors import ConfigError
 from llava_jax.train.config_file import load_config
 from llava_jax.train.names import defaults
-from llava_jax.train.resume import DONE, MAY_CHANGE, SETTINGS, check_same, keep_settings
+from llava_jax.train.resume import (
+    DONE,
+    MAY_CHANGE,
+    SETTINGS,
+    check_same,
+    keep_settings,
+    shared_settings,
+)
 
 
 def config(*changes):
     return load_config("finetune_7b", [f"--config.{change}" for change in changes])
+
+
+def test_processes_share_all_settings_but_places_on_their_host():
+    ours = shared_settings(config("data.path=a.json", "model.init=a", "data.threads=3"))
+    theirs = shared_settings(config("data.path=b.json", "model.init=b", "data.image_folder=c"))
+    assert ours == theirs
+    for change in ("lr=1.0", "steps=3", "data.pack=True", "exact_match=True"):
+        assert shared_settings(config(change)) != ours
 
 
 def test_without_a_run_nothing_is_wrong(tmp_path):
