@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", choices=("f16", "q8_0", "f32"), default="f16", help="weight type of --to gguf"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DST if it is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace DST if it is a checkpoint"
+    )
     parser.add_argument(
         "--check",
         action="store_true",
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     from llava_jax.convert.checkpoint import convert
     from llava_jax.convert.gguf_out import write_gguf
-    from llava_jax.convert.output import parse_size
+    from llava_jax.convert.output import parse_size, refuse_foreign
     from llava_jax.convert.source import Options
     from llava_jax.convert.write import Target
 
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         template=args.template,
     )
     shard_size, source = parse_size(args.shard_size), None
+    if args.overwrite:
+        refuse_foreign(Path(args.dst).expanduser())
     if args.check:
         _refuse_unreadable(args)
     with tqdm(

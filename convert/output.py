@@ -16,6 +16,8 @@ from llava_jax.convert.lazy import Lazy, Leaf
 from llava_jax.errors import WeightError
 
 DEFAULT_SHARD = 5 * 10**9  # bytes
+# A folder that holds one of these is a checkpoint. (A work directory of training has a config.json.)
+_MARKS = ("*.safetensors", "*model*.bin", "mm_projector.bin", "*.gguf")
 Progress = Callable[[int], object]
 
 
@@ -45,6 +47,20 @@ def folder(dst: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def refuse_foreign(dst: Path) -> None:
+    """Raises WeightError where `dst` is a file, or a folder of other things than a checkpoint.
+
+    For the command line, where a name is easily mistaken: replacing deletes the folder.
+    """
+    if not dst.exists() or (dst.is_dir() and not any(dst.iterdir())):
+        return
+    if not dst.is_dir() or not any(any(dst.glob(name)) for name in _MARKS):
+        kind = "a folder that holds no checkpoint" if dst.is_dir() else "a file"
+        raise WeightError(
+            f"{dst} is {kind}, which --overwrite does not replace", fix="give another name"
+        )
 
 
 def remove_leftovers(dst: Path) -> None:

@@ -12,9 +12,10 @@ from llava_jax.config import LlavaConfig
 from llava_jax.convert import compose, configs
 from llava_jax.convert.lazy import Leaf
 from llava_jax.convert.source import Source
-from llava_jax.errors import WeightError
+from llava_jax.errors import ConfigError, WeightError
+from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.tokenizer_files import AddedTokens, added_tokens
-from llava_jax.text.vocabulary import never_text
+from llava_jax.text.vocabulary import fitted, never_text
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,9 @@ def _ranges(numbers: tuple[int, ...]) -> str:
 def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, int]:
     """(configuration, leaves, id of <image>, id of <pad>) with the two tokens in the vocabulary.
 
-    Added behind the last row where they are not there yet, the number of rows rounded up to a
-    multiple of 64 as Hugging Face's converter does; new rows are the mean row.
+    Added behind the last token where they are not there yet, for transformers numbers added tokens
+    without gaps: in rows that only pad the vocabulary, or in new ones. Those are the mean row, and
+    the number of rows is rounded up to a multiple of 64, both as in Hugging Face's converter.
     """
     config, vocab = source.config, source.config.language.vocab_size
     kept = source.kept.get("hf")
@@ -118,13 +120,24 @@ def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, in
         image_id = configs.image_token(data)
         return config, source.leaves, image_id, config.language.pad_id if pad is None else pad
     have = {t: n for t, n in tokens_of(source).ids.items() if t in (IMAGE, PAD) and n < vocab}
-    ids = dict(have)
+    ids, first = dict(have), min(_tokens(source), vocab)
     for token in (IMAGE, PAD):
-        ids.setdefault(token, vocab + len(ids) - len(have))
+        ids.setdefault(token, first + len(ids) - len(have))
     size = -(-max(vocab, *(n + 1 for n in ids.values())) // 64) * 64
     language = replace(config.language, vocab_size=size, pad_id=ids[PAD])
     leaves = compose.grown(source.leaves, vocab, size)
     return replace(config, language=language), leaves, ids[IMAGE], ids[PAD]
+
+
+def _tokens(source: Source) -> int:
+    """One more than the highest id of the tokenizer; without one, the number of rows."""
+    rows = source.config.language.vocab_size
+    if source.tokenizer is None:
+        return rows
+    try:
+        return len(fitted(Tokenizer.load(source.tokenizer), rows))
+    except ConfigError:  # who writes its files says what is wrong
+        return rows
 
 
 def original_vocabulary(source: Source) -> int:
@@ -140,7 +153,10 @@ def original_vocabulary(source: Source) -> int:
     needed = needed_rows(source, image_id)
     if needed.rows > image_id:
         log.info("rows behind <image> that stay: %s", needed.said())
-    return needed.rows
+    # Rows that padded the original's vocabulary, under the two tokens since, are its own again.
+    before = ((source.kept.get("original") or {}).get("config") or {}).get("vocab_size")
+    before = before if type(before) is int and before <= vocab else 0
+    return max(needed.rows, before)
 
 
 def original_rows(source: Source) -> Source:

@@ -121,12 +121,14 @@ def open_image(
 ) -> Image.Image:
     """Decodes one image to RGB, or raises ImageError with a code of CODES.
 
-    source: a file name (see `local_path`), the encoded bytes, or a binary file object.
+    source: a file name (see `local_path`), a `data:` URI, the encoded bytes, or a binary file object.
     name: what error messages call the image; by default the last part of the file name.
     exif: turn the picture as its EXIF orientation says (the reference does not).
     background: RGB colour behind transparent pixels; None drops alpha as the reference does.
     """
-    if isinstance(source, (str, Path)):
+    if isinstance(source, str) and is_data_uri(source):
+        source = decode_data_uri(source, limits, name or "image")
+    elif isinstance(source, (str, Path)):
         source = local_path(source, name)
         name = name or source.name
     name = name or "image"
@@ -183,6 +185,11 @@ def local_path(text: str | Path, name: str | None = None) -> Path:
         return Path(text).expanduser()
     except RuntimeError:  # ~nobody: no such user
         return Path(text)
+
+
+def is_data_uri(text: str) -> bool:
+    """Whether `text` is meant as a `data:` URI, well formed or not."""
+    return text[:5].lower() == "data:"
 
 
 def decode_data_uri(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image") -> bytes:

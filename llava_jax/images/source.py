@@ -10,7 +10,14 @@ import PIL.Image
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ImageError
-from llava_jax.images.gate import CODES, DEFAULT_LIMITS, Limits, decode_data_uri, open_image
+from llava_jax.images.gate import (
+    CODES,
+    DEFAULT_LIMITS,
+    Limits,
+    decode_data_uri,
+    is_data_uri,
+    open_image,
+)
 from llava_jax.images.preprocess import to_pixels
 
 
@@ -40,7 +47,7 @@ def pixels_of(
                 fix="give RGB values from 0 to 255",
             )
         return to_pixels(_as_picture(image, name), config)
-    if isinstance(image, str) and image[:5].lower() == "data:":
+    if isinstance(image, str) and is_data_uri(image):
         image = decode_data_uri(image, limits, name)
     if isinstance(image, str | Path):
         return to_pixels(open_image(image, limits, exif=exif), config)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from llava_jax.cli import main
 from llava_jax.convert import convert, load_checkpoint, output
 from llava_jax.convert.write import Target
 from llava_jax.errors import WeightError
@@ -50,6 +51,27 @@ def test_twenty_kills(tmp_path):
     convert(source, tmp_path / "b", Target("hf", overwrite=True))
     assert tiny.files(tmp_path / "b") == whole
     assert not list(tmp_path.glob(".b.*"))
+
+
+@pytest.mark.parametrize("there", ["pictures/a.jpg", "pictures/config.json", "a.jpg"])
+def test_the_command_replaces_only_checkpoints(tmp_path, capsys, there):
+    """--overwrite with the name of a folder of pictures, of a training run, or of a file."""
+    source = tiny.save(tmp_path / "a", "jax")
+    file = tmp_path / there
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("{}")
+    dst = tmp_path / there.partition("/")[0]
+    assert main(["convert", str(source), str(dst), "--to", "hf", "--overwrite"]) == 2
+    assert "--overwrite does not replace" in capsys.readouterr().err
+    assert file.read_text() == "{}"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", dst.name]
+
+
+@pytest.mark.parametrize("to", ["jax", "hf", "original", "projector"])
+def test_every_export_can_be_replaced(tmp_path, to):
+    source = str(tiny.save(tmp_path / "a", "jax", tiny.ORIGINAL))
+    for _ in range(2):
+        assert main(["convert", source, str(tmp_path / "b"), "--to", to, "--overwrite"]) == 0
 
 
 def test_an_error_on_the_way_leaves_nothing(tmp_path):

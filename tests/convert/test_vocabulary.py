@@ -142,6 +142,24 @@ def test_either_name_of_the_image_token_is_read(base, tmp_path):
     assert len(rows(tmp_path / "b")) == 320
 
 
+@pytest.mark.parametrize("padding", [1, 64])
+def test_image_comes_behind_the_last_token_of_a_padded_vocabulary(base, tmp_path, padding):
+    """transformers numbers added tokens without gaps, so <image> cannot come behind the padding."""
+    size = 320 + padding
+    padded = replace(tiny.TEXT, language=replace(tiny.TEXT.language, vocab_size=size))
+    tiny.save(tmp_path / "a", "original", padded, tokenizer=base.parent / "tokenizer")
+    convert(tmp_path / "a", tmp_path / "b", Target("hf"))
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert (config["image_token_index"], config["pad_token_id"]) == (320, 321)
+    assert config["text_config"]["vocab_size"] == 384
+    assert Tokenizer.load(tmp_path / "b").added == {"<image>": 320, "<pad>": 321}
+    convert(tmp_path / "b", tmp_path / "c", Target("original"))
+    assert np.array_equal(rows(tmp_path / "c"), rows(tmp_path / "a"))
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert theirs.convert_tokens_to_ids(["<image>", "<pad>"]) == [320, 321]
+
+
 def test_a_comparison_sees_lost_rows(base, tmp_path):
     folder = with_tokens(base, tmp_path / "a", {"[SEG]": 322})
     convert(base, tmp_path / "b", Target("original"))

@@ -370,6 +370,14 @@ def test_corpus_orientations_swap_the_sides():
             assert open_image(folder / row["file"], exif=True).size == (height, width)
 
 
+def test_a_data_uri_is_opened_as_such():
+    uri = "DATA:image/png;base64," + base64.b64encode(encoded(picture())).decode()
+    assert np.array_equal(np.asarray(open_image(uri)), np.asarray(picture()))
+    with pytest.raises(ImageError) as caught:
+        open_image("data:image/png;base64,iVBOR")
+    assert caught.value.code == "bad_base64"
+
+
 def test_a_long_name_is_shortened():
     """Base64 that is no data URI is taken for a file name."""
     with pytest.raises(ImageError) as caught:
