@@ -13,10 +13,10 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING
 
-from llava_jax.errors import LlavaError, PromptError, did_you_mean
+from llava_jax.errors import LlavaError, PromptError, counted, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -191,7 +191,7 @@ class Session:
         """Reads messages until the user leaves."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives input() line editing and a history
-        shown = f", {len(self.pending)} image(s) shown" if self.pending else ""
+        shown = f", {counted(len(self.pending), 'image')} shown" if self.pending else ""
         print(f"ready{shown}. Type a message, or /help.")
         interrupted = False
         while True:
@@ -256,7 +256,7 @@ class Session:
             print(f"(cut off after {len(reply.ids)} tokens)")
         if not reply.text:  # such a turn is not remembered
             self.pending = shown
-            again = f"; {len(shown)} image(s) go with your next message" if shown else ""
+            again = f"; {_waiting(shown)}" if shown else ""
             print(f"(no answer{again})")
         if stopped.is_set():
             print("(stopped)")
@@ -268,7 +268,7 @@ class Session:
         if not files:
             raise PromptError("which file?", fix="/image FILE")
         self.pending += [open_picture(file, self.args) for file in files]
-        print(f"({len(self.pending)} image(s) go with your next message)")
+        print(f"({_waiting(self.pending)})")
 
     def set_system(self, text: str) -> None:
         """/system: another system prompt, and a new conversation."""
@@ -351,3 +351,7 @@ def stoppable() -> Iterator[threading.Event]:
         yield stopped
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _waiting(images: Sized) -> str:
+    return f"{counted(len(images), 'image')} to go with your next message"

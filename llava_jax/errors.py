@@ -48,6 +48,11 @@ class WeightError(LlavaError):
     """A checkpoint is incomplete, has unknown, doubled or wrongly shaped tensors, or is unsafe to read."""
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "2 images", "1,000 images": for messages."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The known word that `word` most likely is a mistyped form of; None if nothing is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)

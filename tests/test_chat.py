@@ -136,7 +136,7 @@ def test_an_empty_answer_is_said_and_its_image_is_not_lost(capsys):
     )
     session = chat.Session(silent, args, [PIL.Image.new("RGB", (9, 9))])
     assert not session._ask("what is this?")
-    assert "(no answer; 1 image(s) go with your next message)" in capsys.readouterr().out
+    assert "(no answer; 1 image to go with your next message)" in capsys.readouterr().out
     assert len(session.pending) == 1
     session.once("what is this?")
     assert capsys.readouterr().err.startswith("(no answer)\n")
@@ -213,14 +213,14 @@ def test_a_conversation_at_a_terminal(folder):
     second = talk.say("and this?", b).text
     line = Terminal("--model", str(folder), "--image", str(a), "--max-new-tokens", "8")
     try:
-        line.until(r"1 image\(s\) shown.*\n[^\n]*you> ")
+        line.until(r"1 image shown.*\n[^\n]*you> ")
         line.send("what is this?")
         said = line.until(r"\nyou> |\nmodel> [\s\S]*?you> ")
         assert chat.printable(first) in said.replace("\r\n", "\n")
         line.send("/image nothing.png")
         line.until(r"! nothing.png: the file does not exist[\s\S]*you> ")
         line.send(f"/image '{b}'")
-        line.until(r"1 image\(s\) go with your next message[\s\S]*you> ")
+        line.until(r"1 image to go with your next message[\s\S]*you> ")
         line.send("and this?")
         said = line.until(r"model> [\s\S]*?you> ")
         assert chat.printable(second) in said.replace("\r\n", "\n")

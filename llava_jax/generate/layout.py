@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llava_jax.config import LlavaConfig
-from llava_jax.errors import PromptError
+from llava_jax.errors import PromptError, counted
 from llava_jax.text.constants import IMAGE_TOKEN
 
 _IMAGE_COUNTS = (0, 1, 2, 3, 4, 6, 8)
@@ -53,7 +53,8 @@ def check(prompt: Prompt, config: LlavaConfig, name: str = "the prompt") -> None
     length, limit = prompt.positions(config), config.language.max_positions
     if length >= limit:
         images = len(prompt.images)
-        part = f", {images * config.image_tokens} of them for {images} image(s)" if images else ""
+        of_images = f", {images * config.image_tokens} of them for {counted(images, 'image')}"
+        part = of_images if images else ""
         raise PromptError(
             f"{name} takes {length} positions{part}; the model has {limit}, the answer included",
             fix="shorten the conversation or show fewer images",

@@ -106,7 +106,7 @@ class Clock:
 
     def words(self) -> str:
         """The time in all, and of each step."""
-        each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+        each = "; ".join(f"{name}: {seconds:.0f} s" for name, seconds in self.seconds.items())
         minutes, seconds = divmod(round(sum(self.seconds.values())), 60)
         return f"{minutes} min {seconds} s ({each})"
 
@@ -181,7 +181,9 @@ def print_report(report: dict[str, Any], cards: list[Card], out: Path) -> None:
     print(f"  {'mean':14} {follow_ups['mean']:6.1%}")
     total = sum(report["seconds"].values())
     print(
-        f"\n{total:.0f} s in all: " + ", ".join(f"{n} {s:g}" for n, s in report["seconds"].items())
+        f"\n{total:.0f} s in all ("
+        + "; ".join(f"{n}: {s:.0f} s" for n, s in report["seconds"].items())
+        + ")"
     )
     print(f"\nthe sheet        {out / 'sheet.html'}, {out / 'sheet.png'}")
     print(f"the loss         {out / 'loss.png'}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llava_jax.errors import ConfigError, PromptError
+from llava_jax.errors import ConfigError, PromptError, counted
 from llava_jax.text.constants import IM_END, IM_START, IMAGE_TAG, IMAGE_TOKEN
 from llava_jax.text.conversation import (
     ASSISTANT,
@@ -152,10 +152,12 @@ class _Reader:
     def close(self) -> None:
         missing = sum(image is _MISSING for image in self.found)
         if missing:
-            raise PromptError(f"{missing} {IMAGE_TAG} tag(s) in the text have no image")
+            raise PromptError(
+                f"{counted(missing, f'{IMAGE_TAG} tag')} without an image in the text"
+            )
         left = len(list(self.given))
         if left:
-            raise PromptError(f"{left} image(s) have no {IMAGE_TAG} tag in the text")
+            raise PromptError(f"{counted(left, 'image')} without an {IMAGE_TAG} tag in the text")
 
 
 _MISSING = object()

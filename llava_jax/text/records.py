@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava_jax.errors import SampleError
+from llava_jax.errors import SampleError, counted
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
 
@@ -78,7 +78,7 @@ def check_turns(
     if caption and (len(turns) - first != 2 or not images):
         raise SampleError(
             f"sample {name}: a caption sample needs an image and two turns, "
-            f"not {len(images)} image(s) and {len(turns) - first} turn(s)"
+            f"not {counted(len(images), 'image')} and {counted(len(turns) - first, 'turn')}"
         )
     if len(images) > 1:
         tags = sum(text.count(IMAGE_TAG) for _, text in turns[first:])

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from llava_jax.errors import LlavaError, Stopped
+from llava_jax.errors import LlavaError, Stopped, counted
 from llava_jax.layers import Compute
 from llava_jax.sharding import (
     check_rows,
@@ -239,7 +239,7 @@ def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) 
     return (
         f"{loader.samples:,} samples, {steps:,} steps of {config.batch_size}; "
         f"{moving:,} of {moving + still:,} parameters trained; "
-        f"{mesh.size} {mesh.devices.flat[0].platform} device(s){hosts}"
+        f"{counted(mesh.size, f'{mesh.devices.flat[0].platform} device')}{hosts}"
         + (f" ({axes})" if axes else "")
     )
 

@@ -195,7 +195,7 @@ def test_the_context_ends_an_answer():
     ("bad", "message"),
     [
         (prompt(256), "takes 256 positions; the model has 256"),
-        (prompt(250, 2), "takes 256 positions, 8 of them for 2 image(s)"),
+        (prompt(250, 2), "takes 256 positions, 8 of them for 2 images"),
         (Prompt([3, 61]), "token id 61 is outside the vocabulary of 61"),
         (Prompt([3, -7]), "token id -7"),
         (Prompt([-200], [np.zeros((16, 32, 3), np.uint8)]), "an image is (16, 32, 3)"),

@@ -60,7 +60,7 @@ def test_time_adds_up_only_where_work_goes_on(tmp_path, capsys):
         pass
     assert clock.seconds["trained"] >= 600
     assert clock.seconds["asked"] < 5
-    assert clock.words().startswith("10 min 0 s (trained 600 s, asked 0 s)")
+    assert clock.words().startswith("10 min 0 s (trained: 600 s; asked: 0 s)")
     with pytest.raises(KeyboardInterrupt), run.Clock(path).step("trained", goes_on=True):
         raise KeyboardInterrupt
     assert json.loads(path.read_text())["trained"] >= 600
