@@ -54,7 +54,8 @@ class Account:
 
     def state(self) -> dict[str, Any]:
         """JSON-ready, for `restore`."""
-        return {"counts": dict(self.counts), "notes": dict(self._notes), "noted": dict(self._noted)}
+        noted = {note: list(ids) for note, ids in self._noted.items()}
+        return {"counts": dict(self.counts), "notes": dict(self._notes), "noted": noted}
 
     def restore(self, state: Mapping[str, Any], step: int, *, images: bool = True) -> None:
         """Goes on from `state` at global step `step`; who was seen follows from the step.

@@ -162,6 +162,10 @@ class Loader:
         self._steps.close()
         self._steps = self._start(self._step)
 
+    def counted(self) -> tuple[int, dict[str, Any]]:
+        """(steps given out, the counts of `get_state` at this moment)."""
+        return self._step, self._account.state()
+
     def take_bad(self, rows: Sequence[dict[str, Any]]) -> None:
         """Takes over bad samples that other hosts found: rows of their `get_state`."""
         self._bad.restore(rows)

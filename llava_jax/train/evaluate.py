@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_jax.errors import ImageError
+from llava_jax.images.gate import Limits, open_image
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
 from llava_jax.text.records import read_images, read_turns, sample_name
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +142,13 @@ def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) ->
     """`exact_match` of the exported model on the images that config.data.holdout kept aside.
 
     config: the last stage's. Questions of one record stand after each other or alone, as they were
-    trained. Each process answers a part of them, on its own first device.
+    trained; those whose picture training would leave out are not asked. Each process answers a part
+    of them, on its own first device.
     """
     import jax
 
     from llava_jax.data.check import open_data
+    from llava_jax.data.settings import DataSettings
     from llava_jax.model import load
     from llava_jax.train.distributed import gather, together
 
@@ -158,8 +165,41 @@ def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) ->
         return score([], [])
     first, every = jax.process_index(), jax.process_count()
 
-    def answer() -> list[str]:
-        return answers(load(export), questions[first::every], quiet=quiet or first > 0)
+    limits = DataSettings.read(config.data).image_limits
+
+    def answer() -> list[str | None]:
+        asked = with_pictures(questions[first::every], limits)
+        can = [q for q in asked if q]
+        said = iter(answers(load(export, limits=limits), can, quiet=quiet or first > 0))
+        return [next(said) if q else None for q in asked]
 
     parts = gather(together(answer))
-    return score(questions, [parts[i % every][i // every] for i in range(len(questions))])
+    replies = [parts[i % every][i // every] for i in range(len(questions))]
+    pairs = [(q, reply) for q, reply in zip(questions, replies) if reply is not None]
+    if len(pairs) < len(questions) and not first:
+        left = len(questions) - len(pairs)
+        log.warning("%d of %d questions are not asked: bad pictures", left, len(questions))
+    return score([q for q, _ in pairs], [reply for _, reply in pairs])
+
+
+def with_pictures(questions: Sequence[Question], limits: Limits) -> list[Question | None]:
+    """The questions, None for one whose picture the gate refuses; each picture is opened once."""
+    opens: dict[str, bool] = {}
+    kept: list[Question | None] = []
+    for question in questions:
+        image = question.image or []
+        paths = [image] if isinstance(image, str) else image
+        for path in paths:
+            if path not in opens:
+                opens[path] = _opens(path, limits)
+        kept.append(question if all(opens[path] for path in paths) else None)
+    return kept
+
+
+def _opens(path: str, limits: Limits) -> bool:
+    try:
+        open_image(path, limits)
+    except ImageError as error:
+        log.warning("its questions are not asked: %s", error)
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -27,9 +28,13 @@ class Feed:
     def __init__(self, loader: Any):
         self.loader = loader
         self.error: LlavaError | None = None
+        # Of the last steps: what was given for a step that did not count is taken back.
+        self._counted: deque[tuple[int, dict[str, Any]]] = deque(maxlen=4)
 
     def next(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """(batch, info) of the next step; raises what the loader does where this process is alone."""
+        if jax.process_count() > 1:
+            self._counted.append(self.loader.counted())
         if self.error is None:
             try:
                 return next(self.loader)
@@ -50,10 +55,11 @@ class Feed:
 
     def state(self, step: int) -> dict[str, Any]:
         """The loader's state after `step` steps, with what all processes found."""
-        states = gather(self.loader.get_state())
+        counted = dict([*self._counted, self.loader.counted()]).get(step, {})
+        states = gather({**self.loader.get_state(), **counted})
         if is_main():
             self.loader.take_bad([row for state in states[1:] for row in state["bad"]])
-            states[0] = self.loader.get_state()
+            states[0] = {**self.loader.get_state(), **counted}
         return {**states[0], "counts": join_counts([s["counts"] for s in states]), "step": step}
 
     def report(self) -> dict[str, Any]:

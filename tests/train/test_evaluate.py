@@ -3,7 +3,14 @@
 import PIL.Image
 import pytest
 
-from llava_jax.train.evaluate import Question, conversation_match, exact_match, score
+from llava_jax.images.gate import DEFAULT_LIMITS
+from llava_jax.train.evaluate import (
+    Question,
+    conversation_match,
+    exact_match,
+    score,
+    with_pictures,
+)
 from tests.generate.tiny import model
 
 
@@ -34,6 +41,16 @@ def test_alone_a_question_is_alone(picture):
     (row,) = exact_match(model(), [question], quiet=True)["wrong"]
     assert want.startswith(row["said"][:5])
     assert row["before"] == ()
+
+
+def test_a_question_of_a_bad_picture_is_not_asked(picture, tmp_path, caplog):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    images = [picture, str(bad), None, [picture, str(bad)], [picture, picture], str(bad)]
+    asked = [Question(image, "what?", "x") for image in images]
+    found = with_pictures(asked, DEFAULT_LIMITS)
+    assert found == [asked[0], None, asked[2], None, asked[4], None]
+    assert sum("bad.png" in line for line in caplog.messages) == 1
 
 
 def test_scores():

@@ -1,0 +1,51 @@
+"""The steps of several processes: what one of them fails to make counts for none."""
+
+import jax
+import pytest
+
+from llava_jax.data.account import COUNTS
+from llava_jax.errors import SampleError
+from llava_jax.train import steps
+from llava_jax.train.steps import Feed
+
+
+class Fake:
+    """A loader of 4 samples a step; raises at step `fails`."""
+
+    def __init__(self, fails=None):
+        self.step, self.given, self.fails = 0, 0, fails
+
+    def __next__(self):
+        if self.step + 1 == self.fails:
+            raise SampleError("too many")
+        self.step, self.given = self.step + 1, self.given + 4
+        return {}, {"samples": 4, "tokens": 9}
+
+    def blank(self):
+        self.step += 1
+        return {}
+
+    def counted(self):
+        return self.step, {"counts": dict.fromkeys(COUNTS, self.given), "notes": {}, "noted": {}}
+
+    def get_state(self):
+        return {"step": self.step, "bad": [], **self.counted()[1]}
+
+    def take_bad(self, rows):
+        pass
+
+
+@pytest.mark.parametrize("fails", [None, 3])
+def test_a_step_that_did_not_count_is_not_given(monkeypatch, fails):
+    """The process that fails at step 3, and the others, which learn of it two steps later."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(steps, "gather", lambda own: [own])
+    feed = Feed(Fake(fails))
+    for _ in range(4):
+        feed.next()
+    assert (feed.error is not None) == (fails is not None)
+    state = feed.state(2)
+    assert state["step"] == 2
+    assert state["counts"]["given"] == 8
+    if not fails:
+        assert feed.state(4)["counts"]["given"] == 16
