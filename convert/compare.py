@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.convert import compose, lora, rounding, vocabulary
+from llava_jax.convert import compose, detect, hub, lora, rounding, vocabulary
 from llava_jax.convert.cli import add_source_arguments
 from llava_jax.convert.lazy import Leaf, dtype_name
 from llava_jax.convert.opening import open_source
@@ -47,11 +47,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the report; 1 if the checkpoints differ."""
     options = Options(args.base, args.vision_tower, args.allow_pickle)
-    report = compare(args.a, args.b, options, options, logits=args.logits)
+    one, other = _options(args.a, args.b, options), _options(args.b, args.a, options)
+    report = compare(args.a, args.b, one, other, logits=args.logits)
     print(table(report, everything=args.all))
     if args.json:
         write_report(report, args.json)
     return 0 if report["equal"] else 1
+
+
+def _options(path: str, other: str, options: Options) -> Options:
+    """`options` for `path`. The base is an adapter's or projector's, where one of the two is that."""
+    parts = ("lora", "projector")
+    kind, beside = (detect.identify(hub.resolve(p, options.allow_pickle)) for p in (path, other))
+    if kind in parts or beside not in parts:
+        return options
+    return replace(options, base=None)
 
 
 def compare(

@@ -331,7 +331,14 @@ def apply_delta(source: Source, options: Options) -> Source:
                 fix="give --base with the language model it was made from",
             )
         return source
-    base = open_language(hub.resolve(options.base, options.allow_pickle), options)
+    path = hub.resolve(options.base, options.allow_pickle)
+    if detect.identify(path) != "llama" and norm < 0.05:
+        raise WeightError(
+            f"{options.base} is not a language model alone", fix="a delta was made from one"
+        )
+    if detect.identify(path) != "llama":
+        raise WeightError("this checkpoint is complete, and no delta", fix="leave out --base")
+    base = open_language(path, options)
     reference = base.leaves["language.norm.scale"].read().astype(np.float32)
     if norm > 0.5 * float(np.abs(reference).mean()):
         raise WeightError("this checkpoint is complete, and no delta", fix="leave out --base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from llava_jax.convert import source as sources
 from llava_jax.convert.lazy import cast_all
 from llava_jax.convert.source import Options, Source
 from llava_jax.errors import WeightError
+
+log = logging.getLogger(__name__)
 
 
 def open_source(path: str | Path, options: Options | None = None) -> Source:
@@ -20,6 +23,8 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
     options, name = options or Options(), str(path)
     path = hub.resolve(path, options.allow_pickle)
     kind = detect.identify(path)
+    if kind in ("hf", "jax") and options.base is not None:
+        log.warning("%s is complete: its base %s is not used", path, options.base)
     if kind == "jax":
         source = sources.open_jax(path)
     elif kind == "hf":

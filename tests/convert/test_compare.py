@@ -11,6 +11,7 @@ from llava_jax.convert import Checkpoint, compare, convert, load_checkpoint, sav
 from llava_jax.convert.lazy import float_dtype
 from llava_jax.convert.source import Options
 from llava_jax.convert.write import Target
+from llava_jax.errors import WeightError
 from tests.convert import tiny
 
 
@@ -222,3 +223,28 @@ def test_a_check_names_weights_that_are_not_finite(more, tmp_path, capsys):
     assert "not finite" in last(out)
     assert main(["compare", str(source), str(tiny.save(tmp_path / "b", "hf", tiny.ORIGINAL))]) == 1
     assert "NOT equal" in last(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("to", ["hf", "original"])
+def test_an_adapter_is_compared_with_what_it_was_merged_into(to, tmp_path, capsys):
+    """--base belongs to the adapter; the merged model is complete."""
+    base = tiny.save(tmp_path / "base", "original")
+    adapter = tiny.save(tmp_path / "adapter", "lora", tiny.lora(), seed=4)
+    more = ["--base", str(base), "--allow-pickle", "--vision-tower", str(base / "vision_tower")]
+    merged = str(tmp_path / "merged")
+    assert main(["convert", str(adapter), merged, "--to", to, "--merge", *more]) == 0
+    for pair in ([str(adapter), merged], [merged, str(adapter)]):
+        assert main(["compare", *pair, *more]) == 0
+        assert "NOT equal" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["hf", "original"])
+def test_a_base_that_is_not_needed_is_said(kind, tmp_path, caplog):
+    whole = tiny.save(tmp_path / "a", kind, tiny.ORIGINAL)
+    base = tiny.save(tmp_path / "b", "hf", tiny.ORIGINAL)
+    if kind == "original":
+        with pytest.raises(WeightError, match="complete, and no delta"):
+            load_checkpoint(whole, base=base)
+    else:
+        load_checkpoint(whole, base=base)
+        assert "is complete: its base" in caplog.text
