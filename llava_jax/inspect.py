@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sample.add_argument(
         "--model",
-        default="tiny",
         help="checkpoint whose prompt, or tokenizer.model (default: the shipped tiny)",
     )
     sample.add_argument(
@@ -281,9 +281,12 @@ def prompt_of(args: argparse.Namespace) -> tuple[Tokenizer, LlavaConfig]:
     from llava_jax.text.tokenizer import Tokenizer
     from llava_jax.text.vocabulary import load_fitting
 
-    path = Path(args.model)
+    if args.model is None:
+        print("tokens of tiny, the small model that ships: --model names another", file=sys.stderr)
+    model = args.model or "tiny"
+    path = Path(model)
     if path.suffix == ".model" and path.is_file():
         return Tokenizer.load(path), LlavaConfig.v15_7b()
-    source = open_checkpoint(args.model, args)
+    source = open_checkpoint(model, args)
     rows = source.config.language.vocab_size
-    return load_fitting(source.tokenizer, rows, args.model), source.config
+    return load_fitting(source.tokenizer, rows, model), source.config

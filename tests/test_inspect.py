@@ -100,6 +100,15 @@ def test_sample(model, data, capsys, sample):
     assert "⟦ A red ball.</s>⟧" in out
 
 
+def test_whose_tokens_they_are_is_said_where_nobody_chose(model, data, capsys):
+    assert main(["inspect", str(data)]) == 0
+    said = capsys.readouterr()
+    assert "tokens of tiny" in said.err
+    assert "sample first" in said.out
+    assert main(["inspect", str(data), "--model", str(model)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_sample_in_colour_and_as_tokens(model, data, capsys):
     words = ["inspect", str(data), "--model", str(model), "--color", "always", "--tokens"]
     assert main(words) == 0
