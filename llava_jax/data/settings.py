@@ -168,7 +168,7 @@ class DataSettings:
         lengths = self.length_buckets
         if longest:
             lengths = (*(n for n in lengths if n < longest), longest)
-        powers = (2**i for i in range(3, 32) if 2 ** (i - 1) < lengths[-1])
+        powers = (2**i for i in range(3, 32) if i == 3 or 2 ** (i - 1) < lengths[-1])
         if self.row_multiple:
             rows = math.lcm(self.row_multiple, parts)
         else:

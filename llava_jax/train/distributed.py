@@ -214,7 +214,7 @@ def _tpu(env: Mapping[str, str]) -> Job | None:
         return None
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     if hosts and env.get("TPU_WORKER_ID") is not None:
-        slices = int(env.get("MEGASCALE_NUM_SLICES") or 1)
+        slices = _number(env, "MEGASCALE_NUM_SLICES") if env.get("MEGASCALE_NUM_SLICES") else 1
         return Job("GKE", len(hosts.split(",")) * slices)
     chips = any(map(glob.glob, _CHIPS)) and importlib.util.find_spec("libtpu")
     return Job("Cloud TPU", None) if chips and "TPU_SKIP_MDS_QUERY" not in env else None

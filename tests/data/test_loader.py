@@ -337,3 +337,4 @@ def test_buckets_end_at_the_longest_length():
     filled = DataSettings(max_length=300).completed(2048)
     assert filled.length_buckets == (128, 256, 300)
     assert filled.target_buckets == (8, 16, 32, 64, 128, 256, 512)
+    assert DataSettings(max_length=1).completed(None).target_buckets == (8,)

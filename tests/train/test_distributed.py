@@ -123,6 +123,10 @@ def test_launchers_that_need_an_address(env):
             {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
             "not a number",
         ),
+        (
+            {"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "two"},
+            "MEGASCALE_NUM_SLICES is 'two', not a number",
+        ),
     ],
 )
 def test_variables_that_contradict_each_other(env, says):
