@@ -294,4 +294,5 @@ def _base(folder: Path, settings: dict[str, Any], options: Options) -> str | Pat
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             revision = settings.get("revision")
             return f"{name}@{revision}" if isinstance(revision, str) and revision else name
-    raise WeightError(f"{folder}: its base {ascii(name)[:80]} is not here", fix="give --base")
+    said = f"its base {ascii(name)[:80]} is not here" if name else "it names no base model"
+    raise WeightError(f"{folder}: {said}", fix="give --base")

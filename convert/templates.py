@@ -37,11 +37,13 @@ def of_folder(folder: Path, kind: str, name: str) -> str:
     found = recognise(text)
     if found == DEFAULT:
         return DEFAULT
-    said = f"is that of {found}" if found else "is none that is known here, and never run"
     use = found if found and kind == "hf" else DEFAULT
-    _warn_once(
-        f"{folder / file}: the chat template {said}; {use} is used: --template names another"
-    )
+    if use == found:
+        said = f"its chat template {found} is used"
+    else:
+        which = found or "not a known one, and is never run"
+        said = f"the chat template is {which}; {use} is used instead"
+    _warn_once(f"{folder / file}: {said} (--template names another)")
     return use
 
 

@@ -237,7 +237,7 @@ def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) 
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
-        f"{loader.samples:,} samples, {steps:,} steps of {config.batch_size}; "
+        f"{counted(loader.samples, 'sample')}, {counted(steps, 'step')} of {config.batch_size}; "
         f"{moving:,} of {moving + still:,} parameters trained; "
         f"{counted(mesh.size, f'{mesh.devices.flat[0].platform} device')}{hosts}"
         + (f" ({axes})" if axes else "")

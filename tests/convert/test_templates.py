@@ -51,7 +51,7 @@ def test_a_foreign_template_is_named_wherever_it_stands(made, tmp_path, caplog, 
         assert open_source(folder).config.template == "vicuna_v1"
     (line,) = [r.getMessage() for r in caplog.records]
     assert file in line
-    assert "vicuna_v1 is used: --template names another" in line
+    assert "vicuna_v1 is used instead (--template names another)" in line
 
 
 @pytest.mark.parametrize(
