@@ -74,7 +74,10 @@ class BadSamples:
         """
         if self._report:
             self._report.parent.mkdir(parents=True, exist_ok=True)
-            self._report.write_text("", encoding="utf-8")
+            if say:
+                self._report.write_text("", encoding="utf-8")
+            else:  # most processes find nothing of their own to list
+                self._report.unlink(missing_ok=True)
         self._take(found, listed=say)
         if self._found:
             self._judge(next(iter(self._found.values())))

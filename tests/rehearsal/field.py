@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import runpy
 import sys
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ def open_field(name: str, out: Path, monkeypatch) -> Field:
         pytest.skip(f"there is no input {name!r}")
     found = Field(folder / name, out)
     if not (out / "img").exists():
-        os.chdir(folder)
+        monkeypatch.chdir(folder)
         Field(folder, out).script("prepare.py")
     monkeypatch.chdir(folder / name)
     return found

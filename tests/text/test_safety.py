@@ -17,6 +17,8 @@ TRAPS = (
 )  # fmt: skip
 texts = st.lists(st.one_of(st.sampled_from(TRAPS), st.text(max_size=3)), min_size=1, max_size=9)
 texts = texts.map("".join).filter(str.strip)
+# Half of a surrogate pair is no text in UTF-8: such a record is refused.
+trainable = texts.filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text))
 quick = settings(
     max_examples=1000,
     deadline=None,
@@ -69,7 +71,7 @@ def test_prompts_hold_the_special_ids_of_their_structure_only(
 
 
 @quick
-@given(question=texts, answer=texts, more=texts)
+@given(question=trainable, answer=trainable, more=trainable)
 def test_training_text_is_trained_where_it_is_the_answer(im_tok, question, answer, more):
     """Also where the original loses its way: the trained ids are the answers', each with its end."""
     turns = [("human", question), ("gpt", answer), ("human", more), ("gpt", "the cat")]
