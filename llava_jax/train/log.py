@@ -13,6 +13,7 @@ from typing import Any
 
 from llava_jax.progress import LINE_SECONDS, progress
 from llava_jax.text.json_files import json_lines
+from llava_jax.train.files import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -195,9 +196,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _truncate(path: Path, start: int) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= start]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def plot_losses(curves: dict[str, Path], target: Path) -> None:
