@@ -12,6 +12,7 @@ from typing import Any
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.util import need
 
 Row = tuple[int, dict[str, Any]]
 
@@ -110,7 +111,7 @@ def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
 
 
 def _xlsx_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
-    openpyxl = need("openpyxl", "to read .xlsx files")
+    openpyxl = need("openpyxl", "to read .xlsx files", "llava_jax[eval]")
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as e:  # openpyxl raises KeyError, BadZipFile, InvalidFileException …
@@ -124,7 +125,7 @@ def _xlsx_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
 
 def write_xlsx(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
     """Writes one sheet. Control characters that Excel cannot hold are dropped."""
-    openpyxl = need("openpyxl", "to write .xlsx files")
+    openpyxl = need("openpyxl", "to write .xlsx files", "llava_jax[eval]")
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     book = openpyxl.Workbook()
@@ -144,17 +145,6 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as the submission servers take it (ASCII JSON, like json.dump)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def need(module: str, purpose: str, install: str = "'llava_jax[eval]'"):
-    """Imports an optional library or says how to install it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        fix = f"pip install {install}"
-        raise LlavaError(f"{module} is needed {purpose}", fix=fix) from None
 
 
 def find(data: Path, patterns: Sequence[str], what: str, split: str | None = None) -> Path:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING
 
 from llava_jax.errors import LlavaError, PromptError, counted, did_you_mean
+from llava_jax.util import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -327,13 +328,6 @@ def file_names(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError:  # an apostrophe in a name
         return [text]
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey: control characters other than newline and tab."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t " else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
 
 
 @contextlib.contextmanager

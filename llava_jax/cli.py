@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from llava_jax import __version__
 from llava_jax.errors import LlavaError, Stopped, did_you_mean
+from llava_jax.util import printable
 
 OK, BAD_INPUT, BUG, STOPPED, INTERRUPTED, BROKEN_PIPE = 0, 2, 70, 75, 130, 141
 
@@ -330,4 +331,4 @@ def explain(error: BaseException) -> tuple[int, str]:
 def one_line(text: str) -> str:
     """Makes a message safe to print: one line, no terminal codes, no memory addresses."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(text.split()))
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(text, keep="")

@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.NAME
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
-BASE = {"errors", "config", "progress"}
+BASE = {"errors", "config", "progress", "util"}
 NETWORK = {"layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "progress": set(),
+    "util": set(),
     "text": set(),
     "images": set(),
     "layers": set(),
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     | {"sharding", "text", "images", "data", "generate", "model", "train", "convert", "configs"},
 }
 # Never import jax.
-LIGHT = {"errors", "config", "progress", "text", "images", "cli", "inspect", "configs"}
+LIGHT = {"errors", "config", "progress", "util", "text", "images", "cli", "inspect", "configs"}
 
 # Slow to import, or in an extra: only inside functions.
 LAZY = {

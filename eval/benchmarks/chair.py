@@ -11,8 +11,9 @@ from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, as_id, join, read_answers
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import ID, find, find_optional, need, read_json
+from llava_jax.eval.files import ID, find, find_optional, read_json
 from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, rows_of
+from llava_jax.util import need
 
 PROMPT = "Please describe this image in detail."
 # Two words that are one object.
@@ -153,7 +154,7 @@ class ObjectWords:
 
 
 def _tokens(text: str) -> list[str]:
-    need("nltk", "to score CHAIR", "'llava_jax[chair]'")
+    need("nltk", "to score CHAIR", "llava_jax[chair]")
     from nltk.tokenize.destructive import (  # pyright: ignore[reportMissingImports]
         NLTKWordTokenizer,
     )
@@ -163,7 +164,7 @@ def _tokens(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _singular(word: str) -> str:
-    need("textblob", "to score CHAIR", "'llava_jax[chair]'")
+    need("textblob", "to score CHAIR", "llava_jax[chair]")
     from textblob.en.inflect import singularize  # pyright: ignore[reportMissingImports]
 
     return singularize(word)

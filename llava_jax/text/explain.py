@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
 from llava_jax.text.sample import Example
 from llava_jax.text.tokenizer import SPACE, Tokenizer
+from llava_jax.util import printable
 
 _TRAINED, _IMAGE, _HEAD, _RESET = "\033[1;32m", "\033[36m", "\033[2m", "\033[0m"
 _OPEN, _CLOSE = "⟦", "⟧"  # around trained text where there are no colours
@@ -75,7 +75,7 @@ def _rows(example: Example, tokenizer: Tokenizer, image_tokens: int, colour: boo
     at = 0
     for id_, label, turn in zip(example.input_ids, example.labels, example.turns):
         is_image, trained = id_ == IMAGE_TOKEN, label != IGNORE
-        piece = printable(tokenizer.token_text(int(id_)), line_ends=False)
+        piece = printable(tokenizer.token_text(int(id_)), keep="")
         if is_image:
             piece += f" x {image_tokens}"
         row = f"{at:8}  {id_:6}  {'yes' if trained else '':7}  {turn or '':>4}  {piece}"
@@ -93,15 +93,6 @@ def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
         else:
             out.append(byte)
     return out.decode("utf-8", "replace")
-
-
-def printable(text: str, *, line_ends: bool = True) -> str:
-    """Control characters written as escapes: text from a file must not steer the terminal."""
-    keep = "\n\t" if line_ends else ""
-    return "".join(
-        c if c in keep or not unicodedata.category(c).startswith("C") else ascii(c)[1:-1]
-        for c in text
-    )
 
 
 def _paint(text: str, code: str, colour: bool) -> str:

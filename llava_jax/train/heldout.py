@@ -17,10 +17,11 @@ from llava_jax.layers import Compute
 from llava_jax.sharding import make_mesh, own_row_parts, put_batch, replicated, row_parts
 from llava_jax.text.constants import IGNORE
 from llava_jax.train.distributed import is_main, on_main, together
-from llava_jax.train.files import read_json, write_text
+from llava_jax.train.files import read_json
 from llava_jax.train.model_io import open_model, read_params
 from llava_jax.train.step import make_loss
 from llava_jax.train.steps import Feed
+from llava_jax.util import write_text
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.progress import LINE_SECONDS, progress
-from llava_jax.text.json_files import json_lines
-from llava_jax.train.files import write_text
+from llava_jax.util import json_lines, write_text
 
 METRICS = "metrics.jsonl"
 

@@ -31,7 +31,7 @@ from llava_jax.sharding import (
 from llava_jax.train.checkpoint import Checkpointer, NotSaved
 from llava_jax.train.control import StopFlag, Timer, Wishes, put_wishes, with_wishes
 from llava_jax.train.distributed import check_alike, check_joined, is_main, on_main, together
-from llava_jax.train.files import read_json, write_text
+from llava_jax.train.files import read_json
 from llava_jax.train.groups import trainable_names
 from llava_jax.train.lock import hold
 from llava_jax.train.log import NoLog, RunLog
@@ -40,6 +40,7 @@ from llava_jax.train.optim import make_optimizer
 from llava_jax.train.resume import DONE, check_same, keep_settings, shared_settings
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
 from llava_jax.train.steps import Feed, Metrics
+from llava_jax.util import write_text
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
-from llava_jax.train.files import read_json, write_text
+from llava_jax.train.files import read_json
 from llava_jax.train.names import flat
+from llava_jax.util import write_text
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import Any, cast
 from ml_collections import ConfigDict, FieldReference
 
 from llava_jax.errors import ConfigError
-from llava_jax.train.files import write_text
 from llava_jax.train.log import METRICS, plot_losses
 from llava_jax.train.names import flat
 from llava_jax.train.resume import shared_settings
 from llava_jax.train.settings import check_data_files, check_stages, fit_model
+from llava_jax.util import write_text
 
 
 def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:

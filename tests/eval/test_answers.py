@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import AnswerFile, as_id, join, read_answers
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import find, read_json, read_rows, write_xlsx
@@ -154,13 +153,3 @@ def test_find(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         find(tmp_path / "none", ["y"], "labels")
     assert find(tmp_path / "x_val.json", ["x_*.json"], "file").name == "x_val.json"
-
-
-def test_missing_library(monkeypatch):
-    import sys
-
-    from llava_jax.eval.files import need
-
-    monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(LlavaError, match=r"pip install 'llava_jax\[eval\]'"):
-        need("openpyxl", "to read .xlsx files")

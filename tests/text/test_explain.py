@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from llava_jax.text.explain import explain, printable, wants_colour
+from llava_jax.text.explain import explain, wants_colour
 from llava_jax.text.sample import ExampleMaker
 
 RECORD = {
@@ -63,8 +63,3 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
     assert not wants_colour(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
     assert not wants_colour(Terminal())
-
-
-def test_control_characters_are_shown():
-    assert printable("a\x1b\n\tb") == "a\\x1b\n\tb"
-    assert printable("a\nb", line_ends=False) == "a\\nb"

@@ -3,7 +3,8 @@
 import pytest
 
 from llava_jax.errors import ConfigError
-from llava_jax.train.files import read_json, write_text
+from llava_jax.train.files import read_json
+from llava_jax.util import write_text
 
 
 def test_what_was_there_stays_until_the_new_text_is_whole(tmp_path):

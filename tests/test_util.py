@@ -4,8 +4,17 @@ import json
 
 import pytest
 
-from llava_jax.errors import SampleError
-from llava_jax.text.json_files import Doubled, json_lines, parse_values, read_text
+from llava_jax.errors import LlavaError, SampleError
+from llava_jax.util import (
+    Doubled,
+    json_lines,
+    need,
+    parse_values,
+    printable,
+    read_json,
+    read_object,
+    read_text,
+)
 
 ROW = {"id": 1, "text": "one\u2028two\u2029three\u0085four\x0b\x0c\x1c five"}
 
@@ -70,3 +79,28 @@ def test_doubled_keys_are_found():
     assert isinstance(value["a"], Doubled)
     assert value["a"].key == "b"
     assert not isinstance(value, Doubled)
+
+
+def test_control_characters_are_shown():
+    assert printable("a\x1b[31mb\x07\n\tц 猫\u3000") == "a\\x1b[31mb\\x07\n\tц 猫\u3000"
+    assert printable("a\nb\u2028\u202e", keep="") == "a\\nb\\u2028\\u202e"
+
+
+def test_one_value_a_file(tmp_path):
+    path = tmp_path / "f.json"
+    path.write_text("\ufeff[1, 2]", encoding="utf-8")
+    assert read_json(path) == [1, 2]
+    with pytest.raises(SampleError, match=r"f\.json: expected a JSON object, found list"):
+        read_object(path, SampleError)
+    for content, message in (("{} {}", "several values"), ("", "no JSON value"), ("{", "not JSON")):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(SampleError, match=rf"f\.json.*{message}"):
+            read_json(path, SampleError)
+
+
+def test_missing_library(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(LlavaError, match=r"pip install 'llava_jax\[eval\]'"):
+        need("openpyxl", "to read .xlsx files", "llava_jax[eval]")

@@ -1,8 +1,10 @@
-"""JSON and JSON lines as people have them, told apart by content and not by the file's name."""
+"""Files and text that every room handles alike: JSON as people have it, atomic writes, printable text."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,63 @@ _SPACE = (
     " \t\r\n"  # JSON's white space; str.isspace and splitlines take U+2028 and the like as well
 )
 _PACKED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"PAR1": "parquet"}  # by their first bytes
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes `path` as UTF-8; a kill at any moment leaves what was there, or all of the new text."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: str | Path, value: Any, **how: Any) -> None:
+    """Writes `value` as JSON by `write_text`. how: arguments of json.dumps, such as indent."""
+    write_text(path, json.dumps(value, **how))
+
+
+def read_json(path: str | Path, error: type[LlavaError] = LlavaError) -> Any:
+    """The one JSON value in a file. Raises `error` with file, line and column where it is not JSON."""
+    values = parse_values(read_text(path, error), path, error)
+    if len(values) != 1:
+        found = "several values, not one" if values else "no JSON value"
+        raise error(f"{path}: the file holds {found}")
+    return values[0]
+
+
+def read_object(path: str | Path, error: type[LlavaError] = LlavaError) -> dict[str, Any]:
+    """`read_json` of a file that must hold an object. Raises `error` where it holds another value."""
+    found = read_json(path, error)
+    if not isinstance(found, dict):
+        raise error(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Control characters written as escapes: text from a file must not steer the terminal.
+
+    keep: control characters that stay as they are; pass "" for text that must fit on one line.
+    """
+    return "".join(c if c in keep or not _is_control(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_control(c: str) -> bool:
+    category = unicodedata.category(c)
+    return category.startswith("C") or category in ("Zl", "Zp")  # U+2028 and U+2029 end lines
+
+
+def need(module: str, purpose: str, install: str) -> Any:
+    """Imports a library of an extra, or raises LlavaError that says how to install it.
+
+    Args:
+      purpose: completes "X is needed", as in "to read .xlsx files".
+      install: what pip installs, such as "llava_jax[eval]".
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        fix = f"pip install '{install}'"
+        raise LlavaError(f"{module} is needed {purpose}", fix=fix) from None
 
 
 class Doubled(dict):
