@@ -46,11 +46,14 @@ class PatchEmbed(nnx.Module):
         """dtype[M, H, W, 3] -> dtype[M, patches, D], patches row by row."""
         p, d = self.kernel.shape[0], self.kernel.shape[-1]
         m, height, width, _ = images_MHWC.shape
-        x = images_MHWC.reshape(m, height // p, p, width // p, p, 3)
-        patches = (height // p) * (width // p)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(m * patches, p * p * 3)
-        kernel = self.kernel[...].reshape(p * p * 3, d).astype(x.dtype)
-        return (x @ kernel).reshape(m, patches, d)
+        rows, columns = height // p, width // p
+        # A convolution whose stride is its width is one matmul over flattened patches.
+        x = images_MHWC.reshape(m, rows, p, columns, p, 3)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(
+            m * rows * columns, p * p * 3
+        )  # [M*patches, p*p*3]
+        kernel = self.kernel[...].reshape(p * p * 3, d).astype(x.dtype)  # [p*p*3, D]
+        return (x @ kernel).reshape(m, rows * columns, d)  # [M, patches, D]
 
 
 class ClipAttention(nnx.Module):
@@ -66,8 +69,9 @@ class ClipAttention(nnx.Module):
 
     def __call__(self, x_MSD: jax.Array, implementation: str | None) -> jax.Array:
         split = (*x_MSD.shape[:2], self.heads, x_MSD.shape[2] // self.heads)
-        q, k, v = (f(x_MSD).reshape(split) for f in (self.q, self.k, self.v))
-        return self.out(attention(q, k, v, None, implementation).reshape(x_MSD.shape))
+        q, k, v = (f(x_MSD).reshape(split) for f in (self.q, self.k, self.v))  # [M, S, N, H]
+        y = attention(q, k, v, None, implementation)  # [M, S, N, H]
+        return self.out(y.reshape(x_MSD.shape))  # [M, S, D]
 
 
 class ClipMlp(nnx.Module):
@@ -81,7 +85,8 @@ class ClipMlp(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+        x = ACTIVATIONS[self.act](self.fc1(x))  # [M, S, F]
+        return self.fc2(x)  # [M, S, D]
 
 
 class ClipLayer(nnx.Module):
@@ -99,7 +104,7 @@ class ClipLayer(nnx.Module):
 
 
 class ClipTail(nnx.Module):
-    """What lies behind the feature layer: never run, kept so that checkpoints stay whole."""
+    """The layers after the feature layer: never run, stored so that checkpoints stay complete."""
 
     def __init__(self, config: VisionConfig, layers: int, *, rngs: nnx.Rngs):
         if layers:
@@ -108,7 +113,7 @@ class ClipTail(nnx.Module):
 
 
 class ClipVision(nnx.Module):
-    """The tower. `layers_run` layers produce the features, the others wait in `tail`."""
+    """The tower. The first `layers_run` layers produce the features; `tail` holds the others."""
 
     def __init__(self, config: VisionConfig, layers_run: int, compute: Compute, *, rngs: nnx.Rngs):
         self.compute = compute
@@ -126,10 +131,10 @@ class ClipVision(nnx.Module):
     def __call__(self, images_MHWC: jax.Array) -> jax.Array:
         """float[M, H, W, 3], normalised -> dtype[M, 1 + patches, D], the class token first."""
         dtype = self.compute.dtype
-        x = self.patch_embed(images_MHWC.astype(dtype))
+        x = self.patch_embed(images_MHWC.astype(dtype))  # [M, patches, D]
         class_token = jnp.broadcast_to(self.class_embed[...].astype(dtype), (len(x), 1, x.shape[2]))
-        x = jnp.concatenate([class_token, x], axis=1) + self.pos_embed[...].astype(dtype)
-        x = self.pre_norm(x)
+        x = jnp.concatenate([class_token, x], axis=1)  # [M, 1 + patches, D]
+        x = self.pre_norm(x + self.pos_embed[...].astype(dtype))  # [M, 1 + patches, D]
         if not hasattr(self, "layers"):
             return x
 

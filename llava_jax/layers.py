@@ -82,7 +82,7 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(offset, out_sharding=(axes[1],))
         self.lora = lora
         if lora:
-            # PEFT's start: A kaiming-uniform(a=sqrt 5), that is U(+-1/sqrt d_in), B zero.
+            # PEFT's initialisation: A is kaiming-uniform(a=sqrt 5), that is U(+-1/sqrt d_in); B is 0.
             a = jax.random.uniform(rngs.params(), (d_in, lora.rank), minval=-bound, maxval=bound)
             self.lora_a = nnx.LoRAParam(a, out_sharding=(axes[0], None))
             self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, d_out)), out_sharding=(None, axes[1]))
@@ -102,7 +102,7 @@ class Linear(nnx.Module):
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., d_in] @ kernel [d_in, d_out] in x's dtype."""
     # Two-dimensional on purpose: XLA's CPU gradient of a 3-D matmul is 2.6 times slower.
-    # Not -1: with no rows (a batch without images) there is nothing to infer it from.
+    # math.prod and not -1: with no rows (a batch without images) -1 cannot be inferred.
     y = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ kernel.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
@@ -173,18 +173,23 @@ def attention(
         )
     b, t, n, h = q_BTNH.shape
     s, kv = k_BSKH.shape[1:3]
-    # Explicit transposes and plain batched matmuls: XLA's CPU einsums of these cost 1.7 times more.
-    q = q_BTNH.reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, n // kv * t, h)
-    k, v = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
-    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * h**-0.5
+    g = n // kv  # query heads per KV head
+    # In named axes: softmax(einsum("BTKGH,BSKH->BKGTS", q, k)), then einsum("BKGTS,BSKH->BTKGH", ., v).
+    # Written as transposes and batched matmuls because XLA's CPU einsums of these are 1.7 times slower.
+    q = q_BTNH.reshape(b, t, kv, g, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
+    q = q.reshape(b, kv, g * t, h)  # [B, K, G*T, H]
+    k = k_BSKH.transpose(0, 2, 3, 1)  # [B, K, H, S]
+    v = v_BSKH.transpose(0, 2, 1, 3)  # [B, K, S, H]
+    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * h**-0.5  # [B, K, G*T, S]
     if mask_BTS is not None:
-        grouped = scores.reshape(b, kv, n // kv, t, s)
+        # -1e30 and not -inf: a row that sees nothing (padding) must not become NaN.
+        grouped = scores.reshape(b, kv, g, t, s)
         scores = jnp.where(mask_BTS[:, None, None], grouped, -1e30).reshape(scores.shape)
     # Dividing after the second matmul writes the weights once, and the maximum needs no gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    mixed = (mixed / weights.sum(-1, keepdims=True)).astype(q_BTNH.dtype)
-    return mixed.reshape(b, kv, n // kv, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    mixed = (mixed / weights.sum(-1, keepdims=True)).astype(q_BTNH.dtype)  # [B, K, G*T, H]
+    return mixed.reshape(b, kv, g, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
@@ -211,14 +216,14 @@ def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> n
 
 def rope_table(positions_BT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """(cos, sin), each float32[B, T, 1, H/2]. float32 always: bfloat16 rounds 257 to 256."""
-    angles = positions_BT.astype(jnp.float32)[..., None, None] * frequencies
+    angles = positions_BT.astype(jnp.float32)[..., None, None] * frequencies  # [B, T, 1, H/2]
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def apply_rope(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates in LLaMA's half-split layout: channel i pairs with channel i + H/2."""
     cos, sin = table
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)  # each [B, T, N, H/2]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
@@ -255,8 +260,8 @@ def unstack_layers(stacked: nnx.Module) -> nnx.List:
 def run_layers(layers: Any, apply: Callable, x: Any, xs: Any, compute: Compute) -> tuple[Any, Any]:
     """Runs x through all layers: x, y = apply(layer, x, xs[i]) for each; returns (x, ys).
 
-    layers: one stacked module (scanned) or an nnx.List of modules (a straight line; then xs and ys
-    are lists with an entry a layer instead of arrays with a leading axis).
+    layers: one stacked module (scanned), or an nnx.List of modules (run one after another; xs and ys
+    are then lists with one entry per layer instead of arrays with a leading axis).
     """
     if isinstance(layers, nnx.List):
         ys = []

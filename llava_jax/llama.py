@@ -32,15 +32,15 @@ from llava_jax.layers import (
 class KVCache(NamedTuple):
     """Keys and values of all layers, each [L, B, K, S, H] (or a list of L arrays [B, K, S, H])."""
 
-    # Heads before keys: a decode step then reads each head's keys in a row, which made attention
-    # over the cache 3 to 5 times faster on CPU for 8 rows, and no slower for one.
+    # Heads come before keys so that a decode step reads each head's keys contiguously. On CPU this
+    # made attention over the cache 3 to 5 times faster for 8 rows, and no slower for one.
 
     k: Any
     v: Any
 
 
 def init_cache(config: LanguageConfig, batch: int, length: int, dtype, unrolled: bool) -> KVCache:
-    """An empty cache for `batch` rows of `length` keys. A list a layer when `unrolled`."""
+    """An empty cache for `batch` rows of `length` keys; a list with one array per layer if `unrolled`."""
     shape = (batch, config.kv_heads, length, config.head_width)
     if unrolled:
         return KVCache(*([jnp.zeros(shape, dtype) for _ in range(config.layers)] for _ in "kv"))
@@ -52,13 +52,13 @@ def causal_mask(segments_BT: jax.Array, turns_BT: jax.Array | None = None) -> ja
 
     Within an example, tokens of turn 0 are seen by all turns, those of turn n by turn n alone.
     """
-    t = segments_BT.shape[1]
-    index = jnp.arange(t)
-    mask = (index[:, None] >= index[None, :])[None]
-    mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :]) & (segments_BT > 0)[:, None]
+    index = jnp.arange(segments_BT.shape[1])
+    earlier = index[:, None] >= index[None, :]  # [T, S]
+    same_example = segments_BT[:, :, None] == segments_BT[:, None, :]  # [B, T, S]
+    mask = earlier & same_example & (segments_BT > 0)[:, None]  # [B, T, S]
     if turns_BT is None:
         return mask
-    same_turn = turns_BT[:, :, None] == turns_BT[:, None, :]
+    same_turn = turns_BT[:, :, None] == turns_BT[:, None, :]  # [B, T, S]
     return mask & (same_turn | (turns_BT == 0)[:, None])
 
 
@@ -83,20 +83,20 @@ class LlamaAttention(nnx.Module):
     def __call__(self, x_BTD, rope, mask_BTS, cache, write_at, implementation, keys):
         b, t, _ = x_BTD.shape
         split = (b, t, -1, self.head_width)
-        q = apply_rope(self.q(x_BTD, keys[0]).reshape(split), rope)
-        k = apply_rope(self.k(x_BTD, keys[1]).reshape(split), rope)
-        v = self.v(x_BTD, keys[2]).reshape(split)
-        if cache is not None:
+        q = apply_rope(self.q(x_BTD, keys[0]).reshape(split), rope)  # [B, T, N, H]
+        k = apply_rope(self.k(x_BTD, keys[1]).reshape(split), rope)  # [B, T, K, H]
+        v = self.v(x_BTD, keys[2]).reshape(split)  # [B, T, K, H]
+        if cache is not None:  # a pair [B, K, S, H]
             cache = tuple(
                 jax.lax.dynamic_update_slice_in_dim(
                     old, new.swapaxes(1, 2).astype(old.dtype), write_at, axis=2
                 )
                 for old, new in zip(cache, (k, v))
             )
-            if mask_BTS.shape[-1] != t:  # else: a prefill, which sees nothing but itself
-                k, v = (c.swapaxes(1, 2).astype(x_BTD.dtype) for c in cache)
-        y = attention(q, k, v, mask_BTS, implementation).reshape(b, t, q.shape[2] * q.shape[3])
-        return self.o(y, keys[3]), cache
+            if mask_BTS.shape[-1] != t:  # else: a prefill, which attends only to its own tokens
+                k, v = (c.swapaxes(1, 2).astype(x_BTD.dtype) for c in cache)  # [B, S, K, H]
+        y = attention(q, k, v, mask_BTS, implementation)  # [B, T, N, H]
+        return self.o(y.reshape(b, t, q.shape[2] * q.shape[3]), keys[3]), cache  # [B, T, D]
 
 
 class LlamaMlp(nnx.Module):
@@ -109,7 +109,8 @@ class LlamaMlp(nnx.Module):
         self.down = Linear(f, d, ("mlp", "embed"), gain=0.5, lora=lora, rngs=rngs)
 
     def __call__(self, x: jax.Array, keys) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x, keys[4])) * self.up(x, keys[5]), keys[6])
+        x = jax.nn.silu(self.gate(x, keys[4])) * self.up(x, keys[5])  # [B, T, F]
+        return self.down(x, keys[6])  # [B, T, D]
 
 
 class LlamaLayer(nnx.Module):
@@ -122,7 +123,7 @@ class LlamaLayer(nnx.Module):
         self.mlp = LlamaMlp(config, lora, rngs=rngs)
 
     def __call__(self, x, rope, mask, cache, write_at, implementation, key):
-        keys = [None] * 7 if key is None else jax.random.split(key, 7)
+        keys = [None] * 7 if key is None else jax.random.split(key, 7)  # one per Linear
         y, cache = self.attn(self.attn_norm(x), rope, mask, cache, write_at, implementation, keys)
         x = x + y
         return x + self.mlp(self.mlp_norm(x), keys), cache
@@ -161,8 +162,8 @@ class Llama(nnx.Module):
         mask_BTS: bool; S is T (no cache, or a prefill at write_at 0) or the cache's length.
         write_at: index of the cache entry that takes the first of the T new keys, for all rows.
         dropout_key: turns LoRA dropout on (training).
-        key_positions_BS: RoPE positions of the cache's entries, which a sliding window measures
-        from; left out, the keys are the T tokens themselves.
+        key_positions_BS: RoPE positions of the cache's entries, from which a sliding window is
+        measured. Without it, the keys are the T tokens themselves.
         """
         c, compute = self.config, self.compute
         rope = rope_table(
@@ -170,7 +171,7 @@ class Llama(nnx.Module):
         )
         if c.sliding_window:
             keys_at = positions_BT if key_positions_BS is None else key_positions_BS
-            distance = positions_BT[:, :, None] - keys_at[:, None, :]
+            distance = positions_BT[:, :, None] - keys_at[:, None, :]  # [B, T, S]
             mask_BTS = mask_BTS & (distance < c.sliding_window)
         keys = None if dropout_key is None else jax.random.split(dropout_key, c.layers)
 
@@ -186,7 +187,7 @@ class Llama(nnx.Module):
         return self.norm(x), KVCache(*new_cache)
 
     def _per_layer(self, cache: KVCache | None, keys) -> Any:
-        """What each layer gets beside x: arrays with a leading axis, or a list when unrolled."""
+        """The per-layer inputs besides x: arrays with a leading layer axis, or a list if unrolled."""
         if not isinstance(self.layers, nnx.List):
             return (None if cache is None else tuple(cache), keys)
         n = len(self.layers)
@@ -196,11 +197,13 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32[..., V]."""
         kernel = self.embed.embedding[...].T if self.config.tied_head else self.head.kernel[...]
-        flat = hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1])
+        flat = hidden.reshape(
+            math.prod(hidden.shape[:-1]), hidden.shape[-1]
+        )  # 2-D: see layers.matmul
         y = jnp.matmul(flat, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
         return y.reshape(*hidden.shape[:-1], kernel.shape[-1])
 
     def unrolled(self) -> Llama:
-        """Replaces the stacked layers by a list of layers, in place, and returns self."""
+        """Replaces the stacked layers with a list of layers, in place, and returns self."""
         self.layers = unstack_layers(self.layers)
         return self

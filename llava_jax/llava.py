@@ -1,13 +1,12 @@
 """LLaVA: tower, projector and decoder, and the splice of image features into the prompt.
 
-Batch layout (made by llava_jax.data.batch): B rows of T positions; `slots` says which image
-feature, if any, stands at a position. Splicing, labels and positions are settled on the host, so
-every step has static shapes.
+Batch layout (made by llava_jax.batch): B rows of T positions; `slots` says which image feature, if
+any, belongs at a position. Splicing, labels and positions are decided on the host, so every step has
+static shapes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,7 +66,10 @@ def merge_images(text_BTD: jax.Array, features_BRD: jax.Array, slots_BT: jax.Arr
     """
     if not features_BRD.shape[1]:
         return text_BTD
-    rows = jnp.take_along_axis(features_BRD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
+    # Clamped: a text position gathers row 0, and `where` then discards it.
+    rows = jnp.take_along_axis(
+        features_BRD, jnp.maximum(slots_BT, 0)[..., None], axis=1
+    )  # [B, T, D]
     return jnp.where((slots_BT >= 0)[..., None], rows, text_BTD)
 
 
@@ -91,26 +93,28 @@ class Llava(nnx.Module):
 
     def image_features(self, images_MHWC: jax.Array) -> jax.Array:
         """uint8 or normalised float [M, H, W, 3] -> dtype[M, I, vision width], before projection."""
-        features = self.vision(self.normalize(images_MHWC))
+        features = self.vision(self.normalize(images_MHWC))  # [M, 1 + patches, vision width]
         return features[:, 1:] if self.config.feature_select == "patch" else features
 
     def embed(self, tokens_BT, slots_BT, images_BKHWC) -> jax.Array:
         """Token embeddings with the projected features of each sample's images spliced in."""
-        text = self.language.embed(tokens_BT, self.compute.dtype)
+        text = self.language.embed(tokens_BT, self.compute.dtype)  # [B, T, D]
         b, k = images_BKHWC.shape[:2]
         if not k:
             return text
-        features = self.image_features(images_BKHWC.reshape(b * k, *images_BKHWC.shape[2:]))
-        projected = self.projector(features)
-        rows = projected.reshape(b, k * features.shape[1], projected.shape[-1])
+        images_MHWC = images_BKHWC.reshape(b * k, *images_BKHWC.shape[2:])  # M = B * K
+        projected = self.projector(self.image_features(images_MHWC))  # [M, I, D]
+        rows = projected.reshape(b, k * projected.shape[1], projected.shape[-1])  # [B, K * I, D]
         return merge_images(text, rows, slots_BT)
 
     def __call__(
         self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None = None
     ) -> jax.Array:
         """A batch (tokens, slots, positions, segments, turns, images) -> hidden dtype[B, T, D]."""
-        x = constrain(self.embed(batch["tokens"], batch["slots"], batch["images"]), BATCH)
-        mask = causal_mask(batch["segments"], batch.get("turns"))
+        x = constrain(
+            self.embed(batch["tokens"], batch["slots"], batch["images"]), BATCH
+        )  # [B, T, D]
+        mask = causal_mask(batch["segments"], batch.get("turns"))  # [B, T, T]
         return self.language(x, batch["positions"], mask, dropout_key=dropout_key)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -202,17 +206,3 @@ def param_shardings(config: LlavaConfig, mesh: Mesh) -> dict[str, NamedSharding]
     """{dotted name: where it lies on the mesh} of every parameter."""
     state = state_shardings(abstract_model(config)[1], mesh)
     return {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(state)}
-
-
-def describe_params(config: LlavaConfig, mesh: Mesh) -> list[dict[str, Any]]:
-    """A row a parameter: name, shape, spec, and bytes of float32 a device holds."""
-    shardings = param_shardings(config, mesh)
-    return [
-        {
-            "name": name,
-            "shape": leaf.shape,
-            "spec": str(shardings[name].spec),
-            "bytes_per_device": 4 * math.prod(shardings[name].shard_shape(leaf.shape)),
-        }
-        for name, leaf in abstract_params(config).items()
-    ]
