@@ -33,7 +33,7 @@ class Pictures:
         source = self._source(name)
         if source is None:
             return ""
-        from llava_jax.images.gate import open_image
+        from llava_jax.images.decode import open_image
 
         try:
             image = open_image(source, name=name)

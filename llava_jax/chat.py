@@ -22,7 +22,7 @@ from llava_jax.util import printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from llava_jax.images.gate import Limits
+    from llava_jax.images.decode import Limits
     from llava_jax.model import Conversation, LlavaModel
 
 SHIPPED = "tiny"
@@ -39,7 +39,7 @@ LIMITS = {
     "max_decode_bytes": "memory that decoding may take",
     "max_decode_work": "time that decoding may take, in pixels of a plain decode",
 }
-"""Options that set a limit of llava_jax.images.gate.Limits, which has the defaults."""
+"""Options that set a limit of llava_jax.images.decode.Limits, which has the defaults."""
 HELP = """  /image FILE ...  show one or more images with the next message
   /system TEXT     set the system prompt and start anew (no TEXT: the template's own)
   /reset           forget everything said and shown
@@ -122,14 +122,14 @@ def check(args: argparse.Namespace) -> list[Image]:
 
 def limits_of(args: argparse.Namespace) -> Limits:
     """What the command line lets pictures be. Raises ConfigError for a limit that means nothing."""
-    from llava_jax.images.gate import Limits
+    from llava_jax.images.decode import Limits
 
     return Limits(**{n: getattr(args, n) for n in LIMITS if getattr(args, n) is not None})
 
 
 def open_picture(file: str, args: argparse.Namespace) -> Image:
     """The image in a file. Raises ImageError."""
-    from llava_jax.images.gate import open_image
+    from llava_jax.images.decode import open_image
 
     return open_image(file, limits_of(args), exif=not args.no_exif)
 
@@ -320,7 +320,7 @@ def more_waits() -> bool:
 
 def file_names(text: str) -> list[str]:
     """File names as a shell reads them, so that quoted and dropped ones work; else the whole text."""
-    from llava_jax.images.gate import local_path
+    from llava_jax.images.decode import local_path
 
     if text and os.path.exists(local_path(text)):
         return [text]

@@ -25,7 +25,7 @@ class ConfigError(LlavaError):
 
 
 class ImageError(LlavaError):
-    """An image was refused. `code` is one of llava_jax.images.gate.CODES."""
+    """An image was refused. `code` is one of llava_jax.images.decode.CODES."""
 
     def __init__(self, message: str, *, code: str, fix: str | None = None):
         super().__init__(message, fix=fix)

@@ -4,7 +4,7 @@
     model = llava_jax.load("llava-hf/llava-1.5-7b-hf")
     print(model.generate("What is this?", "cat.jpg").text)
 
-Every image passes llava_jax.images.gate; every prompt is laid out by llava_jax.text.prompt.
+Every image passes llava_jax.images.decode; every prompt is laid out by llava_jax.text.prompt.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from llava_jax.generate.request import (
     image_list,
     with_images,
 )
-from llava_jax.images.gate import DEFAULT_LIMITS, Limits
-from llava_jax.images.source import pixels_of
+from llava_jax.images.decode import DEFAULT_LIMITS, Limits
+from llava_jax.images.pixels import pixels_of
 from llava_jax.progress import progress as progress_bar
 from llava_jax.text.prompt import build_prompt
 from llava_jax.text.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ class LlavaModel:
 
     config, params: as in llava_jax.llava (flat names, stacked layers). source: the checkpoint that
     the parameters are from, if any; `save` keeps what else it holds. consume: see Generator.
-    limits: what images may be, llava_jax.images.gate.Limits.
+    limits: what images may be, llava_jax.images.decode.Limits.
     generator: the compiled part, for those who have token ids and pixels already.
 
     Raises ConfigError when the tokenizer has tokens that the model lacks.

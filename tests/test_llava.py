@@ -10,7 +10,7 @@ import pytest
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import WeightError
-from llava_jax.images.preprocess import normalize
+from llava_jax.images.pixels import normalize
 from llava_jax.llava import abstract_params, build, init_params, merge_images
 from tests.tiny import CONFIG, random_batch, random_params
 

@@ -26,7 +26,7 @@ from llava_jax.data.plan import Plan, Seated, fits, make_plan
 from llava_jax.data.samples import MakeExample, Samples, example_maker
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, ImageError, LlavaError
-from llava_jax.images.gate import CODES
+from llava_jax.images.decode import CODES
 
 Batch = dict[str, np.ndarray]
 Noted = list[tuple[int, tuple[str, ...]]]

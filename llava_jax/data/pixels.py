@@ -11,8 +11,8 @@ import numpy as np
 from llava_jax.config import LlavaConfig
 from llava_jax.data.order import Random
 from llava_jax.errors import ImageError
-from llava_jax.images.gate import DEFAULT_LIMITS, Limits, open_image
-from llava_jax.images.preprocess import to_pixels
+from llava_jax.images.decode import DEFAULT_LIMITS, Limits, open_image
+from llava_jax.images.pixels import to_pixels
 
 SHIFT = 4  # pixels that the augmentations move a picture by, at most
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from llava_jax.data.settings import split_paths
 from llava_jax.errors import ImageError, SampleError
-from llava_jax.images.gate import refuse_address
+from llava_jax.images.decode import refuse_address
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.records import read_images, read_turns
 from llava_jax.util import Doubled, parse_values, read_text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_jax.errors import ConfigError, did_you_mean
-from llava_jax.images.gate import DEFAULT_LIMITS, LIMIT_NAMES, Limits
+from llava_jax.images.decode import DEFAULT_LIMITS, LIMIT_NAMES, Limits
 
 _CHOICES = {
     "turns": ("conversation", "independent"),
@@ -112,7 +112,7 @@ class DataSettings:
     )
     cache_images: bool = False  # keep decoded pixels and token ids in memory
     cache_mb: int = 2048
-    max_bytes: int = DEFAULT_LIMITS.max_bytes  # of an image file; these five: images.gate.Limits
+    max_bytes: int = DEFAULT_LIMITS.max_bytes  # of an image file; these five: images.decode.Limits
     max_pixels: int = DEFAULT_LIMITS.max_pixels
     max_side: int = DEFAULT_LIMITS.max_side
     max_decode_bytes: int = DEFAULT_LIMITS.max_decode_bytes

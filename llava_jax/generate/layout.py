@@ -117,7 +117,7 @@ def lay_out(prompts: Sequence[Prompt], config: LlavaConfig, multiple: int = 1) -
 def _as_float(image: np.ndarray, config: LlavaConfig) -> np.ndarray:
     if image.dtype != np.uint8:
         return image
-    from llava_jax.images.preprocess import normalize_for
+    from llava_jax.images.pixels import normalize_for
 
     return normalize_for(image, config.vision)
 

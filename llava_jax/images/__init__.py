@@ -1,1 +1,1 @@
-"""Pictures: the gate that every image passes, and the exact way to the tower's pixels."""
+"""Images: the gate that every one passes, and the exact way to the tower's pixels."""

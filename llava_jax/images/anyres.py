@@ -21,14 +21,14 @@ _BICUBIC = Image.Resampling.BICUBIC
 def best_resolution(
     size: tuple[int, int], resolutions: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """The (width, height) that keeps most of a picture's pixels; of equals, that with least waste."""
+    """The (width, height) that keeps most of a picture's pixels; of equals, the one with the least waste."""
     width, height = size
 
     def merit(resolution: tuple[int, int]) -> tuple[int, int]:
         w, h = resolution
         scale = min(w / width, h / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, kept - w * h
+        left = min(int(width * scale) * int(height * scale), width * height)
+        return left, left - w * h
 
     return max(resolutions, key=merit)
 

@@ -1,4 +1,4 @@
-"""What decoding an image will cost, told from its header.
+"""What decoding an image will cost, estimated from its header.
 
 A pixel limit alone does not bound memory or time: a WebP takes six times the memory of a PNG with as
 many pixels, a progressive JPEG can repeat thousands of passes over all of it, and Pillow decodes
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-_RGB = 4  # Pillow keeps RGB as four bytes a pixel
+_RGB = 4  # Pillow keeps RGB as four bytes per pixel
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "LA": 4, "PA": 4}  # others: 4
 _RLE_WORK = 60  # a pixel decoded in Python costs as much as this many decoded in C
 
@@ -17,13 +17,13 @@ _RLE_WORK = 60  # a pixel decoded in Python costs as much as this many decoded i
 def decode_bytes(image: Image.Image, data: bytes, copies: int = 0) -> int:
     """Estimated peak memory, in bytes, of decoding an opened image and converting it to RGB.
 
-    copies: further RGB-sized pictures made while the decoded one is alive.
+    copies: further RGB-sized pictures that exist while the decoded one does.
     """
-    kind, mode = _kind(image), _MODE_BYTES.get(image.mode, _RGB)
-    decoder = 0.0  # what the decoder holds beside the picture, bytes a pixel
-    if kind == "WEBP":
+    mode = _MODE_BYTES.get(image.mode, _RGB)
+    decoder = 0.0  # what the decoder holds beside the picture, bytes per pixel
+    if image.format == "WEBP":
         decoder = 12.0  # two RGBA canvases of libwebp's animation decoder and a copy
-    elif kind == "JPEG" and image.info.get("progressive"):
+    elif _is_progressive(image):
         decoder = _coefficient_bytes(image)
     elif _is_rle(image):
         decoder = 2.0
@@ -36,7 +36,7 @@ def decode_work(image: Image.Image, data: bytes) -> float:
     pixels = image.width * image.height
     if _is_rle(image):
         return pixels * _RLE_WORK + len(data) * _RLE_WORK
-    if _kind(image) == "JPEG" and image.info.get("progressive"):
+    if _is_progressive(image):
         # Inside entropy-coded data 0xFF is never followed by 0xDA, so this counts the scans.
         return pixels * max(1, data.count(b"\xff\xda"))
     return pixels
@@ -61,18 +61,17 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _kind(image: Image.Image) -> str:
-    return "JPEG" if image.format == "MPO" else str(image.format)
+def _is_progressive(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and bool(image.info.get("progressive"))
 
 
 def _is_rle(image: Image.Image) -> bool:
-    return _kind(image) == "BMP" and any(
-        tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())
-    )
+    tiles = getattr(image, "tile", ())
+    return image.format == "BMP" and any(tile[0] == "bmp_rle" for tile in tiles)
 
 
 def _coefficient_bytes(image: Image.Image) -> float:
-    """Bytes a pixel of the coefficients that a progressive JPEG holds until its last scan."""
+    """Bytes per pixel of the coefficients that a progressive JPEG holds until its last scan."""
     layers = getattr(image, "layer", [])  # (id, horizontal sampling, vertical sampling, table)
     if not layers:
         return 6.0

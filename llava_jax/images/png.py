@@ -63,16 +63,16 @@ def _text_size(name: bytes, body: bytes, limit: int) -> tuple[int, bool]:
     unpack = zlib.decompressobj()
     try:
         size = len(unpack.decompress(packed, limit))
-    except zlib.error:  # Pillow takes it for an empty text
+    except zlib.error:  # Pillow treats it as an empty text
         return 0, True
     return size, not unpack.unconsumed_tail
 
 
 def _packed(name: bytes, body: bytes) -> bytes | None:
     """The compressed part of a chunk, None if it has none."""
-    rest = body.partition(b"\0")[2]  # behind the keyword or the profile's name
+    rest = body.partition(b"\0")[2]  # after the keyword or the profile's name
     if name == b"iTXt":
         if rest[:1] == b"\0" or rest[1:2] != b"\0":  # whether it is compressed, and how
             return None
-        return rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # behind language and keyword
-    return rest[1:]  # behind the method
+        return rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # after language and keyword
+    return rest[1:]  # after the method

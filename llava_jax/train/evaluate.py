@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ImageError
-from llava_jax.images.gate import Limits, open_image
+from llava_jax.images.decode import Limits, open_image
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
 from llava_jax.text.records import read_images, read_turns, sample_name

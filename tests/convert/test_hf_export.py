@@ -51,7 +51,7 @@ def test_other_layouts_load_too(layout, tmp_path):
 
 
 def test_prompt_and_pixels_are_ours(exported):
-    from llava_jax.images.preprocess import normalize, to_pixels
+    from llava_jax.images.pixels import normalize, to_pixels
 
     processor = transformers.AutoProcessor.from_pretrained(exported)
     image = Image.fromarray(

@@ -14,7 +14,7 @@ from llava_jax.convert.opening import open_source
 from llava_jax.convert.preprocessor import pads, pixel_config, preprocessor_json
 from llava_jax.convert.write import Target
 from llava_jax.errors import ImageError, WeightError
-from llava_jax.images.preprocess import normalize_for, to_pixels
+from llava_jax.images.pixels import normalize_for, to_pixels
 from tests.convert import tiny
 
 SIZE = 28

@@ -9,9 +9,9 @@ from PIL import Image
 
 from llava_jax.errors import ConfigError
 from llava_jax.images.anyres import best_resolution, to_tiles
-from llava_jax.images.preprocess import normalize
+from llava_jax.images.pixels import normalize
 from tests.conftest import shared
-from tests.images.test_preprocess import opened
+from tests.images.test_pixels import opened
 
 GRID = [(8, 16), (16, 8), (16, 16), (24, 8), (8, 24)]
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from llava_jax.errors import ImageError
-from llava_jax.images.gate import open_image
+from llava_jax.images.decode import open_image
 from llava_jax.images.png import without_long_texts
 from tests.conftest import shared
-from tests.images.test_gate import encoded, picture, png_chunk
+from tests.images.test_decode import encoded, picture, png_chunk
 
 HEADER = 8 + 12 + 13  # signature and IHDR
 LONG = zlib.compress(bytes(3 * 2**20))

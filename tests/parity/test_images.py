@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from llava_jax.config import LlavaConfig, VisionConfig
-from llava_jax.images.preprocess import normalize, pad_color, to_pixels
+from llava_jax.images.pixels import normalize, pad_color, to_pixels
 
 pytest.importorskip("torch")
 SIZES = [(640, 480), (337, 336), (336, 336), (100, 300), (50, 60), (900, 20), (7, 5)]

@@ -3,7 +3,7 @@
 import PIL.Image
 import pytest
 
-from llava_jax.images.gate import DEFAULT_LIMITS
+from llava_jax.images.decode import DEFAULT_LIMITS
 from llava_jax.train.evaluate import (
     Question,
     conversation_match,

@@ -1,11 +1,11 @@
 """The one gate that every image passes, whether it comes from a training folder or from a stranger.
 
-Formats are told by content and limited to an allowlist; sizes and decoding costs are checked from the
-header before anything is decoded; decoding is strict; every refusal is an `ImageError` with a fixed
-code and text, so no address, path or library message can reach a reply.
+The format is determined by content and must be on an allowlist; sizes and decoding costs are checked
+from the header before anything is decoded; decoding is strict; every refusal is an `ImageError` with a
+fixed code and text, so no address, path or library message can reach a reply.
 
 As in the original (llava/train/train.py, mm_utils.py): the first frame, `convert("RGB")` with alpha
-dropped, and no EXIF rotation. A chat may ask for rotation and a background colour instead.
+dropped, and no EXIF rotation, which a chat may ask for.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ CODES = {
 }
 """Every way to be refused: code -> the fixed text that a user sees."""
 
-
 PILLOW_PIXELS = 178_956_970  # Pillow itself opens no larger picture
 
 
@@ -73,14 +72,13 @@ class Limits:
             raise ConfigError(
                 f"max_pixels is {self.max_pixels:,}, but Pillow opens at most {PILLOW_PIXELS:,}"
             )
-
         if self.max_pixels > (Image.MAX_IMAGE_PIXELS or PILLOW_PIXELS):
             # Who raises the limit above where Pillow warns has no use for the warning.
             warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-    def refusal(self, code: str, name: str, setting: str) -> ImageError:
-        """The refusal of an image that a limit keeps out; its fix names the setting."""
-        return _refusal(code, name, fix=f"the limit is {setting} {getattr(self, setting):,.0f}")
+    def refusal(self, code: str, name: str, limit: str) -> ImageError:
+        """The refusal of an image that is beyond `limit`; its fix names the limit."""
+        return refusal(code, name, fix=f"the limit is {limit} {getattr(self, limit):,.0f}")
 
 
 LIMIT_NAMES = ("max_bytes", "max_pixels", "max_side", "max_decode_bytes", "max_decode_work")
@@ -97,7 +95,6 @@ _MAGIC = {
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE)
 # Two letters at least, so that C:// is a drive. A Path has lost one of the slashes.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|https?:/", re.IGNORECASE)
-_SHOWN = 120  # characters of a name in an error
 _LOCAL_URI = re.compile(r"file:(?://(?:localhost)?)?(?=/(?!/))", re.IGNORECASE)
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
@@ -112,19 +109,17 @@ _TURNS = {
 
 
 def open_image(
-    source: str | Path | bytes | BinaryIO,
+    source: str | Path | bytes | bytearray | memoryview | BinaryIO,
     limits: Limits = DEFAULT_LIMITS,
     name: str | None = None,
     *,
     exif: bool = False,
-    background: tuple[int, int, int] | None = None,
 ) -> Image.Image:
     """Decodes one image to RGB, or raises ImageError with a code of CODES.
 
     source: a file name (see `local_path`), a `data:` URI, the encoded bytes, or a binary file object.
     name: what error messages call the image; by default the last part of the file name.
-    exif: turn the picture as its EXIF orientation says (the reference does not).
-    background: RGB colour behind transparent pixels; None drops alpha as the reference does.
+    exif: turn the picture as its EXIF orientation says (the original does not).
     """
     if isinstance(source, str) and is_data_uri(source):
         source = decode_data_uri(source, limits, name or "image")
@@ -135,9 +130,8 @@ def open_image(
     data = _read(source, limits, name)
     kind = next((k for k in limits.formats if k in _MAGIC and _MAGIC[k].match(data)), None)
     if kind is None:
-        raise _refusal("unknown_format", name, fix=f"accepted: {', '.join(limits.formats)}")
-    if kind == "WEBP":
-        # Its decoder allocates the canvas on opening, before Pillow tells the size.
+        raise refusal("unknown_format", name, fix=f"accepted: {', '.join(limits.formats)}")
+    if kind == "WEBP":  # its decoder allocates the canvas on opening, before Pillow knows the size
         _check_size(webp_size(data), limits, name)
     if kind == "PNG":
         data = without_long_texts(data)
@@ -146,20 +140,20 @@ def open_image(
     except Image.DecompressionBombError:
         raise limits.refusal("too_many_pixels", name, "max_pixels") from None
     except Exception:
-        raise _refusal("damaged", name) from None
+        raise refusal("damaged", name) from None
     _check_size(image.size, limits, name)
-    memory = decode_bytes(image, data, copies=exif + 2 * (background is not None))
-    if memory > limits.max_decode_bytes:
+    if decode_bytes(image, data, copies=int(exif)) > limits.max_decode_bytes:
         raise limits.refusal("too_costly", name, "max_decode_bytes")
     if decode_work(image, data) > limits.max_decode_work:
         raise limits.refusal("too_costly", name, "max_decode_work")
     try:
         image.load()
         turn = _orientation(image) if exif else None
-        rgb = _to_rgb(image, background)
+        # convert() of an RGB picture would only copy it, twice the memory of a large one.
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
         return rgb.transpose(turn) if turn is not None else rgb
     except Exception:
-        raise _refusal("damaged", name) from None
+        raise refusal("damaged", name) from None
 
 
 def refuse_address(text: str, name: str | None = None) -> None:
@@ -169,7 +163,7 @@ def refuse_address(text: str, name: str | None = None) -> None:
     """
     if _ADDRESS.match(text):
         name = name or Path(text.partition("?")[0].partition("#")[0]).name
-        raise _refusal("address", name, fix="download it first")
+        raise refusal("address", name, fix="download it first")
 
 
 def local_path(text: str | Path, name: str | None = None) -> Path:
@@ -195,58 +189,55 @@ def is_data_uri(text: str) -> bool:
 def decode_data_uri(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image") -> bytes:
     """The bytes of a `data:image/...;base64,` URI. The media type is not believed: `open_image` looks.
 
-    Raises ImageError: bad_data_uri, bad_base64, or too_many_bytes (told from the length of the text).
+    Raises ImageError: bad_data_uri, bad_base64, empty, or too_many_bytes (by the length of the text).
     """
     match = _DATA_URI.match(text, 0, 256)
     if match is None:
-        raise _refusal("bad_data_uri", name)
-    return decode_base64(text[match.end() :], limits, name)
-
-
-def decode_base64(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image") -> bytes:
-    """The bytes behind standard base64 text, strictly read. Raises ImageError (see CODES)."""
-    if len(text) > (limits.max_bytes + 2) // 3 * 4:
+        raise refusal("bad_data_uri", name)
+    if len(text) - match.end() > (limits.max_bytes + 2) // 3 * 4:
         raise limits.refusal("too_many_bytes", name, "max_bytes")
     try:
-        data = base64.b64decode(text, validate=True)
+        data = base64.b64decode(text[match.end() :], validate=True)
     except (binascii.Error, ValueError):
-        raise _refusal("bad_base64", name) from None
+        raise refusal("bad_base64", name) from None
     if not data:
-        raise _refusal("empty", name)
+        raise refusal("empty", name)
     return data
 
 
-def _refusal(code: str, name: str, fix: str | None = None) -> ImageError:
-    if len(name) > _SHOWN:  # base64 that was taken for a file name can have millions of characters
-        name = f"{name[: _SHOWN - 3]}..."
+def refusal(code: str, name: str, fix: str | None = None) -> ImageError:
+    """The ImageError of `code` for the image called `name`, at most 120 characters of it."""
+    if len(name) > 120:  # base64 that was taken for a file name can have millions of characters
+        name = f"{name[:117]}..."
     return ImageError(f"{name}: {CODES[code]}", code=code, fix=fix)
 
 
-def _read(source: Path | bytes | BinaryIO, limits: Limits, name: str) -> bytes:
-    if isinstance(source, Path):
-        try:
+def _read(
+    source: Path | bytes | bytearray | memoryview | BinaryIO, limits: Limits, name: str
+) -> bytes:
+    try:
+        if isinstance(source, Path):
             mode = source.stat().st_mode
             if stat.S_ISDIR(mode):
-                raise _refusal("not_a_file", name, fix="it is a folder: name a file in it")
+                raise refusal("not_a_file", name, fix="it is a folder: name a file in it")
             if not stat.S_ISREG(mode):  # a pipe or device would block or never end
-                raise _refusal("not_a_file", name)
+                raise refusal("not_a_file", name)
             with open(source, "rb") as file:
                 data = file.read(limits.max_bytes + 1)
-        except (FileNotFoundError, NotADirectoryError):
-            raise _refusal("not_found", name) from None
-        except (OSError, ValueError):  # ValueError: a null byte in the name
-            raise _refusal("unreadable", name) from None
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-    else:
-        try:
+        elif isinstance(source, (bytes, bytearray, memoryview)):
+            data = bytes(source)
+        else:
             data = source.read(limits.max_bytes + 1)
-        except Exception:
-            raise _refusal("unreadable", name) from None
-        if not isinstance(data, bytes):
-            raise _refusal("unreadable", name, fix="open the file in binary mode")
+    except ImageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise refusal("not_found", name) from None
+    except Exception:  # OSError, a null byte in the name, or whatever a caller's file object raises
+        raise refusal("unreadable", name) from None
+    if not isinstance(data, bytes):
+        raise refusal("unreadable", name, fix="open the file in binary mode")
     if not data:
-        raise _refusal("empty", name)
+        raise refusal("empty", name)
     if len(data) > limits.max_bytes:
         raise limits.refusal("too_many_bytes", name, "max_bytes")
     return data
@@ -254,27 +245,19 @@ def _read(source: Path | bytes | BinaryIO, limits: Limits, name: str) -> bytes:
 
 def _check_size(size: tuple[int, int] | None, limits: Limits, name: str) -> None:
     if size is None:
-        raise _refusal("damaged", name)
+        raise refusal("damaged", name)
     width, height = size
     if width <= 0 or height <= 0:
-        raise _refusal("no_size", name)
+        raise refusal("no_size", name)
     if width * height > limits.max_pixels:
         raise limits.refusal("too_many_pixels", name, "max_pixels")
     if max(width, height) > limits.max_side:
         raise limits.refusal("side_too_long", name, "max_side")
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:
-    if background is None or not image.has_transparency_data:
-        # convert() of an RGB picture would only copy it, twice the memory of a large one.
-        return image if image.mode == "RGB" else image.convert("RGB")
-    rgba = image.convert("RGBA")
-    below = Image.new("RGB", rgba.size, background)
-    below.paste(rgba, mask=rgba.getchannel("A"))
-    return below
-
-
 def _orientation(image: Image.Image) -> Image.Transpose | None:
+    # Not ImageOps.exif_transpose: it writes the whole EXIF block anew, and thousands of entries of a
+    # hostile block may all point at the same megabytes.
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken EXIF block is common and says nothing about the picture

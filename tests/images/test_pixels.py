@@ -13,10 +13,9 @@ from PIL import Image
 
 from llava_jax.config import LlavaConfig, VisionConfig
 from llava_jax.errors import ImageError
-from llava_jax.images import preprocess
-from llava_jax.images.gate import Limits, open_image
-from llava_jax.images.preprocess import normalize, pad_color, to_pixels
-from llava_jax.images.resample import resize_window
+from llava_jax.images import pixels as module
+from llava_jax.images.decode import Limits, open_image
+from llava_jax.images.pixels import normalize, pad_color, resize_window, to_pixels
 from tests.conftest import shared
 
 SIZES = [(1, 1), (1, 50), (50, 1), (56, 56), (57, 56), (30, 200), (200, 30), (113, 97), (3, 700)]
@@ -52,8 +51,8 @@ def cropped(image: Image.Image, size: int) -> np.ndarray:
 @pytest.mark.parametrize("wh", SIZES)
 def test_lazy_and_whole_ways_are_the_same_bits(wh, lazy, monkeypatch):
     if lazy:
-        monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 100)
-        monkeypatch.setattr(preprocess, "_LARGEST_RESIZE", 1)
+        monkeypatch.setattr(module, "_STRIP_PIXELS", 100)
+        monkeypatch.setattr(module, "_LARGEST_RESIZE", 1)
     for size in (28, 56):
         image = picture(*wh)
         np.testing.assert_array_equal(to_pixels(image, config(size, "pad")), padded(image, size))
@@ -93,7 +92,7 @@ import resource, sys
 import numpy as np
 from PIL import Image
 from llava_jax.config import LlavaConfig
-from llava_jax.images.preprocess import to_pixels
+from llava_jax.images.pixels import to_pixels
 to_pixels(Image.new("RGB", (9, 9)), LlavaConfig())
 image = Image.new("RGB", (int(sys.argv[1]), int(sys.argv[2])), (9, 99, 199))
 before = resource.getrusage(resource.RUSAGE_SELF)
