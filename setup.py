@@ -9,11 +9,18 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 BESIDE = ("convert", "eval", "configs")
 
-TORCH = ["torch>=2.6"]  # below that, weights_only=True can be bypassed
+TRANSFORMERS = ["transformers>=5.3"]  # before 5.3 a nested config could switch on remote code
+TORCH = ["torch>=2.6", *TRANSFORMERS]  # before 2.6 weights_only=True could be bypassed
+TFDS = [
+    "tensorflow-datasets>=4.9.9",
+    "array_record>=0.8.1",
+    "importlib_resources",  # tensorflow-datasets needs it on 3.11 and does not say so
+]
 GGUF = ["gguf>=0.17"]
 EVAL = ["openpyxl>=3.1"]
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "sse-starlette>=2.1", "httpx>=0.27"]
-TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77", *GGUF, *EVAL]
+TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77"]
+TEST += [*TRANSFORMERS, *GGUF, *EVAL]
 DEV = ["ruff==0.17.6", "pyright==1.1.414", "pre-commit>=4.0"]
 
 
@@ -59,11 +66,7 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.0",
         "grain>=0.2.16",
-        "array_record>=0.8.1",
-        "tensorflow-datasets>=4.9.9",
-        "importlib_resources",  # tensorflow-datasets needs it on 3.11 and does not say so
         "ml-collections>=1.1.0",
-        "transformers>=5.3",  # before 5.3 a nested config could switch on remote code
         "sentencepiece>=0.2.1",
         "safetensors>=0.6",
         "huggingface_hub>=1.0",
@@ -78,6 +81,7 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10.1"],
         "tpu": ["jax[tpu]>=0.10.1"],
         "torch": TORCH,
+        "tfds": TFDS,
         "gguf": GGUF,
         "eval": EVAL,
         "chair": ["textblob>=0.19", "nltk>=3.9"],

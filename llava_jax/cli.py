@@ -77,6 +77,7 @@ OTHER_COMMANDS = {
 # Packages that only an extra brings; a missing one is named with the command that installs it.
 EXTRAS = {
     "torch": "torch",
+    "transformers": "torch",
     "gguf": "gguf",
     "openpyxl": "eval",
     "textblob": "chair",

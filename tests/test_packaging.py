@@ -21,6 +21,7 @@ EXTRAS = {
     "cuda13",
     "tpu",
     "torch",
+    "tfds",
     "gguf",
     "chair",
     "eval",
