@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from llava_jax.errors import LlavaError, SampleError
+from llava_jax.errors import LlavaError, SampleError, instead_of_file
 
 _SPACE = (
     " \t\r\n"  # JSON's white space; str.isspace and splitlines take U+2028 and the like as well
@@ -90,6 +90,8 @@ def read_text(path: str | Path, error: type[LlavaError] = SampleError) -> str:
         raise error(f"{path}: this is a folder, not a file") from None
     except OSError as e:
         raise error(f"{path}: cannot be read ({e.strerror})") from None
+    if found := instead_of_file(data):
+        raise error(f"{path} {found[0]}", fix=found[1])
     encoding = json.detect_encoding(data[:64])
     try:
         return data.decode(encoding)

@@ -47,6 +47,7 @@ def test_what_is_no_text_is_named(tmp_path):
         (b"\x1f\x8b\x08\x00abc\xff", "x is a gzip file, not UTF-8 or UTF-16 text"),
         (b"PAR1\xff\xfe", "x is a parquet file"),
         (b'{"a": "caf\xe9"}', "byte 10 cannot be read as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "x is a Git LFS pointer"),
     ):
         (tmp_path / "x").write_bytes(data)
         with pytest.raises(SampleError) as e:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import sentencepiece
 
 from llava_jax.errors import ConfigError, PromptError
@@ -23,7 +23,7 @@ from llava_jax.text.constants import IMAGE_TAG, IMAGE_TOKEN
 
 SPACE = "▁"  # how sentencepiece writes a space inside its pieces
 
-# A serialized ModelProto with this behind it has normalizer_spec.add_dummy_prefix = false: protobuf
+# A serialized ModelProto with this after it has normalizer_spec.add_dummy_prefix = false: protobuf
 # merges a field that comes twice. It spares a dependency on the protobuf runtime.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
@@ -35,13 +35,13 @@ class Tokenizer:
     """A LLaMA tokenizer.
 
     model: the bytes of a sentencepiece `tokenizer.model`.
-    legacy: how text behind a special token is cut. False: as if the text simply went on (`USER`
-        behind `</s>` is one token). True: every stretch starts with a space of its own (`▁US ER`).
+    legacy: how text after a special token is cut. False: as if the text simply went on (`USER`
+        after `</s>` is one token). True: every stretch starts with a space of its own (`▁US ER`).
         Vicuna v1.5 says False in its tokenizer_config.json.
     own_space: with legacy False, the space that the tokenizer puts in front of a prompt. "slow": as
         the slow LlamaTokenizer does it. The others are tokenizer.json's (see `tokenizer_json`):
         "first": unless a special token begins; "metaspace": nor where a space does; "never".
-    added: tokens behind the model's own vocabulary, text -> id, such as {"<im_start>": 32000}.
+    added: tokens beyond the model's own vocabulary, text -> id, such as {"<im_start>": 32000}.
     pad_token: the padding token; the original pads with `<unk>` except for version v0.
     plain_added: those of `added` that are not special, that is, stay in a `skip_special` decode.
 
@@ -156,16 +156,10 @@ class Tokenizer:
         As in the original, text is cut at image slots and each piece between them starts anew,
         with a space in front ("tokenizer_image_token" of llava/mm_utils.py).
         """
-        ids = [self.bos_id] if add_bos else []
-        for chunk, image in _chunks(parts):
-            for tokens, _ in self._encode_chunk(chunk, None):
-                ids += tokens
-            if image:
-                ids.append(IMAGE_TOKEN)
-        return ids
+        return self.align_parts(parts, add_bos=add_bos)[0]
 
     def align_parts(
-        self, parts: Sequence[Part], *, add_bos: bool = True
+        self, parts: Iterable[Part], *, add_bos: bool = True
     ) -> tuple[list[int], list[int]]:
         """`encode_parts`, and for every id the index of the part its first character is from.
 
@@ -173,16 +167,17 @@ class Tokenizer:
         belongs to the part that follows it.
         """
         ids, owners = ([self.bos_id], [-1]) if add_bos else ([], [])
-        done = 0
-        for chunk, image in _chunks(parts):
-            for tokens, token_owners in self._encode_chunk(chunk, done):
-                ids += tokens
-                owners += token_owners
-            done += len(chunk)
-            if image:
+        parts = list(parts)
+        slots = [i for i, part in enumerate(parts) if part == IMAGE_TOKEN]
+        start = 0
+        for end in (*slots, len(parts)):
+            for new_ids, new_owners in self._encode_between(parts, start, end):
+                ids += new_ids
+                owners += new_owners
+            if end < len(parts):
                 ids.append(IMAGE_TOKEN)
-                owners.append(done)
-                done += 1
+                owners.append(end)
+            start = end + 1
         return ids, owners
 
     def split_markup(self, text: str, *, image_tags: bool = False) -> list[Part]:
@@ -197,31 +192,28 @@ class Tokenizer:
                 parts.append(IMAGE_TOKEN if is_image else self._named_id(piece))
         return parts
 
-    def _encode_chunk(self, chunk: list[Part], first: int | None):
-        """Yields (ids, owners) for the text runs and special tokens between two image slots.
-
-        first: index of the chunk's first part, or None to leave the owners out.
-        """
-        runs = _merge_text(chunk, 0 if first is None else first)
+    def _encode_between(
+        self, parts: list[Part], start: int, end: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """(ids, owners) of each run in parts[start:end], which stand between two image slots."""
+        runs = _runs(parts, start, end)
         slow = self.own_space == "slow"
-        if slow and not self.legacy and runs and not isinstance(runs[0][0], str):
-            runs.insert(0, ("", [0], [first or 0]))
-        for i, (text, starts, indices) in enumerate(runs):
+        if slow and not self.legacy and runs and not isinstance(runs[0].text, str):
+            runs.insert(0, _Run("", [0], [start]))
+        for i, (text, begins, indices) in enumerate(runs):
             if not isinstance(text, str):
                 yield [text], indices
                 continue
-            if self.legacy:
-                tokens, begins = self._encode_run(text, 0, first is not None)
-            else:
+            pad = 0
+            if not self.legacy:
                 text = text.replace(SPACE, " ")
                 pad = int(i == 0 and self._has_own_space(text))
-                tokens, begins = self._encode_run(SPACE * pad + text, pad, first is not None)
-                # a lone space in front of a special token is dropped, at the start only
-                after = runs[i + 1][0] if i + 1 < len(runs) else None
-                if pad and after in self._special_ids and self._pieces(tokens) == [SPACE]:
-                    continue
-            owners = [indices[max(bisect.bisect_right(starts, b) - 1, 0)] for b in begins]
-            yield tokens, owners
+            ids, at = self._encode_run(SPACE * pad + text, pad)
+            # a lone space in front of a special token is dropped, at the start only
+            after = runs[i + 1].text if i + 1 < len(runs) else None
+            if pad and after in self._special_ids and self._pieces(ids) == [SPACE]:
+                continue
+            yield ids, [indices[max(bisect.bisect_right(begins, a) - 1, 0)] for a in at]
 
     def _has_own_space(self, text: str) -> bool:
         """Whether a space is put in front of a prompt that begins with `text`."""
@@ -229,16 +221,14 @@ class Tokenizer:
             return not text.startswith(" ")
         return self.own_space != "never"
 
-    def _encode_run(self, text: str, pad: int, offsets: bool) -> tuple[list[int], list[int]]:
+    def _encode_run(self, text: str, pad: int) -> tuple[list[int], list[int]]:
         """Ids of one run, and where each begins in the run without its first `pad` characters."""
         text = _repair(text)
-        behind_unk = not self.legacy and text.startswith((SPACE, " "))
-        if behind_unk:  # else sentencepiece merges or drops the spaces in front
+        after_unk = not self.legacy and text.startswith((SPACE, " "))
+        if after_unk:  # else sentencepiece merges or drops the spaces in front
             text = self.unk_token + text
             pad += len(self.unk_token)
-        cut = self._unk_length if behind_unk else 0
-        if not offsets:
-            return self._sp.encode(text)[cut:], []
+        cut = self._unk_length if after_unk else 0
         ids, begins = _encode_with_begins(self._sp, text)
         return ids[cut:], [begin - pad for begin in begins[cut:]]
 
@@ -324,35 +314,14 @@ class Tokenizer:
         return added if added is not None else self._sp.id_to_piece(id_)
 
     def token_text(self, id_: int) -> str:
-        """The piece behind an id, as the vocabulary writes it (`▁cat`, `<0x0A>`, `</s>`)."""
+        """The piece of an id, as the vocabulary writes it (`▁cat`, `<0x0A>`, `</s>`)."""
         if id_ == IMAGE_TOKEN:
             return IMAGE_TAG
         if not 0 <= id_ < len(self):
             raise PromptError(f"{id_} is not a token id")
         return self._token(id_) if self._exists(id_) else ""
 
-    # Batches -------------------------------------------------------------------------------------
-
-    def encode_batch(
-        self, texts: Sequence[str], *, max_length: int | None = None, markup: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of several texts, cut at max_length and padded: see `pad`."""
-        return self.pad([self.encode(text, markup=markup)[:max_length] for text in texts])
-
-    def pad(
-        self, rows: Sequence[Sequence[int]], *, side: str = "right"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """int32[B, T] ids filled up with pad_id on `side`, and int32[B, T], 0 where padded."""
-        width = max((len(row) for row in rows), default=0)
-        ids = np.full((len(rows), width), self.pad_id, np.int32)
-        mask = np.zeros((len(rows), width), np.int32)
-        for i, row in enumerate(rows):
-            where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-            ids[i, where] = row
-            mask[i, where] = 1
-        return ids, mask
-
-    # ---------------------------------------------------------------------------------------------
+    # Names ---------------------------------------------------------------------------------------
 
     def _lookup(self, token: str) -> int | None:
         return self.added[token] if token in self.added else self._piece_id(token)
@@ -393,34 +362,26 @@ def _alternatives(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
 
-def _chunks(parts: Iterable[Part]) -> Iterable[tuple[list[Part], bool]]:
-    """The parts between image slots, and whether a slot follows."""
-    chunk: list[Part] = []
-    for part in parts:
-        if part == IMAGE_TOKEN:
-            yield chunk, True
-            chunk = []
-        else:
-            chunk.append(part)
-    yield chunk, False
+class _Run(NamedTuple):
+    """Text of adjacent parts, or one token id."""
+
+    text: Part
+    begins: list[int]  # where in the text each of its parts begins
+    indices: list[int]  # of those parts
 
 
-_Run = tuple[Part, list[int], list[int]]
-"""Text or a token id; where in the text each of its parts starts; indices of those parts."""
-
-
-def _merge_text(chunk: list[Part], first: int) -> list[_Run]:
-    """Joins adjacent strings. The first part of `chunk` has index `first`."""
+def _runs(parts: list[Part], start: int, end: int) -> list[_Run]:
+    """parts[start:end] with adjacent strings joined."""
     runs: list[_Run] = []
-    for index, part in enumerate(chunk, first):
-        before = runs[-1][0] if runs else None
+    for index in range(start, end):
+        part, before = parts[index], runs[-1].text if runs else None
         if part == "":
             continue
         if isinstance(part, str) and isinstance(before, str):
-            _, starts, indices = runs[-1]
-            runs[-1] = (before + part, [*starts, len(before)], [*indices, index])
+            _, begins, indices = runs[-1]
+            runs[-1] = _Run(before + part, [*begins, len(before)], [*indices, index])
         else:
-            runs.append((part, [0], [index]))
+            runs.append(_Run(part, [0], [index]))
     return runs
 
 

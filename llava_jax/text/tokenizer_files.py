@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from llava_jax.errors import ConfigError, instead_of_file
 from llava_jax.text import tokenizer_json
 from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.util import read_object, write_text
 
 MODEL, CONFIG = "tokenizer.model", "tokenizer_config.json"
 ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
-FILES = (MODEL, CONFIG, ADDED, SPECIAL)
 
 # what every LLaVA tokenizer has; another value would change ids or decoded text
 _USUAL = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
@@ -32,49 +32,37 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
     folder = path if path.is_dir() else None
     config = _read_json(folder / CONFIG) if folder else {}
     named = _named(config, _read_json(folder / SPECIAL) if folder else {})
-    if unheeded := _unheeded(config):
-        _warn_once(f"{path / CONFIG}: settings without effect here: {', '.join(unheeded)}")
-    tokens = _added_tokens(folder, named)
+    if ignored := _ignored(config):
+        _warn_once(f"{path / CONFIG}: settings without effect here: {', '.join(ignored)}")
     names = {f"{n}_token": _content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk")}
     names = {name: token for name, token in names.items() if token}
-    model, made = _model(path, names.get("unk_token"))
-    if made is not None:
-        legacy = made.legacy
+    file, own_space = (folder / MODEL if folder else path), "slow"
+    if file.is_file():
+        model = _model_bytes(file)
+        legacy = legacy_of(path) if legacy is None else legacy
+    else:
+        file = path / tokenizer_json.FILE
+        if not folder or not file.is_file():
+            fix = f"copy {MODEL} of the base model into the folder"
+            raise ConfigError(f"{path}: no {MODEL}", fix=fix)
+        made = tokenizer_json.convert(_read_json(file), file, names.get("unk_token"))
+        model, legacy, own_space = made.model, made.legacy, made.own_space
         names.setdefault("unk_token", made.unk_token)
         if made.around != (names.get("bos_token", "<s>"), "$A"):
-            said = " ".join(made.around)
-            _warn_once(
-                f"{path / tokenizer_json.FILE}: its form {said} of a text has no effect here"
-            )
+            _warn_once(f"{file}: its form {' '.join(made.around)} of a text has no effect here")
+    tokens = _added_tokens(folder, named)
     try:
         return Tokenizer(
             model,
-            legacy=legacy_of(path) if legacy is None else legacy,
-            own_space=made.own_space if made else "slow",
+            legacy=legacy,
+            own_space=own_space,
             added=tokens.ids,
             plain_added=tokens.plain,
             pad_token=tokens.pad,
             **names,
         )
     except ConfigError as e:
-        file = (
-            path / MODEL if (path / MODEL).is_file() or not folder else path / tokenizer_json.FILE
-        )
         raise ConfigError(f"{file}: {e.message.removeprefix('tokenizer: ')}", fix=e.fix) from e
-
-
-def _model(path: Path, unk_token: str | None) -> tuple[bytes, tokenizer_json.Converted | None]:
-    """(the sentencepiece model, and what tokenizer.json says where the model is made of it)."""
-    file = path / MODEL if path.is_dir() else path
-    if file.is_file():
-        return _downloaded(file), None
-    fast = path / tokenizer_json.FILE
-    if not path.is_dir() or not fast.is_file():
-        raise ConfigError(
-            f"{path}: no {MODEL}", fix=f"copy {MODEL} of the base model into the folder"
-        )
-    made = tokenizer_json.convert(_read_json(fast), fast, unk_token)
-    return made.model, made
 
 
 def legacy_of(path: Path, default: bool = True) -> bool:
@@ -85,16 +73,14 @@ def legacy_of(path: Path, default: bool = True) -> bool:
     transformers 4.37.2 (transformers 5 reads the same folder as False).
     """
     config = _read_json(path / CONFIG) if path.is_dir() else {}
-    fast = path / tokenizer_json.FILE
-    if path.is_dir() and fast.is_file():
-        if not (path / MODEL).is_file():
-            return tokenizer_json.pipeline(_read_json(fast), fast)[0]
-        if config.get("legacy") is None and config.get("backend") == "tokenizers":
-            return tokenizer_json.pipeline(_read_json(fast), fast)[0]
-    if config.get("legacy") is None:
+    legacy, fast = config.get("legacy"), path / tokenizer_json.FILE
+    saved_by_5 = legacy is None and config.get("backend") == "tokenizers"
+    if path.is_dir() and fast.is_file() and (saved_by_5 or not (path / MODEL).is_file()):
+        return tokenizer_json.pipeline(_read_json(fast), fast)[0]
+    if legacy is None:
         log.info("%s: `legacy` is not set, so it is %s, as in transformers 4.37", path, default)
         return default
-    return bool(config["legacy"])
+    return bool(legacy)
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -> None:
@@ -104,25 +90,16 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODEL).write_bytes(tokenizer.model)
-    named = {
-        "bos_token": tokenizer.bos_token,
-        "eos_token": tokenizer.eos_token,
-        "unk_token": tokenizer.unk_token,
-        "pad_token": tokenizer.pad_token,
-    }
-    additional = [
-        t for t in tokenizer.added if t not in tokenizer.plain_added and t not in named.values()
-    ]
-    decoder = {
-        str(id_): {**_entry(token), "special": token not in tokenizer.plain_added}
-        for token, id_ in sorted(
-            {**tokenizer.special_tokens, **tokenizer.added}.items(), key=lambda item: item[1]
-        )
-    }
+    named = {f"{n}_token": getattr(tokenizer, f"{n}_token") for n in ("bos", "eos", "unk", "pad")}
+    plain = tokenizer.plain_added
+    additional = [t for t in tokenizer.added if t not in plain and t not in named.values()]
+    by_id = sorted((tokenizer.special_tokens | tokenizer.added).items(), key=lambda item: item[1])
     config = {
         "add_bos_token": True,
         "add_eos_token": False,
-        "added_tokens_decoder": decoder,
+        "added_tokens_decoder": {
+            str(id_): {**_entry(token), "special": token not in plain} for token, id_ in by_id
+        },
         **({"additional_special_tokens": additional} if additional else {}),
         **named,
         "clean_up_tokenization_spaces": False,
@@ -134,15 +111,16 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -
         "use_default_system_prompt": False,
         **extra,
     }
-    special = {name: _entry(token) for name, token in named.items()}
+    special: dict[str, Any] = {name: _entry(token) for name, token in named.items()}
     if additional:
-        special["additional_special_tokens"] = [_entry(t) for t in additional]  # type: ignore[assignment]
-    _write_json(folder / CONFIG, config)
-    _write_json(folder / SPECIAL, special)
+        special["additional_special_tokens"] = [_entry(t) for t in additional]
+    files: dict[str, Any] = {CONFIG: config, SPECIAL: special}
     if tokenizer.added:
-        _write_json(folder / ADDED, tokenizer.added)
+        files[ADDED] = tokenizer.added
     else:
         (folder / ADDED).unlink(missing_ok=True)
+    for name, data in files.items():
+        write_text(folder / name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def _named(config: dict, special: dict) -> dict:
@@ -156,7 +134,7 @@ def _named(config: dict, special: dict) -> dict:
 
 
 class AddedTokens(NamedTuple):
-    """Tokens beside the sentencepiece model's.
+    """Tokens in addition to the sentencepiece model's.
 
     ids: text -> id, the basic tokens included if the folder lists them. plain: those that are not
     special. pad: the padding token, whether added or not; None if the folder names none.
@@ -177,14 +155,18 @@ def added_tokens(folder: Path) -> AddedTokens:
 
 
 def _added_tokens(folder: Path | None, named: dict) -> AddedTokens:
-    special = {_content(t) for t in named.get("additional_special_tokens") or ()}
-    special |= {_content(t) for t in _listed(named.get("extra_special_tokens"))}
-    special |= {_content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk", "pad")}
+    extra = named.get("extra_special_tokens") or ()
+    listed = [*(named.get("additional_special_tokens") or ())]
+    listed += extra.values() if isinstance(extra, dict) else extra
+    listed += [named.get(f"{n}_token") for n in ("bos", "eos", "unk", "pad")]
+    special = {_content(token) for token in listed}
     added: dict[str, int] = {}
-    entries = _json_tokens(folder) if folder else []
+    entries: list[dict[str, Any]] = []
     if folder:
-        added |= {t["content"]: t["id"] for t in entries}
-        added |= _read_json(folder / ADDED)
+        fast = folder / tokenizer_json.FILE
+        if fast.is_file():  # transformers 5 has them there and nowhere else
+            entries += tokenizer_json.added_tokens(_read_json(fast), fast)
+        added = {t["content"]: t["id"] for t in entries} | _read_json(folder / ADDED)
     for id_, entry in (named.get("added_tokens_decoder") or {}).items():
         added[_content(entry)] = int(id_)  # type: ignore[index]
         if isinstance(entry, dict):
@@ -198,17 +180,7 @@ def _added_tokens(folder: Path | None, named: dict) -> AddedTokens:
     return AddedTokens(added, plain, _content(named.get("pad_token")))
 
 
-def _json_tokens(folder: Path) -> list[dict[str, Any]]:
-    """The added tokens of tokenizer.json, where transformers 5 has them and nowhere else."""
-    fast = folder / tokenizer_json.FILE
-    return [*tokenizer_json.added_tokens(_read_json(fast), fast)] if fast.is_file() else []
-
-
-def _listed(tokens: Any) -> list[Any]:
-    return list(tokens.values()) if isinstance(tokens, dict) else list(tokens or ())
-
-
-def _unheeded(config: dict) -> list[str]:
+def _ignored(config: dict) -> list[str]:
     """Settings that transformers would act on and we do not."""
     found = [
         f"{name}={config[name]}"
@@ -238,26 +210,12 @@ def _entry(token: str) -> dict[str, Any]:
     return {"content": token, **flags}
 
 
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    raw = _downloaded(path)
-    try:
-        data = json.loads(raw.decode("utf-8"))
-    except ValueError as e:
-        raise ConfigError(f"{path}: not valid JSON") from e
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return data
+def _read_json(path: Path) -> dict[str, Any]:
+    return read_object(path, ConfigError) if path.is_file() else {}
 
 
-def _downloaded(path: Path) -> bytes:
-    """The bytes of a file. Raises ConfigError where something else lies in its place."""
+def _model_bytes(path: Path) -> bytes:
     data = path.read_bytes()
     if found := instead_of_file(data):
         raise ConfigError(f"{path} {found[0]}", fix=found[1])
     return data
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -18,12 +18,8 @@ from llava_jax.errors import ConfigError
 
 FILE = "tokenizer.json"
 SPACE = "▁"
-NORMAL, UNKNOWN, CONTROL, BYTE = (
-    1,
-    2,
-    3,
-    6,
-)  # sentencepiece_model.proto, ModelProto.SentencePiece.Type
+# sentencepiece_model.proto, ModelProto.SentencePiece.Type
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 
 
@@ -62,16 +58,19 @@ def convert(data: Mapping[str, Any], where: Path, unk_token: str | None = None) 
         raise _refused(where, f"the vocabulary has no {unknown!r}")
     scores = _scores(model.get("merges"), vocab, where)
     added = {t["content"] for t in added_tokens(data, where)}
-    pieces = []
-    for piece in sorted(vocab, key=vocab.__getitem__):
-        kind = NORMAL
+
+    def kind(piece: str) -> int:
         if piece == unknown:
-            kind = UNKNOWN
-        elif piece in _BYTES:
-            kind = BYTE
-        elif piece in added or (len(piece) > 1 and piece not in scores):
-            kind = CONTROL  # never made of text: neither by a merge nor as a character
-        pieces.append((piece, scores.get(piece, -float(len(scores) + 1)), kind))
+            return UNKNOWN
+        if piece in _BYTES:
+            return BYTE
+        # Never made of text: neither by a merge nor as a character.
+        never = piece in added or (len(piece) > 1 and piece not in scores)
+        return CONTROL if never else NORMAL
+
+    last = -float(len(scores) + 1)
+    ordered = sorted(vocab, key=vocab.__getitem__)
+    pieces = [(piece, scores.get(piece, last), kind(piece)) for piece in ordered]
     proto = _model_proto(pieces, vocab[unknown])
     return Converted(proto, legacy, own_space, unknown, tuple(_around(data)))
 
@@ -100,19 +99,13 @@ def pipeline(data: Mapping[str, Any], where: Path) -> tuple[bool, str]:
     Known are: Prepend + Replace (transformers 4), Metaspace (transformers 5), and the pair of
     Metaspaces that our own exports have. Raises ConfigError for anything else.
     """
-    before = [
-        _known_step(s, where, "normalizer") for s in _steps(data.get("normalizer"), "normalizers")
-    ]
-    cut = [
-        _known_step(s, where, "pre_tokenizer")
-        for s in _steps(data.get("pre_tokenizer"), "pretokenizers")
-    ]
-    found = (tuple(before), tuple(cut))
+    found = tuple(
+        tuple(_known_step(step, where, part) for step in _steps(data.get(part), listed))
+        for part, listed in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"))
+    )
     if found not in _PIPELINES:
-        steps = [step for part in found for step in part]
-        raise _refused(
-            where, f"its treatment of spaces ({', '.join(steps) or 'none'}) is not LLaMA's"
-        )
+        steps = ", ".join(step for part in found for step in part) or "none"
+        raise _refused(where, f"its treatment of spaces ({steps}) is not LLaMA's")
     return _PIPELINES[found]
 
 
@@ -139,17 +132,11 @@ def _known_step(step: Mapping[str, Any], where: Path, part: str) -> str:
     kind = step.get("type")
     if kind == "Prepend" and step.get("prepend") == SPACE:
         return _PREPEND
-    if (
-        kind == "Replace"
-        and step.get("pattern") == {"String": " "}
-        and step.get("content") == SPACE
-    ):
+    if kind == "Replace" and (step.get("pattern"), step.get("content")) == ({"String": " "}, SPACE):
         return _REPLACE
     if kind == "Metaspace" and not step.get("split", True):
-        scheme = step.get("prepend_scheme") or (
-            "first" if step.get("add_prefix_space") else "never"
-        )
-        return f"Metaspace {scheme} {step.get('replacement')!r}"
+        first = "first" if step.get("add_prefix_space") else "never"
+        return f"Metaspace {step.get('prepend_scheme') or first} {step.get('replacement')!r}"
     raise _refused(where, f"its {part} {kind} is not LLaMA's")
 
 
@@ -172,7 +159,7 @@ def _scores(merges: Any, vocab: Mapping[str, int], where: Path) -> dict[str, flo
         raise _refused(where, "model.merges is not a list")
     pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
     if any(len(pair) != 2 or "".join(pair) not in vocab for pair in pairs):
-        raise _refused(where, "model.merges holds a pair that makes no token")
+        raise _refused(where, "model.merges has a pair that makes no token")
     scores: dict[str, float] = {}
     for piece, group in groupby(pairs, key="".join):
         ways = {(piece[:k], piece[k:]) for k in range(1, len(piece))}
@@ -189,7 +176,7 @@ def _refused(where: Path, why: str) -> ConfigError:
     )
 
 
-# protobuf, written by hand: it spares the runtime, which only GGUF needs -------------------------
+# protobuf, written by hand: it spares the runtime -------------------------
 
 
 def _model_proto(pieces: Iterable[tuple[str, float, int]], unk_id: int) -> bytes:

@@ -62,7 +62,7 @@ def test_padding_token_of_an_old_folder(tmp_path, model):
     assert Tokenizer.load(tmp_path).pad_id == 0
 
 
-def test_settings_without_effect_are_told(tmp_path, model, tok, caplog):
+def test_settings_without_effect_are_named(tmp_path, model, tok, caplog):
     tok.with_tokens(["<x>"]).save(tmp_path)
     Tokenizer.load(tmp_path)
     assert not caplog.records
@@ -83,7 +83,7 @@ def test_errors_name_the_file(tmp_path, model):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(model)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"tokenizer_config\.json: not valid JSON"):
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json: not JSON at line 1"):
         Tokenizer.load(tmp_path)
 
 
