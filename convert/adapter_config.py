@@ -13,8 +13,8 @@ from typing import Any
 
 from llava_jax.config import LoraConfig
 from llava_jax.convert import hub
-from llava_jax.convert.shapes import LINEARS
 from llava_jax.errors import WeightError
+from llava_jax.params import LINEARS
 
 FILE = "adapter_config.json"
 MERGE = "merge the adapter with PEFT (merge_and_unload) and convert the result"

@@ -25,9 +25,9 @@ import numpy as np
 from llava_jax.config import PRESETS, LlavaConfig
 from llava_jax.convert import output, safetensors_file, tensors
 from llava_jax.convert.lazy import Lazy, Leaf, dtypes
-from llava_jax.convert.shapes import parameter_shapes
 from llava_jax.convert.source import Source
 from llava_jax.convert.write import Target, save
+from llava_jax.params import parameter_shapes
 
 _RUN = """
 import sys

@@ -15,6 +15,7 @@ from llava_jax.convert import source as sources
 from llava_jax.convert.lazy import Lazy, Leaf, cast, of_array, single
 from llava_jax.convert.source import Options, Source
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.params import check_params, component
 
 log = logging.getLogger(__name__)
 
@@ -212,33 +213,35 @@ def overlay(
     plan = {e.ours: e for e in keymap.entries(layout, replace(config, lora=None))}
     by_name = {name: (e, i) for e in plan.values() for i, name in enumerate(e.theirs)}
     leaves = dict(under.leaves)
+    found: dict[str, Lazy] = {}
     touched: dict[str, list[Lazy | None]] = {}
     for name, lazy in state.items():
-        if name not in by_name:
-            if keymap.is_buffer(name):
-                continue
-            raise WeightError(f"{where}: unknown tensor {name}")
+        if name not in by_name and keymap.is_buffer(name):
+            continue
+        if by_name.get(name, (None,))[0] is plan[EMBED]:
+            lazy = _rows(lazy, name, leaves, config)
+        found[name] = lazy
+    check_params(
+        found,
+        {name: e.their_shape for name, (e, _) in by_name.items()},
+        where,
+        noun="tensor",
+        partial=True,
+        types=lambda name: component(by_name[name][0].ours),
+        mixed=options.mixed,
+    )
+    for name, lazy in found.items():
         entry, i = by_name[name]
-        lazy = _rows(lazy, name, leaves, config) if entry.ours == EMBED else lazy
-        if lazy.shape != entry.their_shape:
-            raise WeightError(
-                f"{where}: {name} has shape {list(lazy.shape)}, "
-                f"the configuration wants {list(entry.their_shape)}"
-            )
         if options.dtype is None and entry.ours in leaves and entry.ours.startswith("language."):
             lazy = _of_type(lazy, leaves[entry.ours].dtype, f"{where}: {name}")
         parts = touched.setdefault(entry.ours, [None] * len(entry.theirs))
         parts[i] = keymap._moved(lazy, entry.move)
-    keymap.check_dtypes(
-        {n: t for n, t in state.items() if n in by_name}, layout, where, options.mixed
-    )
     for ours, parts in touched.items():
         old = leaves.get(ours)
         filled = [p or (old.parts[i] if old else None) for i, p in enumerate(parts)]
         leaves[ours] = Leaf(tuple(p for p in filled if p is not None), plan[ours].stacked)
-    for e in plan.values():
-        if e.ours not in leaves:
-            raise WeightError(f"{where}: missing tensor {e.theirs[0]}")
+    lacking = [n for e in plan.values() if e.ours not in leaves for n in e.theirs]
+    check_params({}, dict.fromkeys(lacking, ()), where, noun="tensor")
     return replace(under, config=config, leaves={n: leaves[n] for n in plan})
 
 

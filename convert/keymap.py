@@ -9,17 +9,15 @@ the published llava-hf files, transformers 5.23.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import quantised
-from llava_jax.convert.lazy import Lazy, Leaf, dtype_name
-from llava_jax.convert.shapes import parameter_shapes
+from llava_jax.convert.lazy import Lazy, Leaf
 from llava_jax.errors import WeightError
+from llava_jax.params import check_params, component, parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -248,27 +246,28 @@ def to_jax(
     (unless `mixed`) of another type than the rest of its component.
     """
     plan = entries(layout, config)
-    wanted = {name for e in plan for name in e.theirs}
-    rest = {name: t for name, t in state.items() if name not in wanted}
-    unknown = [n for n in rest if not is_buffer(n) and n != f"{layout.head}.weight"]
-    missing = sorted(wanted - set(state))
-    if config.language.tied_head:
+    ours = {name: e.ours for e in plan for name in e.theirs}
+    expected = {name: e.their_shape for e in plan for name in e.theirs}
+    tied = config.language.tied_head and layout.head is not None
+    rest = {
+        name: t
+        for name, t in state.items()
+        if name not in expected and (is_buffer(name) or (tied and name == f"{layout.head}.weight"))
+    }
+    check_params(
+        {name: t for name, t in state.items() if name not in rest},
+        expected,
+        where,
+        noun="tensor",
+        types=lambda name: component(ours[name]),
+        mixed=mixed,
+    )
+    if tied:
         _check_tied(state, layout, where)
-    elif f"{layout.head}.weight" in rest and layout.head:
-        unknown.append(f"{layout.head}.weight")
-    if unknown or missing:
-        raise WeightError(f"{where}: {_listing(sorted(unknown), missing)}")
-    leaves = {}
-    for e in plan:
-        for name in e.theirs:
-            if state[name].shape != e.their_shape:
-                raise WeightError(
-                    f"{where}: {name} has shape {list(state[name].shape)}, "
-                    f"the configuration wants {list(e.their_shape)}"
-                )
-        parts = tuple(_moved(state[name], e.move) for name in e.theirs)
-        leaves[e.ours] = Leaf(parts, e.stacked)
-    check_dtypes({name: state[name] for name in sorted(wanted)}, layout, where, mixed)
+    leaves = {
+        e.ours: Leaf(tuple(_moved(state[name], e.move) for name in e.theirs), e.stacked)
+        for e in plan
+    }
     if mixed:
         leaves = {name: _widened(leaf) for name, leaf in leaves.items()}
     return leaves, rest
@@ -303,40 +302,6 @@ def best_layout(names: Iterable[str], candidates: Iterable[Layout], config: Llav
     return max(candidates, key=known)
 
 
-def check_dtypes(state: Mapping[str, Lazy], layout: Layout, where: str, mixed: bool) -> None:
-    """Raises WeightError naming the odd one out when a component mixes types (unless `mixed`)."""
-    groups: dict[str, dict[str, Lazy]] = {}
-    for name, t in state.items():
-        if t.dtype.name not in ("float32", "float16", "bfloat16"):
-            raise WeightError(
-                f"{where}: {name} is of type {t.dtype.name}, not a float of 16 or 32 bits",
-                fix=quantised.FIX if t.dtype.kind in "iu" else None,
-            )
-        groups.setdefault(_component(name, layout), {})[name] = t
-    for component, members in groups.items():
-        counts = Counter(t.dtype for t in members.values())
-        if len(counts) == 1 or mixed:
-            continue
-        rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-        odd = [n for n, t in members.items() if t.dtype == rare]
-        other = next(n for n, t in members.items() if t.dtype == common and n not in odd)
-        raise WeightError(
-            f"{where}: {component}: {_some(odd)} is {dtype_name(rare)}, but {other} "
-            f"{'and others are' if counts[common] > 1 else 'is'} {dtype_name(common)}",
-            fix="convert it with --mixed-types and --dtype to bring everything to one type",
-        )
-
-
-def _component(name: str, layout: Layout) -> str:
-    if ".lora_" in name:
-        return "adapter"
-    if layout.projector and name.startswith(f"{layout.projector}."):
-        return "projector"
-    if layout.vision is not None and name.startswith(f"{layout.vision}." if layout.vision else ""):
-        return "vision tower"
-    return "language model"
-
-
 def _moved(lazy: Lazy, move: Move) -> Lazy:
     shape = tuple(lazy.shape[a] for a in move.axes) if move.axes else lazy.shape
     return lazy.map(move.to_ours, shape)
@@ -361,17 +326,3 @@ def _check_tied(state: Mapping[str, Lazy], layout: Layout, where: str) -> None:
             "ties it to",
             fix="set tie_word_embeddings to false in config.json",
         )
-
-
-def _listing(unknown: list[str], missing: list[str]) -> str:
-    said = []
-    if unknown:
-        said.append(f"unknown tensor{'s' * (len(unknown) > 1)} {_some(unknown)}")
-    if missing:
-        said.append(f"missing tensor{'s' * (len(missing) > 1)} {_some(missing)}")
-    return ", ".join(said)
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -17,9 +17,9 @@ import numpy as np
 from llava_jax.config import LoraConfig
 from llava_jax.convert import adapter_config, compose, keymap, tensors
 from llava_jax.convert.lazy import Lazy, Leaf, cast, of_array
-from llava_jax.convert.shapes import LINEARS
 from llava_jax.convert.source import Options, Source, check
 from llava_jax.errors import WeightError
+from llava_jax.params import LINEARS, check_params
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,8 @@ def _merge_elsewhere(
         for entry in keymap.entries(layout, config)
         for i, name in enumerate(entry.theirs)
     }
-    keymap.check_dtypes(factors, keymap.ORIGINAL, where, mixed=False)
+    shapes = {name: lazy.shape for name, lazy in factors.items()}
+    check_params(factors, shapes, where, types=lambda _: "adapter")
     pairs: dict[str, dict[str, Lazy]] = {}
     for name, lazy in factors.items():
         match = _NAME.fullmatch(name)
@@ -195,7 +196,8 @@ def _leaves(
     found: dict[tuple[str, int, str], Lazy] = {}
     for name, lazy in factors.items():
         found[_place(name, where)] = lazy
-    keymap.check_dtypes(factors, keymap.ORIGINAL, where, options.mixed)
+    shapes = {name: lazy.shape for name, lazy in factors.items()}
+    check_params(factors, shapes, where, types=lambda _: "adapter", mixed=options.mixed)
     kinds = {linear for linear, _, _ in found}
     for name in _targets(settings):
         if name not in kinds:

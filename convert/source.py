@@ -13,11 +13,10 @@ import numpy as np
 
 from llava_jax.config import LlavaConfig, VisionConfig
 from llava_jax.convert import configs, declared, hub, keymap, tensors
-from llava_jax.convert.keymap import Layout
 from llava_jax.convert.lazy import Lazy, Leaf, float_dtype, single, stacked_block
 from llava_jax.convert.safetensors_file import contiguous
-from llava_jax.convert.shapes import parameter_shapes
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.params import check_params, component, is_stacked, parameter_shapes
 from llava_jax.text.conversation import find_template
 from llava_jax.text.tokenizer_files import legacy_of
 
@@ -91,17 +90,7 @@ class Source:
 
 def check(source: Source) -> None:
     """Raises WeightError unless the leaves are exactly the configuration's parameters."""
-    want = parameter_shapes(source.config)
-    for name in sorted(set(want) - set(source.leaves)):
-        raise WeightError(f"parameter {name} is missing")
-    for name, leaf in source.leaves.items():
-        if name not in want:
-            raise WeightError(f"unknown parameter {name}")
-        if leaf.shape != want[name]:
-            raise WeightError(
-                f"parameter {name} has shape {list(leaf.shape)}, "
-                f"the configuration wants {list(want[name])}"
-            )
+    check_params(source.leaves, parameter_shapes(source.config))
 
 
 # Our own format ---------------------------------------------------------------------------------
@@ -118,20 +107,8 @@ def open_jax(folder: Path) -> Source:
         raise WeightError(f"{JAX_FILE}: the configuration is malformed: {error}") from None
     state, files = tensors.read_folder(folder, allow_pickle=False)
     shapes = parameter_shapes(config)
-    unknown, missing = sorted(set(state) - set(shapes)), sorted(set(shapes) - set(state))
-    if unknown or missing:
-        said = [f"unknown {n}" for n in unknown[:1]] + [f"missing {n}" for n in missing[:1]]
-        raise WeightError(f"{folder}: parameter {', '.join(said)}")
-    for name, want in shapes.items():
-        if state[name].shape != want:
-            raise WeightError(
-                f"{folder}: {name} has shape {list(state[name].shape)}, "
-                f"the configuration wants {list(want)}"
-            )
-    for component in ("vision", "projector", "language"):
-        members = {n: t for n, t in state.items() if n.startswith(f"{component}.")}
-        keymap.check_dtypes(members, Layout("jax"), str(folder), mixed=False)
-    leaves = {n: stacked_block(state[n]) if ".layers." in n else single(state[n]) for n in shapes}
+    check_params(state, shapes, folder, types=component)
+    leaves = {n: stacked_block(state[n]) if is_stacked(n) else single(state[n]) for n in shapes}
     kept, extras = read_side(folder)
     return Source("jax", config, leaves, kept, extras, files, tensors.tokenizer_folder(folder))
 

@@ -12,15 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from llava_jax.clip import ClipVision
 from llava_jax.config import LlavaConfig
-from llava_jax.errors import WeightError
 from llava_jax.layers import Compute, Linear
 from llava_jax.llama import Llama, causal_mask
+from llava_jax.params import check_params
 from llava_jax.sharding import BATCH, constrain, state_shardings
 
 
@@ -175,18 +174,10 @@ def unflatten(config: LlavaConfig, params: Mapping[str, Any]) -> nnx.State:
 
 
 def _fill(flat: Any, params: Mapping[str, Any]) -> nnx.State:
+    """The variables of `flat` with the values of `params`, which must fit them."""
     variables = {".".join(map(str, path)): (path, variable) for path, variable in flat}
-    for name in params:
-        if name not in variables:
-            raise WeightError(f"unknown parameter {name!r}")
-    filled = []
-    for name, (path, variable) in variables.items():
-        if name not in params:
-            raise WeightError(f"parameter {name!r} is missing")
-        have, want = tuple(np.shape(params[name])), tuple(variable.get_value().shape)
-        if have != want:
-            raise WeightError(f"parameter {name!r} has shape {have}, the model wants {want}")
-        filled.append((path, variable.replace(params[name])))
+    check_params(params, {n: v.get_value().shape for n, (_, v) in variables.items()})
+    filled = [(path, v.replace(params[name])) for name, (path, v) in variables.items()]
     return nnx.from_flat_state(filled)
 
 

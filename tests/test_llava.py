@@ -99,11 +99,13 @@ def test_lora_of_13b_has_the_published_size():
 
 def test_what_does_not_fit_is_named(params):
     name = "language.layers.mlp.up.kernel"
-    with pytest.raises(WeightError, match=f"{name}.*missing"):
+    with pytest.raises(WeightError, match=f"missing parameter {name}"):
         build(CONFIG, {k: v for k, v in params.items() if k != name})
-    with pytest.raises(WeightError, match="unknown.*extra"):
+    with pytest.raises(WeightError, match="unknown parameter extra"):
         build(CONFIG, {**params, "extra": params[name]})
-    with pytest.raises(WeightError, match=rf"{name}.*\(2, 64, 48\)"):
+    with pytest.raises(
+        WeightError, match=rf"{name} has shape \[2, 64, 48\], expected \[2, 48, 64\]"
+    ):
         build(CONFIG, {**params, name: params[name].swapaxes(1, 2)})
 
 

@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.NAME
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
-BASE = {"errors", "config", "progress", "util"}
+BASE = {"errors", "config", "params", "progress", "util"}
 NETWORK = {"layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
+    "params": set(),
     "progress": set(),
     "util": set(),
     "text": set(),
@@ -47,7 +48,18 @@ MAY_IMPORT = {
     | {"sharding", "text", "images", "data", "generate", "model", "train", "convert", "configs"},
 }
 # Never import jax.
-LIGHT = {"errors", "config", "progress", "util", "text", "images", "cli", "inspect", "configs"}
+LIGHT = {
+    "errors",
+    "config",
+    "params",
+    "progress",
+    "util",
+    "text",
+    "images",
+    "cli",
+    "inspect",
+    "configs",
+}
 
 # Slow to import, or in an extra: only inside functions.
 LAZY = {

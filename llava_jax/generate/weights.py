@@ -21,6 +21,7 @@ from llava_jax import llava
 from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute
 from llava_jax.llava import Llava
+from llava_jax.params import check_params, parameter_shapes
 
 STACK = "language.layers."
 _LAYER = re.compile(r"^language\.layers\.(\d+)\.(.+)$")
@@ -55,7 +56,7 @@ def load(
     consume: takes the arrays out of `params`, one by one, so that a large model never exists twice.
     Raises WeightError naming a missing, unknown or misshapen parameter.
     """
-    llava.unflatten(config, params)  # only for its checks; nothing is copied
+    check_params(params, parameter_shapes(config))
     shardings = llava.param_shardings(config, mesh) if mesh else {}
     placed: dict[str, jax.Array] = {}
     for name in list(params):

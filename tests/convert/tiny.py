@@ -9,7 +9,7 @@ import sentencepiece
 
 from llava_jax.config import LanguageConfig, LlavaConfig, LoraConfig, VisionConfig
 from llava_jax.convert import Checkpoint, save_checkpoint
-from llava_jax.convert.shapes import parameter_shapes
+from llava_jax.params import parameter_shapes
 
 # No two sizes alike, so that a transposed matrix shows in its shape wherever it can.
 CONFIG = LlavaConfig(
