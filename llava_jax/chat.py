@@ -153,6 +153,9 @@ def load_model(args: argparse.Namespace) -> LlavaModel:
 class Session:
     """One conversation at a terminal, or one answer in a pipe."""
 
+    # Not cmd.Cmd: it takes one line at a time, so messages of several pasted lines and Ctrl-C within
+    # an answer would need its loop written anew, and dispatch is five lines.
+
     def __init__(self, model: LlavaModel, args: argparse.Namespace, images: list[Image]):
         self.model, self.args, self.system = model, args, args.system
         self.settings = {
@@ -160,7 +163,7 @@ class Session:
             for name in ("temperature", "top_p", "top_k", "seed", "max_new_tokens", "template")
         }
         self.pending = list(images)  # they go with the next message
-        self.unread = ""  # what was pasted behind a command
+        self.unread = ""  # what was pasted after a command
         self.commands: dict[str, Callable[[str], None]] = {
             "image": self.show,
             "system": self.set_system,
@@ -171,8 +174,6 @@ class Session:
 
     def _begin(self) -> Conversation:
         return self.model.chat(system=self.system, **self.settings)
-
-    # One answer ----------------------------------------------------------------------------------
 
     def once(self, prompt: str) -> int:
         """Answers one prompt on standard output. Ctrl-C is left to the caller."""
@@ -199,25 +200,28 @@ class Session:
             try:
                 text = self._read().strip()
             except EOFError:
-                print()
-                return 0
+                break
             except KeyboardInterrupt:
-                print()
                 if interrupted:
-                    return 0
+                    break
                 interrupted = True
-                print("(Ctrl-C once more leaves)")
+                print("\n(Ctrl-C once more leaves)")
                 continue
+            name, rest = command(text)
+            if name in ("quit", "exit"):
+                return 0
             interrupted = False
-            if command(text)[0] in ("quit", "exit"):
-                return 0
             try:
-                interrupted = self._message(text)
+                if name is not None:
+                    self._command(name, rest)
+                elif text:
+                    interrupted = self._ask(text.removeprefix("/"))
             except KeyboardInterrupt:  # the second one within an answer
-                print()
-                return 0
+                break
             except LlavaError as error:
                 print(f"\r! {printable(str(error))}")
+        print()
+        return 0
 
     def _read(self) -> str:
         """The next message or command. Of pasted lines, one that begins with a command ends there."""
@@ -225,14 +229,6 @@ class Session:
         if command(text.strip())[0] is not None:
             text, _, self.unread = text.strip().partition("\n")
         return text
-
-    def _message(self, text: str) -> bool:
-        """Does what a command or message says. True if Ctrl-C stopped the answer."""
-        name, rest = command(text)
-        if name is not None:
-            self._command(name, rest)
-            return False
-        return self._ask(text[1:] if text.startswith("//") else text) if text else False
 
     def _command(self, name: str, rest: str) -> None:
         if name in self.commands:
@@ -244,6 +240,7 @@ class Session:
         raise PromptError(f"there is no /{name}", fix=fix)
 
     def _ask(self, text: str) -> bool:
+        """Prints the answer as it comes. Whether Ctrl-C stopped it."""
         with stoppable() as stopped:
             print(MODEL, end="", flush=True)
             stream = self.conversation.stream(text, self.pending)

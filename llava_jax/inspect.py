@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,27 +32,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     whole.add_argument("--json", action="store_true", help="print JSON instead of text")
     whole.add_argument("--base", help="model that an adapter, projector or delta belongs to")
-    whole.add_argument("--vision-tower", help="CLIP folder or hub id, for one without its own")
-    whole.add_argument("--template", metavar="NAME", help="in place of the checkpoint's template")
+    whole.add_argument("--vision-tower", help="CLIP folder or hub id, if it has none of its own")
+    whole.add_argument("--template", metavar="NAME", help="replaces the checkpoint's template")
     whole.add_argument(
         "--allow-pickle", action="store_true", help="read .bin files (their tensors, nothing else)"
     )
     sample = parser.add_argument_group("a training sample")
     sample.add_argument(
-        "--sample", default="0", help="its place in the file, or its id (default 0)"
+        "--sample", default="0", help="its index in the file, or its id (default 0)"
     )
     sample.add_argument(
         "--model",
-        help="checkpoint whose prompt, or tokenizer.model (default: the shipped tiny)",
+        help="checkpoint that gives tokenizer and template, or a tokenizer.model (default: tiny)",
     )
     sample.add_argument(
-        "--version", help="prompt and labels: v1, plain, ... (default: the model's)"
+        "--version", help="conversation template: v1, plain, ... (default: the model's)"
     )
     sample.add_argument(
         "--turns",
         choices=("conversation", "independent"),
         default="conversation",
-        help="whether the questions of an image see each other",
+        help="independent: questions about an image do not see each other",
     )
     sample.add_argument("--compat", action="store_true", help="the original's exact labels")
     sample.add_argument("--tokens", action="store_true", help="list every token")
@@ -105,9 +106,10 @@ def checkpoint_facts(source: Source, path: str) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         part = parts.setdefault(component(name), {"parameters": 0, "bytes": 0, "dtypes": Counter()})
-        part["parameters"] += size(tensor["shape"])
+        count = math.prod(tensor["shape"])
+        part["parameters"] += count
         part["bytes"] += tensor["bytes"]
-        part["dtypes"][tensor["dtype"]] += size(tensor["shape"])
+        part["dtypes"][tensor["dtype"]] += count
     return {
         "path": str(path),
         "format": KINDS.get(source.kind, source.kind),
@@ -151,9 +153,8 @@ def checkpoint_text(facts: dict[str, Any], tensors: bool = False) -> str:
         ),
         (
             "prompt",
-            f"template {config['template']}, {facts['image_tokens']} tokens an image "
-            f"({config['image_aspect_ratio']}), "
-            f"context {language['max_positions']}",
+            f"template {config['template']}, {facts['image_tokens']} tokens per image "
+            f"({config['image_aspect_ratio']}), context {language['max_positions']}",
         ),
     ]
     if config["lora"]:
@@ -161,7 +162,7 @@ def checkpoint_text(facts: dict[str, Any], tensors: bool = False) -> str:
     rows += [
         ("weights", f"{facts['parameters']:,} parameters, {in_bytes(facts['bytes'])}"),
         *((f"  {name}", part_text(part)) for name, part in facts["parts"].items()),
-        ("cache", f"{in_bytes(kv_bytes)} a token in bf16"),
+        ("cache", f"{in_bytes(kv_bytes)} per token in bf16"),
         ("tokenizer", facts["tokenizer"] or "none: its files are missing"),
         ("files", file_list(facts["files"])),
     ]
@@ -198,14 +199,6 @@ def values_text(not_finite: list[str], limit: int = 10) -> str:
         return "all finite"
     more = f" and {len(not_finite) - limit} more" if len(not_finite) > limit else ""
     return f"NaN or infinity in {', '.join(not_finite[:limit])}{more}"
-
-
-def size(shape: list[int]) -> int:
-    """Number of elements."""
-    count = 1
-    for n in shape:
-        count *= n
-    return count
 
 
 def in_bytes(n: float) -> str:
@@ -256,9 +249,9 @@ def show_sample(args: argparse.Namespace) -> None:
 
 
 def find_record(path: str, wanted: str) -> tuple[int, Any]:
-    """(index, record) of the sample whose id is `wanted`, else of the one in that place.
+    """(index, record) of the sample whose id is `wanted`, else of the one at that index.
 
-    Ids go first: a place that is meant and an id that reads like it are told apart by the heading.
+    Ids go first; the heading says which of the two was found.
     """
     from llava_jax.data.records import read_records, record_id
 
@@ -271,18 +264,19 @@ def find_record(path: str, wanted: str) -> tuple[int, Any]:
     if wanted.lstrip("-").isdigit() and -len(records) <= int(wanted) < len(records):
         return int(wanted) % len(records), records[int(wanted)]
     raise SampleError(
-        f"{path}: no sample {wanted!r}", fix=f"give an id, or a place from 0 to {len(records) - 1}"
+        f"{path}: no sample {wanted!r}", fix=f"give an id, or an index from 0 to {len(records) - 1}"
     )
 
 
 def prompt_of(args: argparse.Namespace) -> tuple[Tokenizer, LlavaConfig]:
-    """Tokenizer and settings of --model: a checkpoint, or a tokenizer.model with LLaVA-1.5's."""
+    """(tokenizer, config) of --model: a checkpoint, or a tokenizer.model with LLaVA-1.5's config."""
     from llava_jax.config import LlavaConfig
     from llava_jax.text.tokenizer import Tokenizer
     from llava_jax.text.vocabulary import load_fitting
 
     if args.model is None:
-        print("tokens of tiny, the small model that ships: --model names another", file=sys.stderr)
+        note = "tokens of tiny, the small model that comes with llava_jax: --model names another"
+        print(note, file=sys.stderr)
     model = args.model or "tiny"
     path = Path(model)
     if path.suffix == ".model" and path.is_file():

@@ -68,7 +68,7 @@ def test_checkpoint_in_words(model, capsys):
     total = sum(p.size for p in random_params(SIZES).values())
     assert f"weights             {total:,} parameters" in out
     assert "28 px, patch 14 (2x2)" in out
-    assert "template vicuna_v1, 4 tokens an image" in out
+    assert "template vicuna_v1, 4 tokens per image" in out
     assert f"vocabulary {VOCABULARY}" in out
 
 
@@ -126,7 +126,7 @@ def test_text_of_a_sample_cannot_steer_the_terminal(model, data, capsys):
     ("words", "line"),
     [
         (["{data}", "--sample", "broken"], "data.json[1] (id 'broken'): turn 0 is from 'robot'"),
-        (["{data}", "--sample", "9"], "no sample '9' (give an id, or a place from 0 to 2)"),
+        (["{data}", "--sample", "9"], "no sample '9' (give an id, or an index from 0 to 2)"),
         (["{data}.json"], "no such data file"),
         (["nowhere/at/all"], "nowhere/at/all: no such folder or file"),
     ],
