@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_jax.errors import SampleError
+from llava_jax.params import component, is_run
 
 if TYPE_CHECKING:
     from llava_jax.config import LlavaConfig
@@ -105,7 +106,8 @@ def checkpoint_facts(source: Source, path: str) -> dict[str, Any]:
     }
     parts: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
-        part = parts.setdefault(component(name), {"parameters": 0, "bytes": 0, "dtypes": Counter()})
+        title = component(name) if is_run(name) else f"{component(name)} (not run)"
+        part = parts.setdefault(title, {"parameters": 0, "bytes": 0, "dtypes": Counter()})
         count = math.prod(tensor["shape"])
         part["parameters"] += count
         part["bytes"] += tensor["bytes"]
@@ -122,13 +124,6 @@ def checkpoint_facts(source: Source, path: str) -> dict[str, Any]:
         "tokenizer": str(source.tokenizer) if source.tokenizer else None,
         "tensors": tensors,
     }
-
-
-def component(name: str) -> str:
-    """The part of the model that the parameter `name` belongs to."""
-    if ".lora_" in name:
-        return "lora"
-    return "vision (not run)" if name.startswith("vision.tail.") else name.partition(".")[0]
 
 
 def checkpoint_text(facts: dict[str, Any], tensors: bool = False) -> str:
