@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_jax.train.names import defaults
-from llava_jax.train.overrides import parse
+from llava_jax.settings import parse
+from llava_jax.train.names import known_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 UNKNOWN = object()
@@ -79,7 +79,7 @@ def _of_program(tree: ast.AST) -> Iterator[tuple[str, Any]]:
             ]
         for key, value in given:
             for name in (key, f"data.{key}"):
-                if name in defaults():
+                if name in known_settings():
                     yield name, _value(value)
 
 
@@ -90,15 +90,15 @@ def _items(node: ast.Dict, full_names: bool = False) -> list[tuple[Any, ast.expr
         for key, value in zip(node.keys, node.values)
         if isinstance(key, ast.Constant) and isinstance(key.value, str)
     ]
-    return [(k, v) for k, v in pairs if not full_names or k in defaults()]
+    return [(k, v) for k, v in pairs if not full_names or k in known_settings()]
 
 
 def _of_text(text: str) -> Iterator[tuple[str, Any]]:
     for word in text.split():
         if word.startswith("--config."):
             name, has_value, value = word.removeprefix("--config.").partition("=")
-            if name in defaults():
-                yield name, parse(name, value) if has_value and value else UNKNOWN
+            if name in known_settings():
+                yield name, parse(known_settings()[name], value) if has_value and value else UNKNOWN
 
 
 def _called(node: ast.Call) -> str:
@@ -120,7 +120,7 @@ def _setting_of(target: ast.expr) -> str:
         target = target.value
     name = ".".join(parts)
     owner = getattr(target, "id", "")
-    return name if name in defaults() and owner in ("c", "config", "changed", "stage") else ""
+    return name if name in known_settings() and owner in ("c", "config", "changed", "stage") else ""
 
 
 def _value(node: ast.expr) -> Any:
@@ -131,9 +131,9 @@ def _value(node: ast.expr) -> Any:
 
 
 def _differs(name: str, value: Any) -> bool:
-    default = defaults()[name]
+    default = known_settings()[name].default
     if value is UNKNOWN:
         return True
     if isinstance(value, str) and not isinstance(default, str):
-        value = parse(name, value)
+        value = parse(known_settings()[name], value)
     return (tuple(value) if isinstance(value, list) else value) != default

@@ -51,7 +51,7 @@ ROWS = [
     Row("data.max_length", "train/*", "the tiny model has 512 positions"),
     Row(
         "data.max_length",
-        "data/test_loader.py",
+        "data/*",
         "data/test_make_loader.py::test_a_conversation_ends_up_in_the_batch",
     ),
     Row(
@@ -59,7 +59,7 @@ ROWS = [
         "data/*",
         "data/test_make_loader.py::test_a_conversation_ends_up_in_the_batch",
     ),
-    Row("data.length_buckets", "train/test_config_file.py", ITSELF),
+    Row("data.length_buckets", "train/test_config.py", ITSELF),
     Row("data.target_buckets", "data/test_epoch.py", RECIPES),
     Row(
         "tiny.*",
@@ -118,7 +118,7 @@ ROWS = [
     Row("weight_decay", "train/test_step.py", RECIPES),
     Row("optimizer", "train/test_loop.py", ITSELF),
     Row("loss_average", "train/*", ITSELF),
-    Row("loss_groups", "rehearsal/test_mistakes.py train/test_settings.py", ITSELF),
+    Row("loss_groups", "rehearsal/test_mistakes.py train/test_checks.py", ITSELF),
     Row("trainable", "rehearsal/test_field.py train/*", RECIPES),
     Row(
         "lora_rank",

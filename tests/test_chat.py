@@ -301,7 +301,7 @@ def test_what_cannot_be_asked_is_told_before_the_model_is_loaded(tmp_path, capsy
         (["--template", "nope"], "no template 'nope'"),
         (["--image", "https://example.org/x/a.jpg"], "a.jpg: addresses are not fetched"),
         (["--image", str(tmp_path)], "it is a folder"),
-        (["--max-side", "-3"], "max_side is -3, not a positive number"),
+        (["--max-side", "-3"], "max_side is -3, but must be at least 1"),
     ):
         assert cli.main([*words, *more]) == 2
         assert says in capsys.readouterr().err

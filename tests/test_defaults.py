@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_jax.train.names import defaults
+from llava_jax.train.names import known_settings
 from tests.nondefault import found, in_tree
 from tests.reviewed_settings import ANYWHERE, ROWS
 
@@ -37,7 +37,7 @@ def test_every_changed_setting_is_reviewed():
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.setting}-{row.files.split()[0]}")
 def test_a_row_is_still_needed_and_its_twin_is_there(row):
-    settings = fnmatch_all(defaults(), row.setting)
+    settings = fnmatch_all(known_settings(), row.setting)
     assert settings
     changed = {file for setting in settings for file in found().get(setting, ())}
     for pattern in row.files.split():

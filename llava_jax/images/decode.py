@@ -23,9 +23,10 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from llava_jax.errors import ConfigError, ImageError
+from llava_jax.errors import ImageError
 from llava_jax.images.cost import decode_bytes, decode_work, webp_size
 from llava_jax.images.png import without_long_texts
+from llava_jax.settings import ImageLimits, check, rows
 
 CODES = {
     "address": "addresses are not fetched",
@@ -45,34 +46,20 @@ CODES = {
 }
 """Every way to be refused: code -> the fixed text that a user sees."""
 
-PILLOW_PIXELS = 178_956_970  # Pillow itself opens no larger picture
 
+@dataclass(frozen=True, kw_only=True)
+class Limits(ImageLimits):
+    """What is decoded: llava_jax.settings.ImageLimits, and the formats by Pillow's names.
 
-@dataclass(frozen=True)
-class Limits:
-    """What the gate accepts. Everything but `max_bytes` is judged from the header.
-
-    The same names are options of `llava-jax chat` and, with `formats` left out, LIMIT_NAMES.
-    Raises ConfigError for a limit that is not a positive number, or max_pixels above PILLOW_PIXELS.
+    Raises ConfigError for a limit that is not a positive number, or max_pixels above what Pillow opens.
     """
 
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's names
-    max_bytes: int = 32 * 2**20  # of the encoded file
-    max_pixels: int = 50_000_000
-    max_side: int = 8192  # pixels; bounds what padding to a square can cost
-    max_decode_bytes: int = 280 * 2**20  # estimated peak memory of decoding
-    max_decode_work: float = 500e6  # estimated work, in pixels of a plain decode
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
     def __post_init__(self):
-        for name in LIMIT_NAMES:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ConfigError(f"{name} is {value!r}, not a positive number")
-        if self.max_pixels > PILLOW_PIXELS:
-            raise ConfigError(
-                f"max_pixels is {self.max_pixels:,}, but Pillow opens at most {PILLOW_PIXELS:,}"
-            )
-        if self.max_pixels > (Image.MAX_IMAGE_PIXELS or PILLOW_PIXELS):
+        for name, row in LIMITS.items():
+            check(row, getattr(self, name))
+        if self.max_pixels > (Image.MAX_IMAGE_PIXELS or LIMITS["max_pixels"].high):
             # Who raises the limit above where Pillow warns has no use for the warning.
             warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -81,7 +68,7 @@ class Limits:
         return refusal(code, name, fix=f"the limit is {limit} {getattr(self, limit):,.0f}")
 
 
-LIMIT_NAMES = ("max_bytes", "max_pixels", "max_side", "max_decode_bytes", "max_decode_work")
+LIMITS = rows(ImageLimits)
 DEFAULT_LIMITS = Limits()
 
 # Pillow needs only these to tell the formats apart; a file that starts otherwise never reaches a parser.

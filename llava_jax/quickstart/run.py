@@ -148,7 +148,7 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
 
 def _config(out: Path, seed: int, fast: bool) -> Any:
     """configs/quickstart.py for this run."""
-    from llava_jax.train.config_file import load_config
+    from llava_jax.train.config import load_config
 
     config = load_config("quickstart", [f"--config.data_folder={out / 'data'}"])
     config.seed = seed

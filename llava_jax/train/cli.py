@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from llava_jax.errors import ConfigError
-from llava_jax.train.config_file import load_config, shipped_configs
+from llava_jax.settings import flat
+from llava_jax.train.config import load_config, shipped_configs
 from llava_jax.train.heap import keep_freed_memory
-from llava_jax.train.names import defaults, flat, hint
+from llava_jax.train.names import hint, known_settings, split_stage
 
 EPILOG = """\
 settings:
@@ -52,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def option_hint(option: str, value: str | None) -> str | None:
     """What an unknown `--option` of the command line means as a setting: --lr is --config.lr."""
     name = option.lstrip("-").replace("-", "_")
-    return hint(name, defaults(), "--config.{}" + (f"={value}" if value else ""))
+    return hint(name, known_settings(), "--config.{}" + (f"={value}" if value else ""))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no --config is given", fix=f"a file of your own, or one of {names}")
     config = load_config(args.config, getattr(args, "overrides", []))
     if args.show:
-        for setting, value in sorted(flat(config), key=lambda item: item[0].rpartition(".")):
-            print(f"{setting} = {value!r}")
+        show(config)
         return 0
     keep_freed_memory()
     from llava_jax.train.distributed import initialize, is_main
@@ -80,3 +81,13 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         print(f"the model        {export}\nthe loss         {workdir / 'loss.png'}")
     return 0
+
+
+def show(config: Any) -> None:
+    """Prints every setting, group by group, with its meaning and, where it differs, its default."""
+    for name, value in sorted(flat(config), key=lambda item: item[0].rpartition(".")):
+        row = known_settings().get(split_stage(name)[1])
+        words = row.meaning if row else ""
+        if row and value != row.default:
+            words = f"{words} [default: {row.default!r}]".strip()
+        print(f"{f'{name} = {value!r}':40}  # {words}" if words else f"{name} = {value!r}")

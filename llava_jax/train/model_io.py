@@ -20,8 +20,8 @@ from llava_jax.llava import abstract_params, init_sharded, param_shardings
 from llava_jax.sharding import replicated
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import load_fitting
+from llava_jax.train.checks import fit_model
 from llava_jax.train.distributed import is_main, on_main
-from llava_jax.train.settings import fit_model
 from llava_jax.train.step import Params
 
 

@@ -1,120 +1,49 @@
-"""Names of settings: what another trainer calls them, and which of ours a mistyped one is near."""
+"""Names of settings: which ones a config may hold, and which one a mistyped or foreign name means."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection
 
 from llava_jax.errors import ConfigError, did_you_mean, nearest
+from llava_jax.settings import TRAINING, Setting, flat
 
-OTHER_NAMES = {
-    # transformers.TrainingArguments, and ModelArguments and DataArguments of llava/train/train.py.
-    "adam_beta1": "b1",
-    "adam_beta2": "b2",
-    "adam_epsilon": "eps",
-    "bf16": "dtype",
-    "data_seed": "seed",
-    "dataloader_num_workers": "data.threads",
-    "fp16": "dtype",
-    "fsdp": "mesh.fsdp",
-    "gradient_accumulation_steps": "grad_accum",
-    "gradient_checkpointing": "remat",
-    "group_by_modality_length": "data.group_by_modality",
-    "learning_rate": "lr",
-    "lora_enable": "trainable",
-    "lora_r": "lora_rank",
-    "max_grad_norm": "clip_norm",
-    "max_steps": "steps",
-    "mm_projector_lr": "projector_lr",
-    "mm_vision_tower_lr": "vision_lr",
-    "model_max_length": "data.max_length",
-    "model_name_or_path": "model.init",
-    "num_train_epochs": "epochs",
-    "optim": "optimizer",
-    "per_device_train_batch_size": "batch_size",
-    "pretrain_mm_mlp_adapter": "model.init",
-    "run_name": "name",
-    "save_total_limit": "keep_checkpoints",
-    "tune_mm_mlp_adapter": "trainable",
-    # Elsewhere.
-    "accumulate_grad_batches": "grad_accum",
-    "attn_implementation": "attention",
-    "beta1": "b1",
-    "beta2": "b2",
-    "checkpoint_every": "save_every",
-    "data": "data.path",
-    "data_paths": "data.path",
-    "data_root": "data.image_folder",
-    "dataset": "data.path",
-    "dataset_path": "data.path",
-    "drop_out": "lora_dropout",
-    "dropout": "lora_dropout",
-    "grad_accumulation": "grad_accum",
-    "grad_clip": "clip_norm",
-    "image_dir": "data.image_folder",
-    "images": "data.image_folder",
-    "max_epochs": "epochs",
-    "max_seq_len": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "model": "model.init",
-    "model.name": "model.init",
-    "model.path": "model.init",
-    "model_path": "model.init",
-    "num_epochs": "epochs",
-    "num_workers": "data.threads",
-    "packing": "data.pack",
-    "precision": "dtype",
-    "save_interval": "save_every",
-    "save_steps": "save_every",
-    "total_steps": "steps",
-    "train_batch_size": "batch_size",
-    "train_data": "data.path",
-    "train_file": "data.path",
-    "val_split": "data.holdout",
-    "validation_split": "data.holdout",
-    "warmup_steps": "warmup_ratio",
-    "wd": "weight_decay",
-}
+FOREIGN = {name: row.name for row in TRAINING.values() for name in row.aliases.split()}
+"""{what another trainer calls a setting: ours}"""
 
-ELSEWHERE = {
+HINTS = {
+    **dict.fromkeys(
+        ("eval_steps", "eval_strategy", "evaluation_strategy"),
+        "data.holdout holds a part out, and it is scored at the end",
+    ),
+    **dict.fromkeys(
+        ("freeze_backbone", "freeze_mm_mlp_adapter"), "trainable lists the parts that learn"
+    ),
+    **dict.fromkeys(
+        ("logging_dir", "out", "out_dir", "output", "output_dir", "save_dir"),
+        "--workdir is where results are written",
+    ),
+    **dict.fromkeys(
+        ("resume", "resume_from_checkpoint"), "a run with the same --workdir is resumed"
+    ),
     "deepspeed": "mesh.fsdp splits parameters and optimizer over the devices",
-    "eval_steps": "data.holdout keeps a part aside, and it is scored at the end",
-    "evaluation_strategy": "data.holdout keeps a part aside, and it is scored at the end",
-    "eval_strategy": "data.holdout keeps a part aside, and it is scored at the end",
-    "freeze_backbone": "trainable lists what is trained",
-    "freeze_mm_mlp_adapter": "trainable lists what is trained",
-    "logging_dir": "--workdir is where metrics.jsonl and tensorboard are written",
     "logging_steps": "every step is written to metrics.jsonl",
     "lr_scheduler_type": "the schedule is a cosine, from warmup_ratio to lr_end_ratio",
-    "out": "--workdir is where results are written",
-    "out_dir": "--workdir is where results are written",
-    "output": "--workdir is where results are written",
-    "output_dir": "--workdir is where results are written",
     "report_to": "metrics.jsonl and tensorboard are always written",
-    "resume": "the same --workdir resumes by itself",
-    "resume_from_checkpoint": "the same --workdir resumes by itself",
-    "save_dir": "--workdir is where results are written",
     "tf32": "dtype is float32 or bfloat16",
 }
-
-
-def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting in nested groups."""
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+"""Settings of other trainers that are none of ours: what to do instead."""
 
 
 @functools.cache
-def defaults() -> dict[str, Any]:
-    """{dotted name: default} of every setting a config may hold, the quickstart's own included."""
-    from llava_jax.configs import common, quickstart
+def known_settings() -> dict[str, Setting]:
+    """{dotted name: row} of every setting a config may hold, the quickstart's own included."""
+    from llava_jax.configs import quickstart
 
-    own = {n: v for n, v in flat(quickstart.get_config()) if not n.startswith("stages.")}
-    return {**own, **dict(flat(common.get_config()))}
+    values = dict(flat(quickstart.get_config()))
+    own = [n for n in values if n not in TRAINING and not n.startswith("stages.")]
+    kinds = {n: tuple[str, ...] if isinstance(values[n], tuple) else type(values[n]) for n in own}
+    return {**TRAINING, **{n: Setting(n, kinds[n], values[n]) for n in own}}
 
 
 def check_name(name: str, known: Collection[str], stages: Collection[str] = ()) -> None:
@@ -153,8 +82,8 @@ def hint(name: str, known: Collection[str], form: str = "{}") -> str | None:
     form: how a setting is shown, say "--config.{}".
     """
     last = name.rpartition(".")[2].lower()
-    if last in ELSEWHERE:
-        return ELSEWHERE[last]
+    if last in HINTS:
+        return HINTS[last]
     found = near_setting(name, known)
     return f"did you mean {form.format(found)}?" if found else None
 
@@ -162,7 +91,7 @@ def hint(name: str, known: Collection[str], form: str = "{}") -> str | None:
 def near_setting(name: str, known: Collection[str]) -> str | None:
     """The setting that `name` means or is nearest to, looked for in every group: path, data.path."""
     last = name.rpartition(".")[2].lower()
-    foreign = OTHER_NAMES.get(name.lower(), OTHER_NAMES.get(last))
+    foreign = FOREIGN.get(name.lower(), FOREIGN.get(last))
     if foreign in known:
         return foreign
     last_parts = {key.rpartition(".")[2]: key for key in reversed(list(known))}
@@ -170,8 +99,7 @@ def near_setting(name: str, known: Collection[str]) -> str | None:
         return last_parts[last]
     if found := nearest(name, known):
         return found
-    foreign = nearest(last, OTHER_NAMES, cutoff=0.85)
-    if foreign:
-        return OTHER_NAMES[foreign]
+    if foreign := nearest(last, FOREIGN, cutoff=0.85):
+        return FOREIGN[foreign]
     found = nearest(last, last_parts)
     return last_parts[found] if found else None

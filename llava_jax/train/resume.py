@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
+from llava_jax.settings import TRAINING, Setting, flat
 from llava_jax.train.files import read_json
-from llava_jax.train.names import flat
+from llava_jax.train.names import split_stage
 from llava_jax.util import write_text
 
 log = logging.getLogger(__name__)
 
 DONE, SETTINGS = "done.json", "config.json"
 
-MAY_CHANGE = (
-    # Where it runs, and how fast: the same numbers up to rounding.
-    *("mesh.*", "remat", "unroll_layers", "attention"),
-    *("data.threads", "data.prefetch", "data.cache_images", "data.cache_mb"),
-    # What is written, and when.
-    *("name", "save_every", "save_minutes", "keep_checkpoints", "exact_match"),
-    # Data that moved; the loader knows their content again by its digest.
-    *("data.path", "data.image_folder", "data.bad_*"),
-    "model.allow_pickle",
-)
-"""Settings (as patterns) that may differ when a run goes on. Any other one would make of the run's
-first part something that its last part is not."""
-
-
-OWN = (
-    *("data.path", "data.image_folder", "data.threads", "data.prefetch", "data.cache_*"),
-    *("model.init", "model.base", "model.vision_tower"),
-)
-"""Settings (as patterns) that each process of a run may have its own of: places on its host."""
-
 
 def shared_settings(config: Any) -> dict[str, Any]:
     """The settings, JSON-ready by dotted name, that are one for all processes of a run."""
     found = flat(json.loads(settings_text(config)))
-    own = [f"{before}{name}" for name in OWN for before in ("", "stages.*.")]
-    return {n: v for n, v in found if not any(fnmatch.fnmatchcase(n, o) for o in own)}
+    return {name: value for name, value in found if not _row(name).host}
 
 
 def check_same(config: Any, workdir: Path) -> list[str]:
@@ -80,8 +59,14 @@ def settings_text(config: Any) -> str:
     return config.to_json_best_effort(indent=1, sort_keys=True)
 
 
+def _row(name: str) -> Setting:
+    """The row of a setting, also of a stage's; one without effects for a name of a config's own."""
+    setting = split_stage(name)[1]
+    return TRAINING.get(setting) or Setting(setting, str, "")
+
+
 def _may_change(name: str, before: dict[str, Any], now: dict[str, Any], workdir: Path) -> bool:
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE):
+    if _row(name).resume:
         return True
     if name in ("steps", "epochs"):
         # A cosine over more steps would have had other rates from its first step on.

@@ -11,10 +11,10 @@ from typing import Any, cast
 from ml_collections import ConfigDict, FieldReference
 
 from llava_jax.errors import ConfigError
+from llava_jax.settings import flat
+from llava_jax.train.checks import check_data_files, check_stages, fit_model
 from llava_jax.train.log import METRICS, plot_losses
-from llava_jax.train.names import flat
 from llava_jax.train.resume import shared_settings
-from llava_jax.train.settings import check_data_files, check_stages, fit_model
 from llava_jax.util import write_text
 
 

@@ -1,7 +1,6 @@
 """Every config file loads, is locked, and holds the original recipe's numbers."""
 
 import ast
-import dataclasses
 import re
 from pathlib import Path
 
@@ -9,10 +8,12 @@ import pytest
 
 import llava_jax.configs
 from llava_jax import cli
+from llava_jax.configs import common
 from llava_jax.data.settings import DataFile, DataSettings, data_files
-from llava_jax.train.config_file import load_config
+from llava_jax.settings import TRAINING, flat
+from llava_jax.train.checks import check_settings
+from llava_jax.train.config import load_config
 from llava_jax.train.groups import GROUPS
-from llava_jax.train.settings import check_settings
 from llava_jax.train.stages import split_stages
 
 NAMES = sorted(
@@ -53,12 +54,12 @@ def test_the_paper_s_recipes(name, batch, lr, trainable, version):
 
 
 def test_defaults_of_the_data_are_those_of_its_reader():
-    ours = load_config("finetune_7b", []).data
-    for field in dataclasses.fields(DataSettings):
-        if field.name in ours and field.name not in ("max_length", "group_by_modality"):
-            known = getattr(DataSettings(), field.name)
-            wanted = "pad" if field.name == "image_aspect_ratio" else known
-            assert ours[field.name] == wanted, field.name
+    ours = common.get_config().data
+    assert all(getattr(DataSettings(), name) == value for name, value in ours.items())
+
+
+def test_the_config_holds_the_whole_table_and_nothing_else():
+    assert dict(flat(common.get_config())) == {n: row.default for n, row in TRAINING.items()}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,8 @@ def test_the_documented_line_is_understood_from_any_folder(name, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     words = documented_line(name)
     assert cli.main([*words, "--show"]) == 0
-    shown = dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    shown = dict(line.partition("  # ")[0].rstrip().split(" = ", 1) for line in lines)
     assert shown["name"] == repr(name)
     for word in words:
         if word.startswith("--config."):

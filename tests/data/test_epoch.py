@@ -32,7 +32,13 @@ def loader(folder: Path, *files: list, index: int = 0, count: int = 1, **changes
     for n, records in enumerate(files):
         paths.append(str(folder / f"{n}.json"))
         Path(paths[-1]).write_text(json.dumps(records))
-    base = {"batch_size": 8, "threads": 0, "bad_limit": 1.0, "length_buckets": (16, 64, 128)}
+    base = {
+        "batch_size": 8,
+        "threads": 0,
+        "bad_limit": 1.0,
+        "max_length": 0,
+        "length_buckets": (16, 64, 128),
+    }
     settings = DataSettings.read(
         {"path": tuple(paths), "image_folder": str(folder), **base, **changes}
     ).completed(128, count)

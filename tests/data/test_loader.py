@@ -59,7 +59,13 @@ def data(tmp_path) -> Path:
 
 
 def loader(folder: Path, index: int = 0, count: int = 1, start: int = 0, **settings) -> Loader:
-    base = {"batch_size": 4, "threads": 0, "length_buckets": (16, 32, 64), "seed": 3}
+    base = {
+        "batch_size": 4,
+        "threads": 0,
+        "length_buckets": (16, 32, 64),
+        "max_length": 0,
+        "seed": 3,
+    }
     plain = DataSettings.read(
         {"path": str(folder / "data.json"), "image_folder": str(folder), **base, **settings}
     )
@@ -314,7 +320,9 @@ def test_settings_are_checked():
         DataSettings.read({"length_buckets": (64, 32)})
     with pytest.raises(ConfigError, match="not a multiple of the 3 hosts"):
         DataSettings(batch_size=4).completed(None, 3)
-    assert DataSettings.read({"length_buckets": [4, 8], "max_length": None}).max_length is None
+    with pytest.raises(ConfigError, match="data.max_length is None, not a whole number"):
+        DataSettings.read({"length_buckets": [4, 8], "max_length": None})
+    assert DataSettings.read({"length_buckets": [4, 8]}).length_buckets == (4, 8)
 
 
 def test_row_multiple_serves_every_part_of_a_step():

@@ -15,7 +15,7 @@ from llava_jax.data.loader import make_loader
 from llava_jax.data.order import holdout
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train.config_file import load_config
+from llava_jax.train.config import load_config
 from tests.conftest import shared
 
 MODEL = LlavaConfig.tiny()

@@ -65,7 +65,7 @@ def test_limits_of_images_are_settings(tmp_path):
     settings = DataSettings.read({"max_side": 9, "max_pixels": 45})
     large = ImageStore(tmp_path, LlavaConfig.tiny(), Cache(0), settings.image_limits)
     assert large.pixels("a.png").shape == (64, 64, 3)
-    with pytest.raises(ConfigError, match=r"data\.max_side is 0, not a positive number"):
+    with pytest.raises(ConfigError, match=r"data\.max_side is 0, but must be at least 1"):
         DataSettings.read({"max_side": 0})
 
 

@@ -14,7 +14,7 @@ from llava_jax.quickstart.fit import epochs
 from llava_jax.quickstart.language import StandIn, TextSample, text_batches
 from llava_jax.text.sample import ExampleMaker
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train.config_file import load_config
+from llava_jax.train.config import load_config
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from llava_jax.data.bad import TooManyBad
-from llava_jax.train.config_file import load_config
+from llava_jax.train.config import load_config
 from llava_jax.train.log import METRICS, read_metrics
 from llava_jax.train.stages import run_stages
 from tests.train.run import make_data, make_model, overrides

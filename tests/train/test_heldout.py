@@ -11,7 +11,7 @@ from llava_jax.data.loader import make_loader
 from llava_jax.layers import Compute
 from llava_jax.text.constants import IGNORE
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train.config_file import load_config
+from llava_jax.train.config import load_config
 from llava_jax.train.heldout import HELDOUT, heldout_loss
 from llava_jax.train.stages import run_stages
 from llava_jax.train.step import make_loss

@@ -14,7 +14,7 @@ import pytest
 
 from llava_jax.convert import load_checkpoint
 from llava_jax.errors import ConfigError, LlavaError
-from llava_jax.train.config_file import load_config
+from llava_jax.train.config import load_config
 from llava_jax.train.log import METRICS, read_metrics
 from llava_jax.train.stages import run_stages
 from tests.train.run import make_data, make_model, overrides

@@ -5,11 +5,9 @@ import json
 import pytest
 
 from llava_jax.errors import ConfigError
-from llava_jax.train.config_file import load_config
-from llava_jax.train.names import defaults
+from llava_jax.train.config import load_config
 from llava_jax.train.resume import (
     DONE,
-    MAY_CHANGE,
     SETTINGS,
     check_same,
     keep_settings,
@@ -101,10 +99,3 @@ def test_a_setting_that_another_version_of_this_package_has_is_passed_over(tmp_p
     del kept["save_minutes"]
     (tmp_path / SETTINGS).write_text(json.dumps({**kept, "of_old": 1}))
     assert check_same(config(), tmp_path) == []
-
-
-def test_the_table_names_settings_that_exist():
-    for pattern in MAY_CHANGE:
-        known = dict(defaults())
-        stem = pattern.rstrip("*").rstrip(".")
-        assert any(name.startswith(stem) for name in known), pattern

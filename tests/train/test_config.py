@@ -4,8 +4,8 @@ import pytest
 
 from llava_jax import cli
 from llava_jax.errors import ConfigError
-from llava_jax.train.config_file import load_config
-from llava_jax.train.names import ELSEWHERE, OTHER_NAMES, defaults
+from llava_jax.train.config import load_config
+from llava_jax.train.names import FOREIGN, HINTS, known_settings
 from llava_jax.train.stages import split_stages
 
 OWN = """from llava_jax.configs import finetune_7b
@@ -63,13 +63,13 @@ def test_a_file_of_one_s_own_changes_what_it_names(own):
         ("c.batch_size = True", "batch_size is True, not a whole number"),
         ("c.data.pack = 1", "data.pack is 1, not True or False"),
         ("c.data.pack = 'yes'", "data.pack is 'yes', not True or False"),
-        ("c.dtype = None", "dtype is None, not a text"),
-        ("c.model.init = 3", "model.init is 3, not a text"),
+        ("c.dtype = None", "dtype is None, not a string"),
+        ("c.model.init = 3", "model.init is 3, not a string"),
         (
             "c.trainable = ('lora')",
-            "trainable is 'lora', not a tuple of texts (a tuple of one ends",
+            "trainable is 'lora', not a tuple of strings (a tuple of one ends",
         ),
-        ("c.trainable = ('lora', 3)", "trainable is ('lora', 3), not a tuple of texts"),
+        ("c.trainable = ('lora', 3)", "trainable is ('lora', 3), not a tuple of strings"),
         ("c.data.length_buckets = ('64',)", "data.length_buckets is ('64',), not a tuple of whole"),
         ("c.stages.one = {'learning_rate': 3}", "stages.one: no setting 'learning_rate' (did you"),
         ("c.stages.one = {'data': {'pth': 3}}", "stages.one: no setting 'data.pth' (did you mean"),
@@ -215,9 +215,10 @@ def test_what_depends_on_another_setting_follows_it():
 
 
 def test_every_foreign_name_leads_to_a_setting():
-    assert set(OTHER_NAMES.values()) <= set(defaults())
-    assert not set(OTHER_NAMES) & set(ELSEWHERE)
-    assert not set(OTHER_NAMES) & set(defaults())
+    assert len(FOREIGN) > 60
+    assert set(FOREIGN.values()) <= set(known_settings())
+    assert not set(FOREIGN) & set(HINTS)
+    assert not set(FOREIGN) & set(known_settings())
 
 
 def test_help_shows_overrides_configs_and_an_example(capsys):

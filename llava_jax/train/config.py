@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from llava_jax.configs import common
 from llava_jax.errors import ConfigError, LlavaError, did_you_mean
-from llava_jax.train.names import check_name, defaults, flat, hint, near_setting
-from llava_jax.train.overrides import check_type, set_override
+from llava_jax.settings import TRAINING, check, flat, parse
+from llava_jax.train.names import check_name, hint, known_settings, near_setting, split_stage
 
 START = "start from llava_jax.configs.common.get_config()"
 
@@ -36,9 +36,7 @@ def load_config(name: str, overrides: list[str]) -> Any:
     config = run_file(file, argument)
     check_config(config, file)
     if config.name != file.stem and (config_folder() / f"{config.name}.py").is_file():
-        config.name = (
-            file.stem
-        )  # a file of one's own that says no name: not that of the one it changes
+        config.name = file.stem  # the file sets no name: this one is of the config it starts from
     for override in overrides:
         set_override(config, override)
     return config
@@ -70,6 +68,28 @@ def find_config(name: str) -> Path:
     known = list(shipped_configs())
     fix = did_you_mean(bare.stem, known, "{!r}") or f"one of {', '.join(known)}"
     raise ConfigError(f"no config file {name!r}", fix=fix)
+
+
+def set_override(config: Any, override: str) -> None:
+    """Applies one `--config.NAME=VALUE` to `config`.
+
+    Raises ConfigError for an unknown name and for a text that is not a value of the setting's type.
+    """
+    name, _, text = override.removeprefix("--config.").partition("=")
+    check_name(name, [n for n, _ in flat(config) if not n.startswith("stages.")], config.stages)
+    stage, setting = split_stage(name)
+    row = known_settings()[setting]
+    value = parse(row, text)
+    check(row, value, name)
+    with config.unlocked():
+        tree = config.stages[stage] if stage else config
+        *groups, last = setting.split(".")
+        for group in groups:
+            if group not in tree:  # of a stage
+                tree[group] = ConfigDict()
+            tree = tree[group]
+        tree[last] = value
+    config.stages.unlock()
 
 
 # The file ------------------------------------------------------------------------------------------
@@ -104,13 +124,13 @@ def run_file(file: Path, argument: str = "") -> Any:
 
 
 def check_config(config: Any, file: Path) -> None:
-    """Raises ConfigError for settings of `file` that are unknown, missing or of the wrong type."""
-    known = defaults()
+    """Raises ConfigError for settings of `file` that are unknown or missing, and for wrong values."""
+    known = known_settings()
     settings = {n: v for n, v in flat(config) if not n.startswith("stages.")}
     for name, value in settings.items():
         _at(file, name, check_name, name, known)
-        _at(file, name, check_type, name, value)
-    missing = [name for name, _ in flat(common.get_config()) if name not in settings]
+        _at(file, name, check, known[name], value)
+    missing = [name for name in TRAINING if name not in settings]
     if missing or "stages" not in config:
         raise ConfigError(
             f"{file}: the config has no {', '.join(missing[:4] or ['stages'])}", fix=START
@@ -121,7 +141,7 @@ def check_config(config: Any, file: Path) -> None:
         for name, value in flat(changes):
             full = f"stages.{stage}.{name}"
             _at(file, name, check_name, full, settings, config.stages)
-            _at(file, name, check_type, name, value, full)
+            _at(file, name, check, known[name], value, full)
     common.lock(config)
 
 
@@ -164,16 +184,16 @@ def _reworded(error: Exception, file: Path) -> ConfigError:
     if isinstance(error, (AttributeError, KeyError)):
         found = re.search(r'Key "(\w+)" does not exist', text) or re.search(r"(\w+)", text)
         name = _dotted(found[1], source) if found else text
-        fix = hint(name, defaults()) or "--show prints every setting"
+        fix = hint(name, known_settings()) or "--show prints every setting"
         return ConfigError(f"{place}: no setting {name!r}", fix=fix)
     found = re.match(
         r"Could not override field '(\w+)' .*?\)\. (.*) is of original type (.*?) and", text
     )
     if not found:
         return ConfigError(_explained(error, file))
-    name = near_setting(_dotted(found[1], source), defaults()) or found[1]
+    name = near_setting(_dotted(found[1], source), known_settings()) or found[1]
     try:
-        check_type(name, found[2] if "'str'" in found[3] else _literal(found[2]))
+        check(known_settings()[name], found[2] if "'str'" in found[3] else _literal(found[2]))
     except ConfigError as refusal:
         return ConfigError(f"{place}: {refusal.message}", fix=refusal.fix)
     return ConfigError(f"{place}: {name} cannot be {found[2]}")
