@@ -13,10 +13,11 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sized
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any
 
 from llava_jax.errors import LlavaError, PromptError, counted, did_you_mean
+from llava_jax.settings import SAMPLING, ImageLimits, SamplingSettings, add_options, rows
 from llava_jax.util import printable
 
 if TYPE_CHECKING:
@@ -28,18 +29,11 @@ if TYPE_CHECKING:
 SHIPPED = "tiny"
 YOU, MODEL = "you> ", "model> "
 SHIPPED_NOTE = (
-    "tiny answers, the small model that ships; it only knows coloured shapes: "
+    "tiny answers, the small model that comes with llava_jax; it only knows coloured shapes: "
     "give --model FOLDER for another"
 )
 PASTE_GAP = 0.05  # seconds within which pasted lines follow each other
-LIMITS = {
-    "max_side": "pixels of the longer side",
-    "max_pixels": "width times height",
-    "max_bytes": "bytes of the file",
-    "max_decode_bytes": "memory that decoding may take",
-    "max_decode_work": "time that decoding may take, in pixels of a plain decode",
-}
-"""Options that set a limit of llava_jax.images.decode.Limits, which has the defaults."""
+LIMITS = rows(ImageLimits)
 HELP = """  /image FILE ...  show one or more images with the next message
   /system TEXT     set the system prompt and start anew (no TEXT: the template's own)
   /reset           forget everything said and shown
@@ -53,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument(
         "--model",
-        help="checkpoint folder, hub id, or tiny: the small one that ships and only knows coloured "
-        "shapes (default)",
+        help="checkpoint folder, hub id, or tiny: the small one that comes with llava_jax and only "
+        "knows coloured shapes (default)",
     )
     parser.add_argument(
         "--image",
@@ -65,14 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show these first (paths or file:// URIs; nothing is fetched)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer, and end")
-    parser.add_argument("--system", metavar="TEXT", help="in place of the template's system prompt")
-    parser.add_argument("--template", metavar="NAME", help="conversation template of the model")
-    sampling = parser.add_argument_group("how answers are chosen")
-    sampling.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    sampling.add_argument("--top-p", type=float, default=1.0, help="keep this much probability")
-    sampling.add_argument("--top-k", type=int, default=0, help="keep this many tokens (0: all)")
-    sampling.add_argument("--seed", type=int, help="repeats a random answer")
-    sampling.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
+    asking = parser.add_argument_group("how it is asked and answers are chosen")
+    add_options(asking, SAMPLING, [name for name in SAMPLING if name != "stop"])
     loading = parser.add_argument_group("how the model is loaded")
     loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
@@ -80,11 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
     )
     loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
-    pictures = parser.add_argument_group("what pictures may be")
-    for name, what in LIMITS.items():
-        option = f"--{name.replace('_', '-')}"
-        pictures.add_argument(option, type=int, metavar="N", help=what)
-    pictures.add_argument(
+    images = parser.add_argument_group("what images may be")
+    add_options(images, LIMITS, LIMITS)
+    images.add_argument(
         "--no-exif", action="store_true", help="leave photographs as stored, not turned upright"
     )
 
@@ -110,21 +96,25 @@ def check(args: argparse.Namespace) -> list[Image]:
 
     Before the model is loaded: that takes minutes, and a mistyped name need not wait for it.
     """
-    from llava_jax.generate import Sampling
     from llava_jax.text.conversation import find_template
 
-    Sampling(args.temperature, args.top_k, args.top_p, args.seed or 0, args.max_new_tokens)
-    if args.template is not None:
-        find_template(args.template)
+    settings = SamplingSettings(**given(args, SAMPLING))
+    if settings.template is not None:
+        find_template(settings.template)
     limits_of(args)
     return [open_picture(file, args) for file in args.image]
 
 
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the settings that the command line has."""
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
 def limits_of(args: argparse.Namespace) -> Limits:
-    """What the command line lets pictures be. Raises ConfigError for a limit that means nothing."""
+    """What images may be. Raises ConfigError for a limit that means nothing."""
     from llava_jax.images.decode import Limits
 
-    return Limits(**{n: getattr(args, n) for n in LIMITS if getattr(args, n) is not None})
+    return Limits(**given(args, LIMITS))
 
 
 def open_picture(file: str, args: argparse.Namespace) -> Image:
@@ -146,7 +136,7 @@ def load_model(args: argparse.Namespace) -> LlavaModel:
         base=args.base,
         vision_tower=args.vision_tower,
         allow_pickle=args.allow_pickle,
-        template=args.template,
+        template=getattr(args, "template", None),
     )
 
 
@@ -157,11 +147,7 @@ class Session:
     # an answer would need its loop written anew, and dispatch is five lines.
 
     def __init__(self, model: LlavaModel, args: argparse.Namespace, images: list[Image]):
-        self.model, self.args, self.system = model, args, args.system
-        self.settings = {
-            name: getattr(args, name)
-            for name in ("temperature", "top_p", "top_k", "seed", "max_new_tokens", "template")
-        }
+        self.model, self.args, self.settings = model, args, given(args, SAMPLING)
         self.pending = list(images)  # they go with the next message
         self.unread = ""  # what was pasted after a command
         self.commands: dict[str, Callable[[str], None]] = {
@@ -173,7 +159,7 @@ class Session:
         self.conversation = self._begin()
 
     def _begin(self) -> Conversation:
-        return self.model.chat(system=self.system, **self.settings)
+        return self.model.chat(**self.settings)
 
     def once(self, prompt: str) -> int:
         """Answers one prompt on standard output. Ctrl-C is left to the caller."""
@@ -270,7 +256,7 @@ class Session:
 
     def set_system(self, text: str) -> None:
         """/system: another system prompt, and a new conversation."""
-        self.system = text or None
+        self.settings["system"] = text or None
         self.reset()
 
     def reset(self) -> None:

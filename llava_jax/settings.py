@@ -104,6 +104,9 @@ class SamplingSettings:
     system: str | None = setting(None, "replaces the template's system prompt")
     template: str | None = setting(None, "conversation template; None: the model's")
 
+    def __post_init__(self):
+        check_all(SAMPLING, {name: getattr(self, name) for name in SAMPLING})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
