@@ -82,12 +82,13 @@ def ours(args):
     import numpy as np
 
     from llava_jax.convert import load_checkpoint
-    from llava_jax.generate import Generator, Prompt, Sampling
+    from llava_jax.generate import Generator, Sampling
+    from llava_jax.text.example import Example
 
     checkpoint = load_checkpoint(args.folder)
     generator = Generator(checkpoint.config, checkpoint.params, consume=True, eos_ids=(-1,))
     pixels = np.zeros((112, 112, 3), np.float32)
-    prompt = Prompt([-200, *range(3, 3 + TEXT)], (pixels,))
+    prompt = Example([-200, *range(3, 3 + TEXT)], (pixels,))
 
     def answer(rows: int, tokens: int) -> None:
         generator.generate([prompt] * rows, Sampling(max_new_tokens=tokens))

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from llava_jax.batch import Shape, collate
 from llava_jax.config import LlavaConfig
 from llava_jax.convert import keymap
 from llava_jax.convert.source import Source
 from llava_jax.errors import LlavaError
+from llava_jax.text.example import Example
 
 log = logging.getLogger(__name__)
 
@@ -59,28 +61,18 @@ def jax_answer(source: Source) -> tuple[np.ndarray, list[int]]:
 
     config, ids = source.config, prompt_ids(source)
     params = {n: jnp.asarray(leaf.read(), jnp.float32) for n, leaf in source.leaves.items()}
-    at, count = int(np.argmax(ids < 0)), config.image_tokens
-    length = len(ids) - 1 + count
-    total = length + NEW_TOKENS
-    tokens = np.zeros((1, total), np.int32)
-    tokens[0, :at], tokens[0, at + count : length] = ids[:at], ids[at + 1 :]
-    slots = np.full((1, total), -1, np.int32)
-    slots[0, at : at + count] = np.arange(count)
-    positions = np.arange(total, dtype=np.int32)[None]
+    # Places for the answer: nobody before them sees them, because the mask is causal.
+    prompt = Example([*ids, *[0] * NEW_TOKENS], (picture(config),))
+    total = prompt.length(config.image_tokens)
+    length = total - NEW_TOKENS
+    batch = collate([[prompt]], Shape(1, total, 1, None), config)
+    tokens = batch.pop("tokens")  # [1, T]
     bind = llava.binder(config)
 
     @jax.jit
     def logits(params, tokens):
         model = bind(params)
-        # Positions behind the last token are seen by nobody before them: the mask is causal.
-        batch = {
-            "tokens": tokens,
-            "slots": slots,
-            "positions": positions,
-            "segments": np.ones((1, total), np.int32),
-            "images": picture(config)[None, None],
-        }
-        return model.logits(model(batch))[0]
+        return model.logits(model({**batch, "tokens": tokens}))[0]
 
     with jax.default_matmul_precision("highest"):
         out = np.asarray(logits(params, tokens))

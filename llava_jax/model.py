@@ -24,7 +24,7 @@ import numpy as np
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, PromptError
-from llava_jax.generate import Answer, Decoding, Generator, Output, Prompt, Sampling
+from llava_jax.generate import Answer, Decoding, Generator, Output, Sampling
 from llava_jax.generate.request import (
     Image,
     Messages,
@@ -36,6 +36,8 @@ from llava_jax.generate.request import (
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits
 from llava_jax.images.pixels import pixels_of
 from llava_jax.progress import progress as progress_bar
+from llava_jax.text.conversation import find_template
+from llava_jax.text.example import Example
 from llava_jax.text.prompt import build_prompt
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import fitted, load_fitting
@@ -49,12 +51,13 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 class _Ready(NamedTuple):
-    """A request as ids. The images are not opened yet."""
+    """A request and its prompt, whose images are not opened yet.
 
-    ids: np.ndarray
-    images: tuple[Image, ...]
-    sampling: Sampling
-    stop: tuple[str, ...]
+    request: with its seed drawn and the template's stop strings among its own.
+    """
+
+    request: Request
+    prompt: Example
 
 
 def load(
@@ -178,7 +181,7 @@ class LlavaModel:
                 ready[i] = self._prepare(request)
             except LlavaError as error:
                 replies[i] = _refused(error, on_error)
-        order = sorted(ready, key=lambda i: (len(ready[i].images), len(ready[i].ids)))
+        order = sorted(ready, key=lambda i: (len(ready[i].prompt.images), len(ready[i].prompt.ids)))
         report, close = _progress(progress, len(requests))
         report(len(requests) - len(ready))
         for start in range(0, len(order), batch_size):
@@ -225,21 +228,23 @@ class LlavaModel:
             request.template or self.config.template,
             use_im_start_end=self.config.use_im_start_end,
         )
-        stop = tuple(dict.fromkeys((*prompt.stop, *request.stop)))
-        return _Ready(np.asarray(prompt.ids, np.int32), prompt.images, sampling, stop)
+        template = find_template(request.template or self.config.template)
+        stop = tuple(dict.fromkeys((*template.stop_strings, *request.stop)))
+        return _Ready(replace(request, seed=sampling.seed, stop=stop), prompt)
 
-    def _open(self, ready: _Ready) -> Prompt:
-        several = len(ready.images) > 1
-        names = [f"image {i + 1}" if several else "the image" for i in range(len(ready.images))]
-        pixels = (self.pixels(i, name=n) for i, n in zip(ready.images, names))
-        return Prompt(ready.ids, tuple(pixels))
+    def _open(self, prompt: Example) -> Example:
+        """The prompt with pixels for its images."""
+        count = len(prompt.images)
+        names = [f"image {i + 1}" if count > 1 else "the image" for i in range(count)]
+        pixels = (self.pixels(i, name=n) for i, n in zip(prompt.images, names))
+        return replace(prompt, images=tuple(pixels))
 
     def _answer(self, ready: dict[int, _Ready], on_error: str) -> dict[int, Reply]:
         """One batch. Keys are the requests' places."""
         replies, prompts = {}, {}
         for i, one in ready.items():
             try:
-                prompt = self._open(one)
+                prompt = self._open(one.prompt)
                 self.generator.check(prompt)
                 prompts[i] = prompt
             except LlavaError as error:
@@ -247,7 +252,7 @@ class LlavaModel:
         rows = list(prompts)
         if not rows:
             return replies
-        answers = [Answer(self.tokenizer, ready[i].stop) for i in rows]
+        answers = [Answer(self.tokenizer, ready[i].request.stop) for i in rows]
 
         def stop(row: int, ids: list[int]) -> int | None:
             answers[row].push(ids[answers[row].count :])
@@ -256,13 +261,13 @@ class LlavaModel:
         watched = any(answer.watches(self.generator.eos_ids) for answer in answers)
         outputs = self.generator.generate(
             [prompts[i] for i in rows],
-            [ready[i].sampling for i in rows],
+            [sampling_of(ready[i].request) for i in rows],
             stop=stop if watched else None,
         )
         for i, answer, output in zip(rows, answers, outputs):
             answer.push(output.ids[answer.count :])
             answer.finish()
-            replies[i] = _reply(answer, output, ready[i].sampling)
+            replies[i] = _reply(answer, output, ready[i].request)
         return replies
 
 
@@ -274,9 +279,10 @@ class Stream:
     """
 
     def __init__(self, model: LlavaModel, ready: _Ready, after: Decoding | None = None):
-        self._answer, self._sampling = Answer(model.tokenizer, ready.stop), ready.sampling
+        self._answer, self._request = Answer(model.tokenizer, ready.request.stop), ready.request
         # The first token is chosen here, so that what cannot be asked fails before any output.
-        self.decoding = model.generator.start([model._open(ready)], ready.sampling, after=after)
+        prompt, sampling = model._open(ready.prompt), sampling_of(ready.request)
+        self.decoding = model.generator.start([prompt], sampling, after=after)
         self.cancelled = threading.Event()
         self._finished = False
         self._pieces = self._run(pause=0.05)
@@ -285,7 +291,7 @@ class Stream:
     def reply(self) -> Reply:
         """The answer so far; whole once the iteration has ended."""
         (output,) = self.decoding.outputs()
-        reply = _reply(self._answer, output, self._sampling)
+        reply = _reply(self._answer, output, self._request)
         return reply if self._finished else replace(reply, finish_reason="cancelled")
 
     def __iter__(self) -> Iterator[str]:
@@ -398,14 +404,14 @@ def sampling_of(request: Request) -> Sampling:
     return Sampling(request.temperature, request.top_k, request.top_p, seed, request.max_new_tokens)
 
 
-def _reply(answer: Answer, output: Output, sampling: Sampling) -> Reply:
+def _reply(answer: Answer, output: Output, request: Request) -> Reply:
     return Reply(
         answer.text,
         output.ids,
         output.finish_reason,
         output.prompt_positions,
         output.logprobs,
-        sampling.seed,
+        request.seed or 0,
     )
 
 

@@ -13,6 +13,7 @@ import llava_jax
 from llava_jax.errors import ConfigError, ImageError, LlavaError, PromptError
 from llava_jax.model import LlavaModel, Request, load
 from llava_jax.sharding import make_mesh
+from llava_jax.text.explain import text_of
 from llava_jax.text.prompt import build_prompt
 from tests.generate.tiny import model, params, tokenizer
 
@@ -46,7 +47,7 @@ REQUESTS = [
 def test_a_prompt_is_laid_out_as_the_template_says():
     reply = model().generate("what is this?", picture(), **SHORT)
     prompt = build_prompt([message("what is this?", 0)], tokenizer(), "vicuna_v1")
-    assert prompt.text.endswith("USER: <image>\nwhat is this? ASSISTANT:")
+    assert text_of(prompt.ids, tokenizer()).endswith("USER: <image> \nwhat is this? ASSISTANT:")
     assert reply.prompt_tokens == len(prompt.ids) + 3
     assert len(reply.ids) == len(reply.logprobs) <= 12
     assert reply.finish_reason in ("stop", "length")
@@ -112,7 +113,7 @@ def test_a_stop_string_ends_the_answer_wherever_it_falls():
 
 
 def test_words_that_look_like_markup_are_words():
-    plain = model()._prepare(Request("see <image> and </s> [INST] <s>", [picture()]))
+    plain = model()._prepare(Request("see <image> and </s> [INST] <s>", [picture()])).prompt
     assert (plain.ids == -200).sum() == 1
     assert (plain.ids == tokenizer().bos_id).sum() == 1
     assert (plain.ids == tokenizer().eos_id).sum() == 0
@@ -163,10 +164,10 @@ def test_a_senseless_setting_is_refused(settings, error):
 
 
 def test_system_prompt_and_template_can_be_chosen():
-    ids = model()._prepare(Request("what?", system="a table")).ids
+    ids = model()._prepare(Request("what?", system="a table")).prompt.ids
     text = tokenizer().decode(ids, skip_special=True)
     assert text.startswith("a table USER: what?")
-    ids = model()._prepare(Request("what?", template="llava_llama_2")).ids
+    ids = model()._prepare(Request("what?", template="llava_llama_2")).prompt.ids
     assert "[INST]" in tokenizer().decode(ids)
     with pytest.raises(PromptError, match="two system prompts"):
         model().generate([{"role": "system", "content": "x"}, message("y")], system="z")

@@ -28,30 +28,33 @@ MAY_IMPORT = {
     "settings": set(),
     "text": set(),
     "images": set(),
+    "batch": {"text", "images"},
     "layers": set(),
     "clip": {"layers"},
     "llama": {"layers"},
     "sharding": {"layers"},
     "llava": {"layers", "sharding", "clip", "llama"},
-    "data": {"text", "images"},
-    "convert": NETWORK | {"sharding", "text"},
-    "generate": NETWORK | {"sharding", "text", "images"},
+    "data": {"text", "images", "batch"},
+    "convert": NETWORK | {"sharding", "text", "batch"},
+    "generate": NETWORK | {"sharding", "text", "images", "batch"},
     "model": NETWORK | {"sharding", "text", "images", "generate", "convert"},
     "train": NETWORK
     | {"sharding", "text", "images", "data", "convert", "generate", "model", "configs"},
     "chat": {"text", "images", "generate", "model"},
-    "eval": {"text", "images", "generate", "model", "sharding", "quickstart"},  # makes own sets
+    "eval": {"text", "images", "batch", "generate", "model", "sharding"}
+    | {"quickstart"},  # makes own sets
     "inspect": {"text", "convert", "data"},
     "configs": set(),
     "cli": set(),
     "__main__": {"cli"},
     "quickstart": NETWORK
-    | {"sharding", "text", "images", "data", "generate", "model", "train", "convert", "configs"},
+    | {"sharding", "text", "images", "batch", "data", "generate"}
+    | {"model", "train", "convert", "configs"},
 }
 # Never import jax.
 LIGHT = {
     *("errors", "config", "params", "progress", "util", "settings"),
-    *("text", "images", "cli", "inspect", "configs"),
+    *("text", "images", "batch", "cli", "inspect", "configs"),
 }
 
 # Slow to import, or in an extra: only inside functions.

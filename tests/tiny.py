@@ -26,7 +26,7 @@ CONFIG = LlavaConfig(
 
 
 def random_batch(rows: int = 8, length: int = 24, images: int = 1, seed: int = 0, config=CONFIG):
-    """A batch of the layout llava_jax.data.batch makes: an image first, then text, ragged ends."""
+    """A batch of the layout llava_jax.batch makes: an image first, then text, ragged ends."""
     rng = np.random.default_rng(seed)
     i, size = config.image_tokens, config.vision.image_size
     batch = {

@@ -14,19 +14,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llava_jax.batch import Size, collate, size_of
 from llava_jax.config import LlavaConfig
 from llava_jax.data.account import Account
 from llava_jax.data.bad import Bad, bad_sample
-from llava_jax.data.batch import collate, row_needs
 from llava_jax.data.check import Dataset, open_data
 from llava_jax.data.epoch import AUGMENT, Epochs
 from llava_jax.data.order import lasting_random
 from llava_jax.data.pixels import Cache, ImageStore, augment
-from llava_jax.data.plan import Plan, Seated, fits, make_plan
+from llava_jax.data.plan import Plan, Seated, make_plan
 from llava_jax.data.samples import MakeExample, Samples, example_maker
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, ImageError, LlavaError
 from llava_jax.images.decode import CODES
+from llava_jax.text.example import TRUNCATED, Example
 
 Batch = dict[str, np.ndarray]
 Noted = list[tuple[int, tuple[str, ...]]]
@@ -179,7 +180,7 @@ class Loader:
         self._step += 1
         empty = [[] for _ in self._own_rows(plan)]
         shape = plan.shape._replace(rows=len(empty))
-        return collate(empty, empty, shape, self._model.image_tokens, self._model.vision.image_size)
+        return collate(empty, shape, self._model)
 
     def identity(self) -> dict[str, Any]:
         """What makes step numbers mean the same samples, JSON-ready."""
@@ -199,7 +200,14 @@ class Loader:
 
     def plan(self, step: int) -> Plan:
         """The samples of a global batch, their rows and their padded shape. A pure function."""
-        return make_plan(step, self._epochs, self._data, self._settings, self._sample)
+        return make_plan(
+            step,
+            self._epochs,
+            self._data,
+            self._settings,
+            self._sample,
+            self._model.image_tokens,
+        )
 
     def load(self, step: int) -> tuple[Batch, dict[str, Any]]:
         """The batch of this host at `step`, and its bookkeeping."""
@@ -212,10 +220,8 @@ class Loader:
         rows = [self._load_row(plan, row) for row in self._own_rows(plan)]
         batch = collate(
             [[x.sample for x in row.seated] for row in rows],
-            [row.images for row in rows],
             plan.shape._replace(rows=len(rows)),
-            self._model.image_tokens,
-            self._model.vision.image_size,
+            self._model,
         )
         bad = [*plan.bad, *(b for row in rows for b in row.bad)]
         image_replaced, image_empty = sum(r.replaced for r in rows), sum(r.empty for r in rows)
@@ -224,10 +230,10 @@ class Loader:
             "step": step,
             "epoch": plan.epoch,
             "samples": len(plan.seated),
-            "tokens": sum(len(x.sample) for x in plan.seated),
+            "tokens": sum(x.sample.length(self._model.image_tokens) for x in plan.seated),
             "ids": [x.sample.id for row in rows for x in row.seated],
             "skipped": [b.id for b in bad],
-            "cut": sum(x.sample.cut for x in plan.seated),
+            "cut": sum(TRUNCATED in x.sample.notes for x in plan.seated),
             "given": len(plan.given),
             "replaced": len(plan.seated) - len(own) + image_replaced,
             "empty": len(plan.given) - len(plan.seated) + image_empty,
@@ -248,23 +254,19 @@ class Loader:
     def _load_row(self, plan: Plan, row: list[int]) -> _Row:
         """A row with its pixels. One without pixels is replaced by one that fits its place."""
         seated: list[Seated | None] = [plan.seated[i] for i in row]
-        images: list[np.ndarray] = []
         bad: list[Bad] = []
         replaced = 0
         for n, i in enumerate(row):
-            used = row_needs([x.sample for k, x in enumerate(seated) if x and k != n])
-            room = tuple(size - u for size, u in zip(plan.shape[1:], used))
+            others = [x.sample for k, x in enumerate(seated) if x and k != n]
+            used = size_of(others, self._model.image_tokens)
+            room = Size(*(size - u for size, u in zip(plan.shape[1:], used)))
             before = plan.seated[i]
-            now, pixels = self._with_pixels(plan.epoch, before, room, bad)
+            now = seated[n] = self._with_pixels(plan.epoch, before, room, bad)
             replaced += int(now is not None and now.stands_in) - before.stands_in
-            seated[n] = now
-            images += pixels
         kept = [x for x in seated if x]
-        return _Row(kept, images, bad, replaced, len(row) - len(kept))
+        return _Row(kept, bad, replaced, len(row) - len(kept))
 
-    def _with_pixels(
-        self, epoch: int, wanted: Seated, room: tuple[int, ...], bad: list[Bad]
-    ) -> tuple[Seated | None, list[np.ndarray]]:
+    def _with_pixels(self, epoch: int, wanted: Seated, room: Size, bad: list[Bad]) -> Seated | None:
         """`wanted`, or who stands in for it, with pixels. What has none is added to `bad`."""
         places = self._epochs[epoch].places
         candidates = itertools.chain([None], self._epochs.stand_ins(epoch, wanted.seat))
@@ -276,23 +278,24 @@ class Loader:
                     seated = Seated(self._sample(place, other, epoch), wanted.seat, other, place)
                 except LlavaError:
                     continue
-                if not fits(seated.sample, room):
+                if not size_of([seated.sample], self._model.image_tokens).fits(room):
                     continue
             try:
-                return seated, self._pixels(seated, epoch)
+                return replace(seated, sample=self._pixels(seated, epoch))
             except ImageError as e:
                 row, name = int(self._data.index[seated.place]), seated.sample.id
                 bad.append(bad_sample(row, name, e.message, kind=CODES[e.code], fix=e.fix))
-        return None, []
+        return None
 
-    def _pixels(self, seated: Seated, epoch: int) -> list[np.ndarray]:
+    def _pixels(self, seated: Seated, epoch: int) -> Example:
+        """Its sample, with pixels for paths."""
         store = self._images[self._data.file[seated.place]]
         found = [store.pixels(path) for path in seated.sample.images]
         rule = self._settings.augment
-        if not rule:
-            return found
-        key = (self._settings.seed, epoch, seated.at, AUGMENT)
-        return [augment(p, rule, lasting_random(*key, k)) for k, p in enumerate(found)]
+        if rule:
+            key = (self._settings.seed, epoch, seated.at, AUGMENT)
+            found = [augment(p, rule, lasting_random(*key, k)) for k, p in enumerate(found)]
+        return replace(seated.sample, images=tuple(found))
 
     def _still_bad(self, index: int) -> bool:
         """Whether the record at `index` of the files cannot be trained as it is today."""
@@ -318,8 +321,7 @@ class Loader:
 
 
 class _Row(NamedTuple):
-    seated: list[Seated]
-    images: list[np.ndarray]
+    seated: list[Seated]  # with pixels
     bad: list[Bad]
     replaced: int
     empty: int

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llava_jax.batch import Buckets, Shape, Size, first_fit, shape_of, size_of
 from llava_jax.data.bad import Bad, bad_sample
-from llava_jax.data.batch import Expanded, Shape, bucket, first_fit, row_needs, shape_of
 from llava_jax.data.check import Dataset
 from llava_jax.data.epoch import Epochs
 from llava_jax.data.records import image_paths
+from llava_jax.data.samples import buckets_of
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import LlavaError
+from llava_jax.text.example import Example
 
-MakeSample = Callable[[int, int, int], Expanded]
+MakeSample = Callable[[int, int, int], Example]
 """(place, seat, epoch) -> the sample. Raises SampleError."""
 
 
@@ -28,7 +30,7 @@ class Seated:
     They differ where it stands in for a bad one. place: its record.
     """
 
-    sample: Expanded
+    sample: Example
     seat: int
     at: int
     place: int
@@ -56,10 +58,15 @@ class Plan:
 
 
 def make_plan(
-    step: int, epochs: Epochs, data: Dataset, settings: DataSettings, make: MakeSample
+    step: int,
+    epochs: Epochs,
+    data: Dataset,
+    settings: DataSettings,
+    make: MakeSample,
+    image_tokens: int,
 ) -> Plan:
     """The plan of global step `step`."""
-    s = settings
+    s, buckets = settings, buckets_of(settings)
     number, within = divmod(step, -(-epochs.samples // s.batch_size))
     epoch = epochs[number]
     seats = epoch.order[within * s.batch_size : (within + 1) * s.batch_size].tolist()
@@ -72,26 +79,22 @@ def make_plan(
         except LlavaError as e:
             found.append(None)
             bad.append(bad_text(data, place, e))
-    limit = _largest([f.sample for f in found if f], s)
+    room = _room([f.sample for f in found if f], buckets, image_tokens)
     for n, seat in enumerate(seats):
         if found[n] is None:
-            own = len(image_paths(data.records[given[n]]))
+            own = room or buckets.largest._replace(images=len(image_paths(data.records[given[n]])))
             found[n] = _stand_in(
-                number,
-                seat,
-                epochs,
-                make,
-                limit or (s.length_buckets[-1], own, s.target_buckets[-1]),
+                number, seat, epochs, make, lambda x, own=own: size_of([x], image_tokens).fits(own)
             )
     seated = [f for f in found if f]
     samples = [f.sample for f in seated]
     if s.pack:
-        rows = first_fit(samples, s.length_buckets[-1], s.image_buckets[-1], s.target_buckets[-1])
+        rows = first_fit([size_of([x], image_tokens) for x in samples], buckets.largest)
         count = -(-max(len(rows), 1) // s.row_multiple) * s.row_multiple
     else:
         rows, count = [[i] for i in range(len(samples))], s.batch_size
     in_rows = [[samples[i] for i in row] for row in rows]
-    shape = shape_of(in_rows, count, s.length_buckets, s.image_buckets, s.target_buckets)
+    shape = shape_of(in_rows, count, buckets, image_tokens)
     return Plan(step, number, given, seated, rows, shape, bad)
 
 
@@ -101,25 +104,15 @@ def bad_text(data: Dataset, place: int, error: LlavaError) -> Bad:
     return bad_sample(int(data.index[place]), data.ids[place], reason, fix=error.fix)
 
 
-def fits(sample: Expanded, room: tuple[int, ...]) -> bool:
-    """Whether tokens, images and targets of a sample are within `room`."""
-    return all(need <= left for need, left in zip(row_needs([sample]), room))
-
-
-def _largest(samples: Sequence[Expanded], s: DataSettings) -> tuple[int, int, int] | None:
+def _room(samples: Sequence[Example], buckets: Buckets, image_tokens: int) -> Size | None:
     """The buckets that the largest of the samples needs by itself; None without any."""
     if not samples:
         return None
-    tokens, images, targets = (max(sizes) for sizes in zip(*(row_needs([x]) for x in samples)))
-    return (
-        bucket(tokens, s.length_buckets, "length", ""),
-        bucket(images, s.image_buckets, "image", ""),
-        bucket(targets, s.target_buckets, "target", ""),
-    )
+    return buckets.hold(Size(*map(max, zip(*(size_of([x], image_tokens) for x in samples)))))
 
 
 def _stand_in(
-    number: int, seat: int, epochs: Epochs, make: MakeSample, limit: tuple[int, int, int]
+    number: int, seat: int, epochs: Epochs, make: MakeSample, fits: Callable[[Example], bool]
 ) -> Seated | None:
     """Who takes a seat: one of the same modality that makes no row longer and no shape larger."""
     places = epochs[number].places
@@ -129,6 +122,6 @@ def _stand_in(
             sample = make(place, other, number)
         except LlavaError:
             continue
-        if fits(sample, limit):
+        if fits(sample):
             return Seated(sample, seat, other, place)
     return None

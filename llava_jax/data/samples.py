@@ -1,4 +1,4 @@
-"""From a record of the data set to token ids with a place for every image feature."""
+"""From a record of the data set to the Example that an epoch shows of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from llava_jax.batch import Buckets, size_of
 from llava_jax.config import LlavaConfig
-from llava_jax.data.batch import Expanded, bucket, choose_turns, expand, row_needs, without_id
 from llava_jax.data.check import Dataset
 from llava_jax.data.epoch import TURNS
 from llava_jax.data.order import lasting_random
 from llava_jax.data.pixels import Cache
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import SampleError
-from llava_jax.text.sample import Example, ExampleMaker
+from llava_jax.text.example import Example, sample_turns
+from llava_jax.text.sample import ExampleMaker, check_trained
 
 MakeExample = Callable[[Any, str], Example]
 """(record, id) -> its Example. Raises SampleError."""
@@ -33,8 +34,9 @@ class Samples:
     ):
         self._data, self._make, self._settings = data, make_example, settings
         self._image_tokens, self._cache = image_tokens, cache
+        self._buckets = buckets_of(settings)
 
-    def __call__(self, place: int, seat: int, epoch: int) -> Expanded:
+    def __call__(self, place: int, seat: int, epoch: int) -> Example:
         """The sample of record `place` as it is seen at `seat` of an epoch.
 
         Raises SampleError for one that cannot be trained, or fits into no bucket.
@@ -43,13 +45,12 @@ class Samples:
         example = self._example(place)
         if s.turns_per_sample:
             rng = lasting_random(s.seed, epoch, seat, TURNS)
-            example = choose_turns(example, s.turns_per_sample, rng)
-        sample = expand(example, self._image_tokens, s.max_length, idle=s.compat)
-        tokens, images, targets = row_needs([sample])
-        bucket(tokens, s.length_buckets, "length", sample.id)
-        bucket(images, s.image_buckets, "image", sample.id)
-        bucket(targets, s.target_buckets, "target", sample.id)
-        return sample
+            example = sample_turns(example, s.turns_per_sample, rng)
+        example = example.truncated(s.max_length, self._image_tokens)
+        if not s.compat:
+            check_trained(example, s.max_length)
+        self._buckets.hold(size_of([example], self._image_tokens), example.id)
+        return example
 
     def _example(self, place: int) -> Example:
         found = self._cache.get(place)
@@ -58,7 +59,7 @@ class Samples:
                 found = self._make(self._data.records[place], self._data.ids[place])
             except SampleError as e:
                 found = e
-            size = 300 if isinstance(found, SampleError) else 12 * len(found.input_ids) + 600
+            size = 300 if isinstance(found, SampleError) else 12 * len(found.ids) + 600
             self._cache.put(place, found, size)
         if isinstance(found, SampleError):
             raise SampleError(found.message, fix=found.fix)
@@ -68,13 +69,13 @@ class Samples:
 def example_maker(settings: DataSettings, model_config: LlavaConfig, tokenizer: Any) -> MakeExample:
     """How a run's settings make an Example of a record."""
     s = settings
-    # Turns are drawn, and conversations cut, after images took their places; a sample of all its
-    # independent turns gets the length here, so that it leaves out turns instead of halving one.
-    ahead = s.compat or (s.turns == "independent" and not s.turns_per_sample)
+    # Where all independent turns are trained, those that do not fit are left out; a conversation,
+    # and turns that are drawn, are cut when they are given out.
+    early = s.compat or (s.turns == "independent" and not s.turns_per_sample)
     maker = ExampleMaker(
         tokenizer,
         version=s.version,
-        max_length=s.max_length if ahead else None,
+        max_length=s.max_length if early else None,
         image_tokens=model_config.image_tokens,
         turns=s.turns,
         compat=s.compat,
@@ -82,7 +83,12 @@ def example_maker(settings: DataSettings, model_config: LlavaConfig, tokenizer: 
     )
 
     def make(record: Any, name: str) -> Example:
-        example = replace(maker(record), id=name)
-        return without_id(example, tokenizer.pad_id) if s.compat else example
+        return replace(maker(record), id=name)
 
     return make
+
+
+def buckets_of(settings: DataSettings) -> Buckets:
+    """The padded sizes that the settings allow."""
+    s = settings
+    return Buckets(s.length_buckets, s.image_buckets, s.target_buckets)

@@ -1,7 +1,6 @@
-"""Generation: prompts of token ids and images in, token ids out.
+"""Generation: Examples without labels, with pixels for images, in; token ids out.
 
 Its parts, lowest first:
-    layout          prompts as fixed-shape arrays; the length buckets (numpy only)
     sampling        how the next token is chosen
     decoding        a batch being answered, seen from the host
     engine          prefill and decode over the KV cache, compiled once a bucket
@@ -15,5 +14,4 @@ from llava_jax.generate.answer import Answer as Answer
 from llava_jax.generate.decoding import Decoding as Decoding
 from llava_jax.generate.decoding import Output as Output
 from llava_jax.generate.engine import Generator as Generator
-from llava_jax.generate.layout import Prompt as Prompt
 from llava_jax.generate.sampling import Sampling as Sampling

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
+from llava_jax.batch import collate, length_bucket, prompt_shape, room_bucket
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import WeightError
-from llava_jax.generate.layout import Prompt, lay_out, length_bucket, room_bucket
 from llava_jax.generate.sampling import Controls, Sampling
 from llava_jax.llama import KVCache
 from llava_jax.text.constants import IMAGE_TOKEN
+from llava_jax.text.example import Example
 
 if TYPE_CHECKING:
     from llava_jax.generate.engine import Generator
@@ -76,7 +77,7 @@ class Decoding:
     def __init__(
         self,
         generator: Generator,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Example],
         settings: Sequence[Sampling],
         keep_logits: bool,
         after: Decoding | None = None,
@@ -84,7 +85,7 @@ class Decoding:
     ):
         self.generator, self.prompts, self.keep_logits = generator, tuple(prompts), keep_logits
         config = generator.config
-        self.lengths = [p.positions(config) for p in prompts]
+        self.lengths = [p.length(config.image_tokens) for p in prompts]
         limit = config.language.max_positions
         self.budgets = [min(s.max_new_tokens, limit - n) for s, n in zip(settings, self.lengths)]
         n = len(prompts)
@@ -106,11 +107,11 @@ class Decoding:
         """Whether some row is not done."""
         return not self.done.all()
 
-    def _read(self, prompts: Sequence[Prompt]) -> None:
+    def _read(self, prompts: Sequence[Example]) -> None:
         g = self.generator
-        rows = lay_out(prompts, g.config, g._rows)
-        self._pad_controls(len(rows.lengths))
-        self._base = rows.tokens.shape[1]
+        rows = prompt_batch(prompts, g.config, g._rows)
+        self._pad_controls(len(rows["tokens"]))
+        self._base = rows["tokens"].shape[1]
         room = room_bucket(min(max(self.budgets), _FIRST_ROOM))
         with g._scope():
             self.state, chosen = g._prefill(
@@ -127,8 +128,9 @@ class Decoding:
         """Reads prompt.ids[shared:], whose first token stands at position `start`."""
         g, prompt = self.generator, self.prompts[0]
         seen = int((prompt.ids[:shared] == IMAGE_TOKEN).sum())
-        rows = lay_out([Prompt(prompt.ids[shared:], prompt.images[seen:])], g.config, g._rows)
-        b, t = rows.tokens.shape
+        rest = Example(prompt.ids[shared:], prompt.images[seen:])
+        rows = prompt_batch([rest], g.config, g._rows)
+        b, t = rows["tokens"].shape
         self._pad_controls(b)
         self.state, after.state = after.state, None
         self._slot = after._slot + t
@@ -242,7 +244,15 @@ class Decoding:
         )
 
 
-def reusable(after: Decoding, prompt: Prompt, config: LlavaConfig) -> tuple[int, int] | None:
+def prompt_batch(
+    prompts: Sequence[Example], config: LlavaConfig, multiple: int
+) -> dict[str, np.ndarray]:
+    """What the compiled functions read of a batch of prompts, one per row."""
+    batch = collate([[p] for p in prompts], prompt_shape(prompts, config, multiple), config)
+    return {name: batch[name] for name in ("tokens", "slots", "segments", "images")}
+
+
+def reusable(after: Decoding, prompt: Example, config: LlavaConfig) -> tuple[int, int] | None:
     """(ids of `prompt` that the cache holds, the position behind them), or None if not worth it."""
     images = iter(range(len(prompt.images)))
     shared = start = 0
@@ -256,9 +266,10 @@ def reusable(after: Decoding, prompt: Prompt, config: LlavaConfig) -> tuple[int,
                 break
         shared += 1
         start += config.image_tokens if new == IMAGE_TOKEN else 1
-    rest = prompt.positions(config) - start
+    length = prompt.length(config.image_tokens)
+    rest = length - start
     used = after._slot + length_bucket(rest)
     # Entries of dropped tokens stay in the cache: read anew before they are half of it.
-    if start < rest or used > 2 * length_bucket(prompt.positions(config)):
+    if start < rest or used > 2 * length_bucket(length):
         return None
     return shared, start

@@ -23,16 +23,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from llava_jax.batch import check_prompt
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import PromptError
 from llava_jax.generate import weights
 from llava_jax.generate.decoding import CHUNK, Chosen, Decoding, Output, State, Stop, reusable
-from llava_jax.generate.layout import Prompt, Rows, check
 from llava_jax.generate.sampling import Controls, Sampling, choose
 from llava_jax.layers import Compute
 from llava_jax.llama import KVCache, causal_mask, init_cache
 from llava_jax.llava import Llava
 from llava_jax.sharding import BATCH, batch_sharding, constrain
+from llava_jax.text.example import Example
 
 
 class Generator:
@@ -85,7 +86,7 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Example],
         sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008  frozen
         *,
         stop: Stop | None = None,
@@ -101,7 +102,7 @@ class Generator:
 
     def start(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Example],
         sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008  frozen
         *,
         keep_logits: bool = False,
@@ -125,9 +126,9 @@ class Generator:
             reuse = reusable(after, prompts[0], self.config)
         return Decoding(self, prompts, settings, keep_logits, after, reuse)
 
-    def check(self, prompt: Prompt, name: str = "the prompt") -> None:
+    def check(self, prompt: Example, name: str = "the prompt") -> None:
         """Raises PromptError, with `name` in it, for a prompt that `start` would refuse."""
-        check(prompt, self.config, name)
+        check_prompt(prompt, self.config, name)
 
     def params(self):
         """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
@@ -147,18 +148,19 @@ class Generator:
     def _model(self, leaves: list[jax.Array]) -> Llava:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
 
-    def _prefill_fn(self, leaves, rows: Rows, controls: Controls, *, capacity, keep_logits):
+    def _prefill_fn(self, leaves, rows, controls: Controls, *, capacity, keep_logits):
         """Reads whole prompts into a new cache of `capacity` entries."""
         self.compiled["prefill"] += 1
         model = self._model(leaves)
-        b, t = rows.tokens.shape
+        b, t = rows["tokens"].shape
         at = jnp.broadcast_to(jnp.arange(t), (b, t))
-        real = at < rows.lengths[:, None]
+        lengths = _lengths(rows)
+        real = at < lengths[:, None]
         cache = self._sharded(
             init_cache(self.config.language, b, capacity, self.compute.dtype, self.unrolled)
         )
         hidden, cache = model.language(
-            constrain(model.embed(rows.tokens, rows.slots, rows.images), BATCH),
+            constrain(model.embed(rows["tokens"], rows["slots"], rows["images"]), BATCH),
             at,
             causal_mask(real.astype(jnp.int32)),
             cache,
@@ -167,41 +169,46 @@ class Generator:
             jnp.where(real, at, -1), ((0, 0), (0, capacity - t)), constant_values=-1
         )
         return self._first(
-            model, hidden, rows, controls, cache, key_positions, rows.lengths, t, keep_logits
+            model, hidden, lengths - 1, controls, cache, key_positions, lengths, t, keep_logits
         )
 
-    def _extend_fn(
-        self, leaves, rows: Rows, controls: Controls, state: State, start_B, *, keep_logits
-    ):
+    def _extend_fn(self, leaves, rows, controls: Controls, state: State, start_B, *, keep_logits):
         """Reads more tokens behind the cached ones before position `start_B`, dropping the others."""
         self.compiled["extend"] += 1
         model = self._model(leaves)
-        b, t = rows.tokens.shape
+        b, t = rows["tokens"].shape
         at = jnp.broadcast_to(jnp.arange(t), (b, t))
+        lengths = _lengths(rows)
         positions = start_B[:, None] + at
         kept = jnp.where(state.key_positions < start_B[:, None], state.key_positions, -1)
         key_positions = jax.lax.dynamic_update_slice_in_dim(
-            kept, jnp.where(at < rows.lengths[:, None], positions, -1), state.slot, axis=1
+            kept, jnp.where(at < lengths[:, None], positions, -1), state.slot, axis=1
         )
         hidden, cache = model.language(
-            constrain(model.embed(rows.tokens, rows.slots, rows.images), BATCH),
+            constrain(model.embed(rows["tokens"], rows["slots"], rows["images"]), BATCH),
             positions,
             visible(positions, key_positions),
             state.cache,
             write_at=state.slot,
             key_positions_BS=key_positions,
         )
-        length = start_B + rows.lengths
         return self._first(
-            model, hidden, rows, controls, cache, key_positions, length, state.slot + t, keep_logits
+            model,
+            hidden,
+            lengths - 1,
+            controls,
+            cache,
+            key_positions,
+            start_B + lengths,
+            state.slot + t,
+            keep_logits,
         )
 
     def _first(
-        self, model, hidden, rows, controls, cache, key_positions, lengths, slot, keep_logits
+        self, model, hidden, last_B, controls, cache, key_positions, lengths, slot, keep_logits
     ):
         """Chooses the first token from the last real position of each row."""
-        last = hidden[jnp.arange(len(hidden)), rows.lengths - 1]
-        logits = model.logits(last)
+        logits = model.logits(hidden[jnp.arange(len(hidden)), last_B])
         step = jnp.zeros((), jnp.int32)
         token, logprob = choose(logits, controls, step)
         state = State(
@@ -297,6 +304,11 @@ class Generator:
     def _gathered(self, chosen: Chosen) -> Chosen:
         """A copy on every device, so that every process can read it."""
         return jax.tree.map(lambda x: constrain(x, P()), chosen)
+
+
+def _lengths(rows: Mapping[str, jax.Array]) -> jax.Array:
+    """int32[B]: the real positions of each row; 1 in an empty row, so that no softmax is of nothing."""
+    return jnp.maximum((rows["segments"] > 0).sum(1, dtype=jnp.int32), 1)
 
 
 def visible(positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:

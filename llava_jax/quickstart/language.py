@@ -9,20 +9,21 @@ picture, and stage 1 has something to align with.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llava_jax.batch import Shape, collate
 from llava_jax.config import LlavaConfig
-from llava_jax.data.batch import Example, Expanded, Shape, choose_turns, collate, expand
 from llava_jax.layers import Compute
 from llava_jax.llama import causal_mask
 from llava_jax.llava import binder
 from llava_jax.quickstart.captions import phrases
 from llava_jax.quickstart.fit import FitResult, Params, epochs, fit
+from llava_jax.text.example import Example, sample_turns
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.loss import mean_loss, supervised_nll
 
@@ -95,7 +96,7 @@ def text_batches(
     turns_per_sample: int,
     seed: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of one shape, for ever: those of llava_jax.data.batch, with `words` for images.
+    """Batches of one shape, for ever: those of llava_jax.batch, with `words` for images.
 
     words: int32[B, T, W], the tokens whose embeddings add up in an image slot, -1 for none.
     """
@@ -104,28 +105,30 @@ def text_batches(
     length = max(length for length, _ in needs)
     packed = [length // own for own, _ in needs]  # samples in a row of each group
     targets = max(n * own for n, (_, own) in zip(packed, needs))
-    shape = Shape(sum(rows), -(-length // 8) * 8, 0, -(-targets // 8) * 8)
+    shape = Shape(sum(rows), -(-length // 8) * 8, max(packed), -(-targets // 8) * 8)
+    no_picture = np.zeros((config.vision.image_size,) * 2 + (3,), np.uint8)
     stand_in = StandIn(config, tokenizer, [s.caption for group in samples for s in group])
     orders = [
         epochs(len(group), count * n, seed + i)
         for i, (group, count, n) in enumerate(zip(samples, rows, packed))
     ]
     while True:
-        filled: list[list[Expanded]] = []
+        filled: list[list[Example]] = []
+        said: list[list[np.ndarray]] = []  # words of each row's slots
         words = np.full((shape.rows, shape.length, stand_in.width), -1, np.int32)
         for group, order, n in zip(samples, orders, packed):
             for at, index in enumerate(next(order)):
                 sample = group[index]
-                example = choose_turns(sample.example, turns_per_sample, rng)
+                example = sample_turns(sample.example, turns_per_sample, rng)
+                example = example.truncated(config.max_length, config.image_tokens)
                 if at % n == 0:
                     filled.append([])
-                start = sum(map(len, filled[-1]))
-                filled[-1].append(expand(example, config.image_tokens, config.max_length))
-                slots = start + np.flatnonzero(filled[-1][-1].slots >= 0)
-                words[len(filled) - 1, slots] = stand_in.words(sample.caption, rng)
-        batch = collate(
-            filled, [[] for _ in filled], shape, config.image_tokens, config.vision.image_size
-        )
+                    said.append([])
+                filled[-1].append(replace(example, images=(no_picture,)))
+                said[-1].append(stand_in.words(sample.caption, rng))
+        batch = collate(filled, shape, config)
+        for row, shown in enumerate(said):
+            words[row, batch["slots"][row] >= 0] = np.concatenate(shown)
         batch.pop("images")
         yield {**batch, "words": words}
 
@@ -175,8 +178,9 @@ def _needs(config: LlavaConfig, samples: Sequence[TextSample], turns: int) -> tu
     length = targets = 1
     for sample in samples:
         example = sample.example
-        sizes = np.bincount(example.turns)
-        trained = np.bincount(example.turns, example.labels >= 0)
+        of = np.zeros(len(example.ids), int) if example.turns is None else example.turns
+        sizes = np.bincount(of)
+        trained = np.bincount(of, example.labels >= 0)
         images = len(example.images) * (config.image_tokens - 1)
         length = max(length, sizes[0] + images + _largest(sizes[1:], turns))
         targets = max(targets, int(trained[0]) + _largest(trained[1:], turns))

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
-from llava_jax.text.sample import Example
+from llava_jax.text.constants import IGNORE, IMAGE_TAG, IMAGE_TOKEN
+from llava_jax.text.example import Example
 from llava_jax.text.tokenizer import SPACE, Tokenizer
 from llava_jax.util import printable
 
@@ -36,10 +36,10 @@ def explain(
     colour: None asks `wants_colour`.
     """
     colour = wants_colour() if colour is None else colour
-    trained = int((example.labels != IGNORE).sum())
+    trained = sum(label != IGNORE for _, _, label in _tokens(example))
     positions = example.length(image_tokens)
     head = [
-        f"sample {example.id}: {len(example.input_ids)} tokens, {positions} positions with images, "
+        f"sample {example.id}: {len(example.ids)} tokens, {positions} positions with images, "
         f"{trained} trained",
         *(f"image {i}: {path}" for i, path in enumerate(example.images)),
     ]
@@ -52,7 +52,7 @@ def explain(
 
 def _prompt(example: Example, tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
     images = iter(example.images)
-    rows = zip(example.turns, example.input_ids, example.labels)
+    rows = _tokens(example)
     keyed = ((turn, id_ == IMAGE_TOKEN, label != IGNORE, id_) for turn, id_, label in rows)
     last_turn = 0
     for (turn, is_image, trained), group in groupby(keyed, key=lambda row: row[:3]):
@@ -73,7 +73,7 @@ def _prompt(example: Example, tokenizer: Tokenizer, colour: bool) -> Iterator[st
 def _rows(example: Example, tokenizer: Tokenizer, image_tokens: int, colour: bool) -> Iterator[str]:
     yield _paint(f"{'position':>8}  {'id':>6}  {'trained':7}  {'turn':>4}  piece", _HEAD, colour)
     at = 0
-    for id_, label, turn in zip(example.input_ids, example.labels, example.turns):
+    for turn, id_, label in _tokens(example):
         is_image, trained = id_ == IMAGE_TOKEN, label != IGNORE
         piece = printable(tokenizer.token_text(int(id_)), keep="")
         if is_image:
@@ -83,12 +83,22 @@ def _rows(example: Example, tokenizer: Tokenizer, image_tokens: int, colour: boo
         at += image_tokens if is_image else 1
 
 
+def _tokens(example: Example) -> list[tuple[int, int, int]]:
+    """(turn, id, label) of each id."""
+    none = [0] * len(example.ids)
+    turns = none if example.turns is None else example.turns.tolist()
+    labels = [IGNORE] * len(none) if example.labels is None else example.labels.tolist()
+    return list(zip(turns, example.ids.tolist(), labels))
+
+
 def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """Text of ids from the middle of a prompt: no space is dropped, special tokens are shown."""
     out = bytearray()
     for id_ in ids:
-        byte = tokenizer.byte_value(id_)
-        if byte is None:
+        byte = None if id_ == IMAGE_TOKEN else tokenizer.byte_value(id_)
+        if id_ == IMAGE_TOKEN:
+            out += IMAGE_TAG.encode()
+        elif byte is None:
             out += tokenizer.token_text(id_).replace(SPACE, " ").encode()
         else:
             out.append(byte)

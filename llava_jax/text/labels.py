@@ -125,7 +125,12 @@ def label(
     tokenizer: Tokenizer, version: TrainingVersion, messages: Sequence[tuple[int, list[Part]]]
 ) -> Labelled:
     """Tokenises a conversation and marks what is trained. Image slots never are."""
-    parts, pieces = flatten(tokenizer, lay_out_training(version, messages))
+    return tokenise(tokenizer, lay_out_training(version, messages))
+
+
+def tokenise(tokenizer: Tokenizer, layout: Sequence[Piece]) -> Labelled:
+    """The ids of a layout, and what of them is trained."""
+    parts, pieces = flatten(tokenizer, layout)
     ids, owners = tokenizer.align_parts(parts)
     trained = [owner >= 0 and pieces[owner].answer for owner in owners]
     return Labelled(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from llava_jax.errors import ConfigError, PromptError, counted
@@ -17,27 +17,12 @@ from llava_jax.text.conversation import (
     find_template,
     lay_out,
 )
-from llava_jax.text.labels import flatten
+from llava_jax.text.example import Example
+from llava_jax.text.labels import tokenise
 from llava_jax.text.tokenizer import Part, Tokenizer
 
 ROLES = {"user": USER, "assistant": ASSISTANT}
 _IMAGE_KEYS = ("image", "path", "url")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt, ready for the model.
-
-    ids: token ids with IMAGE_TOKEN (-200) at each image slot.
-    images: what the messages gave as images, in slot order.
-    text: the prompt as text, slots written `<image>`; for people to read, not to tokenise again.
-    stop: texts that end the answer.
-    """
-
-    ids: list[int]
-    images: tuple[Any, ...]
-    text: str
-    stop: tuple[str, ...]
 
 
 def build_prompt(
@@ -49,7 +34,7 @@ def build_prompt(
     markup: bool = False,
     use_im_start_end: bool = False,
     open_turn: bool = True,
-) -> Prompt:
+) -> Example:
     """Lays out messages and tokenises them in one pass.
 
     messages: [{"role": "user", "content": ...}, ...] with roles user and assistant in turns, and
@@ -59,7 +44,8 @@ def build_prompt(
         (or "path", "url", "image_url"); a slot stands where its image stands, in a line of its own.
     markup: the text is trusted: `<image>` in it is a slot for the next of `images`, and special
         tokens count. Without it both are plain text.
-    open_turn: end with the assistant's open turn, ready to be continued.
+    open_turn: end with the assistant's open turn, ready to be continued. Without it the example
+        has labels: what the assistant says is trained, or scored.
 
     Raises PromptError if roles, contents or the number of images do not fit, ConfigError if the
     template is unknown or `use_im_start_end` meets a tokenizer without those tokens.
@@ -76,13 +62,8 @@ def build_prompt(
         if not turns or turns[-1][0] != USER:
             raise PromptError("the last message must be the user's", fix="or pass open_turn=False")
         turns.append((ASSISTANT, None))
-    parts, _ = flatten(tokenizer, _with_system(tokenizer, template, turns, system))
-    return Prompt(
-        tokenizer.encode_parts(parts),
-        tuple(reader.found),
-        "".join(part if isinstance(part, str) else tokenizer.token_text(part) for part in parts),
-        template.stop_strings,
-    )
+    found = tokenise(tokenizer, _with_system(tokenizer, template, turns, system))
+    return Example(found.ids, tuple(reader.found), None if open_turn else found.labels)
 
 
 def slot_parts(tokenizer: Tokenizer, template: Template, use_im_start_end: bool) -> list[Part]:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.compat import compat_sample
 from llava_jax.text.constants import IGNORE, IMAGE_TAG, IMAGE_TOKEN
 from llava_jax.text.conversation import ASSISTANT, USER
+from llava_jax.text.example import TRUNCATED, Example
 from llava_jax.text.labels import Labelled, label, training_version
 from llava_jax.text.prompt import slot_parts
 from llava_jax.text.records import check_turns, read_images, read_turns, sample_name, tag_note
@@ -28,30 +27,6 @@ TURNS = ("conversation", "independent")
 
 Round = tuple[list[Part], list[Part]]
 """A question and its answer."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training sample.
-
-    input_ids: int32[t], IMAGE_TOKEN (-200) at each image slot.
-    labels: int32[t], the id itself where trained, IGNORE (-100) elsewhere.
-    images: paths relative to the image folder, one per slot, in slot order.
-    turns: int32[t]; 0 = seen by the whole sample, n = seen only by turn n (independent questions
-        behind a shared prefix). All 0 in an ordinary conversation.
-    notes: what was done to it, once each; see ExampleMaker.
-    """
-
-    id: str
-    input_ids: np.ndarray
-    labels: np.ndarray
-    images: tuple[str, ...]
-    turns: np.ndarray
-    notes: tuple[str, ...] = ()
-
-    def length(self, image_tokens: int) -> int:
-        """Positions in the model, with `image_tokens` features for each slot."""
-        return len(self.input_ids) + len(self.images) * (image_tokens - 1)
 
 
 class ExampleMaker:
@@ -114,6 +89,10 @@ class ExampleMaker:
             rounds, images = self._rounds(turns, images, name, notes)
             alone = self._turns_of(record, name) == "independent"
             example = self._own(rounds, images, name, notes, alone)
+            example = example.truncated(self.max_length, self.image_tokens)
+            check_trained(example, self.max_length)
+        if TRUNCATED in example.notes:
+            notes[TRUNCATED] += 1
         with self._lock:  # threads share a maker
             self.notes.update(notes)
         return replace(example, notes=tuple(notes))
@@ -134,8 +113,7 @@ class ExampleMaker:
                 return self._independent(name, rounds, images, notes)
             notes["kept as a conversation"] += 1
         labelled = self._label(rounds)
-        ids, labels = self._cut(labelled.ids, labelled.labels, notes)
-        return _example(name, ids, labels, images[: ids.count(IMAGE_TOKEN)], [0] * len(ids))
+        return Example(labelled.ids, images, labelled.labels, id=name)
 
     def _turns_of(self, record: Mapping[str, Any], name: str) -> str:
         own = record.get("turns")
@@ -210,15 +188,6 @@ class ExampleMaker:
         messages = [message for q, a in rounds for message in ((USER, q), (ASSISTANT, a))]
         return label(self.tokenizer, self.version, messages)
 
-    def _cut(
-        self, ids: list[int], labels: list[int], notes: Counter[str]
-    ) -> tuple[list[int], list[int]]:
-        """What fits into max_length positions: whole images and the text up to there."""
-        end = fitting(ids, self.max_length, self.image_tokens)
-        if end < len(ids):
-            notes["truncated"] += 1
-        return ids[:end], labels[:end]
-
     def _independent(
         self, name: str, rounds: list[Round], images: list[str], notes: Counter[str]
     ) -> Example:
@@ -227,20 +196,17 @@ class ExampleMaker:
         singles = [self._label(rounds[:1])]
         singles += [self._label([(_behind(front, q), a)]) for q, a in rounds[1:]]
         start = _shared_prefix(singles)
-        ids, labels = list(singles[0].ids[:start]), list(singles[0].labels[:start])
-        turns = [0] * start
+        ids, labels, turns = singles[0].ids[:start], singles[0].labels[:start], [0] * start
+        length = start + len(images) * (self.image_tokens - 1)  # no slot is after the prefix
         for n, single in enumerate(singles, 1):
-            longer = ids + single.ids[start:]
-            end = fitting(longer, self.max_length, self.image_tokens)
-            if end < len(longer):
-                if len(ids) > start:  # half a question is worth nothing, but for the first one
-                    notes["turns left out"] += 1
-                    continue
-                notes["truncated"] += 1
-            ids, labels = longer[:end], (labels + single.labels[start:])[:end]
-            turns += [n] * (end - len(turns))
-        shown = ids.count(IMAGE_TOKEN)
-        return _example(name, ids, labels, images[:shown], turns[: len(ids)])
+            length += len(single.ids) - start
+            if n > 1 and self.max_length is not None and length > self.max_length:
+                length -= len(single.ids) - start
+                notes["turns left out"] += 1  # half a question is worth nothing, but for the first
+                continue
+            ids, labels = ids + single.ids[start:], labels + single.labels[start:]
+            turns = turns + [n] * (len(ids) - len(turns))
+        return Example(ids, images, labels, turns, name)
 
     def _front(self, question: list[Part]) -> list[Part]:
         """The part of a question up to its last image slot; empty without one."""
@@ -265,25 +231,20 @@ class ExampleMaker:
             notes["mismatch"] += 1
         ids, labels = sample.ids.tolist(), sample.labels.tolist()
         labels = [IGNORE if x == IMAGE_TOKEN else x for x in labels]
-        if images:
-            ids, labels = self._cut(ids, labels, notes)
         slots = ids.count(IMAGE_TOKEN)
         images = images * slots if len(images) == 1 else images[:slots]
-        if len(images) < slots:
-            raise SampleError(f"sample {name}: {slots} image slots for {len(images)} images")
-        return _example(name, ids, labels, images, [0] * len(ids), may_be_idle=True)
+        example = Example(ids, images, labels, id=name)
+        example = example.truncated(self.max_length, self.image_tokens)
+        # The original takes every padding id for padding, an `<unk>` in the text too, and drops it
+        # before image features go in (the attention mask of train.py and llava_arch.py).
+        return example.select(example.ids != self.tokenizer.pad_id)
 
 
-def fitting(ids: Sequence[int], max_length: int | None, image_tokens: int) -> int:
-    """How many of `ids` fit into max_length positions, never counting an image in part."""
-    if max_length is None:
-        return len(ids)
-    used = 0
-    for i, id_ in enumerate(ids):
-        used += image_tokens if id_ == IMAGE_TOKEN else 1
-        if used > max_length:
-            return i
-    return len(ids)
+def check_trained(example: Example, max_length: int | None) -> None:
+    """Raises SampleError if nothing of an example is trained, say because of its length."""
+    if not example.target_count:
+        why = f"within its first {max_length} tokens" if TRUNCATED in example.notes else "in it"
+        raise SampleError(f"sample {example.id}: there is nothing to train {why}")
 
 
 def _tag_first(text: str) -> str:
@@ -312,10 +273,3 @@ def _shared_prefix(singles: Sequence[Labelled]) -> int:
         pairs = zip(first.ids[:limit], single.ids)
         limit = next((i for i, (a, b) in enumerate(pairs) if a != b), min(limit, len(single.ids)))
     return limit
-
-
-def _example(name, ids, labels, images, turns, *, may_be_idle: bool = False) -> Example:
-    if not may_be_idle and all(x == IGNORE for x in labels):
-        raise SampleError(f"sample {name}: no answer fits into the length limit")
-    ids, labels, turns = (np.array(x, np.int32) for x in (ids, labels, turns))
-    return Example(name, ids, labels, tuple(images), turns)

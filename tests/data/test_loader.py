@@ -14,7 +14,7 @@ from llava_jax.data.check import open_data
 from llava_jax.data.loader import Loader
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, SampleError
-from llava_jax.text.sample import Example
+from llava_jax.text.example import Example
 
 MODEL = LlavaConfig.tiny()  # 64 px, 16 features an image
 
@@ -31,8 +31,7 @@ def make_example(record, sample_id: str) -> Example:
         labels += found if turn["from"] == "gpt" else [-100] * len(found)
     image = record.get("image")
     images = () if not image else (image,) if isinstance(image, str) else tuple(image)
-    zeros = np.zeros(len(ids), np.int32)
-    return Example(sample_id, np.array(ids, np.int32), np.array(labels, np.int32), images, zeros)
+    return Example(ids, images, labels, id=sample_id)
 
 
 def make_data(folder: Path, count: int = 37) -> None:

@@ -17,6 +17,7 @@ from llava_jax.eval.predict import Request, image_paths
 from llava_jax.eval.run import Settings, image_folders, run_task
 from llava_jax.eval.scenes import write_scene_sets
 from llava_jax.eval.task import get_task
+from llava_jax.text.explain import text_of
 from llava_jax.text.prompt import build_prompt
 from tests.generate.tiny import model, tokenizer
 
@@ -113,7 +114,9 @@ def test_devices_change_no_answer(sets, checkpoint, tmp_path):
 def test_prompt_is_the_papers():
     content = [{"type": "image", "image": b""}, {"type": "text", "text": " Is it?\nAnswer."}]
     prompt = build_prompt([{"role": "user", "content": content}], tokenizer())
-    assert prompt.text.endswith("questions. USER: <image>\n Is it?\nAnswer. ASSISTANT:")
+    assert text_of(prompt.ids, tokenizer()).endswith(
+        "questions. USER: <image> \n Is it?\nAnswer. ASSISTANT:"
+    )
 
 
 def test_asked_passes_everything_on():

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from llava_jax import llava
+from llava_jax.batch import collate, prompt_shape
 from llava_jax.errors import PromptError, WeightError
-from llava_jax.generate import Generator, Prompt, Sampling, decoding
-from llava_jax.generate.layout import lay_out
+from llava_jax.generate import Generator, Sampling, decoding
 from llava_jax.sharding import make_mesh
+from llava_jax.text.example import Example
 from tests.generate.tiny import CONFIG, MIXED, WINDOWED, generator, params, prompt
 
 LONG = Sampling(max_new_tokens=20)
@@ -28,20 +29,12 @@ def forward(config):
     return jax.jit(lambda batch: model.logits(model(batch)))
 
 
-def full_logits(config, one: Prompt, ids) -> np.ndarray:
+def full_logits(config, one: Example, ids) -> np.ndarray:
     """float32[len(ids), V] that chose each of `ids`, from one forward pass over everything."""
-    whole = Prompt(np.concatenate([one.ids, np.asarray(ids, np.int32)]), one.images)
-    rows = lay_out([whole], config)
-    at = np.arange(rows.tokens.shape[1])[None]
-    batch = {
-        "tokens": rows.tokens,
-        "slots": rows.slots,
-        "images": rows.images,
-        "positions": at,
-        "segments": (at < rows.lengths[:, None]).astype(np.int32),
-    }
+    whole = Example(np.concatenate([one.ids, np.asarray(ids, np.int32)]), one.images)
+    batch = collate([[whole]], prompt_shape([whole], config), config)
     logits = forward(config)(batch)[0]
-    end = whole.positions(config) - 1
+    end = whole.length(config.image_tokens) - 1
     return np.asarray(logits[end - len(ids) : end])
 
 
@@ -128,7 +121,7 @@ def test_a_conversation_that_keeps_its_cache_equals_one_read_anew(config):
         begun.advance()
     answer = begun.outputs()[0].ids
     more = prompt(6, 1)
-    second = Prompt(
+    second = Example(
         np.concatenate([first.ids, answer[:15], more.ids]), (*first.images, *more.images)
     )
     (want,) = own.generate([second], LONG)
@@ -144,8 +137,8 @@ def test_a_conversation_that_keeps_its_cache_equals_one_read_anew(config):
 
 def test_another_picture_is_not_taken_from_the_cache():
     own = generator()
-    first = Prompt([3, -200, *range(4, 24)], prompt(2, 1).images)
-    other = Prompt(first.ids, prompt(2, 1, seed=1).images)
+    first = Example([3, -200, *range(4, 24)], prompt(2, 1).images)
+    other = Example(first.ids, prompt(2, 1, seed=1).images)
     (want,) = own.generate([other], LONG)
     before = own.compiled["extend"]
     begun = own.start([other], LONG, after=own.start([first], LONG))
@@ -196,9 +189,9 @@ def test_the_context_ends_an_answer():
     [
         (prompt(256), "takes 256 positions; the model has 256"),
         (prompt(250, 2), "takes 256 positions, 8 of them for 2 images"),
-        (Prompt([3, 61]), "token id 61 is outside the vocabulary of 61"),
-        (Prompt([3, -7]), "token id -7"),
-        (Prompt([-200], [np.zeros((16, 32, 3), np.uint8)]), "an image is (16, 32, 3)"),
+        (Example([3, 61]), "token id 61 is outside the vocabulary of 61"),
+        (Example([3, -7]), "token id -7"),
+        (Example([-200], [np.zeros((16, 32, 3), np.uint8)]), "an image is (16, 32, 3)"),
     ],
 )
 def test_a_prompt_that_cannot_be_answered_is_named(bad, message):
@@ -221,7 +214,7 @@ def test_float_images_are_taken_as_normalised():
     mean, std = np.array(v.image_mean, np.float32), np.array(v.image_std, np.float32)
     pixels = tuple(((i / np.float32(255) - mean) / std).astype(np.float32) for i in one.images)
     (want,) = generator().generate([one], LONG)
-    (got,) = generator().generate([Prompt(one.ids, pixels)], LONG)
+    (got,) = generator().generate([Example(one.ids, pixels)], LONG)
     assert got.ids == want.ids
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import sentencepiece
 
 from llava_jax.config import LanguageConfig, LlavaConfig, VisionConfig
-from llava_jax.generate import Generator, Prompt
+from llava_jax.generate import Generator
 from llava_jax.llava import abstract_params
 from llava_jax.model import LlavaModel
+from llava_jax.text.example import Example
 from llava_jax.text.tokenizer import Tokenizer
 
 VOCAB = 61
@@ -52,13 +53,13 @@ def generator(config: LlavaConfig = CONFIG) -> Generator:
     return Generator(config, params(config), eos_ids=(-1,))
 
 
-def prompt(length: int, images: int = 0, seed: int = 0) -> Prompt:
+def prompt(length: int, images: int = 0, seed: int = 0) -> Example:
     """`length` ids of which `images` are slots."""
     rng = np.random.default_rng(100 * length + 10 * images + seed)
     ids = rng.integers(3, VOCAB, length)
     ids[rng.choice(length, images, replace=False)] = -200
     pictures = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
-    return Prompt(ids, tuple(pictures))
+    return Example(ids, tuple(pictures))
 
 
 @cache

@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from llava_jax.convert import load_checkpoint  # noqa: E402
-from llava_jax.generate import Generator, Prompt, Sampling  # noqa: E402
+from llava_jax.generate import Generator, Sampling  # noqa: E402
+from llava_jax.text.example import Example  # noqa: E402
 
 IMAGE, VOCAB, STEPS = 90, 96, 24
 UNDECIDED = 1e-3  # a smaller gap between the best two logits may fall either way
@@ -68,18 +69,18 @@ def pair(request, tmp_path_factory):
     return theirs(request.param), Generator(checkpoint.config, checkpoint.params)
 
 
-def prompts() -> list[Prompt]:
+def prompts() -> list[Example]:
     """Different lengths and numbers of images."""
     rng = np.random.default_rng(0)
     made = []
     for length, images in ((14, 1), (5, 2), (30, 0), (3, 1)):
         ids = rng.integers(3, IMAGE, length)
         ids[rng.choice(length, images, replace=False)] = -200
-        made.append(Prompt(ids, tuple(rng.normal(0, 1, (images, 28, 28, 3)).astype(np.float32))))
+        made.append(Example(ids, tuple(rng.normal(0, 1, (images, 28, 28, 3)).astype(np.float32))))
     return made
 
 
-def padded_left(given: list[Prompt]):
+def padded_left(given: list[Example]):
     """What their processor makes of the prompts."""
     rows = [np.repeat(p.ids, np.where(p.ids == -200, 4, 1)) for p in given]
     width = max(map(len, rows))
@@ -92,7 +93,7 @@ def padded_left(given: list[Prompt]):
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), **pixels}
 
 
-def ask(model, given: list[Prompt]) -> tuple[list[list[int]], list[int]]:
+def ask(model, given: list[Example]) -> tuple[list[list[int]], list[int]]:
     """Their greedy tokens, and how many steps of each row are decided beyond rounding."""
     inputs = padded_left(given)
     with torch.no_grad():

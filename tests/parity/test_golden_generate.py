@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from llava_jax.convert import load_checkpoint
-from llava_jax.generate import Generator, Prompt, Sampling
+from llava_jax.generate import Generator, Sampling
+from llava_jax.text.example import Example
 from tests.conftest import shared
 from tests.parity.golden_model import GOLDEN, arrays, cases, models_with
 
@@ -23,7 +24,7 @@ def generator(model: str, name: str = "llava") -> Generator:
     return Generator(checkpoint.config, params)
 
 
-def prompts(model: str, rows, image_index, image_id: int | None = None) -> list[Prompt]:
+def prompts(model: str, rows, image_index, image_id: int | None = None) -> list[Example]:
     """Golden rows of ids as prompts; `image_id` stands for each feature of an image (HF's way)."""
     pictures = arrays(shared(f"{GOLDEN}/{model}"))["images"].transpose(0, 2, 3, 1)
     features = generator(model).config.image_tokens
@@ -35,7 +36,7 @@ def prompts(model: str, rows, image_index, image_id: int | None = None) -> list[
             ends = np.floor(np.cumsum(widths) + 1e-6)
             row = np.where(row == image_id, -200, row)[np.diff(ends, prepend=0) > 0]
         count = int((row == -200).sum())
-        made.append(Prompt(row, tuple(pictures[next(index)] for _ in range(count))))
+        made.append(Example(row, tuple(pictures[next(index)] for _ in range(count))))
     return made
 
 

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llava_jax.batch import Buckets, collate, shape_of
 from llava_jax.config import LoraConfig
 from llava_jax.convert import load_checkpoint
-from llava_jax.data.batch import collate, expand, shape_of
 from llava_jax.layers import Compute
-from llava_jax.text.constants import IGNORE
-from llava_jax.text.sample import Example
+from llava_jax.text.example import Example
 from llava_jax.train.groups import is_lora, trainable_names
 from llava_jax.train.optim import make_optimizer
 from llava_jax.train.step import TrainState, make_loss, make_step
@@ -74,35 +73,21 @@ def start(kind: str):
     return config, params
 
 
-def expanded(example: Example, config):
-    """The sample with its image slots; one that the original masked whole trains nothing here too."""
-    if (example.labels != IGNORE).any():
-        return expand(example, config.image_tokens, config.max_length)
-    one = dataclasses.replace(example, labels=example.input_ids)
-    sample = expand(one, config.image_tokens, config.max_length)
-    return dataclasses.replace(sample, targets=np.full_like(sample.targets, IGNORE))
-
-
 def batch_of(rows: list[dict], images: np.ndarray, config, micro: int) -> dict[str, np.ndarray]:
     """[micro, rows / micro, ...] arrays of the original's rows (ids with -200, labels)."""
-    samples, pictures = [], []
+    samples = []
     for row in rows:
-        ids, labels = np.array(row["input_ids"]), np.array(row["labels"])
-        slots = int((ids == -200).sum())
-        index = np.atleast_1d(row["image_index"])[:slots]
-        example = Example("", ids, labels, tuple(map(str, index)), np.zeros_like(ids))
-        samples.append(expanded(example, config))
-        pictures.append([images[i].transpose(1, 2, 0) for i in index])
-    # Few buckets, so that few shapes are compiled.
-    lengths, counts, targets = (tuple(n * 2**i for i in range(6)) for n in (96, 2, 48))
-    shape = shape_of([[s] for s in samples], len(rows), lengths, counts, targets)
-    size = config.vision.image_size
-    blank = [[np.zeros((size, size, 3), np.uint8) for _ in p] for p in pictures]
-    batch = collate([[s] for s in samples], blank, shape, config.image_tokens, size)
-    batch["images"] = np.zeros(batch["images"].shape, np.float32)
-    for b, row_pictures in enumerate(pictures):
-        for k, picture in enumerate(row_pictures):
-            batch["images"][b, k] = picture
+        ids = np.array(row["input_ids"])
+        index = np.atleast_1d(row["image_index"])[: int((ids == -200).sum())]
+        pictures = [images[i].transpose(1, 2, 0).astype(np.float32) for i in index]
+        example = Example(ids, pictures, row["labels"])
+        samples.append(example.truncated(config.max_length, config.image_tokens))
+    # Few buckets, so that few shapes are compiled. One that the original masked whole takes places
+    # of targets all the same.
+    buckets = Buckets(*(tuple(n * 2**i for i in range(6)) for n in (96, 2, 48)))
+    whole = [dataclasses.replace(s, labels=s.ids) if not s.target_count else s for s in samples]
+    shape = shape_of([[s] for s in whole], len(rows), buckets, config.image_tokens)
+    batch = collate([[s] for s in samples], shape, config)
     return {k: v.reshape(micro, -1, *v.shape[1:]) for k, v in batch.items()}
 
 

@@ -164,7 +164,7 @@ def test_right_labels_equal_the_originals_on_ordinary_samples(name):
         example = maker(row["sample"])
         cut = len(row["input_ids"])  # text-only rows were cut at model_max_length
         labels = np.where(wanted_labels(row) == IMAGE_TOKEN, IGNORE, wanted_labels(row))
-        assert example.input_ids[:cut].tolist() == row["input_ids"], row["kind"]
+        assert example.ids[:cut].tolist() == row["input_ids"], row["kind"]
         assert example.labels[:cut].tolist() == labels.tolist(), row["kind"]
         compared += 1
     if not compared:

@@ -24,7 +24,7 @@ def example(tok):
 
 def test_without_colours(example, tok):
     shown = explain(example, tok, image_tokens=9, colour=False)
-    assert shown.startswith(f"sample r1: {len(example.input_ids)} tokens, ")
+    assert shown.startswith(f"sample r1: {len(example.ids)} tokens, ")
     assert "image 0: a.jpg" in shown
     assert "USER: <image a.jpg> \nWhat? ASSISTANT:⟦ A 鬻 cat</s>⟧USER: Where" in shown
     assert shown.endswith("ASSISTANT:⟦ A mat</s>⟧")
@@ -41,7 +41,7 @@ def test_with_colours(example, tok):
 def test_table(example, tok):
     shown = explain(example, tok, image_tokens=9, colour=False, table=True)
     rows = shown.split("\n\n")[-1].splitlines()
-    assert len(rows) == 1 + len(example.input_ids)
+    assert len(rows) == 1 + len(example.ids)
     assert sum(" yes " in row for row in rows) == (example.labels >= 0).sum()
     assert int(rows[-1].split()[0]) == example.length(9) - 1
     assert any(row.endswith("<image> x 9") for row in rows)

@@ -3,7 +3,9 @@ import pytest
 from llava_jax.errors import ConfigError, PromptError
 from llava_jax.text.constants import IMAGE_TOKEN
 from llava_jax.text.conversation import TEMPLATES, render
+from llava_jax.text.explain import text_of
 from llava_jax.text.prompt import build_prompt
+from tests.text.conftest import trained_text
 
 IMAGE = {"type": "image", "image": "cat.jpg"}
 
@@ -31,20 +33,19 @@ def test_ids_equal_the_rendered_text(template, name, request):
     messages = [user(IMAGE, "What is it?"), bot("A cat."), user("Where?")]
     prompt = build_prompt(messages, tokenizer, template)
     rows = [(0, "<image>\nWhat is it?"), (1, "A cat."), (0, "Where?"), (1, None)]
-    assert prompt.ids == text_ids(tokenizer, template, rows)
-    assert prompt.text == render(template, rows)
+    assert prompt.ids.tolist() == text_ids(tokenizer, template, rows)
     assert prompt.images == ("cat.jpg",)
-    assert prompt.stop == TEMPLATES[template].stop_strings
+    assert prompt.labels is None
 
 
 def test_plain_template(tok):
     prompt = build_prompt([user(IMAGE)], tok, "plain")
-    assert prompt.ids == tok.encode_parts([IMAGE_TOKEN, "\n"])
+    assert prompt.ids.tolist() == tok.encode_parts([IMAGE_TOKEN, "\n"])
 
 
 def test_mmtag_templates_wrap_images_in_text(tok):
     prompt = build_prompt([user(IMAGE, "What?")], tok, "v1_mmtag")
-    assert "USER: <Image><image></Image>\nWhat? ASSISTANT:" in prompt.text
+    assert "USER: <Image><image> </Image>\nWhat? ASSISTANT:" in text_of(prompt.ids, tok)
 
 
 def test_slots_stand_where_images_stand(tok):
@@ -52,30 +53,32 @@ def test_slots_stand_where_images_stand(tok):
     web = {"type": "image_url", "image_url": {"url": "data:x"}}
     prompt = build_prompt([user("Compare", IMAGE, "with\n", other, web, "now")], tok)
     assert prompt.images == ("cat.jpg", "dog.jpg", "data:x")
-    assert prompt.ids.count(IMAGE_TOKEN) == 3
-    assert "USER: Compare\n<image>\nwith\n<image>\n<image>\nnow ASSISTANT:" in prompt.text
+    assert prompt.ids.tolist().count(IMAGE_TOKEN) == 3
+    # The tokenizer puts a space in front of every stretch of text.
+    shown = text_of(prompt.ids, tok)
+    assert "USER: Compare\n<image> \nwith\n<image> \n<image> \nnow ASSISTANT:" in shown
 
 
 def test_images_in_later_turns(tok):
     prompt = build_prompt([user("Hi"), bot("Hello"), user(IMAGE, "What?")], tok)
     rows = [(0, "Hi"), (1, "Hello"), (0, "<image>\nWhat?"), (1, None)]
-    assert prompt.ids == text_ids(tok, "vicuna_v1", rows)
+    assert prompt.ids.tolist() == text_ids(tok, "vicuna_v1", rows)
 
 
 def test_start_and_end_tokens(im_tok, tok):
     prompt = build_prompt([user(IMAGE, "What?")], im_tok, use_im_start_end=True)
-    at = prompt.ids.index(IMAGE_TOKEN)
+    at = prompt.ids.tolist().index(IMAGE_TOKEN)
     added = im_tok.added
     assert (prompt.ids[at - 1], prompt.ids[at + 1]) == (added["<im_start>"], added["<im_end>"])
     rows = [(0, "<im_start><image><im_end>\nWhat?"), (1, None)]
-    assert prompt.ids == text_ids(im_tok, "vicuna_v1", rows)
+    assert prompt.ids.tolist() == text_ids(im_tok, "vicuna_v1", rows)
     with pytest.raises(ConfigError, match="<im_start>"):
         build_prompt([user(IMAGE)], tok, use_im_start_end=True)
 
 
 def test_tags_in_text_are_text(tok):
     prompt = build_prompt([user(IMAGE, "Is <image> a </s> tag?")], tok)
-    assert prompt.ids.count(IMAGE_TOKEN) == 1
+    assert prompt.ids.tolist().count(IMAGE_TOKEN) == 1
     assert tok.eos_id not in prompt.ids
 
 
@@ -84,7 +87,7 @@ def test_markup(tok):
     prompt = build_prompt(messages, tok, images=["a", "b"], markup=True)
     assert prompt.images == ("a", "b")
     rows = [(0, "<image>\nIs it <image>?"), (1, None)]
-    assert prompt.ids == text_ids(tok, "vicuna_v1", rows)
+    assert prompt.ids.tolist() == text_ids(tok, "vicuna_v1", rows)
     with pytest.raises(PromptError, match="1 <image> tag"):
         build_prompt(messages, tok, images=["a"], markup=True)
     with pytest.raises(PromptError, match="1 image without an"):
@@ -97,21 +100,24 @@ def test_markup(tok):
 def test_system_message_is_plain_text(tok, template):
     messages = [{"role": "system", "content": "Be </s> brief."}, user("Hi")]
     prompt = build_prompt(messages, tok, template)
-    assert "Be </s> brief." in prompt.text
-    assert TEMPLATES[template].system[-40:] not in prompt.text or not TEMPLATES[template].system
+    shown = text_of(prompt.ids, tok)
+    assert "Be </s> brief." in shown
+    assert TEMPLATES[template].system[-40:] not in shown or not TEMPLATES[template].system
     assert tok.eos_id not in prompt.ids
 
 
 def test_system_message_in_the_templates_own_words(tok):
     system = TEMPLATES["vicuna_v1"].system
     messages = [{"role": "system", "content": system}, user("Hi")]
-    assert build_prompt(messages, tok).ids == build_prompt([user("Hi")], tok).ids
+    same = build_prompt([user("Hi")], tok).ids.tolist()
+    assert build_prompt(messages, tok).ids.tolist() == same
 
 
 def test_closed_turns(tok):
     messages = [user("Hi"), bot("Hello")]
     prompt = build_prompt(messages, tok, open_turn=False)
-    assert prompt.text.endswith("USER: Hi ASSISTANT: Hello</s>")
+    assert text_of(prompt.ids, tok).endswith("USER: Hi ASSISTANT: Hello</s>")
+    assert trained_text(prompt, tok) == " Hello</s>"
     with pytest.raises(PromptError, match="last message"):
         build_prompt(messages, tok)
 

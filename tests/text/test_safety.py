@@ -66,7 +66,7 @@ def test_prompts_hold_the_special_ids_of_their_structure_only(
         )
 
     tame, wild = build("a", "a", "a", "a"), build(system, first, answer, second)
-    assert wild.ids.count(IMAGE_TOKEN) == len(wild.images) == 1
+    assert wild.ids.tolist().count(IMAGE_TOKEN) == len(wild.images) == 1
     assert count_special(im_tok, wild.ids) == count_special(im_tok, tame.ids)
 
 
@@ -77,7 +77,7 @@ def test_training_text_is_trained_where_it_is_the_answer(im_tok, question, answe
     turns = [("human", question), ("gpt", answer), ("human", more), ("gpt", "the cat")]
     record = {"id": 1, "conversations": [{"from": who, "value": v} for who, v in turns]}
     example = ExampleMaker(im_tok, max_length=None)(record)
-    ids, labels = example.input_ids.tolist(), example.labels.tolist()
+    ids, labels = example.ids.tolist(), example.labels.tolist()
     assert IMAGE_TOKEN not in ids
     assert ids.count(im_tok.eos_id) == 2
     trained = [i for i in labels if i != IGNORE]

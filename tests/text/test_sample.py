@@ -5,7 +5,7 @@ from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
 from llava_jax.text.conversation import render
 from llava_jax.text.labels import training_version
-from llava_jax.text.sample import ExampleMaker, fitting
+from llava_jax.text.sample import ExampleMaker
 from tests.text.conftest import trained_text
 
 WHO = ("human", "gpt")
@@ -40,37 +40,37 @@ def test_what_is_trained(name, version, trained, request):
         shown, trained = shown.replace(" ", ""), trained.replace(" ", "")
     assert shown == trained
     assert example.images == ("a.jpg",)
-    assert (example.input_ids == IMAGE_TOKEN).sum() == 1
-    assert not example.turns.any()
+    assert (example.ids == IMAGE_TOKEN).sum() == 1
+    assert example.turns is None
     on = example.labels != IGNORE
-    assert (example.labels[on] == example.input_ids[on]).all()
+    assert (example.labels[on] == example.ids[on]).all()
 
 
 def test_ids_are_those_of_the_rendered_prompt(tok):
     texts = ("<image>\nWhat?", "A cat.", "Where?", "A mat.")
     for version in ("v1", "llava_v1", "llava_llama_2", "mpt", "mistral_instruct"):
         example = ExampleMaker(tok, version=version)(record(*texts))
-        assert example.input_ids.tolist() == prompt_ids(tok, version, *texts), version
+        assert example.ids.tolist() == prompt_ids(tok, version, *texts), version
 
 
 def test_captions(tok):
     example = ExampleMaker(tok, version="plain")(record("Describe it.\n<image>", "a red ball"))
-    assert example.input_ids.tolist() == tok.encode_parts([IMAGE_TOKEN, "a red ball\n"])
+    assert example.ids.tolist() == tok.encode_parts([IMAGE_TOKEN, "a red ball\n"])
     assert trained_text(example, tok) == " a red ball\n"
     untagged = ExampleMaker(tok, version="plain")(record("Describe it.", "a red ball"))
-    assert untagged.input_ids.tolist() == example.input_ids.tolist()
+    assert untagged.ids.tolist() == example.ids.tolist()
     with pytest.raises(SampleError, match="r1: a caption sample needs an image"):
         ExampleMaker(tok, version="plain")(record("Describe it.", "a red ball", image=None))
 
 
 def test_image_start_and_end_tokens(im_tok):
     maker = ExampleMaker(im_tok, use_im_start_end=True)
-    ids = maker(record("<image>\nWhat?", "A cat.")).input_ids.tolist()
+    ids = maker(record("<image>\nWhat?", "A cat.")).ids.tolist()
     at = ids.index(IMAGE_TOKEN)
     start, end = im_tok.added["<im_start>"], im_tok.added["<im_end>"]
     assert (ids[at - 1], ids[at + 1]) == (start, end)
     caption = ExampleMaker(im_tok, version="plain", use_im_start_end=True)
-    assert start not in caption(record("<image>", "a ball")).input_ids
+    assert start not in caption(record("<image>", "a ball")).ids
 
 
 def test_image_start_tokens_must_exist(tok):
@@ -101,7 +101,7 @@ def test_markup_in_texts_is_text(tok, texts, trained):
         return
     example = maker(record(*texts, image=None))
     assert trained_text(example, tok) == trained
-    ids = example.input_ids.tolist()
+    ids = example.ids.tolist()
     assert ids.count(tok.bos_id) == 1
     assert ids.count(tok.eos_id) == 1
     assert ids.count(tok.unk_id) == 0
@@ -112,18 +112,18 @@ def test_empty_answers_are_left_out_and_counted(tok):
     maker = ExampleMaker(tok)
     example = maker(record("<image>\nWho?", "", "What?", "A cat", "Why?", ""))
     alone = maker(record("<image>\nWhat?", "A cat"))
-    assert example.input_ids.tolist() == alone.input_ids.tolist()
+    assert example.ids.tolist() == alone.ids.tolist()
     assert example.images == ("a.jpg",)
     assert maker.notes["empty answers"] == 2
 
 
 def test_turns_without_a_partner(tok):
     maker = ExampleMaker(tok)
-    plain = maker(record("What?", "A cat", image=None)).input_ids.tolist()
-    assert maker(record("What?", "A cat", "Why?", image=None)).input_ids.tolist() == plain
+    plain = maker(record("What?", "A cat", image=None)).ids.tolist()
+    assert maker(record("What?", "A cat", "Why?", image=None)).ids.tolist() == plain
     late = record("What?", "A cat", image=None)
     late["conversations"].insert(0, {"from": "gpt", "value": "Hi"})
-    assert maker(late).input_ids.tolist() == plain
+    assert maker(late).ids.tolist() == plain
     assert maker.notes == {"unanswered question": 1, "leading answer": 1}
 
 
@@ -159,27 +159,27 @@ def test_wrong_order(tok):
 
 def test_a_single_tag_goes_to_the_front(tok):
     maker = ExampleMaker(tok)
-    front = maker(record("<image>\nWhat?", "A cat")).input_ids.tolist()
-    assert maker(record("What?\n<image>", "A cat")).input_ids.tolist() == front
+    front = maker(record("<image>\nWhat?", "A cat")).ids.tolist()
+    assert maker(record("What?\n<image>", "A cat")).ids.tolist() == front
 
 
 def test_several_images_keep_their_places(tok):
     example = ExampleMaker(tok)(record("A <image> and <image>?", "No", image=["a", "b"]))
     assert example.images == ("a", "b")
     want = prompt_ids(tok, "vicuna_v1", "A <image> and <image>?", "No")
-    assert example.input_ids.tolist() == want
+    assert example.ids.tolist() == want
 
 
 def test_one_image_serves_all_tags(tok):
     maker = ExampleMaker(tok)
     example = maker(record("<image>\n<image>\nA?", "B", "<image>\nC?", "D"))
     assert example.images == ("a.jpg", "a.jpg")
-    assert (example.input_ids == IMAGE_TOKEN).sum() == 2
+    assert (example.ids == IMAGE_TOKEN).sum() == 2
 
 
 def test_tags_without_an_image_are_text(tok):
     example = ExampleMaker(tok)(record("<image>\nWhat?", "A cat", image=None))
-    assert IMAGE_TOKEN not in example.input_ids
+    assert IMAGE_TOKEN not in example.ids
     assert example.images == ()
 
 
@@ -191,37 +191,32 @@ def test_image_without_a_tag_is_counted(tok):
 
 def test_a_slot_in_an_answer_is_not_trained(tok):
     example = ExampleMaker(tok)(record("What?", "See <image> here"))
-    assert example.labels[example.input_ids == IMAGE_TOKEN].tolist() == [IGNORE]
+    assert example.labels[example.ids == IMAGE_TOKEN].tolist() == [IGNORE]
     assert trained_text(example, tok).replace("|", "").endswith("See  here</s>")
 
 
 # Length ----------------------------------------------------------------------------------------
 
 
-def test_fitting_never_cuts_an_image():
-    ids = [1, IMAGE_TOKEN, 5, IMAGE_TOKEN, 6]
-    assert [fitting(ids, n, 10) for n in (None, 0, 1, 10, 11, 12, 21, 22, 23)] == [
-        5, 0, 1, 1, 2, 3, 3, 4, 5,
-    ]  # fmt: skip
-
-
 def test_max_length_counts_image_features(tok):
     rec = record("<image>\nWhat?", "A cat on a mat", "<image>\nAnd?", "No", image=["a", "b"])
     whole = ExampleMaker(tok, max_length=None)(rec)
-    assert whole.length(50) == len(whole.input_ids) + 98
+    assert whole.length(50) == len(whole.ids) + 98
     maker = ExampleMaker(tok, max_length=whole.length(50), image_tokens=50)
     assert maker(rec).images == ("a", "b")
     assert not maker.notes
-    second = whole.input_ids.tolist().index(IMAGE_TOKEN, 80)
+    second = whole.ids.tolist().index(IMAGE_TOKEN, 80)
     maker = ExampleMaker(tok, max_length=second + 49 + 40, image_tokens=50)
     cut = maker(rec)
     assert cut.images == ("a",)
-    assert cut.input_ids.tolist() == whole.input_ids[:second].tolist()
+    assert cut.ids.tolist() == whole.ids[:second].tolist()
     assert maker.notes["truncated"] == 1
 
 
 def test_nothing_trained_within_the_limit(tok):
-    with pytest.raises(SampleError, match="r1: no answer fits"):
+    with pytest.raises(
+        SampleError, match="r1: there is nothing to train within its first 20 tokens"
+    ):
         ExampleMaker(tok, max_length=20)(record("What?", "A cat", image=None))
 
 
@@ -243,11 +238,11 @@ def test_independent_turns_equal_single_ones(version, image, name, request):
     example = ExampleMaker(tokenizer, turns="independent", **settings)(record(*texts, image=image))
     prefix = example.turns == 0
     assert prefix.sum() > 5
-    assert (example.input_ids == IMAGE_TOKEN).sum() == len(example.images) == bool(image)
+    assert (example.ids == IMAGE_TOKEN).sum() == len(example.images) == bool(image)
     for n, (question, answer) in enumerate(zip(questions, answers), 1):
         single = ExampleMaker(tokenizer, **settings)(record(tag + question, answer, image=image))
         own = prefix | (example.turns == n)
-        assert example.input_ids[own].tolist() == single.input_ids.tolist()
+        assert example.ids[own].tolist() == single.ids.tolist()
         assert example.labels[own].tolist() == single.labels.tolist()
         assert example.labels[example.turns == n][0] == IGNORE
     assert (np.diff(example.turns) >= 0).all()
@@ -268,7 +263,7 @@ def test_images_in_later_turns_keep_the_conversation(tok):
     rec = record("<image>\nA?", "B", "<image>\nC?", "D", image=["a", "b"])
     maker = ExampleMaker(tok, turns="independent")
     example = maker(rec)
-    assert not example.turns.any()
+    assert example.turns is None
     assert maker.notes["kept as a conversation"] == 1
 
 
@@ -279,9 +274,11 @@ def test_a_record_says_how_its_turns_are_trained(tok):
         plain = maker(record(*texts))
         for setting, other in makers.items():
             own = other({**record(*texts), "turns": wanted})
-            np.testing.assert_array_equal(own.input_ids, plain.input_ids, setting)
-            np.testing.assert_array_equal(own.turns, plain.turns)
-        assert maker({**record(*texts), "turns": 2}).turns.any() == plain.turns.any()
+            np.testing.assert_array_equal(own.ids, plain.ids, setting)
+            assert (own.turns is None) == (wanted == "conversation")
+            if own.turns is not None:
+                np.testing.assert_array_equal(own.turns, plain.turns)
+        assert (maker({**record(*texts), "turns": 2}).turns is None) == (plain.turns is None)
     with pytest.raises(SampleError, match="`turns` is 'alone', not conversation or independent"):
         makers["conversation"]({**record(*texts), "turns": "alone"})
 
