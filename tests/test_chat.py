@@ -67,7 +67,10 @@ def test_what_cannot_be_asked_is_one_line(folder, capsys, monkeypatch):
 def test_who_answers_where_no_model_is_named(tmp_path, capsys):
     assert cli.main(["chat", "--prompt", "hello", "--max-new-tokens", "2"]) == 0
     out = capsys.readouterr()
-    assert "tiny answers, the small model that comes with llava_jax; it only knows coloured shapes" in out.err
+    assert (
+        "tiny answers, the small model that comes with llava_jax; it only knows coloured shapes"
+        in out.err
+    )
     assert "--model" not in out.out
     assert cli.main(["chat", "--model", "tiny", "--prompt", "hello", "--max-new-tokens", "2"]) == 0
     assert "tiny answers" not in capsys.readouterr().err

@@ -182,6 +182,47 @@ def test_configs_import_only_ml_collections_and_the_table():
                 assert fine, f"{module}:{line}: {name}"
 
 
+def slot_builders(tree: ast.AST) -> list[int]:
+    """Lines that write the array `slots` of a batch: a key, a keyword, or one of several names.
+
+    Reading it, as in batch["slots"], is not writing.
+    """
+    read = {
+        id(node.slice)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load)
+    }
+    written = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value == "slots" and id(node) not in read
+    ]
+    keywords = [
+        n.value.lineno for n in ast.walk(tree) if isinstance(n, ast.keyword) and n.arg == "slots"
+    ]
+    return written + keywords
+
+
+def test_only_batch_builds_slots():
+    for module, path in modules().items():
+        lines = slot_builders(ast.parse(path.read_text(encoding="utf-8")))
+        if module == "llava_jax.batch":
+            assert lines, "llava_jax/batch.py no longer builds slots: mend this test"
+        else:
+            assert not lines, (
+                f"{module}:{lines[0]}: llava_jax/batch.py alone makes arrays of examples"
+            )
+
+
+@pytest.mark.parametrize(
+    "code",
+    ['{"slots": x}', 'batch["slots"] = x', "Rows(slots=x)", 'for n in ("tokens", "slots"): f(n)'],
+)
+def test_a_second_builder_of_slots_is_found(code):
+    assert slot_builders(ast.parse(code))
+    assert not slot_builders(ast.parse('f(batch["slots"])'))
+
+
 IMPORT_ALL = """
 import importlib, json, os, sys
 before = dict(os.environ)
