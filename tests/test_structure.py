@@ -185,13 +185,14 @@ def test_configs_import_only_ml_collections_and_the_table():
 def slot_builders(tree: ast.AST) -> list[int]:
     """Lines that write the array `slots` of a batch: a key, a keyword, or one of several names.
 
-    Reading it, as in batch["slots"], is not writing.
+    Reading it, as in batch["slots"] or {n: batch[n] for n in (...)}, is not writing.
     """
-    read = {
-        id(node.slice)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load)
-    }
+    read = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            read.add(id(node.slice))
+        if isinstance(node, ast.DictComp) and isinstance(node.value, ast.Subscript):
+            read.update(map(id, ast.walk(node)))  # {name: batch[name] for name in (...)}
     written = [
         node.lineno
         for node in ast.walk(tree)
@@ -220,7 +221,7 @@ def test_only_batch_builds_slots():
 )
 def test_a_second_builder_of_slots_is_found(code):
     assert slot_builders(ast.parse(code))
-    assert not slot_builders(ast.parse('f(batch["slots"])'))
+    assert not slot_builders(ast.parse('f(batch["slots"], {n: batch[n] for n in ("slots",)})'))
 
 
 IMPORT_ALL = """
