@@ -3,12 +3,12 @@
     llava-jax train --config configs/finetune_task_7b.py --workdir runs/task_7b \\
         --config.data.path=mine.json --config.data.image_folder=images
 
-A twentieth of the images is kept aside; the loss on it is printed at the end and written to
+A twentieth of the images is held out; the loss on it is printed at the end and written to
 heldout.json. The original's own folder is another start:
 --config.model.init=liuhaotian/llava-v1.5-7b --config.model.allow_pickle=true
 
 Source: scripts/v1_5/finetune_task.sh of haotian-liu/LLaVA (batch 128, lr 2e-5, one epoch), which
-starts from the 13B and keeps nothing aside.
+starts from the 13B and holds nothing out.
 """
 
 from llava_jax.configs import finetune_7b

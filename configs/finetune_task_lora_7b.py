@@ -3,12 +3,12 @@
     llava-jax train --config configs/finetune_task_lora_7b.py --workdir runs/task_lora_7b \\
         --config.data.path=mine.json --config.data.image_folder=images
 
-A twentieth of the images is kept aside; the loss on it is printed at the end and written to
+A twentieth of the images is held out; the loss on it is printed at the end and written to
 heldout.json. Where 128 samples do not fit into memory at once, --config.grad_accum=16 takes them
 8 at a time, with the same result.
 
 Source: scripts/v1_5/finetune_task_lora.sh of haotian-liu/LLaVA (rank 128, alpha 256, batch 128,
-lr 2e-4, projector 2e-5, one epoch), which starts from the 13B and keeps nothing aside.
+lr 2e-4, projector 2e-5, one epoch), which starts from the 13B and holds nothing out.
 """
 
 from llava_jax.configs import finetune_lora_7b

@@ -1,10 +1,7 @@
-"""The `llava-jax` command: finds the command's room, imports only that, and words its errors.
+"""The `llava-jax` command: finds the command's room, imports only that, and reports its errors.
 
 A room offers `add_arguments(parser)`, which must import nothing heavy (help answers at once), and
-`run(args) -> int`, which may. Exit codes: 0 done; 1 the command ran and its answer is no (two
-checkpoints differ); 2 usage or bad input; 70 a bug of ours; 75 stopped by a signal with
-its state saved, run it again (EX_TEMPFAIL of sysexits.h); 130 interrupted; 141 the reader of the
-output went away.
+`run(args) -> int`, which may. EPILOG has the exit codes; 70 and 75 are those of sysexits.h.
 """
 
 import argparse
@@ -28,53 +25,59 @@ OK, BAD_INPUT, BUG, STOPPED, INTERRUPTED, BROKEN_PIPE = 0, 2, 70, 75, 130, 141
 class Command:
     """Where a command lives.
 
-    room: "module" or "module:prefix"; with a prefix its functions are `prefix_add_arguments` and
-    `prefix_run`, so that one module can hold two commands.
-    overrides: arguments of the form --config.NAME=VALUE are left alone and handed to `run` as
-    `args.overrides`; such a room also has `option_hint`, for options that are settings.
+    room: its module. aliases: what other tools call it, for "did you mean".
+    overrides: arguments of the form --config.NAME=VALUE are left to `run`, as `args.overrides`; such
+    a room also has `option_hint`, for options that are settings.
     """
 
     room: str
     summary: str
+    aliases: str = ""
     overrides: bool = False
 
-    @property
-    def module(self) -> str:
-        return self.room.partition(":")[0]
-
-    def function(self, name: str):
-        """The room's function `name`, with the prefix if the room has one."""
-        prefix = self.room.partition(":")[2]
-        return getattr(importlib.import_module(self.module), f"{prefix}_{name}" if prefix else name)
+    def function(self, name: str) -> Callable:
+        """The room's function `name`."""
+        return getattr(importlib.import_module(self.room), name)
 
 
 COMMANDS = {
     "quickstart": Command(
-        "llava_jax.quickstart.cli", "make, train and question a tiny LLaVA, with no network"
+        "llava_jax.quickstart.cli",
+        "make, train and question a tiny LLaVA, with no network",
+        aliases="demo download start",
     ),
     "train": Command(
-        "llava_jax.train.cli", "train a stage from a config file; run again to resume", True
+        "llava_jax.train.cli",
+        "train a stage from a config file; run again to resume",
+        aliases="finetune fine-tune pretrain sft lora fit",
+        overrides=True,
     ),
-    "chat": Command("llava_jax.chat", "talk with a model about one or more images"),
-    "convert": Command("llava_jax.convert.cli", "move weights between JAX, Hugging Face, original"),
-    "compare": Command("llava_jax.convert.compare", "compare two checkpoints tensor by tensor"),
-    "inspect": Command("llava_jax.inspect", "show what a checkpoint or a training sample is"),
-    "eval": Command("llava_jax.eval.cli", "run benchmarks, or score an answer file"),
+    "chat": Command(
+        "llava_jax.chat",
+        "talk with a model about one or more images",
+        aliases="ask cli generate infer inference predict run serve",
+    ),
+    "convert": Command(
+        "llava_jax.convert.cli",
+        "move weights between JAX, Hugging Face, original",
+        aliases="consolidate export import merge quantize",
+    ),
+    "compare": Command(
+        "llava_jax.convert.compare", "compare two checkpoints tensor by tensor", aliases="diff"
+    ),
+    "inspect": Command(
+        "llava_jax.inspect",
+        "show what a checkpoint or a training sample is",
+        aliases="describe info show",
+    ),
+    "eval": Command(
+        "llava_jax.eval.cli",
+        "run benchmarks, or score an answer file",
+        aliases="benchmark evaluate score test validate",
+    ),
 }
 
-# What other tools call these jobs.
-OTHER_COMMANDS = {
-    **dict.fromkeys(("demo", "download", "start"), "quickstart"),
-    **dict.fromkeys(("finetune", "fine-tune", "pretrain", "sft", "lora", "fit"), "train"),
-    **dict.fromkeys(("ask", "cli", "generate", "infer", "inference", "run", "serve"), "chat"),
-    **dict.fromkeys(("predict",), "chat"),
-    **dict.fromkeys(("consolidate", "export", "import", "merge", "quantize"), "convert"),
-    **dict.fromkeys(("diff",), "compare"),
-    **dict.fromkeys(("describe", "info", "show"), "inspect"),
-    **dict.fromkeys(("benchmark", "evaluate", "score", "test", "validate"), "eval"),
-}
-
-# Packages that only an extra brings; a missing one is named with the command that installs it.
+# {package: the extra that brings it}, for the error about a missing one.
 EXTRAS = {
     "torch": "torch",
     "transformers": "torch",
@@ -106,7 +109,7 @@ exit codes:
 
 
 class UsageError(LlavaError):
-    """The command line itself is wrong. `command` is the part whose --help explains it."""
+    """The command line is wrong. `command` is the part whose --help explains it."""
 
     def __init__(self, message: str, *, command: str, fix: str | None = None):
         super().__init__(message, fix=fix or f"see {command} --help")
@@ -179,7 +182,7 @@ def dispatch(words: list[str], *, debug: bool = False) -> int:
 
 
 def parse(name: str, words: list[str]) -> argparse.Namespace:
-    """Parses the words behind a command's name; imports that command's room and no other."""
+    """Parses the words after a command's name; imports that command's room and no other."""
     command = COMMANDS[name]
     parser = Parser(prog=f"llava-jax {name}", description=command.summary.capitalize() + ".")
     command.function("add_arguments")(parser)
@@ -195,7 +198,7 @@ def parse(name: str, words: list[str]) -> argparse.Namespace:
 
 
 def top_parser() -> Parser:
-    """The parser of `llava-jax` itself, which only knows how to explain."""
+    """The parser of `llava-jax` itself, which only has help and version."""
     width = max(map(len, COMMANDS)) + 2
     rows = "\n".join(f"  {name:{width}}{c.summary}" for name, c in COMMANDS.items())
     parser = Parser(
@@ -212,7 +215,7 @@ def top_parser() -> Parser:
 
 
 class Version(argparse.Action):
-    """Prints our version and those a bug report needs, without importing them."""
+    """Prints our version and those that a bug report needs, without importing them."""
 
     def __call__(self, parser, *_):
         from importlib.metadata import PackageNotFoundError, version
@@ -230,27 +233,25 @@ class Version(argparse.Action):
 def take_flag(words: list[str], flag: str) -> tuple[bool, list[str]]:
     """Whether `flag` stands anywhere before a "--", and the words without it."""
     end = words.index("--") if "--" in words else len(words)
-    kept = [w for w in words[:end] if w != flag]
-    return len(kept) < end, kept + words[end:]
+    rest = [w for w in words[:end] if w != flag]
+    return len(rest) < end, rest + words[end:]
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """Takes --config.NAME=VALUE and --config.NAME VALUE out of `words`."""
-    kept, taken = [], []
+    others, overrides = [], []
     rest = iter(words)
     for word in rest:
         if not word.startswith("--config."):
-            kept.append(word)
+            others.append(word)
         elif "=" in word:
-            taken.append(word)
+            overrides.append(word)
+        elif (value := next(rest, None)) is not None:
+            overrides.append(f"{word}={value}")
         else:
-            value = next(rest, None)
-            if value is None:
-                raise UsageError(
-                    f"{word} has no value", command="llava-jax train", fix=f"{word}=VALUE"
-                )
-            taken.append(f"{word}={value}")
-    return kept, taken
+            fix = f"{word}=VALUE"
+            raise UsageError(f"{word} has no value", command="llava-jax train", fix=fix)
+    return others, overrides
 
 
 Hint = Callable[[str, str | None], str | None]
@@ -260,9 +261,9 @@ Hint = Callable[[str, str | None], str | None]
 def check_options(
     parser: argparse.ArgumentParser, words: list[str], hint: Hint | None = None
 ) -> None:
-    """Answers a mistyped option by name; argparse would first ask for what is missing.
+    """Raises UsageError for a mistyped option; argparse would first ask for what is missing.
 
-    A near option is offered first, then what `hint` finds, then a distant option.
+    A near option is suggested first, then what `hint` finds, then a less similar option.
     """
     known = sorted(set(option_strings(parser)))
     end = words.index("--") if "--" in words else len(words)
@@ -281,8 +282,9 @@ def check_options(
 
 def command_hint(name: str) -> str | None:
     """The command that a mistyped one, or one of another tool, stands for."""
-    if name.lower() in OTHER_COMMANDS:
-        return f"did you mean {OTHER_COMMANDS[name.lower()]}?"
+    for known, command in COMMANDS.items():
+        if name.lower() in command.aliases.split():
+            return f"did you mean {known}?"
     return did_you_mean(name.lower(), COMMANDS)
 
 
@@ -316,7 +318,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         if package in EXTRAS:
             extra = f"pip install 'llava_jax[{EXTRAS[package]}]'"
             return BAD_INPUT, f"this needs the package {package} ({extra})"
-        if any(error.name == c.module for c in COMMANDS.values()):
+        if any(error.name == c.room for c in COMMANDS.values()):
             return BAD_INPUT, "this installation has no such command"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""

@@ -13,7 +13,7 @@ TENTH_SECONDS = 1.0
 
 
 def progress(total: int, title: str, unit: str, *, quiet: bool = False, **more: Any) -> Any:
-    """A tqdm bar, or what stands in for it where stderr is not a terminal. more: tqdm's options."""
+    """A tqdm bar, or `Lines` in its place where stderr is not a terminal. more: tqdm's options."""
     if quiet or sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -22,28 +22,36 @@ def progress(total: int, title: str, unit: str, *, quiet: bool = False, **more: 
 
 
 class Lines:
-    """The part of tqdm that we use, as lines: one for each tenth of the work, and at its end."""
+    """The part of tqdm that we use, as lines: one per tenth of the work, and one at its end."""
 
     def __init__(self, total: int, title: str, initial: int = 0):
-        self._total, self._title, self._done = total, title, initial
-        self._words = ""
+        self._total, self._title, self._done, self._shown = total, title, initial, initial
+        self._postfix = ""
         self._last = time.monotonic()
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """What stands at the end of the next line."""
-        self._words = text
+        self._postfix = text
 
     def update(self, more: int = 1) -> None:
         """`more` are done."""
         before, self._done = self._done, self._done + more
         tenth = self._total and self._done * 10 // self._total > before * 10 // self._total
-        now = time.monotonic()
         waited = LINE_SECONDS if not tenth else 0 if self._done == self._total else TENTH_SECONDS
-        if now - self._last >= waited:
-            self._last = now
-            words = f", {self._words}" if self._words else ""
-            line = f"{self._title}: {self._done:,} of {self._total:,}{words}"
-            print(line, file=sys.stderr, flush=True)
+        if time.monotonic() - self._last >= waited:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Prints the line now, unless that was done already."""
+        if self._done == self._shown:
+            return
+        self._last, self._shown = time.monotonic(), self._done
+        postfix = f", {self._postfix}" if self._postfix else ""
+        self.write(f"{self._title}: {self._done:,} of {self._total:,}{postfix}")
+
+    def write(self, text: str) -> None:
+        """Prints a text, above a bar where there is one."""
+        print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing more to say."""

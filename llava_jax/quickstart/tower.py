@@ -20,7 +20,7 @@ from llava_jax.data.pixels import augment
 from llava_jax.layers import Compute, matmul
 from llava_jax.llava import Llava, binder
 from llava_jax.quickstart.fit import FitResult, Params, epochs, fit
-from llava_jax.train.groups import trainable_names
+from llava_jax.train.optim import trainable_names
 
 _HEAD = "head."
 

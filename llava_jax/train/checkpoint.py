@@ -1,7 +1,7 @@
 """Training checkpoints: trained parameters, optimizer, step and data-iterator state, in one commit.
 
-Orbax writes them asynchronously and atomically: a step is there whole or not at all. Frozen
-parameters are not in them; they come from the model the run started with.
+Orbax writes them asynchronously and atomically: a step exists whole or not at all. Frozen parameters
+are not in them; they come from the model that the run started from.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _DISK = re.compile(
 
 
 class NotSaved(LlavaError):
-    """A checkpoint could not be written; the ones before it are whole."""
+    """A checkpoint could not be written; earlier ones are whole."""
 
 
 class Checkpointer:
     """Saves and restores TrainState and the data iterator under `folder`/<step>.
 
-    Keeps the newest `keep` steps. Call `close()` at the end: it waits for the write under way.
-    What goes wrong in a write is raised as NotSaved by the next call.
+    Keeps the newest `keep` steps. Call `close()` at the end: it waits for the write in progress.
+    A failed write is raised as NotSaved by the next call.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
@@ -64,10 +64,10 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict, dict]:
-        """(state, data_state, meta) of the newest step, laid out as `like` (arrays or abstract ones).
+        """(state, data_state, meta) of the newest step, with the shardings of `like` (arrays or abstract).
 
-        Raises LlavaError, naming the folder, when it is damaged or the stored tree is another one (say,
-        other trainable groups).
+        Raises LlavaError, naming the folder, if it is damaged or holds another tree (of other
+        trainable groups, say).
         """
         import jax
 
@@ -84,24 +84,24 @@ class Checkpointer:
                     meta=args.JsonRestore(),
                 ),
             )
-        except Exception as error:  # of orbax and tensorstore, as many kinds as there are damages
+        except Exception as error:  # orbax and tensorstore raise many kinds
             log.debug("restore failed", exc_info=error)
             before = [s for s in self._manager.all_steps() if s != step]
-            then = f"goes on from step {max(before)}" if before else "begins anew"
+            then = f"resumes from step {max(before)}" if before else "starts again"
             raise LlavaError(
-                f"{self._folder / str(step)} cannot be read: it is damaged, or of other settings",
+                f"{self._folder / str(step)} cannot be read: it is damaged, or belongs to other settings",
                 fix=f"remove this folder, and the run {then}; or name another --workdir",
             ) from error
         return _from_tree(found["state"], like), found["data"], found["meta"]
 
     def wait(self) -> None:
-        """Returns when the write under way is committed; raises what went wrong in it."""
+        """Returns when the write in progress is committed; raises NotSaved if it failed."""
         with self._writing():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Within it, what orbax raises is NotSaved: a full disk, most likely."""
+        """Within it, whatever orbax raises becomes NotSaved: a full disk, most likely."""
         try:
             yield
         except Exception as error:
@@ -109,17 +109,17 @@ class Checkpointer:
             reason = known[0].lower() if known else f"{type(error).__name__}: {error}"[:300]
             raise NotSaved(
                 f"{self._folder}: the checkpoint could not be written: {reason}",
-                fix="fix that, and run the same command again to go on",
+                fix="fix that, and run the same command again to resume",
             ) from error
 
     def close(self) -> None:
-        """Waits for the write under way and releases the folder."""
+        """Waits for the write in progress and releases the folder."""
         self.wait()
         self._manager.close()
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
-    """Optimizer state as a list of leaves: its containers are optax's affair, not the format's."""
+    """Optimizer state as a list of leaves: optax may change its containers, the format must not."""
     import jax
 
     return {

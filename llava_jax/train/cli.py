@@ -15,7 +15,7 @@ from llava_jax.train.names import hint, known_settings, split_stage
 EPILOG = """\
 settings:
   --config.NAME=VALUE changes one setting, as often as needed; NAME is dotted (data.path, mesh.fsdp,
-  stages.stage1.lr). --show prints every setting with its value.
+  stages.stage1.lr). --show prints every setting with its value and meaning.
 
 configs:
 {configs}

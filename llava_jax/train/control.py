@@ -1,7 +1,7 @@
-"""When a run saves, and when it stops: signals, the clock, and what another process asks for.
+"""When a run saves and when it stops: signals, the clock, and flags that all processes share.
 
-A wish travels with the batch of a step, is joined over all processes within the step, and comes back
-with the step's metrics. So every process learns of it after the same step, and none waits for another.
+Flags travel with the batch of a step, are joined over all processes within the step, and come back
+with the step's metrics. So every process learns of them after the same step, without waiting.
 """
 
 from __future__ import annotations
@@ -18,52 +18,46 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-class Wishes(NamedTuple):
-    """What some process wants after a step. Fields are bools here, int32[] within the step."""
+class Flags(NamedTuple):
+    """What a process raises before a step: save or stop after it, or do not count it."""
 
-    stop: Any = False
-    save: Any = False
-    failed: Any = (
-        False  # this process could not make its part of the batch: the step must not count
-    )
-
-    @property
-    def any(self) -> bool:
-        return bool(self.stop or self.save or self.failed)
+    stop: bool = False
+    save: bool = False
+    failed: bool = False  # this process could not make its part of the batch
 
 
-def put_wishes(wishes: Wishes, mesh: Mesh) -> jax.Array:
-    """int32[devices, 3]: the wishes of this process at each of its devices."""
+def put_flags(flags: Flags, mesh: Mesh) -> jax.Array:
+    """int32[devices, 3]: the flags of this process on each of its devices."""
     sharding = NamedSharding(mesh, P(mesh.axis_names))
-    row = np.array([list(map(int, wishes))], np.int32)
-    return jax.make_array_from_callback((mesh.size, len(wishes)), sharding, lambda _: row)
+    row = np.array([flags], np.int32)
+    return jax.make_array_from_callback((mesh.size, len(flags)), sharding, lambda _: row)
 
 
-def with_wishes(step: Callable) -> Callable:
-    """step(state, frozen, batch) -> the same with wishes: joined in metrics["wishes"] (int32[3]).
+def with_flags(step: Callable) -> Callable:
+    """step(state, frozen, batch) -> the same with flags; metrics["flags"] (int32[3]) is their union.
 
-    A step in which some process failed leaves everything as it was, its number too.
+    A step in which some process failed leaves everything as it was, its number included.
     """
 
-    def run(state: Any, frozen: Any, batch: Any, wishes: jax.Array):
+    def run(state: Any, frozen: Any, batch: Any, flags: jax.Array):
         new, metrics = step(state, frozen, batch)
-        joined = wishes.max(0)
-        failed = joined[Wishes._fields.index("failed")] > 0
+        joined = flags.max(0)
+        failed = joined[Flags._fields.index("failed")] > 0
         new = jax.tree.map(lambda after, before: jnp.where(failed, before, after), new, state)
-        return new, {**metrics, "wishes": joined}
+        return new, {**metrics, "flags": joined}
 
     return run
 
 
 class Timer:
-    """Says when a save by the clock is due: `minutes` after the last one of any kind; 0 is never."""
+    """Says when a save is due: `minutes` after the last one of any kind; 0 is never."""
 
     def __init__(self, minutes: float):
         self._seconds = 60 * minutes
         self.reset()
 
     def reset(self) -> None:
-        """Starts anew, as after a save."""
+        """Starts again, after a save."""
         self._since = time.monotonic()
 
     @property

@@ -1,7 +1,7 @@
 """Several processes as one run: joining them, and what they must agree on.
 
-`initialize` joins the processes that a scheduler started; the other functions mean the same with one
-process and with many, and must be called by all of them in the same order.
+`initialize` joins the processes that a scheduler started. The other functions work with one process
+as with many, and all processes must call them in the same order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ JOIN_SECONDS = 300
 """How long a process waits for the others at the start."""
 
 OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# Launchers by the variables that hold the number of processes and this one's place among them.
+# Launchers, with the variables for the number of processes and the index of this one.
 LAUNCHERS = {
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "MPI": ("PMI_SIZE", "PMI_RANK"),
@@ -44,8 +44,8 @@ _CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")
 class Job:
     """What the environment says about the processes of this run.
 
-    by: who started them. count: how many there are; None where only jax can find out.
-    arguments: for jax.distributed.initialize; what is not in them it detects itself.
+    by: what started them. count: how many there are; None where only jax can find out.
+    arguments: of jax.distributed.initialize, which detects the others itself.
     """
 
     by: str
@@ -54,10 +54,10 @@ class Job:
 
 
 def find_job(env: Mapping[str, str] = os.environ) -> Job | None:
-    """The run of several processes that this one belongs to, from the environment alone, or None.
+    """The job of several processes that this one belongs to, by environment variables; or None.
 
-    Raises ConfigError for variables that contradict each other, or where processes were started
-    that jax has no way to join. The variables of each scheduler are those of jax._src.clusters.
+    Raises ConfigError for variables that contradict each other, and for processes that jax has no
+    way to join. The variables of each scheduler are those of jax._src.clusters.
     """
     named = [name for name in OURS if env.get(name)]
     if named and (env.get("JAX_NUM_PROCESSES") or env.get("JAX_PROCESS_ID")):
@@ -74,16 +74,16 @@ def find_job(env: Mapping[str, str] = os.environ) -> Job | None:
 def initialize(*, timeout: int = JOIN_SECONDS) -> bool:
     """Joins the processes that the environment names; True if this run has several.
 
-    Call it before anything touches a device. Does nothing where the processes are joined already,
-    or there is only one. Raises ConfigError where they cannot be joined; when the others do not come
-    within `timeout` seconds, the process says so and ends with exit code 2.
+    Call it before anything touches a device. Does nothing if the processes are joined already or
+    there is only one. Raises ConfigError where they cannot be joined. If the others do not appear
+    within `timeout` seconds, the process says so and exits with code 2.
     """
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
     job = find_job()
     if job is None:
         return False
-    # Has no effect but on the CPU, which has no other way to talk.
+    # Affects only the CPU, whose default has no collectives between processes.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         with _deadline(job, timeout):
@@ -102,16 +102,16 @@ def initialize(*, timeout: int = JOIN_SECONDS) -> bool:
 
 
 def check_joined() -> None:
-    """Raises ConfigError where several processes were started for one run and are not joined.
+    """Raises ConfigError if several processes were started for one run and are not joined.
 
-    Each would train the whole run beside the others, and say that all went well.
+    Each would train the whole run by itself, and report success.
     """
     if jax.process_count() > 1:
         return
     job = find_job()
     if job and job.count:
         raise ConfigError(
-            f"{job.by} started {job.count} processes, and they are not joined to one run",
+            f"{job.by} started {job.count} processes, but they are not joined into one run",
             fix="call llava_jax.train.distributed.initialize() before anything uses jax, or set "
             "JAX_NUM_PROCESSES=1 for runs of their own",
         )
@@ -119,9 +119,9 @@ def check_joined() -> None:
 
 @contextlib.contextmanager
 def _deadline(job: Job, timeout: int) -> Iterator[None]:
-    """Ends the process with one line after `timeout` seconds within the context.
+    """Ends the process with one line after `timeout` seconds in the context.
 
-    Not an exception: jax waits in C++, and at its own timeout it aborts with a stack trace.
+    An exception would not do: jax waits in C++, and aborts with a stack trace at its own timeout.
     """
 
     def end() -> None:
@@ -168,7 +168,7 @@ def _arguments(address: str, count: int, index: int) -> dict[str, Any]:
 
 
 def _slurm(env: Mapping[str, str]) -> Job | None:
-    """A step made by srun. The shell of salloc and the batch script itself are no step of n tasks."""
+    """A step that srun started; the shell of salloc and a batch script are not one."""
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if any(name not in env for name in needed) or "SLURM_NTASKS" not in env:
         return None
@@ -179,9 +179,9 @@ def _slurm(env: Mapping[str, str]) -> Job | None:
     return Job("SLURM", count, {"num_processes": count, **_all_gpus(bool(alone), env)})
 
 
-def _all_gpus(one_task_a_host: bool, env: Mapping[str, str]) -> dict[str, Any]:
-    """Every GPU of the host for its only process; jax's own rule gives each process one."""
-    if not one_task_a_host or env.get("JAX_LOCAL_DEVICE_IDS"):
+def _all_gpus(one_task_per_host: bool, env: Mapping[str, str]) -> dict[str, Any]:
+    """Every GPU of the host for its only process; by default jax gives each process one."""
+    if not one_task_per_host or env.get("JAX_LOCAL_DEVICE_IDS"):
         return {}
     visible = env.get("CUDA_VISIBLE_DEVICES")
     count = len(visible.split(",")) if visible else len(glob.glob("/dev/nvidia[0-9]*"))
@@ -199,7 +199,7 @@ def _launcher(env: Mapping[str, str]) -> Job | None:
             return Job(by, count, _all_gpus(env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1", env))
         if not address:
             raise ConfigError(
-                f"{by} started {count} processes, but does not say where they meet",
+                f"{by} started {count} processes, but no address is set at which they meet",
                 fix="set JAX_COORDINATOR_ADDRESS to HOST:PORT of the first, the same for all, or "
                 "JAX_NUM_PROCESSES=1 for runs of their own",
             )
@@ -208,7 +208,7 @@ def _launcher(env: Mapping[str, str]) -> Job | None:
 
 
 def _tpu(env: Mapping[str, str]) -> Job | None:
-    """A TPU slice of several hosts: GKE names them, on Compute Engine jax asks for them."""
+    """A TPU slice of several hosts: GKE names them; on Compute Engine jax asks for them."""
     platforms = env.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms:
         return None
@@ -221,7 +221,7 @@ def _tpu(env: Mapping[str, str]) -> Job | None:
 
 
 def _kubernetes(env: Mapping[str, str]) -> Job | None:
-    """An indexed Job; jax asks Kubernetes how many there are, with the package `kubernetes`."""
+    """An indexed Job; jax asks Kubernetes for its size, with the package `kubernetes`."""
     indexed = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
     known = indexed and importlib.util.find_spec("kubernetes")
     return Job("Kubernetes", None) if known else None
@@ -238,20 +238,20 @@ def _not_joined(job: Job, reason: str) -> ConfigError:
     count = f"{job.count} processes" if job.count else "the processes"
     return ConfigError(
         f"{count} ({job.by}) did not join: {' '.join(reason.split())[:200]}",
-        fix="look at the logs of the others, and whether they reach the first one's host and port",
+        fix="check the logs of the others, and that they reach the host and port of the first",
     )
 
 
-# What all processes must agree on -----------------------------------------------------------------
+# What all processes must agree on ------------------------------------------------------------------
 
 
 def is_main() -> bool:
-    """Whether this process writes the files that there is one of."""
+    """Whether this process writes the files of the run."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON-ready `value` of every process, in their order."""
+    """The JSON-ready `value` of every process, in order."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental import multihost_utils
@@ -265,9 +265,9 @@ def gather(value: Any) -> list[Any]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """work(), done by every process; an error in one is an error in all, so that none waits.
+    """work(), by every process; an error in one is an error in all, so that none waits for ever.
 
-    Raises its own error where there is one, else LlavaError with another process's message.
+    Raises the process's own error if it has one, else LlavaError with another process's message.
     """
     if jax.process_count() == 1:
         return work()
@@ -277,10 +277,10 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except Exception as error:
         own = error
-    said = gather(None if own is None else f"{own}" or type(own).__name__)
+    errors = gather(None if own is None else f"{own}" or type(own).__name__)
     if own is not None:
         raise own
-    for process, message in enumerate(said):
+    for process, message in enumerate(errors):
         if message is not None:
             raise LlavaError(f"process {process}: {message}")
     return result
@@ -302,5 +302,5 @@ def check_alike(values: Mapping[str, Any]) -> None:
 
 
 def on_main(work: Callable[[], Any]) -> None:
-    """work() in the main process alone; the others wait for it, and fail if it does."""
+    """work() in the main process alone; the others wait for it, and fail if it fails."""
     together(work if is_main() else lambda: None)

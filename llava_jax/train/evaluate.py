@@ -1,4 +1,4 @@
-"""Answers by free greedy generation, scored by exact match: what a run's own questions tell."""
+"""Exact match: a run's own questions, answered by greedy generation and scored to the letter."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_jax.errors import ImageError
-from llava_jax.images.decode import Limits, open_image
+from llava_jax.errors import counted
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
 from llava_jax.text.records import read_images, read_turns, sample_name
+from llava_jax.util import write_json
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Question:
     """One question and its only right answer.
 
     image: path, paths, or None for a question about no image.
-    before: what stands before it in its conversation, (question, answer) pairs; usually nothing.
+    before: the (question, answer) pairs before it in its conversation; usually none.
     """
 
     image: str | list[str] | None
@@ -45,15 +45,15 @@ def questions_of(
 ) -> list[Question]:
     """Every question of a LLaVA record; `kinds`, where given, names them.
 
-    turns: as data.turns. In a "conversation" a question stands after those before it and the record's
-    own answers to them, as it is trained; "independent" ones stand alone.
+    turns: as data.turns. In a "conversation" a question follows those before it and the record's own
+    answers to them, as in training; "independent" ones stand alone.
     """
-    said = read_turns(record, sample_name(record))
-    paths = [str(Path(image_folder) / path) for path in read_images(record, sample_name(record))]
+    name = sample_name(record)
+    paths = [str(Path(image_folder) / path) for path in read_images(record, name)]
     image = paths[0] if len(paths) == 1 else paths or None
     pairs = [
         (question.replace(IMAGE_TAG, "").strip(), answer)
-        for (asks, question), (answers, answer) in itertools.pairwise(said)
+        for (asks, question), (answers, answer) in itertools.pairwise(read_turns(record, name))
         if (asks, answers) == (USER, ASSISTANT)
     ]
     kinds = record.get("kinds") or ["all"] * len(pairs)
@@ -65,7 +65,7 @@ def questions_of(
 
 
 def turns_of(record: dict[str, Any], setting: str) -> str:
-    """ "conversation" or "independent": the record's own, which goes before data.turns."""
+    """ "conversation" or "independent": the record's own, which overrides data.turns."""
     own = record.get("turns")
     return own if isinstance(own, str) else setting
 
@@ -73,20 +73,27 @@ def turns_of(record: dict[str, Any], setting: str) -> str:
 def exact_match(
     model: Any, questions: Sequence[Question], *, batch_size: int = 256, quiet: bool = False
 ) -> dict[str, Any]:
-    """Asks and scores; see `score`. model: a LlavaModel."""
+    """`score` of the `answers` of a LlavaModel."""
     return score(questions, answers(model, questions, batch_size=batch_size, quiet=quiet))
 
 
 def answers(
     model: Any, questions: Sequence[Question], *, batch_size: int = 256, quiet: bool = False
-) -> list[str]:
-    """What the model says to each question, greedily, white space around it dropped."""
+) -> list[str | None]:
+    """The model's greedy answer to each question, stripped of white space.
+
+    None for a question that cannot be asked, most likely as its image is refused; the log says why.
+    """
     from llava_jax.model import Request
 
     longest = max((len(model.tokenizer.encode(q.answer)) for q in questions), default=0)
     requests = [Request(q.messages(), q.image, max_new_tokens=longest + 8) for q in questions]
-    replies = model.generate_batch(requests, batch_size=batch_size, progress=not quiet)
-    return [reply.text.strip() for reply in replies]
+    replies = model.generate_batch(
+        requests, batch_size=batch_size, progress=not quiet, on_error="reply"
+    )
+    for error in dict.fromkeys(reply.error for reply in replies if reply.error):
+        log.warning("not asked: %s", error)
+    return [None if reply.error else reply.text.strip() for reply in replies]
 
 
 def conversation_match(
@@ -102,7 +109,7 @@ def conversation_match(
     """
     before: list[list[tuple[str, str]]] = [[] for _ in conversations]
     asked: list[Question] = []
-    replies: list[str] = []
+    replies: list[str | None] = []
     for turn in range(max(map(len, conversations), default=0)):
         open_ = [i for i, talk in enumerate(conversations) if turn < len(talk)]
         now = [dataclasses.replace(conversations[i][turn], before=tuple(before[i])) for i in open_]
@@ -115,13 +122,16 @@ def conversation_match(
     return score(asked, replies)
 
 
-def score(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, Any]:
+def score(questions: Sequence[Question], replies: Sequence[str | None]) -> dict[str, Any]:
     """{"mean", "n", "right", "kinds": {kind: share right}, "wrong": the first 50 wrong answers}.
 
-    mean: over kinds, each weighed alike; None without questions.
+    mean: over kinds, each with the same weight; None without questions. n: all but those with a reply
+    of None, which count nowhere.
     """
     right, count, wrong = defaultdict(int), defaultdict(int), []
     for q, reply in zip(questions, replies, strict=True):
+        if reply is None:
+            continue
         count[q.kind] += 1
         if reply == q.answer.strip():
             right[q.kind] += 1
@@ -131,19 +141,35 @@ def score(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, An
     mean = sum(kinds.values()) / len(kinds) if kinds else None
     return {
         "mean": mean,
-        "n": len(questions),
+        "n": sum(count.values()),
         "right": sum(right.values()),
         "kinds": kinds,
         "wrong": wrong,
     }
 
 
-def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """`exact_match` of the exported model on the images that config.data.holdout kept aside.
+def report_exact_match(config: Any, export: Path, workdir: Path, *, quiet: bool) -> None:
+    """Prints the `exact_match_on_holdout` of a run and writes it to exact_match.json."""
+    from llava_jax.train.distributed import on_main
 
-    config: the last stage's. Questions of one record stand after each other or alone, as they were
-    trained; those whose picture training would leave out are not asked. Each process answers a part
-    of them, on its own first device.
+    result = exact_match_on_holdout(config, export, quiet=quiet)
+    said = "no questions"
+    if result["n"]:
+        said = f"{result['mean']:.2%} of {counted(result['n'], 'question')}"
+
+    def write() -> None:
+        write_json(workdir / "exact_match.json", result, indent=1, ensure_ascii=False)
+        print(f"exact match on the held-out images: {said}")
+
+    on_main(write)
+
+
+def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """`exact_match` of the exported model on the images that config.data.holdout holds out.
+
+    config: the last stage's. Questions of one record follow each other or stand alone, as in training;
+    those whose image training would leave out are not asked. Each process answers a part of them, on
+    its own first device.
     """
     import jax
 
@@ -164,42 +190,16 @@ def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) ->
     if not questions:
         return score([], [])
     first, every = jax.process_index(), jax.process_count()
-
     limits = DataSettings.read(config.data).image_limits
 
     def answer() -> list[str | None]:
-        asked = with_pictures(questions[first::every], limits)
-        can = [q for q in asked if q]
-        said = iter(answers(load(export, limits=limits), can, quiet=quiet or first > 0))
-        return [next(said) if q else None for q in asked]
+        model = load(export, limits=limits)
+        return answers(model, questions[first::every], quiet=quiet or first > 0)
 
     parts = gather(together(answer))
     replies = [parts[i % every][i // every] for i in range(len(questions))]
-    pairs = [(q, reply) for q, reply in zip(questions, replies) if reply is not None]
-    if len(pairs) < len(questions) and not first:
-        left = len(questions) - len(pairs)
-        log.warning("%d of %d questions are not asked: bad pictures", left, len(questions))
-    return score([q for q, _ in pairs], [reply for _, reply in pairs])
-
-
-def with_pictures(questions: Sequence[Question], limits: Limits) -> list[Question | None]:
-    """The questions, None for one whose picture the gate refuses; each picture is opened once."""
-    opens: dict[str, bool] = {}
-    kept: list[Question | None] = []
-    for question in questions:
-        image = question.image or []
-        paths = [image] if isinstance(image, str) else image
-        for path in paths:
-            if path not in opens:
-                opens[path] = _opens(path, limits)
-        kept.append(question if all(opens[path] for path in paths) else None)
-    return kept
-
-
-def _opens(path: str, limits: Limits) -> bool:
-    try:
-        open_image(path, limits)
-    except ImageError as error:
-        log.warning("its questions are not asked: %s", error)
-        return False
-    return True
+    result = score(questions, replies)
+    if result["n"] < len(questions) and not first:
+        left = len(questions) - result["n"]
+        log.warning("%d of %d questions were not asked", left, len(questions))
+    return result

@@ -1,27 +1,23 @@
-"""The loss on the part of the data that data.holdout keeps aside, after training."""
+"""The loss on the part of the data that data.holdout holds out, after training."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from llava_jax.data.loader import make_loader
 from llava_jax.errors import LlavaError
-from llava_jax.layers import Compute
-from llava_jax.sharding import make_mesh, own_row_parts, put_batch, replicated, row_parts
+from llava_jax.sharding import make_mesh, put_batch, replicated, row_parts
 from llava_jax.text.constants import IGNORE
 from llava_jax.train.distributed import is_main, on_main, together
-from llava_jax.train.files import read_json
-from llava_jax.train.model_io import open_model, read_params
+from llava_jax.train.model_io import compute_of, open_model, read_params
+from llava_jax.train.resume import read_record
 from llava_jax.train.step import make_loss
-from llava_jax.train.steps import Feed
-from llava_jax.util import write_text
+from llava_jax.train.steps import Feed, open_loader
+from llava_jax.util import write_json
 
 log = logging.getLogger(__name__)
 
@@ -33,32 +29,18 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
 
     config: the stage that made the model folder `export`. Each sample is seen once, whole and
     unaugmented, with the loss function, dtype and mesh of training and no dropout.
-    Raises SampleError if no sample was kept aside.
+    Raises SampleError if no sample was held out.
     """
     stage = config.copy_and_resolve_references()
     stage.model.update(init=str(export), base="", vision_tower="", make="")
     stage.lora_rank = 0  # the adapters are in the model
     mesh, micro = make_mesh(**stage.mesh), stage.grad_accum
-    opened = open_model(stage)
+    opened, compute = open_model(stage), compute_of(stage)
     params = read_params(opened, stage.seed, mesh)
-    compute = Compute(
-        jnp.dtype(stage.dtype), stage.remat, stage.unroll_layers, stage.attention or None
-    )
     params = {name: value.astype(compute.dtype) for name, value in params.items()}
     parts = math.lcm(row_parts(mesh, micro), jax.process_count())
     rows = -(-stage.batch_size // parts) * parts  # packed batches of any size are trained
-    loader = together(
-        lambda: make_loader(
-            {**stage.data, **_PLAIN, "batch_size": rows},
-            opened.config,
-            opened.tokenizer,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            seed=stage.seed,
-            row_parts=row_parts(mesh, micro),
-            own_parts=own_row_parts(mesh, micro),
-        )
-    )
+    loader = together(lambda: open_loader(stage, opened, mesh, **_PLAIN, batch_size=rows))
     feed = Feed(loader)
     score = jax.jit(_scorer(make_loss(opened.config, compute)), out_shardings=replicated(mesh))
     total, tokens, samples = 0.0, 0, 0
@@ -103,21 +85,21 @@ def _scorer(loss):
 
 
 def report_heldout(config: Any, export: Path, workdir: Path, steps: int) -> None:
-    """Prints `heldout_loss` and writes it to heldout.json, with the steps that the model took.
+    """Prints `heldout_loss` and writes it to heldout.json, with the number of steps trained.
 
-    A file of as many steps is taken as it is.
+    A file with the same number of steps is not computed again.
     """
     path = workdir / HELDOUT
-    found = read_json(path) if path.exists() else {}
+    found = read_record(path) if path.exists() else {}
     if found.get("steps") != steps:
         try:
             found = {**heldout_loss(config, export), "steps": steps}
         except LlavaError as error:  # in another process it may be of another kind
             log.warning("no loss on held-out samples: %s", error)
             return
-        on_main(lambda: write_text(path, json.dumps(found)))
+        on_main(lambda: write_json(path, found))
     if is_main():
         print(
             f"held-out loss    {found['loss']:.4f} (mean over {found['tokens']:,} tokens of "
-            f"{found['samples']:,} samples kept aside)"
+            f"{found['samples']:,} held-out samples)"
         )

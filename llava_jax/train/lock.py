@@ -1,8 +1,8 @@
 """One run at a time in a work directory.
 
-The operating system's file lock decides, and is gone with its process however that ends. Its file
-says who holds it. Some network file systems lock within one host only, so a run from another host
-also keeps the file's time moving.
+The operating system's file lock decides; it is released however its process ends. The file says who
+holds it. Some network file systems lock within one host only, so the holder also touches the file
+again and again: a heartbeat that another host sees.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from llava_jax.train.distributed import gather, is_main, together
 
 LOCK = "run.lock"
 BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
-_held: dict[Path, int] = {}  # by this process: a stage may lie in the folder of its run
+_held: dict[Path, int] = {}  # how often by this process: a run may have a stage in its own folder
 
 
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[None]:
     """Keeps other runs out of `workdir`; the processes of one run hold it together.
 
-    Raises ConfigError, naming the holder, where another run has it, and where the processes of this
+    Raises ConfigError, naming the holder, where another run holds it, and where the processes of this
     run do not see the same folder.
     """
     path = workdir.absolute() / LOCK
@@ -63,7 +63,7 @@ def _take(path: Path) -> IO[str]:
         file.close()
         raise _refused(path, holder) from None
     except OSError:
-        locked = False  # a file system without locks: signs of life are all there is
+        locked = False  # a file system without locks: the heartbeat alone decides
     holder = _read(file)
     here = locked and holder.get("host") == socket.gethostname()
     if holder and not here and _beats(path):
@@ -102,7 +102,7 @@ def _refused(path: Path, holder: dict[str, Any]) -> ConfigError:
 
 
 def _beats(path: Path) -> bool:
-    """Whether somebody gives signs of life; waits for as long as that takes to see."""
+    """Whether the file's time moves; waits for up to three heartbeats."""
     before = path.stat().st_mtime_ns
     end = time.monotonic() + 3 * BEAT
     while time.monotonic() < end:
@@ -132,7 +132,7 @@ def _alive(path: Path) -> Iterator[None]:
 
 
 def _check_shared(path: Path, file: IO[str] | None) -> None:
-    """All processes of a run see what the main one wrote."""
+    """Raises ConfigError unless all processes of the run see what the main one wrote."""
     (wrote, *_) = gather(_read(file) if file is not None else None)
     seen = wrote
     if file is None:

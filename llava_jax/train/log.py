@@ -5,35 +5,37 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_jax.progress import LINE_SECONDS, progress
+from llava_jax.progress import progress
 from llava_jax.util import json_lines, write_text
 
 METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes one JSON line per step. On a resumed run, lines beyond step `start` are cut off first.
+    """Writes one JSON line per step. On a resumed run, lines after step `start` are cut off first.
 
-    Fields: step, loss, grad_norm, lr, tokens and samples (of the step), ok. `seconds` of the step and
-    `save_seconds` of a save before it, if there was one, are the only ones that differ between two
-    equal runs. The first step of a process compiles: it counts in no rate.
+    Fields: step, loss, grad_norm, lr, tokens and samples (of the step), ok. Only `seconds` of the step
+    and `save_seconds` of a save before it, if there was one, differ between two equal runs. The first
+    step of a process compiles: it counts in no rate.
     """
 
     def __init__(self, workdir: Path, *, start: int, total: int, name: str, quiet: bool = False):
         from tensorboardX import SummaryWriter
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
-        self.workdir, self.name = workdir, name
+        self.workdir, self.name, self.total = workdir, name, total
         self.path = workdir / METRICS
         _truncate(self.path, start)
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
-        self._shown = _shown(start, total, name, quiet)
+        self._bar = progress(total, name, "step", quiet=quiet, initial=start)
+        self._redirect = contextlib.ExitStack()
+        self._redirect.enter_context(logging_redirect_tqdm())  # warnings stand above the bar
         self._rate: dict[str, float] = {}
         self._steps, self._saved = 0, 0.0
         self._last = time.perf_counter()
@@ -58,7 +60,10 @@ class RunLog:
             self._board.add_scalar("tokens_per_second", row["tokens"] / seconds, row["step"])
         if "save_seconds" in times:
             self._board.add_scalar("save_seconds", times["save_seconds"], row["step"])
-        self._shown.step(row, self._rate)
+        self._bar.set_postfix_str(status(row, self.total, self._rate), refresh=False)
+        self._bar.update()
+        if self._steps == 1:  # compiling took long: say that the run goes
+            self._bar.refresh()
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
@@ -71,7 +76,7 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """A line above the progress bar."""
-        self._shown.note(text)
+        self._bar.write(text)
 
     def sync(self) -> None:
         """Makes what was logged so far durable, before a checkpoint of the same step is."""
@@ -80,102 +85,35 @@ class RunLog:
 
     def close(self) -> None:
         """Closes the files and draws the curve."""
-        self._shown.close()
+        self._redirect.close()
+        self._bar.close()
         self._file.close()
         self._board.close()
         plot_losses({self.name: self.path}, self.workdir / "loss.png")
 
 
 class NoLog:
-    """The log of a process that writes none: another one of the same run does."""
+    """Stands in for RunLog in a process that writes none: every method does nothing."""
 
-    def step(self, row: dict[str, Any], ended: float | None = None) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-    def saving(self) -> contextlib.AbstractContextManager[None]:
-        """A context that does nothing."""
-        return contextlib.nullcontext()
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: contextlib.nullcontext()
 
 
-# On the terminal, or in a file ---------------------------------------------------------------------
-
-
-def _shown(start: int, total: int, name: str, quiet: bool) -> _Bar | _Lines:
-    if quiet or sys.stderr.isatty():
-        return _Bar(start, total, name, quiet)
-    return _Lines(start, total, name)
-
-
-class _Bar:
-    """A progress bar; nothing but notes where `quiet`."""
-
-    def __init__(self, start: int, total: int, name: str, quiet: bool):
-        from tqdm.contrib.logging import logging_redirect_tqdm
-
-        self._bar = progress(total, name, "step", quiet=quiet, initial=start)
-        self._redirect = contextlib.ExitStack()  # warnings stand above the bar, not within it
-        self._redirect.enter_context(logging_redirect_tqdm())
-
-    def step(self, row: dict[str, Any], rate: dict[str, float]) -> None:
-        speed = ""
-        if rate:
-            samples, tokens = (rate[key] / rate["seconds"] for key in ("samples", "tokens"))
-            speed = f", {samples:.1f} samples/s, {tokens:.0f} tokens/s"
-        self._bar.set_postfix_str(f"loss {row['loss']:.4f}{speed}", refresh=False)
-        self._bar.update()
-
-    def note(self, text: str) -> None:
-        self._bar.write(text)
-
-    def close(self) -> None:
-        self._redirect.close()
-        self._bar.close()
-
-
-class _Lines:
-    """Plain lines for a log file: the first and last step, each tenth of the run, and LINE_SECONDS."""
-
-    def __init__(self, start: int, total: int, name: str):
-        self._start, self._total, self._name = start, total, name
-        self._last = time.monotonic()
-
-    def step(self, row: dict[str, Any], rate: dict[str, float]) -> None:
-        number, now = row["step"], time.monotonic()
-        tenth = number * 10 // self._total > (number - 1) * 10 // self._total
-        if number == self._start + 1 or tenth or now - self._last >= LINE_SECONDS:
-            self._last = now
-            self.note(progress_line(self._name, row, self._total, rate))
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        pass
-
-
-def progress_line(name: str, row: dict[str, Any], total: int, rate: dict[str, float]) -> str:
-    """One step as a line. rate: seconds and tokens of a step; empty while only the first is known."""
-    text = f"{name}: step {row['step']:,} of {total:,}, loss {row['loss']:.4f}, lr {row['lr']:.3g}"
+def status(row: dict[str, Any], total: int, rate: dict[str, float]) -> str:
+    """What a bar or line says of a step. rate: smoothed seconds, samples and tokens of a step; empty
+    while only the first step is known."""
+    text = f"loss {row['loss']:.4f}, lr {row['lr']:.3g}"
     if not rate:
         return text
     seconds = rate["seconds"]
-    left = _left(seconds * (total - row["step"]))
-    return f"{text}, {rate['tokens'] / seconds:,.0f} tokens/s, {left} left"
-
-
-def _left(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    samples, tokens = rate["samples"] / seconds, rate["tokens"] / seconds
+    minutes, rest = divmod(round(seconds * (total - row["step"])), 60)
+    left = (
+        f"{minutes // 60} h {minutes % 60:02} min"
+        if minutes >= 60
+        else f"{minutes} min {rest:02} s"
+    )
+    return f"{text}, {samples:.1f} samples/s, {tokens:,.0f} tokens/s, {left} left"
 
 
 # Afterwards ----------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 from pathlib import Path
@@ -19,28 +18,18 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from llava_jax.errors import LlavaError, Stopped, counted
-from llava_jax.layers import Compute
-from llava_jax.sharding import (
-    check_rows,
-    make_mesh,
-    own_row_parts,
-    put_batch,
-    replicated,
-    row_parts,
-)
+from llava_jax.sharding import make_mesh, put_batch, replicated
 from llava_jax.train.checkpoint import Checkpointer, NotSaved
-from llava_jax.train.control import StopFlag, Timer, Wishes, put_wishes, with_wishes
-from llava_jax.train.distributed import check_alike, check_joined, is_main, on_main, together
-from llava_jax.train.files import read_json
-from llava_jax.train.groups import trainable_names
+from llava_jax.train.control import Flags, StopFlag, Timer, put_flags, with_flags
+from llava_jax.train.distributed import check_alike, is_main, on_main, together
 from llava_jax.train.lock import hold
 from llava_jax.train.log import NoLog, RunLog
-from llava_jax.train.model_io import open_model, read_params, save_model, split_params
-from llava_jax.train.optim import make_optimizer
-from llava_jax.train.resume import DONE, check_same, keep_settings, shared_settings
+from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
+from llava_jax.train.optim import make_optimizer, trainable_names, warmup_cosine
+from llava_jax.train.resume import DONE, check_same, read_record, write_settings
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
-from llava_jax.train.steps import Feed, Metrics
-from llava_jax.util import write_text
+from llava_jax.train.steps import Feed, Metrics, Saver, open_loader
+from llava_jax.util import write_json
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +50,6 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     SIGTERM or Ctrl-C, once the state is saved. With several processes (see
     llava_jax.train.distributed.initialize) all of them call it with the same arguments.
     """
-    check_joined()
-    check_alike(shared_settings(config))
     together(lambda: workdir.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(hold(workdir))
@@ -72,18 +59,15 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
 
         # Everything that needs no weights comes first: mesh, headers, tokenizer, data.
         mesh = make_mesh(**config.mesh)
-        if not config.data.pack:
-            check_rows(config.batch_size, mesh, config.grad_accum)
         opened = together(lambda: open_model(config))
-        loader = together(lambda: _open_loader(config, opened, mesh, workdir))
+        bad = str(workdir / "bad.jsonl")
+        loader = together(lambda: open_loader(config, opened, mesh, bad_report=bad))
         cleanup.callback(loader.close)
         check_alike({f"data.{name}": value for name, value in loader.identity().items()})
         steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
 
         # Model: every parameter straight onto its shards; trained ones in float32.
-        compute = Compute(
-            jnp.dtype(config.dtype), config.remat, config.unroll_layers, config.attention or None
-        )
+        compute = compute_of(config)
         params = together(lambda: read_params(opened, config.seed, mesh))
         names = trainable_names(params, config.trainable)
         trained, frozen = split_params(params, names, compute.dtype)
@@ -102,14 +86,10 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
         del trained
         loss = make_loss(opened.config, compute, config.loss_groups)
         dropout = opened.config.lora and opened.config.lora.dropout
-        step = make_step(
-            loss,
-            optimizer,
-            average=config.loss_average,
-            seed=config.seed if dropout else None,
-        )
+        seed = config.seed if dropout else None
+        step = make_step(loss, optimizer, average=config.loss_average, seed=seed)
         step_fn = jax.jit(
-            with_wishes(step), donate_argnums=0, out_shardings=(layout, replicated(mesh))
+            with_flags(step), donate_argnums=0, out_shardings=(layout, replicated(mesh))
         )
 
         # Resume.
@@ -130,25 +110,27 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
         run_log: Any = RunLog(workdir, **start, quiet=quiet) if is_main() else NoLog()
         cleanup.callback(run_log.close)
         feed, timer = Feed(loader), Timer(config.save_minutes)
-        watch = Metrics(run_log, _schedule_of(config, peaks, steps), last_loss)
+        peak = max(peaks.values())
+        rate = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)
+        watch = Metrics(run_log, lambda count: float(rate(count)), last_loss)
         saver = Saver(checkpoints, run_log, timer, done)
         with StopFlag() as stop, jax.set_mesh(mesh):
             try:
                 while done < steps:
                     batch, info = feed.next()
-                    own = Wishes(stop.asked, is_main() and timer.due, feed.error is not None)
-                    placed = put_batch(batch, mesh, config.grad_accum), put_wishes(own, mesh)
+                    own = Flags(stop.asked, is_main() and timer.due, feed.error is not None)
+                    placed = put_batch(batch, mesh, config.grad_accum), put_flags(own, mesh)
                     state, metrics = step_fn(state, frozen, *placed)
                     done += 1
-                    wishes = watch.after(done, metrics, info, own)
-                    due = wishes.save or done % config.save_every == 0 or done == steps
-                    if due or wishes.stop:
+                    flags = watch.after(done, metrics, info, own)
+                    due = flags.save or done % config.save_every == 0 or done == steps
+                    if due or flags.stop:
                         watch.drain()
                     if watch.failed:
                         done = watch.failed - 1
                         feed.stop()
                     watch.check()
-                    if wishes.stop and done < steps:
+                    if flags.stop and done < steps:
                         raise Stopped(
                             f"stopped at step {done} of {steps}, state saved",
                             fix="run the same command again to go on",
@@ -170,47 +152,13 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
         return TrainResult(workdir / "export", watch.loss, steps)
 
 
-class Saver:
-    """Writes checkpoints of a run, each step at most once."""
-
-    def __init__(self, checkpoints: Checkpointer, run_log: Any, timer: Timer, saved: int):
-        self._checkpoints, self._log, self._timer, self._saved = checkpoints, run_log, timer, saved
-
-    def save(self, done: int, state: TrainState, feed: Feed, loss: float) -> None:
-        """Starts writing the state after `done` steps, whose metrics were logged."""
-        if done <= self._saved:
-            return
-        self._log.sync()
-        with self._log.saving():
-            meta = {"step": done, "loss": loss}
-            self._checkpoints.save(done, state, feed.state(done), meta)
-        self._saved = done
-        self._timer.reset()
-
-
 # Helpers -------------------------------------------------------------------------------------------
-
-
-def _open_loader(config: Any, opened: Any, mesh: jax.sharding.Mesh, workdir: Path) -> Any:
-    """This process's rows of every global batch."""
-    from llava_jax.data.loader import make_loader
-
-    return make_loader(
-        {**config.data, "batch_size": config.batch_size, "bad_report": str(workdir / "bad.jsonl")},
-        opened.config,
-        opened.tokenizer,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        seed=config.seed,
-        row_parts=row_parts(mesh, config.grad_accum),
-        own_parts=own_row_parts(mesh, config.grad_accum),
-    )
 
 
 def _begin(config: Any, workdir: Path) -> None:
     """A run that goes on with more steps is not finished any more."""
     (workdir / DONE).unlink(missing_ok=True)
-    keep_settings(config, workdir)
+    write_settings(config, workdir)
 
 
 def _is_finished(workdir: Path) -> bool:
@@ -222,14 +170,14 @@ def _is_finished(workdir: Path) -> bool:
 
 def _finished(workdir: Path) -> TrainResult:
     """What an earlier run left."""
-    done = read_json(workdir / DONE)
+    done = read_record(workdir / DONE)
     log.info("%s: finished before, %d steps", workdir, done["steps"])
     return TrainResult(workdir / "export", done["loss"], done["steps"])
 
 
 def _finish(workdir: Path, report: dict[str, Any], loss: float, steps: int) -> None:
-    write_text(workdir / "data_report.json", json.dumps(report, indent=1))
-    write_text(workdir / DONE, json.dumps({"loss": loss, "steps": steps}))
+    write_json(workdir / "data_report.json", report, indent=1)
+    write_json(workdir / DONE, {"loss": loss, "steps": steps})
 
 
 def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) -> str:
@@ -256,10 +204,3 @@ def _like_params(opt_state: Any, shardings: dict[str, NamedSharding], mesh) -> A
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, opt_state)
-
-
-def _schedule_of(config: Any, peaks: dict[str, float], steps: int):
-    from llava_jax.train.optim import warmup_cosine
-
-    schedule = warmup_cosine(max(peaks.values()), steps, config.warmup_ratio, config.lr_end_ratio)
-    return lambda count: float(schedule(count))

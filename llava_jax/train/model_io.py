@@ -7,20 +7,21 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from llava_jax.config import LlavaConfig
+from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params, init_sharded, param_shardings
+from llava_jax.params import is_run, is_stacked
 from llava_jax.sharding import replicated
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import load_fitting
-from llava_jax.train.checks import fit_model
 from llava_jax.train.distributed import is_main, on_main
 from llava_jax.train.step import Params
 
@@ -49,7 +50,7 @@ def open_model(config: Any) -> Opened:
 
     m = config.model
     if not m.init:
-        raise ConfigError("config.model.init is empty", fix="name a checkpoint folder or hub id")
+        raise ConfigError("model.init is empty", fix="name a checkpoint folder or hub id")
     options = Options(m.base or None, m.vision_tower or None, m.allow_pickle)
     with fixes_as_settings():
         source = open_source(m.init, options)
@@ -57,17 +58,44 @@ def open_model(config: Any) -> Opened:
     return Opened(fit_model(config, source.config), source, tokenizer, str(m.init))
 
 
+def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
+    """The configuration of `model`, a checkpoint's, as `config` trains it: with LoRA and length.
+
+    Raises ConfigError for settings that the model cannot follow. An adapter that is continued keeps
+    its own rank and alpha: settings that differ from them are an error.
+    """
+    length, positions = config.data.max_length, model.language.max_positions
+    if length > positions:
+        raise ConfigError(
+            f"data.max_length is {length}, but the model has {positions} positions",
+            fix=f"--config.data.max_length={positions}",
+        )
+    lora = model.lora
+    if config.lora_rank:
+        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout)
+        if model.lora and (model.lora.rank, model.lora.alpha) != (lora.rank, lora.alpha):
+            own = model.lora
+            raise ConfigError(
+                f"lora_rank {lora.rank} and lora_alpha {lora.alpha:g} differ from the adapter that "
+                f"{config.model.init} holds: rank {own.rank}, alpha {own.alpha:g}",
+                fix="--config.lora_rank=0 continues the adapter as it is",
+            )
+    if "lora" in config.trainable and lora is None:
+        raise ConfigError("'lora' is in trainable, but there are no adapters", fix="set lora_rank")
+    return dataclasses.replace(model, lora=lora, max_length=length or model.max_length)
+
+
 _AS_SETTINGS = {
     r"--allow-pickle(?: \(allow_pickle=True\))?": "--config.model.allow_pickle=True",
     r"--vision-tower\b": "--config.model.vision_tower",
     r"--base\b": "--config.model.base",
 }
-"""What `llava-jax convert` calls an option, and a training run a setting."""
+"""{option of `llava-jax convert`: setting of a run}"""
 
 
 @contextlib.contextmanager
 def fixes_as_settings() -> Iterator[None]:
-    """Within it, a WeightError's fix names the settings of a run, not the options of `convert`."""
+    """Within it, the fix of a WeightError names settings of a run, not options of `convert`."""
     try:
         yield
     except WeightError as error:
@@ -77,6 +105,13 @@ def fixes_as_settings() -> Iterator[None]:
         if fix == error.fix:
             raise
         raise WeightError(error.message, fix=fix) from error
+
+
+def compute_of(config: Any) -> Compute:
+    """How the network computes, by a run's settings."""
+    return Compute(
+        jnp.dtype(config.dtype), config.remat, config.unroll_layers, config.attention or None
+    )
 
 
 def read_params(opened: Opened, seed: int, mesh: Mesh) -> Params:
@@ -98,9 +133,9 @@ def read_params(opened: Opened, seed: int, mesh: Mesh) -> Params:
 def check_finite(params: Params, name: str) -> None:
     """Raises WeightError, naming the first parameters that hold a NaN or infinity.
 
-    What lies after the feature layer of the tower is never run, and not looked at.
+    The tower's layers after the feature layer are not checked: the model does not run them.
     """
-    used = {n: v for n, v in params.items() if not n.startswith("vision.tail.")}
+    used = {n: v for n, v in params.items() if is_run(n)}
     finite = jax.device_get(jax.jit(_finite_by_layer)(used))
     bad = [n for n in used if not np.all(finite[n])]
     if not bad:
@@ -110,20 +145,20 @@ def check_finite(params: Params, name: str) -> None:
     more = f", nor are {len(bad) - 1} more tensors" if len(bad) > 1 else ""
     raise WeightError(
         f"{name}: {first} is not finite{layer}{more}",
-        fix="llava-jax inspect MODEL --values lists them; take a checkpoint from before",
+        fix="llava-jax inspect MODEL --values lists them; use an earlier checkpoint",
     )
 
 
 def _finite_by_layer(params: Params) -> dict[str, jax.Array]:
     def one(name: str, value: jax.Array) -> jax.Array:
-        axes = tuple(range(".layers." in name, value.ndim))
+        axes = tuple(range(is_stacked(name), value.ndim))
         return jnp.isfinite(value).all(axes)
 
     return {name: one(name, value) for name, value in params.items()}
 
 
 def split_params(params: Params, names: set[str], dtype: Any) -> tuple[Params, Params]:
-    """(trained ones in float32, the others in `dtype`); empties `params`, so that none is there twice."""
+    """(trained ones in float32, the others in `dtype`); empties `params`, so that none exists twice."""
     trained, frozen = {}, {}
     for name in list(params):
         value = params.pop(name)
@@ -160,15 +195,13 @@ def _on_host(name: str, value: jax.Array) -> Any:
     """`value` itself where this process sees all of it, else a copy of it in the main process."""
     if value.is_fully_addressable:
         return value
-    mesh: Any = value.sharding
-    copy = jax.jit(lambda x: x, out_shardings=replicated(mesh.mesh))
-    if ".layers." not in name:
-        whole = copy(value)
-        return np.asarray(whole) if is_main() else None
-    pick = jax.jit(lambda x, i: x[i], out_shardings=replicated(mesh.mesh))
-    layers = []
-    for i in range(len(value)):
-        layer = pick(value, np.int32(i))
+    stacked, sharding = is_stacked(name), cast(Any, value.sharding)
+    gather = jax.jit(lambda x, i: x[i] if stacked else x, out_shardings=replicated(sharding.mesh))
+    parts = []
+    for i in range(len(value) if stacked else 1):
+        part = gather(value, np.int32(i))  # by every process
         if is_main():
-            layers.append(np.asarray(layer))
-    return np.stack(layers) if is_main() else None
+            parts.append(np.asarray(part))
+    if not is_main():
+        return None
+    return np.stack(parts) if stacked else parts[0]

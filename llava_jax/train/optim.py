@@ -1,18 +1,38 @@
-"""At which learning rate, by which rule each trained parameter moves.
-
-Everything works on flat dicts {dotted name: array}. llava_jax.train.groups says what is trained.
-"""
+"""Which parameters are trained, at which learning rate and by which rule, all determined by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from llava_jax.errors import ConfigError
+from llava_jax.params import is_lora, is_run, is_stacked
+
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "projector": lambda name: name.startswith("projector."),
+    "language": lambda name: name.startswith("language.") and not is_lora(name),
+    "embed": lambda name: name == "language.embed.embedding",
+    "lora": is_lora,
+    # What follows the feature layer has no gradient, and weight decay must not touch it.
+    "vision": lambda name: name.startswith("vision.") and is_run(name),
+}
+"""The parts of a model that `trainable` may name."""
+
+
+def trainable_names(names: Iterable[str], groups: Iterable[str]) -> set[str]:
+    """The names that `groups` (keys of GROUPS) cover. Raises ConfigError for one that covers none."""
+    names, chosen = list(names), set()
+    for group in groups:
+        covered = {n for n in names if GROUPS[group](n)}
+        if not covered:
+            raise ConfigError(f"trainable: the model has no {group!r} parameters")
+        chosen |= covered
+    return chosen
 
 
 def warmup_cosine(peak: float, steps: int, warmup_ratio: float, end_ratio: float = 0.0):
@@ -49,9 +69,7 @@ def learning_rate_of(name: str, config: Any) -> float:
 
 def is_muon(name: str) -> bool:
     """Matrices inside layers and of the projector; embeddings, head and vectors stay with Adam."""
-    return (".layers." in name and name.endswith(".kernel")) or (
-        name.startswith("projector.") and name.endswith(".kernel")
-    )
+    return name.endswith(".kernel") and (is_stacked(name) or name.startswith("projector."))
 
 
 def make_optimizer(
@@ -63,12 +81,13 @@ def make_optimizer(
     `muon_adam_lr_ratio` of the rate for the rest. Clipping by the global norm comes first.
     """
     labels, transforms, peaks = {}, {}, {}
+    with_muon = config.optimizer == "muon"
     for name in names:
         peak = learning_rate_of(name, config)
-        muon = config.optimizer == "muon" and is_muon(name)
-        if config.optimizer == "muon" and not muon:
+        muon = with_muon and is_muon(name)
+        if with_muon and not muon:
             peak *= config.muon_adam_lr_ratio
-        decay = config.weight_decay if has_decay(name) and (muon or not _muon(config)) else 0.0
+        decay = config.weight_decay if has_decay(name) and muon == with_muon else 0.0
         label = f"{'muon' if muon else 'adamw'}_lr{peak:g}_wd{decay:g}"
         labels[name], peaks[label] = label, peak
         if label not in transforms:
@@ -80,27 +99,14 @@ def make_optimizer(
     return optax.chain(*chain), peaks
 
 
-def _muon(config: Any) -> bool:
-    if config.optimizer not in ("adamw", "muon"):
-        raise ConfigError(f"optimizer {config.optimizer!r} is unknown", fix="use adamw or muon")
-    return config.optimizer == "muon"
-
-
 def _rule(config: Any, schedule, decay: float, muon: bool) -> optax.GradientTransformation:
     if muon:
-        return optax.contrib.muon(
-            schedule,
-            weight_decay=decay,
-            muon_weight_dimension_numbers=cast(Any, _matrix_axes),
-        )
+        axes = cast(Any, _matrix_axes)
+        return optax.contrib.muon(schedule, weight_decay=decay, muon_weight_dimension_numbers=axes)
     return optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=decay)
 
 
 def _matrix_axes(params: Mapping[str, Any]) -> Any:
     """The last two axes are the matrix; a leading layer axis makes it a batch of matrices."""
-    import jax
-
-    return jax.tree.map(
-        lambda p: optax.contrib.MuonDimensionNumbers(p.ndim - 2, p.ndim - 1),
-        params,
-    )
+    axes = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(lambda p: axes(p.ndim - 2, p.ndim - 1), params)

@@ -1,4 +1,4 @@
-"""A work directory that holds a run already: what may differ when the same command comes again."""
+"""A work directory that holds a run already: its records, and which settings may differ now."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from typing import Any
 
 from llava_jax.errors import ConfigError
 from llava_jax.settings import TRAINING, Setting, flat
-from llava_jax.train.files import read_json
 from llava_jax.train.names import split_stage
-from llava_jax.util import write_text
+from llava_jax.util import read_object, write_text
 
 log = logging.getLogger(__name__)
 
 DONE, SETTINGS = "done.json", "config.json"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a work directory. Raises ConfigError where the file is damaged."""
+    try:
+        return read_object(path, ConfigError)
+    except ConfigError as e:
+        raise ConfigError(f"{path} is damaged: {e.message}", fix="remove this file") from None
+
+
+def write_settings(config: Any, workdir: Path) -> None:
+    """Writes the settings of a run to its work directory."""
+    write_text(workdir / SETTINGS, settings_text(config))
 
 
 def shared_settings(config: Any) -> dict[str, Any]:
@@ -32,7 +44,7 @@ def check_same(config: Any, workdir: Path) -> list[str]:
     path = workdir / SETTINGS
     if not path.exists():
         return []
-    before = dict(flat(read_json(path)))
+    before = dict(flat(read_record(path)))
     now = dict(flat(json.loads(settings_text(config))))
     # A name that only one of the two has is of another version of this package.
     changed = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
@@ -47,11 +59,6 @@ def check_same(config: Any, workdir: Path) -> list[str]:
         f"{workdir} holds a run {done} with other settings: {shown}{more}",
         fix=f"name another --workdir{export if done == 'finished' else ''}, or set them back",
     )
-
-
-def keep_settings(config: Any, workdir: Path) -> None:
-    """Writes the settings as JSON."""
-    write_text(workdir / SETTINGS, settings_text(config))
 
 
 def settings_text(config: Any) -> str:

@@ -1,10 +1,8 @@
-"""Stages: runs after each other, each starting from the model the one before it made."""
+"""Stages: runs one after another, each starting from the model that the one before it made."""
 
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,20 +10,28 @@ from ml_collections import ConfigDict, FieldReference
 
 from llava_jax.errors import ConfigError
 from llava_jax.settings import flat
-from llava_jax.train.checks import check_data_files, check_stages, fit_model
+from llava_jax.train.checks import (
+    Stages,
+    check_data_files,
+    check_devices,
+    check_model,
+    check_stages,
+)
 from llava_jax.train.log import METRICS, plot_losses
 from llava_jax.train.resume import shared_settings
-from llava_jax.util import write_text
 
 
 def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
-    """Runs `config` (once, or a time per entry of config.stages) in `workdir`; the model's folder.
+    """Runs `config` (once, or once per entry of config.stages) in `workdir`; returns the model's folder.
 
-    Finished stages are not run again; an interrupted one goes on where it was.
+    Finished stages are not run again; an interrupted one is resumed. With several processes (see
+    llava_jax.train.distributed.initialize) all of them call it with the same arguments.
     Raises ConfigError or SampleError for a setting or file of any stage before the first begins and
     before anything is written; else as `train`.
     """
     from llava_jax.train.distributed import check_alike, check_joined, on_main, together
+    from llava_jax.train.evaluate import report_exact_match
+    from llava_jax.train.heldout import report_heldout
     from llava_jax.train.lock import hold
     from llava_jax.train.loop import train
 
@@ -50,28 +56,13 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
                 fix="name another --workdir to train again",
             )
         if stage.data.holdout:
-            from llava_jax.train.heldout import report_heldout
-
             report_heldout(stage, model, workdir, result.steps)
         if stage.exact_match:
             report_exact_match(stage, model, workdir, quiet=quiet)
     return model
 
 
-def _checked_stages(config: Any) -> list[tuple[str, Any]]:
-    """`split_stages`, once everything that needs no weights is known to be right."""
-    stages = split_stages(config)
-    check_stages(stages)
-    check_devices(stages)
-    # The first stage looks at its data itself, but after a model was made or downloaded.
-    late = config.model.make or not Path(config.model.init).exists()
-    check_data_files(stages if late else stages[1:])
-    if not config.model.make and len(stages) > 1:
-        check_model(stages)
-    return stages
-
-
-def split_stages(config: Any) -> list[tuple[str, Any]]:
+def split_stages(config: Any) -> Stages:
     """(name, settings) of each run; ("", config) when there are no stages."""
     if not config.stages:
         return [("", config.copy_and_resolve_references())]
@@ -88,32 +79,17 @@ def split_stages(config: Any) -> list[tuple[str, Any]]:
     return runs
 
 
-def check_devices(stages: Sequence[tuple[str, Any]]) -> None:
-    """Raises ConfigError for a mesh that does not fit the devices, or rows that do not fit the mesh."""
-    from llava_jax.sharding import check_rows, make_mesh
-
-    for name, stage in stages:
-        mesh = make_mesh(**stage.mesh)
-        if stage.data.pack:
-            continue  # packed rows are filled up
-        try:
-            check_rows(stage.batch_size, mesh, stage.grad_accum)
-        except ConfigError as error:
-            where = f"stage {name}: " if name else ""
-            raise ConfigError(f"{where}{error.message}", fix=error.fix) from None
-
-
-def check_model(stages: Sequence[tuple[str, Any]]) -> None:
-    """Raises ConfigError for settings of any stage that the model to start from cannot follow.
-
-    Only headers of its files are read.
-    """
-    from llava_jax.train.model_io import open_model
-
-    (_, first), *later = stages
-    model = open_model(first).config
-    for _, stage in later:
-        model = fit_model(stage, model)
+def _checked_stages(config: Any) -> Stages:
+    """`split_stages`, once everything that needs no weights is known to be right."""
+    stages = split_stages(config)
+    check_stages(stages)
+    check_devices(stages)
+    # The first stage looks at its data itself, but after a model was made or downloaded.
+    late = config.model.make or not Path(config.model.init).exists()
+    check_data_files(stages if late else stages[1:])
+    if not config.model.make and len(stages) > 1:
+        check_model(stages)
+    return stages
 
 
 def make_initial_model(config: Any, workdir: Path, *, quiet: bool = False) -> Path | None:
@@ -122,9 +98,7 @@ def make_initial_model(config: Any, workdir: Path, *, quiet: bool = False) -> Pa
         return None
     module, _, function = config.model.make.partition(":")
     if not module.startswith("llava_jax.") or not function:
-        raise ConfigError(
-            f"config.model.make {config.model.make!r} is not llava_jax.module:function"
-        )
+        raise ConfigError(f"model.make {config.model.make!r} is not llava_jax.MODULE:FUNCTION")
     from llava_jax.train.distributed import on_main
 
     folder = workdir / "initial"
@@ -132,21 +106,3 @@ def make_initial_model(config: Any, workdir: Path, *, quiet: bool = False) -> Pa
         make = getattr(importlib.import_module(module), function)
         on_main(lambda: make(config, folder, quiet=quiet))
     return folder
-
-
-def report_exact_match(config: Any, export: Path, workdir: Path, *, quiet: bool) -> None:
-    """Answers the questions on the images kept aside, scores them, writes exact_match.json."""
-    from llava_jax.train.distributed import on_main
-    from llava_jax.train.evaluate import exact_match_on_holdout
-
-    result = exact_match_on_holdout(config, export, quiet=quiet)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    said = "no questions: data.holdout keeps none aside"
-    if result["n"]:
-        said = f"{result['mean']:.2%} of {result['n']} questions"
-
-    def write() -> None:
-        write_text(workdir / "exact_match.json", text)
-        print(f"exact match on the images kept aside: {said}")
-
-    on_main(write)

@@ -1,4 +1,4 @@
-"""The steps of a run as the loop sees them: batches in, metrics out one step later."""
+"""What stands around a step: batches in, metrics out one step later, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,19 +10,39 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from llava_jax.data.account import join_counts
+from llava_jax.data.loader import Loader, make_loader
 from llava_jax.errors import LlavaError
-from llava_jax.train.control import Wishes
+from llava_jax.sharding import own_row_parts, row_parts
+from llava_jax.train.checkpoint import Checkpointer
+from llava_jax.train.control import Flags, Timer
 from llava_jax.train.distributed import gather, is_main, together
+from llava_jax.train.model_io import Opened
+from llava_jax.train.step import TrainState
 
 MAX_BAD_STEPS = 20
 """Non-finite steps in a row after which a run stops instead of skipping on."""
 
 
+def open_loader(config: Any, model: Opened, mesh: Mesh, **data: Any) -> Loader:
+    """The loader of this process's rows of every global batch. data: data settings to change."""
+    return make_loader(
+        {**config.data, "batch_size": config.batch_size} | data,
+        model.config,
+        model.tokenizer,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        seed=config.seed,
+        row_parts=row_parts(mesh, config.grad_accum),
+        own_parts=own_row_parts(mesh, config.grad_accum),
+    )
+
+
 class Feed:
-    """The loader's batches. With several processes, what one loader raises is kept as `error`, and
-    its process goes on with empty batches, so that it takes part in the step after which all stop.
+    """The loader's batches. With several processes, what one loader raises is stored as `error`, and
+    its process continues with empty batches, so that it takes part in the step after which all stop.
     """
 
     def __init__(self, loader: Any):
@@ -75,8 +95,8 @@ def _ended(value: jax.Array) -> float:
 
 
 class Metrics:
-    """Logs each step after the next one has begun: reading a value waits for it, and the device must
-    not wait for us.
+    """Logs each step after the next one has begun: reading a value blocks, and the device must not
+    wait for us.
 
     loss: of the last step logged. failed: the first step that did not count, because some process
     had no batch for it.
@@ -86,30 +106,30 @@ class Metrics:
         self.loss, self.failed = loss, 0
         self._log, self._lr, self._bad = run_log, lr, 0
         self._pending: tuple[int, Any, Any, Future[float]] | None = None
-        # Reading a step after the next was called may come long after its end: a thread waits for it.
+        # A step is read after the next was dispatched, maybe long after its end: a thread times it.
         self._clock = ThreadPoolExecutor(1, "clock")
 
-    def after(self, number: int, metrics: Any, info: Any, own: Wishes) -> Wishes:
-        """Takes the metrics of step `number` and logs the step before it; what was wished at that one.
+    def after(self, number: int, metrics: Any, info: Any, own: Flags) -> Flags:
+        """Takes the metrics of step `number` and logs the step before it; the flags of that one.
 
-        With one process its `own` wishes count at once.
+        With a single process, its `own` flags count at once.
         """
-        wished = self.drain()
+        joined = self.drain()
         self._pending = (number, metrics, info, self._clock.submit(_ended, metrics["loss"]))
-        return own if jax.process_count() == 1 else wished
+        return own if jax.process_count() == 1 else joined
 
-    def drain(self) -> Wishes:
-        """Logs the step that waits, if any; what was wished when it began."""
+    def drain(self) -> Flags:
+        """Logs the pending step, if any, and returns its flags."""
         if self._pending is None:
-            return Wishes()
+            return Flags()
         (number, metrics, info, ended), self._pending = self._pending, None
         values = jax.device_get(metrics)
-        wishes = Wishes(*map(bool, values["wishes"]))
-        if wishes.failed:
+        flags = Flags(*map(bool, values["flags"]))
+        if flags.failed:
             self.failed = self.failed or number
         else:
             self._record(number, values, info, ended.result())
-        return wishes
+        return flags
 
     def check(self) -> None:
         """Raises LlavaError when too many steps in a row were not finite."""
@@ -138,3 +158,21 @@ class Metrics:
         )
         if not ok:
             self._log.note(f"step {number}: loss or gradient is not finite, update skipped")
+
+
+class Saver:
+    """Writes checkpoints of a run, each step at most once."""
+
+    def __init__(self, checkpoints: Checkpointer, run_log: Any, timer: Timer, saved: int):
+        self._checkpoints, self._log, self._timer, self._saved = checkpoints, run_log, timer, saved
+
+    def save(self, done: int, state: TrainState, feed: Feed, loss: float) -> None:
+        """Starts writing the state after `done` steps, whose metrics were logged."""
+        if done <= self._saved:
+            return
+        self._log.sync()
+        with self._log.saving():
+            meta = {"step": done, "loss": loss}
+            self._checkpoints.save(done, state, feed.state(done), meta)
+        self._saved = done
+        self._timer.reset()

@@ -14,9 +14,9 @@ from llava_jax.batch import Buckets, collate, shape_of
 from llava_jax.config import LoraConfig
 from llava_jax.convert import load_checkpoint
 from llava_jax.layers import Compute
+from llava_jax.params import is_lora
 from llava_jax.text.example import Example
-from llava_jax.train.groups import is_lora, trainable_names
-from llava_jax.train.optim import make_optimizer
+from llava_jax.train.optim import make_optimizer, trainable_names
 from llava_jax.train.step import TrainState, make_loss, make_step
 from tests.conftest import SHARED, shared
 

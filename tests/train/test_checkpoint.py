@@ -49,7 +49,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(folder, damage):
     DAMAGES[damage](folder / "2")
-    with pytest.raises(LlavaError, match=r"checkpoints/2 cannot be read.*goes on from step 1\b"):
+    with pytest.raises(LlavaError, match=r"checkpoints/2 cannot be read.*resumes from step 1\b"):
         restored(folder)
     shutil.rmtree(folder / "2")
     found, data, meta = restored(folder)
@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(folder, damage)
 def test_without_another_one_the_run_begins_anew(folder):
     shutil.rmtree(folder / "1")
     DAMAGES["no state"](folder / "2")
-    with pytest.raises(LlavaError, match="remove this folder, and the run begins anew"):
+    with pytest.raises(LlavaError, match="remove this folder, and the run starts again"):
         restored(folder)
 
 

@@ -12,9 +12,9 @@ from llava_jax.train.checks import (
     check_data_files,
     check_settings,
     check_stages,
-    fit_model,
 )
 from llava_jax.train.config import load_config
+from llava_jax.train.model_io import fit_model
 from llava_jax.train.stages import split_stages
 
 V15_7B = LlavaConfig.v15_7b()

@@ -3,13 +3,12 @@
 import PIL.Image
 import pytest
 
-from llava_jax.images.decode import DEFAULT_LIMITS
 from llava_jax.train.evaluate import (
     Question,
+    answers,
     conversation_match,
     exact_match,
     score,
-    with_pictures,
 )
 from tests.generate.tiny import model
 
@@ -48,8 +47,9 @@ def test_a_question_of_a_bad_picture_is_not_asked(picture, tmp_path, caplog):
     bad.write_bytes(b"no picture")
     images = [picture, str(bad), None, [picture, str(bad)], [picture, picture], str(bad)]
     asked = [Question(image, "what?", "x") for image in images]
-    found = with_pictures(asked, DEFAULT_LIMITS)
-    assert found == [asked[0], None, asked[2], None, asked[4], None]
+    found = answers(model(), asked, quiet=True)
+    assert [reply is None for reply in found] == [False, True, False, True, False, True]
+    assert score(asked, found)["n"] == 3
     assert sum("bad.png" in line for line in caplog.messages) == 1
 
 

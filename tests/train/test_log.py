@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from llava_jax.train.log import METRICS, RunLog, progress_line, read_metrics, smooth
+from llava_jax.train.log import METRICS, RunLog, read_metrics, smooth, status
 
 
 def row(step, loss=2.0):
@@ -68,8 +68,8 @@ def test_plain_lines_where_the_output_is_no_terminal(tmp_path, clock, capsys):
         clock.tick(40 if step in (1, 23) else 1)
         log.step(row(step))
     log.close()
-    lines = [line for line in capsys.readouterr().err.splitlines() if "step" in line]
-    shown = [int(line.split("step ")[1].split()[0]) for line in lines]
+    lines = capsys.readouterr().err.splitlines()
+    shown = [int(line.removeprefix("run: ").split()[0]) for line in lines]
     assert shown == [1, 10, 20, 23, 30, 40, 50, 60, 70, 80, 90, 100]
     assert "tokens/s" not in lines[0]  # only the compile is known
     assert "loss 2.0000" in lines[1]
@@ -81,17 +81,14 @@ def test_a_resumed_run_shows_its_first_step_and_a_quiet_one_none(tmp_path, clock
         log = RunLog(tmp_path, start=41, total=100, name="run", quiet=quiet)
         log.step(row(42))
         log.close()
-        assert ("step 42 of 100" in capsys.readouterr().err) == (not quiet)
+        assert ("run: 42 of 100" in capsys.readouterr().err) == (not quiet)
 
 
 def test_a_progress_line_says_how_long_it_takes():
-    line = progress_line("finetune", row(1200, 1.25), 5198, {"seconds": 4.5, "tokens": 100.0})
-    assert line == (
-        "finetune: step 1,200 of 5,198, loss 1.2500, lr 0.001, 22 tokens/s, 4 h 59 min left"
-    )
-    assert progress_line("run", row(9), 10, {"seconds": 2.0, "tokens": 1.0}).endswith(
-        "0 min 02 s left"
-    )
+    rate = {"seconds": 4.5, "tokens": 100.0, "samples": 8.0}
+    line = status(row(1200, 1.25), 5198, rate)
+    assert line == "loss 1.2500, lr 0.001, 1.8 samples/s, 22 tokens/s, 4 h 59 min left"
+    assert status(row(9), 10, {**rate, "seconds": 2.0}).endswith("0 min 02 s left")
 
 
 @pytest.mark.parametrize("count", [1, 2, 12, 40, 500])

@@ -1,4 +1,4 @@
-"""Which settings may change when a run goes on, and which are an error."""
+"""What a work directory says of its run, and which settings may change when that is resumed."""
 
 import json
 
@@ -10,9 +10,11 @@ from llava_jax.train.resume import (
     DONE,
     SETTINGS,
     check_same,
-    keep_settings,
+    read_record,
     shared_settings,
+    write_settings,
 )
+from llava_jax.util import write_text
 
 
 def config(*changes):
@@ -41,7 +43,7 @@ def test_without_a_run_nothing_is_wrong(tmp_path):
     ],
 )
 def test_what_only_says_where_and_when_may_change(tmp_path, changes):
-    keep_settings(config(), tmp_path)
+    write_settings(config(), tmp_path)
     assert json.loads((tmp_path / SETTINGS).read_text())["lr"] == 2e-5
     assert check_same(config(*changes), tmp_path) == sorted(c.partition("=")[0] for c in changes)
 
@@ -60,7 +62,7 @@ def test_what_only_says_where_and_when_may_change(tmp_path, changes):
 )
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_would_make_it_another_run_is_an_error(tmp_path, change, finished):
-    keep_settings(config(), tmp_path)
+    write_settings(config(), tmp_path)
     if finished:
         (tmp_path / DONE).write_text("{}")
     name = change.partition("=")[0]
@@ -71,14 +73,14 @@ def test_what_would_make_it_another_run_is_an_error(tmp_path, change, finished):
 
 
 def test_accumulation_is_part_of_the_run_where_micro_batches_are_weighed_alike(tmp_path):
-    keep_settings(config("loss_average=micro"), tmp_path)
+    write_settings(config("loss_average=micro"), tmp_path)
     with pytest.raises(ConfigError, match="grad_accum"):
         check_same(config("loss_average=micro", "grad_accum=2"), tmp_path)
 
 
 def test_more_steps_are_the_same_run_at_a_constant_rate_only(tmp_path):
     constant = ["warmup_ratio=0.0", "lr_end_ratio=1.0"]
-    keep_settings(config(*constant, "steps=5"), tmp_path)
+    write_settings(config(*constant, "steps=5"), tmp_path)
     assert check_same(config(*constant, "steps=9"), tmp_path) == ["steps"]
     with pytest.raises(ConfigError, match="steps was 5 and is 3"):
         check_same(config(*constant, "steps=3"), tmp_path)
@@ -86,7 +88,7 @@ def test_more_steps_are_the_same_run_at_a_constant_rate_only(tmp_path):
 
 def test_a_work_directory_may_be_moved_with_its_stages(tmp_path):
     (tmp_path / "new" / "two").mkdir(parents=True)
-    keep_settings(config("model.init=old/one/export"), tmp_path / "new" / "two")
+    write_settings(config("model.init=old/one/export"), tmp_path / "new" / "two")
     moved = config(f"model.init={tmp_path}/new/one/export")
     assert check_same(moved, tmp_path / "new" / "two") == ["model.init"]
     with pytest.raises(ConfigError, match=r"model\.init"):
@@ -94,8 +96,26 @@ def test_a_work_directory_may_be_moved_with_its_stages(tmp_path):
 
 
 def test_a_setting_that_another_version_of_this_package_has_is_passed_over(tmp_path):
-    keep_settings(config(), tmp_path)
+    write_settings(config(), tmp_path)
     kept = json.loads((tmp_path / SETTINGS).read_text())
     del kept["save_minutes"]
     (tmp_path / SETTINGS).write_text(json.dumps({**kept, "of_old": 1}))
     assert check_same(config(), tmp_path) == []
+
+
+def test_what_was_there_stays_until_the_new_text_is_whole(tmp_path):
+    path = tmp_path / "done.json"
+    write_text(path, '{"steps": 1}')
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")
+    assert read_record(path) == {"steps": 1}
+    write_text(path, '{"steps": 2, "said": "\u00e9"}')
+    assert read_record(path) == {"steps": 2, "said": "\u00e9"}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"steps": 1', b"[]", b"3", b"\xff\xfe\x00"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "done.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"done\.json is damaged.*remove this file"):
+        read_record(path)

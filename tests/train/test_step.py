@@ -12,9 +12,8 @@ from llava_jax.config import LoraConfig
 from llava_jax.layers import Compute
 from llava_jax.llava import build, param_shardings
 from llava_jax.sharding import make_mesh, put_batch
-from llava_jax.train.groups import trainable_names
 from llava_jax.train.loss import mean_loss, supervised_nll
-from llava_jax.train.optim import make_optimizer
+from llava_jax.train.optim import make_optimizer, trainable_names
 from llava_jax.train.step import TrainState, make_loss, make_step
 from tests.tiny import CONFIG, random_batch, random_params
 
