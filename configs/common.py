@@ -17,12 +17,12 @@ from llava_jax.settings import TRAINING
 
 def get_config() -> Any:
     """All settings, locked: a name that is not among them cannot be set. None stands for "not set"."""
-    c = ConfigDict()
+    c: Any = ConfigDict()
     for name, row in TRAINING.items():
         parent, _, last = name.rpartition(".")
         if parent and parent not in c:
             c[parent] = ConfigDict()
-        group = c[parent] if parent else c
+        group: Any = c[parent] if parent else c
         if not isinstance(row.type, UnionType):
             group[last] = row.default
         elif row.default is None:

@@ -53,7 +53,7 @@ class Setting:
         high = ("at most", self.high), ("below", self.below)
         return " and ".join(f"{word} {n:,}" for word, n in (*low, *high) if math.isfinite(n))
 
-    def allows(self, number: float) -> bool:
+    def allows(self, number: Any) -> bool:
         """Whether a number is within the limits."""
         return self.low <= number <= self.high and self.above < number < self.below
 
@@ -63,7 +63,7 @@ def setting(default: Any, meaning: str, **columns: Any) -> Any:
     return field(default=default, metadata={"meaning": meaning, **columns})
 
 
-def rows(table: type, prefix: str = "") -> dict[str, Setting]:
+def rows(table: Any, prefix: str = "") -> dict[str, Setting]:
     """{dotted name: row} of a table and of the tables that its fields hold."""
     found, types = {}, get_type_hints(table)
     for f in fields(table):
@@ -156,7 +156,7 @@ class DataGroup(ImageLimits):
         needs="data.turns=independent")
     image_aspect_ratio: str = setting("", "how an image becomes square; empty: as the model says",
         choices=("", "pad", "square"))
-    max_length: int = setting(2048, "longer samples are cut; 0: as the model says", low=0,
+    max_length: int | None = setting(2048, "longer samples are cut; 0: as the model says", low=0,
         aliases="max_seq_len max_seq_length model_max_length")
     shuffle: bool = setting(True, "a new order in each epoch")
     group_by_modality: bool = setting(False, "batches of one modality and of similar lengths",

@@ -133,7 +133,8 @@ class DataSettings(DataGroup):
             if name not in known:
                 fix = did_you_mean(name, known, "data.{}") or f"one of {', '.join(known)}"
                 raise ConfigError(f"data.{name} is not a setting", fix=fix)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        return cls(**values)
 
 
 _ROWS = rows(DataSettings)

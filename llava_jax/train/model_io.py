@@ -64,7 +64,7 @@ def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
     Raises ConfigError for settings that the model cannot follow. An adapter that is continued keeps
     its own rank and alpha: settings that differ from them are an error.
     """
-    length, positions = config.data.max_length, model.language.max_positions
+    length, positions = config.data.max_length or 0, model.language.max_positions
     if length > positions:
         raise ConfigError(
             f"data.max_length is {length}, but the model has {positions} positions",

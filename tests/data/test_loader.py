@@ -319,9 +319,9 @@ def test_settings_are_checked():
         DataSettings.read({"length_buckets": (64, 32)})
     with pytest.raises(ConfigError, match="not a multiple of the 3 hosts"):
         DataSettings(batch_size=4).completed(None, 3)
-    with pytest.raises(ConfigError, match="data.max_length is None, not a whole number"):
-        DataSettings.read({"length_buckets": [4, 8], "max_length": None})
-    assert DataSettings.read({"length_buckets": [4, 8]}).length_buckets == (4, 8)
+    read = DataSettings.read({"length_buckets": [4, 8], "max_length": None})
+    assert (read.length_buckets, read.max_length) == ((4, 8), None)
+    assert DataSettings(max_length=0).completed(None).max_length is None
 
 
 def test_row_multiple_serves_every_part_of_a_step():
