@@ -5,7 +5,7 @@
         --config.data.path=llava_v1_5_mix665k.json --config.data.image_folder=data
 
 Source: scripts/v1_5/finetune.sh of haotian-liu/LLaVA (batch 128, lr 2e-5, one epoch, pad,
-group_by_modality_length).
+group_by_modality_length). What does not stand here is the default, which follows that script.
 """
 
 from llava_jax.configs import common
@@ -15,11 +15,7 @@ def get_config():
     c = common.get_config()
     c.name = "finetune_7b"
     c.model.init = "runs/pretrain_7b/export"
-    c.trainable = ("projector", "language")
-    c.data.version = "v1"
     c.data.image_aspect_ratio = "pad"
     c.data.group_by_modality = True
-    c.batch_size = 128
-    c.lr = 2e-5
     c.clip_norm = 0.0  # the original's DeepSpeed files leave clipping off
     return c

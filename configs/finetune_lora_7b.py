@@ -16,7 +16,6 @@ def get_config():
     c.name = "finetune_lora_7b"
     c.trainable = ("projector", "lora")
     c.lora_rank = 128
-    c.lora_alpha = 256.0
     c.lr = 2e-4
     c.projector_lr = 2e-5
     return c

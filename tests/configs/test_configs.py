@@ -1,6 +1,7 @@
 """Every config file loads, is locked, and holds the original recipe's numbers."""
 
 import ast
+import contextlib
 import re
 from pathlib import Path
 
@@ -109,6 +110,19 @@ def test_a_stage_may_have_several_files_where_the_config_has_one(tmp_path):
     (_, one), (_, two) = split_stages(load_config(str(own), []))
     assert (one.data.path, two.data.path) == (("b.json", "c.json"), "a.json")
     assert (one.data.image_folder, two.data.image_folder) == ("", "x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_says_only_what_differs_from_the_one_it_starts_from(name):
+    tree = ast.parse((Path(str(llava_jax.configs.__file__)).parent / f"{name}.py").read_text())
+    (function,) = (n for n in tree.body if getattr(n, "name", "") == "get_config")
+    start, *changes = (n for n in function.body if isinstance(n, ast.Assign))
+    assert isinstance(start.value, ast.Call)
+    before = dict(flat(load_config(ast.unparse(start.value.func).split(".")[0], [])))
+    for change in changes:
+        setting = ast.unparse(change.targets[0]).removeprefix("c.")
+        with contextlib.suppress(ValueError):  # not a literal
+            assert before.get(setting) != ast.literal_eval(change.value), setting
 
 
 def test_overrides_reach_nested_and_optional_fields():
