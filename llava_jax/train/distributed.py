@@ -59,14 +59,18 @@ def find_job(env: Mapping[str, str] = os.environ) -> Job | None:
     Raises ConfigError for variables that contradict each other, and for processes that jax has no
     way to join. The variables of each scheduler are those of jax._src.clusters.
     """
-    named = [name for name in OURS if env.get(name)]
-    if named and (env.get("JAX_NUM_PROCESSES") or env.get("JAX_PROCESS_ID")):
-        return _explicit(env)
-    job = _slurm(env) or _tpu(env) or _launcher(env) or _kubernetes(env)
-    if job is None and named:
+    given = [name for name in OURS if env.get(name)]
+    job = None
+    if given in ([], ["JAX_COORDINATOR_ADDRESS"]):
+        job = _slurm(env) or _tpu(env) or _launcher(env) or _kubernetes(env)
+    elif env.get("JAX_NUM_PROCESSES") == "1":
+        return None
+    elif len(given) == len(OURS):
+        job = _explicit(env)
+    if given and job is None:
+        missing = " and ".join(name for name in OURS if name not in given)
         raise ConfigError(
-            "JAX_COORDINATOR_ADDRESS is set, JAX_NUM_PROCESSES and JAX_PROCESS_ID are not",
-            fix="set all three, or none",
+            f"{' and '.join(given)} set without {missing}", fix="set all three, or none"
         )
     return job if job is None or job.count != 1 else None
 
@@ -138,15 +142,8 @@ def _deadline(job: Job, timeout: int) -> Iterator[None]:
         timer.cancel()
 
 
-def _explicit(env: Mapping[str, str]) -> Job | None:
-    if env.get("JAX_NUM_PROCESSES") == "1":
-        return None
-    missing = [name for name in OURS if not env.get(name)]
-    if missing:
-        raise ConfigError(
-            f"{' and '.join(missing)} not set, but {' and '.join(n for n in OURS if env.get(n))}",
-            fix="set all three, or none",
-        )
+def _explicit(env: Mapping[str, str]) -> Job:
+    """The job that the three JAX_ variables describe."""
     count, index = (_number(env, name) for name in OURS[1:])
     if not 0 <= index < count:
         raise ConfigError(f"JAX_PROCESS_ID is {index}, not below JAX_NUM_PROCESSES {count}")
@@ -172,9 +169,8 @@ def _slurm(env: Mapping[str, str]) -> Job | None:
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if any(name not in env for name in needed) or "SLURM_NTASKS" not in env:
         return None
-    count = _number(
-        env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
-    )
+    step = "SLURM_STEP_NUM_TASKS"
+    count = _number(env, step if step in env else "SLURM_NTASKS")
     alone = re.fullmatch(r"1(\(x\d+\))?(,1(\(x\d+\))?)*", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
     return Job("SLURM", count, {"num_processes": count, **_all_gpus(bool(alone), env)})
 
@@ -199,9 +195,9 @@ def _launcher(env: Mapping[str, str]) -> Job | None:
             return Job(by, count, _all_gpus(env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1", env))
         if not address:
             raise ConfigError(
-                f"{by} started {count} processes, but no address is set at which they meet",
-                fix="set JAX_COORDINATOR_ADDRESS to HOST:PORT of the first, the same for all, or "
-                "JAX_NUM_PROCESSES=1 for runs of their own",
+                f"{by} started {count} processes, but JAX_COORDINATOR_ADDRESS is not set",
+                fix="set it to HOST:PORT of the first, for all of them, or JAX_NUM_PROCESSES=1 for "
+                "runs of their own",
             )
         return Job(by, count, _arguments(address, count, _number(env, rank)))
     return None

@@ -93,7 +93,7 @@ def test_schedulers_that_jax_knows(env, by, count):
     ],
 )
 def test_launchers_that_need_an_address(env):
-    with pytest.raises(ConfigError, match="JAX_COORDINATOR_ADDRESS|do") as info:
+    with pytest.raises(ConfigError, match="JAX_COORDINATOR_ADDRESS") as info:
         find_job(env)
     assert info.value.fix
     job = find_job({**env, "JAX_COORDINATOR_ADDRESS": "node1:1234"})
@@ -109,8 +109,14 @@ def test_launchers_that_need_an_address(env):
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({"JAX_COORDINATOR_ADDRESS": "node1:1"}, "JAX_NUM_PROCESSES and JAX_PROCESS_ID are not"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID not set"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "node1:1"},
+            "set without JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"},
+            "set without JAX_PROCESS_ID",
+        ),
         (
             {"JAX_COORDINATOR_ADDRESS": "a", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
             "no port",
