@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from llava_jax.eval.task import Result
 
 
-def score(task: str, answers: str | Path, data: str | Path, **options) -> "Result":
+def score(task: str, answers: str | Path, data: str | Path, **settings) -> "Result":
     """Scores an answer file.
 
     Args:
       task: a name of `llava_jax.eval.task.TASKS` ("pope").
       answers: the answer file (jsonl, json, txt, tsv, csv or xlsx, as the benchmark uses).
       data: folder with the owner's files.
-      **options: fields of `llava_jax.eval.task.Options`.
+      **settings: fields of `llava_jax.eval.task.TaskSettings`.
     Raises:
       AnswerError, DataError: naming file and line or id.
     """
-    from llava_jax.eval.task import Options, get_task
+    from llava_jax.eval.task import TaskSettings, get_task
 
-    return get_task(task).score(Path(answers), Path(data), Options(**options))
+    return get_task(task).score(Path(answers), Path(data), TaskSettings(**settings))

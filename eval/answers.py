@@ -1,18 +1,19 @@
 """Answer files: read, joined to the benchmark's questions by id, and accounted for.
 
-Owners' scripts put answers into a dict or zip them to the labels, so a missing, doubled or foreign
+Owners' scripts put answers into a dict or zip them to the labels, so a missing, duplicated or foreign
 row changes the number without a word (POPE's random split drops to 50.2 % when the label file has
-90 more rows). Here every row is counted: what is missing scores zero and is listed, the last of
-doubled rows counts (as in LLaVA's scripts) and is listed, an answer to nothing is listed.
+90 more rows). Here every row is counted: a missing answer scores zero, of several answers to one
+question the last counts (as in LLaVA's scripts), and both are listed, as are answers to no question.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import read_rows, text_of
+from llava_jax.eval.files import read_rows
 
 ID_KEYS = ("question_id", "questionId", "id", "index", "image")
 TEXT_KEYS = ("text", "prediction", "answer", "caption")
@@ -36,6 +37,18 @@ class AnswerFile:
     rows: list[Answer]
     bad_lines: list[int] = field(default_factory=list)
 
+    def with_ids(self, id_of: Callable[[Answer], str]) -> "AnswerFile":
+        """The same answers under other ids, where an owner's file does not carry the benchmark's."""
+        return replace(self, rows=[replace(a, id=id_of(a)) for a in self.rows])
+
+
+class Joined(dict[str, Answer]):
+    """Question id -> its answer; questions without one are absent."""
+
+    def text(self, key: str) -> str:
+        """The answer to a question, "" if there is none."""
+        return self[key].text if key in self else ""
+
 
 @dataclass
 class Coverage:
@@ -50,12 +63,8 @@ class Coverage:
     bad_lines: list[int] = field(default_factory=list)
     missing_left_out: bool = False
 
-    @property
-    def clean(self) -> bool:
-        return not (self.missing or self.doubled or self.unknown or self.bad_lines)
-
     def lines(self) -> list[str]:
-        """One sentence for each thing that is not as it should be."""
+        """One sentence per thing that is not as it should be."""
         out = []
         if self.missing:
             how = "are left out" if self.missing_left_out else "count as wrong"
@@ -120,14 +129,10 @@ def read_answers(
             raise AnswerError(f"{path} line {line}: no id; expected one of {', '.join(id_keys)}")
         where = f"{path} line {line}, {id_key} {row[id_key]!r}"
         text_key = next((k for k in text_keys if k in row), None)
-        if text_key is None:
-            if not empty_is_none:
-                raise AnswerError(f"{where}: no answer; expected one of {', '.join(text_keys)}")
-            text = ""
-        elif row[text_key] is None and empty_is_none:
-            text = ""
-        else:
-            text = text_of(row[text_key], where)
+        value = row[text_key] if text_key else None
+        if text_key is None and not empty_is_none:
+            raise AnswerError(f"{where}: no answer; expected one of {', '.join(text_keys)}")
+        text = "" if value is None and empty_is_none else _text(value, where)
         answers.append(Answer(as_id(row[id_key], where), text, line, row))
     return AnswerFile(path, answers, bad)
 
@@ -143,25 +148,35 @@ def as_id(value: Any, where: str = "id") -> str:
     raise AnswerError(f"{where}: an id must be text or a whole number")
 
 
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    raise AnswerError(f"{where}: the answer is {value!r}, not text")
+
+
 def join(
     ids: Iterable[str],
     answers: AnswerFile,
     *,
+    scored: Iterable[str] | None = None,
     images: Mapping[str, str] | None = None,
     strict: bool = False,
-) -> tuple[dict[str, Answer], Coverage]:
-    """The answer of each id, and how the file covers them.
+) -> tuple[Joined, Coverage]:
+    """The answer to each question, and how the file covers the questions.
 
     Args:
       ids: the benchmark's ids, unique, in order.
+      scored: those of them that must be answered; all by default.
       images: id -> image name; an answer row that names another image raises.
-      strict: raise where anything is missing, doubled, unknown or unreadable.
+      strict: raise where anything is missing, duplicated, unknown or unreadable.
     Raises:
       AnswerError: not one id fits, or an answer names the wrong image.
     """
     wanted = dict.fromkeys(ids)
-    joined: dict[str, Answer] = {}
-    coverage = Coverage(expected=len(wanted), bad_lines=answers.bad_lines)
+    scored = list(wanted) if scored is None else list(scored)
+    joined, coverage = Joined(), Coverage(expected=len(scored), bad_lines=answers.bad_lines)
     for a in answers.rows:
         if a.id not in wanted:
             coverage.unknown.setdefault(a.id, a.line)
@@ -180,13 +195,8 @@ def join(
             f"{answers.path}: none of its {len(answers.rows)} ids is in the benchmark "
             f"(file: {sample!r}, benchmark: {own!r})"
         )
-    coverage.answered = len(joined)
-    coverage.missing = [i for i in wanted if i not in joined]
-    check(answers.path, coverage, strict)
+    coverage.missing = [i for i in scored if i not in joined]
+    coverage.answered = coverage.expected - len(coverage.missing)
+    if strict and (problems := coverage.lines()):
+        raise AnswerError(f"{answers.path}: {'; '.join(problems)}")
     return joined, coverage
-
-
-def check(path: Path, coverage: Coverage, strict: bool) -> None:
-    """Raises if `strict` and the coverage is not clean."""
-    if strict and not coverage.clean:
-        raise AnswerError(f"{path}: {'; '.join(coverage.lines())}")

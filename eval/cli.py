@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from llava_jax.errors import LlavaError
-from llava_jax.eval.task import TASKS
+from llava_jax.eval.task import TASKS, TaskSettings, get_task
+from llava_jax.util import write_json
 
 EXAMPLES = """examples:
   llava-jax eval --model M --tasks pope,mme --data DIR --out DIR
@@ -22,38 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     _run_arguments(parser)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    _score_arguments(actions.add_parser("score", help="score an answer file"))
-    _submit_arguments(
-        actions.add_parser("submit", help="write the file a benchmark's server takes")
-    )
-    _judge_arguments(actions.add_parser("judge", help="let a judge model read answers"))
-    _report_arguments(actions.add_parser("report", help="one page of results beside the paper's"))
-    _fetch_arguments(actions.add_parser("fetch", help="get a benchmark's files"))
-    _questions_arguments(
-        actions.add_parser("questions", help="write the prompts of a benchmark as LLaVA's jsonl")
-    )
-    _scenes_arguments(
-        actions.add_parser(
-            "scenes", help="make small sets of the quickstart's pictures to try it on"
-        )
-    )
-    actions.add_parser("list", help="the benchmarks and the files each needs")
+    for name, (arguments, _, help) in ACTIONS.items():
+        action = actions.add_parser(name, help=help)
+        if arguments:
+            arguments(action)
 
 
 def run(args: argparse.Namespace) -> int:
     """Does what the command line asks; returns the exit code."""
-    actions = {
-        None: _run,
-        "list": _list,
-        "score": _score,
-        "submit": _submit,
-        "judge": _judge,
-        "report": _report,
-        "fetch": _fetch,
-        "questions": _questions,
-        "scenes": _scenes,
-    }
-    return actions[args.action](args)
+    return ACTIONS[args.action][1](args) if args.action else _run(args)
 
 
 def _run_arguments(p: argparse.ArgumentParser) -> None:
@@ -65,7 +43,7 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", type=Path, help="folder with a sub-folder per benchmark, or one's own")
     p.add_argument("--images", type=Path, help="image folder, where it is not in the data folder")
     p.add_argument("--out", type=Path, help="folder for answers, results and the report")
-    p.add_argument("--batch-size", type=int, default=16, help="questions at once (default 16)")
+    p.add_argument("--batch-size", type=int, default=16, help="questions per batch (default 16)")
     p.add_argument("--limit", type=int, help="ask only the first N questions")
     p.add_argument("--shuffle-seed", type=int, help="ask in a random order drawn from this seed")
     p.add_argument("--chunk", default="0/1", help="K/N: this process asks the K-th of N parts")
@@ -77,17 +55,10 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--name", help="model_id in the answers (default: the model's folder name)")
 
 
-def _file_arguments(p: argparse.ArgumentParser) -> None:
+def _task_arguments(p: argparse.ArgumentParser, answers: bool = True) -> None:
     p.add_argument("task", metavar="TASK", help=", ".join(TASKS))
-    p.add_argument("--answers", type=Path, required=True, metavar="FILE")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the owner's files")
     p.add_argument("--split", help="part of a file name, where several fit")
-    p.add_argument(
-        "--strict", action="store_true", help="fail unless every question is answered once"
-    )
-    p.add_argument(
-        "--skip-bad-lines", action="store_true", help="count unreadable lines instead of failing"
-    )
     p.add_argument(
         "--set",
         action="append",
@@ -95,26 +66,36 @@ def _file_arguments(p: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="an option of one benchmark (textvqa: ocr=no; scienceqa: gpt4=FILE, requery=FILE)",
     )
+    if answers:
+        p.add_argument("--answers", type=Path, required=True, metavar="FILE")
+        p.add_argument(
+            "--strict", action="store_true", help="fail unless every question is answered once"
+        )
+        p.add_argument(
+            "--skip-bad-lines",
+            action="store_true",
+            help="count unreadable lines instead of failing",
+        )
 
 
 def _score_arguments(p: argparse.ArgumentParser) -> None:
-    _file_arguments(p)
+    _task_arguments(p)
     p.add_argument("--json", type=Path, metavar="OUT", help="write totals and per-sample values")
     p.add_argument("--brief", action="store_true", help="totals only")
 
 
 def _submit_arguments(p: argparse.ArgumentParser) -> None:
-    _file_arguments(p)
+    _task_arguments(p)
     p.add_argument("--out", type=Path, required=True, metavar="FILE")
 
 
 def _judge_arguments(p: argparse.ArgumentParser) -> None:
-    _file_arguments(p)
+    _task_arguments(p)
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="reviews or grades")
     p.add_argument("--judge-model", required=True, help="the judge's name at the endpoint")
     p.add_argument("--endpoint", default="https://api.openai.com/v1", help="OpenAI-compatible URL")
     p.add_argument("--key-env", default="OPENAI_API_KEY", help="variable that holds the key")
-    p.add_argument("--per-minute", type=float, default=60, help="requests a minute (default 60)")
+    p.add_argument("--per-minute", type=float, default=60, help="requests per minute (default 60)")
     p.add_argument("--runs", type=int, default=1, help="grades per answer (mmvet)")
     p.add_argument("--price-in", type=float, help="dollars per million tokens read")
     p.add_argument("--price-out", type=float, help="dollars per million tokens written")
@@ -137,40 +118,23 @@ def _fetch_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _questions_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("task", metavar="TASK", help=", ".join(TASKS))
-    p.add_argument("--data", type=Path, required=True, metavar="DIR")
+    _task_arguments(p, answers=False)
     p.add_argument("--out", type=Path, required=True, metavar="FILE")
-    p.add_argument("--split", help="part of a file name, where several fit")
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
 
 
-def _scenes_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--count", type=int, default=40, help="pictures (default 40)")
-    p.add_argument("--seed", type=int, default=0)
-
-
-def options_of(args: argparse.Namespace):
-    """The scoring options of a command line."""
-    from llava_jax.eval.task import Options
-
-    extra = {}
-    for pair in getattr(args, "set", []):
+def task_settings_of(args: argparse.Namespace) -> TaskSettings:
+    """What a command line says of how to read and score a benchmark."""
+    options = {}
+    for pair in args.set:
         name, equals, value = pair.partition("=")
         if not equals:
             raise LlavaError(f"--set {pair}: expected NAME=VALUE")
-        extra[name] = value
-    return Options(
-        split=args.split,
-        strict=getattr(args, "strict", False),
-        skip_bad_lines=getattr(args, "skip_bad_lines", False),
-        extra=extra,
-    )
+        options[name] = value
+    strict, skip = getattr(args, "strict", False), getattr(args, "skip_bad_lines", False)
+    return TaskSettings(args.split, strict, skip, options)
 
 
 def _list(args: argparse.Namespace) -> int:
-    from llava_jax.eval.task import get_task
-
     width = max(map(len, TASKS)) + 2
     for name, title in TASKS.items():
         task = get_task(name)
@@ -181,57 +145,44 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    import json
+    from llava_jax.eval.report.text import as_text, complete
 
-    from llava_jax.eval.show import as_text, complete
-    from llava_jax.eval.task import get_task
-
-    result = complete(get_task(args.task).score(args.answers, args.data, options_of(args)))
+    result = complete(get_task(args.task).score(args.answers, args.data, task_settings_of(args)))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_json(args.json, result, indent=1, ensure_ascii=False)
     print(as_text(result, tables=not args.brief))
     return 0
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from llava_jax.eval.task import get_task
-
-    path = get_task(args.task).submission(args.answers, args.data, args.out, options_of(args))
+    path = get_task(args.task).submission(args.answers, args.data, args.out, task_settings_of(args))
     print(f"wrote {path}")
     return 0
 
 
 def _questions(args: argparse.Namespace) -> int:
-    from llava_jax.eval.predict import write_questions
-    from llava_jax.eval.task import get_task
+    from llava_jax.eval.run.predict import write_questions
 
-    count = write_questions(get_task(args.task).questions(args.data, options_of(args)), args.out)
+    questions = get_task(args.task).questions(args.data, task_settings_of(args))
+    count = write_questions(questions, args.out)
     print(f"wrote {count} questions to {args.out}")
     return 0
 
 
 def _judge(args: argparse.Namespace) -> int:
-    from llava_jax.eval.judge import judge_command
+    from llava_jax.eval.judge.command import judge_command
 
     return judge_command(args)
 
 
 def _report(args: argparse.Namespace) -> int:
-    from llava_jax.eval.report import write_report
+    from llava_jax.eval.report.write import write_report
 
     html, markdown = write_report(
         args.results, args.out, images=args.images, compare=args.compare, title=args.title
     )
     print(f"wrote {html} and {markdown}")
-    return 0
-
-
-def _scenes(args: argparse.Namespace) -> int:
-    from llava_jax.eval.scenes import write_scene_sets
-
-    names = ",".join(f.name for f in write_scene_sets(args.out, args.count, args.seed))
-    print(f"llava-jax eval --model M --tasks {names} --data {args.out} --out DIR")
     return 0
 
 
@@ -247,6 +198,18 @@ def _run(args: argparse.Namespace) -> int:
     for name in ("model", "tasks", "data", "out"):
         if getattr(args, name) is None:
             raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")
-    from llava_jax.eval.run import run_command
+    from llava_jax.eval.run.command import run_command
 
     return run_command(args)
+
+
+# Action -> its arguments (None: it has none), what it does, a line of help.
+ACTIONS = {
+    "score": (_score_arguments, _score, "score an answer file"),
+    "submit": (_submit_arguments, _submit, "write the file a benchmark's server takes"),
+    "judge": (_judge_arguments, _judge, "let a judge model read answers"),
+    "report": (_report_arguments, _report, "one page of results beside the paper's"),
+    "fetch": (_fetch_arguments, _fetch, "get a benchmark's files"),
+    "questions": (_questions_arguments, _questions, "write a benchmark's prompts as LLaVA's jsonl"),
+    "list": (None, _list, "the benchmarks and the files each needs"),
+}

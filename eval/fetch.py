@@ -1,25 +1,20 @@
 """Gets a benchmark's files from their owners, checked by hash and remembered.
 
-Hashes are ours to give only where the file is fixed in a public repository; any other file's hash is
-noted in fetched.json when it first arrives, and a file that differs later is refused.
+pooch downloads and checks; ours is what it lacks: hashes are ours to give only where the file is
+fixed in a public repository, so any other file's hash is noted in fetched.json when it first
+arrives, and a file that differs later is refused (pooch would fetch it anew without a word).
 """
 
-import hashlib
-import json
-import logging
-import shutil
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.task import get_task
-
-logger = logging.getLogger(__name__)
+from llava_jax.util import need, read_object, write_json
 
 RECORD = "fetched.json"
 _GITHUB = "https://raw.githubusercontent.com"
@@ -35,7 +30,7 @@ _COCO = "http://images.cocodataset.org"
 
 
 @dataclass(frozen=True)
-class Source:
+class RemoteFile:
     """One file. {org} in the url is the hub organisation. images: large, and only on request."""
 
     url: str
@@ -48,88 +43,88 @@ class Source:
 
 
 _WILD = f"{_HUB}/{{org}}/llava-bench-in-the-wild/resolve/main"
-_RULE = Source(
+_RULE = RemoteFile(
     f"{_LLAVA}/llava/eval/table/rule.json",
     "dd7345a44ce9f7a24e51a30ee030cdab32346f9d08e3359c80545ff1312b1e07",
 )
 
-FILES: dict[str, tuple[Source, ...]] = {
+FILES: dict[str, tuple[RemoteFile, ...]] = {
     "vqav2": (
-        Source(f"{_VQA}/v2_Questions_Val_mscoco.zip"),
-        Source(f"{_VQA}/v2_Annotations_Val_mscoco.zip"),
-        Source(f"{_VQA}/v2_Questions_Test_mscoco.zip"),
-        Source(f"{_COCO}/zips/test2015.zip", images=True),
+        RemoteFile(f"{_VQA}/v2_Questions_Val_mscoco.zip"),
+        RemoteFile(f"{_VQA}/v2_Annotations_Val_mscoco.zip"),
+        RemoteFile(f"{_VQA}/v2_Questions_Test_mscoco.zip"),
+        RemoteFile(f"{_COCO}/zips/test2015.zip", images=True),
     ),
     "gqa": (
-        Source("https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip"),
-        Source("https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip", images=True),
+        RemoteFile("https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip"),
+        RemoteFile("https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip", images=True),
     ),
     "vizwiz": (
-        Source(f"{_VIZWIZ}/vqa_data/Annotations.zip"),
-        Source(f"{_VIZWIZ}/images/val.zip", images=True),
-        Source(f"{_VIZWIZ}/images/test.zip", images=True),
+        RemoteFile(f"{_VIZWIZ}/vqa_data/Annotations.zip"),
+        RemoteFile(f"{_VIZWIZ}/images/val.zip", images=True),
+        RemoteFile(f"{_VIZWIZ}/images/test.zip", images=True),
     ),
     "scienceqa": (
-        Source(f"{_SQA}/problems.json"),
-        Source(
+        RemoteFile(f"{_SQA}/problems.json"),
+        RemoteFile(
             f"{_SQA}/pid_splits.json",
             "85c7820b9f136e572579a01dab2c77a7f8140b59211e421fa5182491d45ee3a7",
         ),
-        Source("https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip", images=True),
+        RemoteFile("https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip", images=True),
     ),
     "textvqa": (
-        Source(f"{_TEXTVQA}/data/TextVQA_0.5.1_val.json"),
-        Source(f"{_TEXTVQA}/data/TextVQA_Rosetta_OCR_v0.2_val.json"),
-        Source(f"{_TEXTVQA}/images/train_val_images.zip", images=True),
+        RemoteFile(f"{_TEXTVQA}/data/TextVQA_0.5.1_val.json"),
+        RemoteFile(f"{_TEXTVQA}/data/TextVQA_Rosetta_OCR_v0.2_val.json"),
+        RemoteFile(f"{_TEXTVQA}/images/train_val_images.zip", images=True),
     ),
     "pope": (
-        Source(
+        RemoteFile(
             f"{_POPE}/coco_pope_random.json",
             "c16b65d2df6d70bb0814c8a4375833d39cdb09928fd936d3fc546491efa37f35",
         ),
-        Source(
+        RemoteFile(
             f"{_POPE}/coco_pope_popular.json",
             "5b16653023bf4f64d57eb0d168259de6627f5cde7538b85ebed3cc33034aa6cc",
         ),
-        Source(
+        RemoteFile(
             f"{_POPE}/coco_pope_adversarial.json",
             "1d8f0906a9b50c05640f6f23abfac97523be2a1bed28f7eadc63b811699b2d26",
         ),
-        Source(f"{_COCO}/zips/val2014.zip", images=True),
+        RemoteFile(f"{_COCO}/zips/val2014.zip", images=True),
     ),
-    "mmbench": (Source(f"{_MMBENCH}/mmbench_dev_20230712.tsv"),),
-    "mmbench_cn": (Source(f"{_MMBENCH}/mmbench_dev_cn_20231003.tsv"),),
+    "mmbench": (RemoteFile(f"{_MMBENCH}/mmbench_dev_20230712.tsv"),),
+    "mmbench_cn": (RemoteFile(f"{_MMBENCH}/mmbench_dev_cn_20231003.tsv"),),
     "seed": (
-        Source(f"{_HUB}/{{org}}/SEED-Bench/resolve/main/SEED-Bench.json"),
-        Source(f"{_HUB}/{{org}}/SEED-Bench/resolve/main/SEED-Bench-image.zip", images=True),
+        RemoteFile(f"{_HUB}/{{org}}/SEED-Bench/resolve/main/SEED-Bench.json"),
+        RemoteFile(f"{_HUB}/{{org}}/SEED-Bench/resolve/main/SEED-Bench-image.zip", images=True),
     ),
     "llava_wild": (
-        Source(f"{_WILD}/questions.jsonl"),
-        Source(f"{_WILD}/context.jsonl"),
-        Source(f"{_WILD}/answers_gpt4.jsonl"),
+        RemoteFile(f"{_WILD}/questions.jsonl"),
+        RemoteFile(f"{_WILD}/context.jsonl"),
+        RemoteFile(f"{_WILD}/answers_gpt4.jsonl"),
         _RULE,
-        *(Source(f"{_WILD}/images/{n:03d}.jpg", images=True) for n in range(1, 25)),
+        *(RemoteFile(f"{_WILD}/images/{n:03d}.jpg", images=True) for n in range(1, 25)),
     ),
-    "mmvet": (Source("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"),),
+    "mmvet": (RemoteFile("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"),),
     "coco30": (
-        Source(
+        RemoteFile(
             f"{_LLAVA}/playground/data/coco2014_val_qa_eval/qa90_questions.jsonl",
             "2a77196696b5602b544244ace9aeac21300513be85b5e53eb2414d00cddbe1c7",
         ),
-        Source(
+        RemoteFile(
             f"{_LLAVA}/playground/data/coco2014_val_qa_eval/qa90_gpt4_answer.jsonl",
             "5fd1a760483fb54e62a717a406add8a986f3e03a40d037b5d6515828cc90dbc5",
         ),
-        Source(
+        RemoteFile(
             f"{_LLAVA}/llava/eval/table/caps_boxes_coco2014_val_80.jsonl",
             "818d3df2b52784699bbdc129b6bc68e035d78ff8f5093c3e2ce5e0f726549b15",
         ),
         _RULE,
     ),
     "chair": (
-        Source(f"{_GITHUB}/LisaAnne/Hallucination/master/data/synonyms.txt"),
-        Source(f"{_COCO}/annotations/annotations_trainval2014.zip"),
-        Source(f"{_COCO}/zips/val2014.zip", images=True),
+        RemoteFile(f"{_GITHUB}/LisaAnne/Hallucination/master/data/synonyms.txt"),
+        RemoteFile(f"{_COCO}/annotations/annotations_trainval2014.zip"),
+        RemoteFile(f"{_COCO}/zips/val2014.zip", images=True),
     ),
 }
 # Owners' organisations on the hub, where --org names no other.
@@ -156,77 +151,62 @@ def fetch(task: str, out: Path, *, org: str | None = None, images: bool = False)
         raise LlavaError(f"{name}: cannot be downloaded: {BY_HAND[name]}")
     out.mkdir(parents=True, exist_ok=True)
     owner = org or ORGS.get(name, "")
-    for source in FILES[name]:
-        if images or not source.images:
-            yield _get(source, source.url.format(org=owner), out)
+    for file in FILES[name]:
+        if images or not file.images:
+            yield _get(file, file.url.format(org=owner), out)
 
 
-def _get(source: Source, url: str, out: Path) -> Path:
-    path = out / source.name
-    known = _read_record(out)
-    if path.exists():
-        _check(path, _sha256(path), source, known)
-    else:
-        partial = path.with_name(path.name + ".partial")
-        _download(url, partial)
-        digest = _sha256(partial)
-        _check(partial, digest, source, known)
-        partial.replace(path)
-        known[source.name] = {"url": url, "sha256": digest, "bytes": path.stat().st_size}
-        (out / RECORD).write_text(json.dumps(known, indent=1), encoding="utf-8")
+def _get(file: RemoteFile, url: str, out: Path) -> Path:
+    pooch = need("pooch", "to fetch a benchmark's files", "llava_jax[eval]")
+    path, record = out / file.name, out / RECORD
+    known = read_object(record, LlavaError) if record.exists() else {}
+    wanted = file.sha256 or known.get(file.name, {}).get("sha256")
+    if not path.exists():
+        _download(pooch, url, path, wanted)
+        digest = pooch.file_hash(str(path))
+        known[file.name] = {"url": url, "sha256": digest, "bytes": path.stat().st_size}
+        write_json(record, known, indent=1)
+    elif wanted and (digest := pooch.file_hash(str(path))) != wanted:
+        raise LlavaError(
+            f"{path}: has hash {digest[:12]}…, not {wanted[:12]}…", fix="remove it and fetch again"
+        )
     if path.suffix == ".zip":
         _unpack(path, out)
     return path
 
 
-def _read_record(out: Path) -> dict[str, dict]:
-    path = out / RECORD
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise LlavaError(f"{path}: not JSON", fix="remove it to fetch anew") from None
+def _download(pooch: Any, url: str, path: Path, sha256: str | None) -> None:
+    """Writes `path` once the whole file is there and has the hash, if one is known."""
+    from requests import exceptions
 
-
-def _check(path: Path, digest: str, source: Source, known: dict[str, dict]) -> None:
-    wanted = source.sha256 or known.get(source.name, {}).get("sha256")
-    if wanted and digest != wanted:
-        raise LlavaError(
-            f"{path}: has hash {digest[:12]}…, not {wanted[:12]}…",
-            fix="remove it and fetch again; or the owner changed it",
-        )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _download(url: str, path: Path) -> None:
-    host = urlsplit(url).netloc
     by_hand = f"or download {url} elsewhere and put it into {path.parent}"
-    logger.info("fetching %s", url)
+    pooch.get_logger().setLevel("WARNING")
+    download = pooch.HTTPDownloader(timeout=60)
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, open(path, "wb") as f:
-            shutil.copyfileobj(response, f, 1 << 20)
-            size = response.headers.get("Content-Length")
-    except urllib.error.HTTPError as e:
-        if e.code in (401, 403):
-            raise LlavaError(
-                f"{url}: is gated (HTTP {e.code})", fix=f"ask for access, {by_hand}"
-            ) from None
-        raise LlavaError(f"{url}: HTTP {e.code}", fix=f"try --org, {by_hand}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
-        reason = getattr(e, "reason", e)
+        pooch.retrieve(url, sha256, fname=path.name, path=path.parent, downloader=download)
+    except exceptions.HTTPError as e:
+        code = e.response.status_code
+        gated = code in (401, 403)
+        words = f"is gated (HTTP {code})" if gated else f"HTTP {code}"
+        fix = f"{'ask for access' if gated else 'try --org'}, {by_hand}"
+        raise LlavaError(f"{url}: {words}", fix=fix) from None
+    except exceptions.ChunkedEncodingError:
+        raise LlavaError(f"{url}: the connection ended early", fix="fetch again") from None
+    except exceptions.RequestException as e:
+        reason = str(getattr(e.args[0], "reason", e) if e.args else e).rpartition(": ")[2]
+        host = urlsplit(url).netloc
         raise LlavaError(
             f"{host} cannot be reached ({reason})", fix=f"go online, {by_hand}"
         ) from None
-    if size is not None and path.stat().st_size != int(size):
-        raise LlavaError(f"{url}: the connection ended early", fix="fetch again")
+    except ValueError:  # pooch's, of the hash
+        raise LlavaError(
+            f"{url}: the file has another hash than {str(sha256)[:12]}…",
+            fix="fetch again; or the owner changed it",
+        ) from None
 
 
 def _unpack(path: Path, out: Path) -> None:
+    """Unpacks what is not there yet. Ours and not pooch's: a member outside `out` is an error."""
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
@@ -236,4 +216,4 @@ def _unpack(path: Path, out: Path) -> None:
                 if not member.is_dir() and not target.exists():
                     archive.extract(member, out)
     except zipfile.BadZipFile:
-        raise LlavaError(f"{path}: not a zip archive", fix="remove it and fetch again") from None
+        raise LlavaError(f"{path}: is not a zip archive", fix="remove it and fetch again") from None

@@ -1,90 +1,76 @@
-"""Reading rows from jsonl, json, csv, tsv, txt and xlsx, and finding a benchmark's files.
+"""A benchmark's own files: how they are found, and their rows with the line each stands on.
 
-Every row comes with the line it stands on, so that an error can say where to look.
+JSON itself is read by llava_jax.util; here are the rows of jsonl, json, csv, tsv and xlsx files.
 """
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import LlavaError
-from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.util import need
+from llava_jax.eval.errors import DataError
+from llava_jax.util import json_lines, need, read_json, read_text
 
-Row = tuple[int, dict[str, Any]]
+Row = tuple[int, dict[str, Any]]  # line number from 1 (of a JSON list: entry), row
 
 
 def read_rows(
     path: Path, *, error: type[LlavaError] = DataError, bad_lines: list[int] | None = None
 ) -> list[Row]:
-    """All rows of a file as (line number from 1, dict).
+    """All rows of a file, each with its number.
 
     A .json file may be a list of objects, an object id -> text, or (as POPE's label files are)
     jsonl under another name. An object id -> x becomes rows {"id": id, "text" or fields of x}.
 
     Args:
       error: the class raised for a file that cannot be read.
-      bad_lines: if given, jsonl lines that are not JSON objects are noted here instead of raising.
+      bad_lines: if given, receives the numbers of jsonl lines that are not JSON objects, which
+        raise otherwise.
     """
     if not path.is_file():
         raise error(f"{path}: no such file")
+    kind = path.suffix.lower()
+    if kind == ".xlsx":
+        return list(_xlsx_rows(path, error))
+    if kind in (".tsv", ".csv"):
+        return list(_table_rows(path, "\t" if kind == ".tsv" else ",", error))
+    lines = json_lines(read_text(path, error))
+    if kind == ".json" and not (len(lines) > 1 and _is_object(lines[0][1])):
+        return _json_rows(path, error)
+    return list(_jsonl_rows(path, lines, error, bad_lines))
+
+
+def _is_object(line: str) -> bool:
     try:
-        match path.suffix.lower():
-            case ".xlsx":
-                return list(_xlsx_rows(path, error))
-            case ".tsv" | ".csv":
-                return list(_table_rows(path, error))
-            case ".json":
-                return _json_rows(path, error, bad_lines)
-            case _:
-                return list(_jsonl_rows(path, error, bad_lines))
-    except UnicodeDecodeError as e:
-        raise error(f"{path}: not UTF-8 text (byte {e.start})") from None
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
-def read_json(path: Path, error: type[LlavaError] = DataError) -> Any:
-    """The value in a JSON file; raises with line and column where it is broken."""
-    try:
-        with open(path, encoding="utf-8-sig") as f:
-            return json.load(f)
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
-    except json.JSONDecodeError as e:
-        raise error(f"{path} line {e.lineno} column {e.colno}: not JSON ({e.msg})") from None
-    except UnicodeDecodeError as e:
-        raise error(f"{path}: not UTF-8 text (byte {e.start})") from None
+def _jsonl_rows(
+    path: Path, lines: list[tuple[int, str]], error: type[LlavaError], bad_lines: list[int] | None
+) -> Iterator[Row]:
+    for number, line in lines:
+        row: Any = None
+        try:
+            row = json.loads(line)
+            problem = None if isinstance(row, dict) else "not a JSON object"
+        except json.JSONDecodeError as e:
+            problem = f"not JSON ({e.msg} at column {e.colno})"
+        except (ValueError, RecursionError) as e:  # a number of too many digits, too deep a list
+            problem = f"not JSON ({e})"
+        if problem is None:
+            yield number, row
+        elif bad_lines is not None:
+            bad_lines.append(number)
+        else:
+            raise error(f"{path} line {number}: {problem}: {line.strip()[:60]!r}")
 
 
-def _jsonl_rows(path: Path, error: type[LlavaError], bad_lines: list[int] | None) -> Iterator[Row]:
-    # Not str.splitlines: answers contain U+2028 and form feeds.
-    with open(path, encoding="utf-8-sig") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            row: Any = None
-            try:
-                row = json.loads(line)
-                problem = None if isinstance(row, dict) else "not a JSON object"
-            except json.JSONDecodeError as e:
-                problem = f"not JSON ({e.msg} at column {e.colno})"
-            if problem is None:
-                yield number, row
-            elif bad_lines is not None:
-                bad_lines.append(number)
-            else:
-                raise error(f"{path} line {number}: {problem}: {line.strip()[:60]!r}")
-
-
-def _json_rows(path: Path, error: type[LlavaError], bad_lines: list[int] | None) -> list[Row]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as e:
-        if e.msg == "Extra data" and e.colno == 1:  # a second value: this is jsonl
-            return list(_jsonl_rows(path, error, bad_lines))
-        raise error(f"{path} line {e.lineno} column {e.colno}: not JSON ({e.msg})") from None
+def _json_rows(path: Path, error: type[LlavaError]) -> list[Row]:
+    value = read_json(path, error)
     if isinstance(value, dict):
         if "question_id" in value:  # a jsonl file of one line
             return [(1, value)]
@@ -97,17 +83,20 @@ def _json_rows(path: Path, error: type[LlavaError], bad_lines: list[int] | None)
     return list(enumerate(value, 1))
 
 
-def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
+def _table_rows(path: Path, delimiter: str, error: type[LlavaError]) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)  # MMBench keeps whole images in a cell
     with open(path, encoding="utf-8-sig", newline="") as f:
-        reader = csv.DictReader(f, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        for row in reader:
-            if None in row or None in row.values():
-                raise error(
-                    f"{path} line {reader.line_num}: not as many cells as the header has columns"
-                )
-            # As pandas: an empty cell is not a value. "None" stays text here, see mmbench.
-            yield reader.line_num, {k: (v if v != "" else None) for k, v in row.items()}
+        reader = csv.DictReader(f, delimiter=delimiter)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise error(
+                        f"{path} line {reader.line_num}: not as many cells as the header has columns"
+                    )
+                # As pandas: an empty cell is not a value. "None" stays text here, see mmbench.
+                yield reader.line_num, {k: (v if v != "" else None) for k, v in row.items()}
+        except (UnicodeDecodeError, csv.Error) as e:
+            raise error(f"{path}: not a table of UTF-8 text ({e})") from None
 
 
 def _xlsx_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
@@ -137,14 +126,7 @@ def write_xlsx(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None
         for cell in sheet[sheet.max_row]:
             if cell.data_type == "f":  # an answer that begins with "=" is not a formula
                 cell.data_type = "s"
-    path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as the submission servers take it (ASCII JSON, like json.dump)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def find(data: Path, patterns: Sequence[str], what: str, split: str | None = None) -> Path:
@@ -154,16 +136,16 @@ def find(data: Path, patterns: Sequence[str], what: str, split: str | None = Non
       data: a folder, or the file itself.
       patterns: globs, most specific first; searched in `data`, then one folder below.
       what: what the file is, for the error.
-      split: keeps only names that contain this ("val2014", "test-dev2015").
+      split: only names that contain this count ("val2014", "test-dev2015").
     Raises:
-      DataError: none or several files match.
+      DataError: no file matches, or several do.
     """
     found = find_optional(data, patterns, what, split)
     if found is None:
-        where = f"{data}" + (f" for split {split!r}" if split else "")
         if not data.exists():
             raise DataError(f"{data}: no such file or folder")
-        raise DataError(f"{where}: no {what}; looked for {', '.join(patterns)}")
+        where = f" for split {split!r}" if split else ""
+        raise DataError(f"{data}{where}: no {what}; looked for {', '.join(patterns)}")
     return found
 
 
@@ -189,25 +171,20 @@ ID = (str, int)  # an id in a JSON file
 _KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object", ID: "an id"}
 
 
-def expect(
-    row: Any,
-    where: str,
-    fields: Mapping[str, Any],
-    error: type[LlavaError] = DataError,
-) -> dict[str, Any]:
-    """`row` if it is an object whose fields are of these types; else raises, naming the field.
+def expect(row: Any, where: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`row` if it is an object whose fields are of these types; else raises DataError, naming the field.
 
     Args:
       where: the file and the line or id, for the error.
       fields: name -> str, int, list, dict or ID.
     """
     if not isinstance(row, dict):
-        raise error(f"{where}: {_shown(row)}, not an object")
-    for name, kind in fields.items():
+        raise DataError(f"{where}: {_shown(row)}, not an object")
+    for name, kind in (fields or {}).items():
         value = row.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             found = "missing" if name not in row else _shown(value)
-            raise error(f"{where}: {name} is {found}, not {_KINDS[kind]}")
+            raise DataError(f"{where}: {name} is {found}, not {_KINDS[kind]}")
     return row
 
 
@@ -216,10 +193,20 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def text_of(value: Any, where: str, error: type[LlavaError] = AnswerError) -> str:
-    """`value` as the text of an answer; numbers become their digits, other types raise."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    raise error(f"{where}: the answer is {value!r}, not text")
+def read_checked(path: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`read_rows` without the numbers; raises DataError naming the line whose `fields` (see expect)
+    are missing or of another type."""
+    return [expect(row, f"{path} line {line}", fields) for line, row in read_rows(path)]
+
+
+def read_list(
+    path: Path, key: str, fields: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A JSON file's object, and the objects in its list `key`, checked as in `read_checked`."""
+    value = read_json(path, DataError)
+    rows = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: no list {key!r} in it")
+    for n, row in enumerate(rows, 1):
+        expect(row, f"{path}: {key} entry {n}", fields)
+    return value, rows

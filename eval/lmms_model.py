@@ -32,7 +32,7 @@ class LlavaJax(lmms):
         max_batch_size: Any = None,
     ):
         super().__init__()
-        from llava_jax.eval.model import load_model
+        from llava_jax.eval.run.model import load_model
 
         if until not in ("task", "model"):
             raise LlavaError(f"until={until}: expected task or model")

@@ -1,19 +1,19 @@
 """What a benchmark is, and the list of them. A benchmark is one file under eval/benchmarks.
 
-Adding one: write `eval/benchmarks/<name>.py` with a `Task` subclass named `TASK`, add its line to
-`TASKS`, and its paper numbers to eval/paper.py. Nothing here or there imports jax.
+Adding one: write `eval/benchmarks/<name>.py` with a `Task` subclass and its instance `TASK`, add its
+line to `TASKS`, and its paper numbers to eval/report/paper.py. Nothing here or there imports jax.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_jax.errors import LlavaError
-from llava_jax.eval.answers import Answer, Coverage
-from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, expect, find_optional, read_json, read_rows
+from llava_jax.errors import LlavaError, did_you_mean
+from llava_jax.eval.answers import AnswerFile, Coverage, read_answers
+from llava_jax.eval.files import ID, expect, find_optional, read_rows
+from llava_jax.util import write_json
 
 # Appended prompts of LLaVA-1.5 (paper Table 8, scripts/v1_5/eval).
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -41,7 +41,7 @@ ALIASES = {"sqa": "scienceqa", "seedbench": "seed", "llava_bench": "llava_wild",
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One thing to ask a model.
+    """One item of a benchmark.
 
     key: unique within the task, stable between runs (a resumed run goes by it).
     prompt: the user's words. The model sees "<image>\\n" before them, once, if there are images.
@@ -57,7 +57,11 @@ class Question:
 
 @dataclass(slots=True)
 class Sample:
-    """One scored answer. `score` is in 0..1 (reviews: 0..10) and is what a comparison flips on."""
+    """One scored answer. `score` is in 0..1 (reviews: 0..10) and is what a comparison flips on.
+
+    parsed: what the owner's rule read out of the answer. groups: kind of group -> the sample's.
+    details: what else the result file says of it.
+    """
 
     score: float
     answer: str
@@ -66,7 +70,14 @@ class Sample:
     prompt: str = ""
     image: str = ""
     groups: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"score": self.score, "answer": self.answer, "truth": self.truth}
+        for name in ("parsed", "prompt", "image", "groups"):
+            if value := getattr(self, name):
+                out[name] = value
+        return out | self.details
 
 
 @dataclass
@@ -100,55 +111,95 @@ class Result:
             "tables": self.tables,
             "coverage": self.coverage.to_json(),
             "notes": self.notes,
-            "per_sample": {k: _sample_json(s) for k, s in self.samples.items()},
+            "per_sample": {k: s.to_json() for k, s in self.samples.items()},
         }
 
 
-def _sample_json(s: Sample) -> dict[str, Any]:
-    out: dict[str, Any] = {"score": s.score, "answer": s.answer, "truth": s.truth}
-    for name in ("parsed", "prompt", "image", "groups"):
-        if value := getattr(s, name):
-            out[name] = value
-    return out | s.extra
-
-
 @dataclass(frozen=True)
-class Options:
-    """How to score. split: part of a file name where several fit. strict: incomplete coverage
-    raises. skip_bad_lines: unreadable lines are counted instead of raising. extra: what one task
-    alone takes (see its file), such as gpt4 and requery answers for ScienceQA's ensemble."""
+class TaskSettings:
+    """How to read and score a benchmark. split: part of a file name where several fit. strict:
+    incomplete coverage raises. skip_bad_lines: unreadable lines are counted instead of raising.
+    options: what one task alone takes (see its file), such as gpt4 and requery answers for
+    ScienceQA's ensemble."""
 
     split: str | None = None
     strict: bool = False
     skip_bad_lines: bool = False
-    extra: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
 
 
-DEFAULT = Options()
+DEFAULT = TaskSettings()
 
 
 class Task:
     """Base of the benchmarks: what they have in common, and what each must say."""
 
     name: ClassVar[str]
-    title: ClassVar[str]
+    headline: ClassVar[str]  # the key of its totals that stands beside the paper's number
+    unit: ClassVar[float] = 100.0  # full scale of the headline
     max_new_tokens: ClassVar[int] = 128
-    template: ClassVar[str] = "vicuna_v1"
+    judge: ClassVar[bool] = False  # a judge model reads the answers before they are scored
     # A line for `eval list`: which files of the owner or of LLaVA the data folder holds.
     data_files: ClassVar[str]
-    judge: ClassVar[bool] = False
+    llava_files: ClassVar[tuple[str, ...]] = ()  # globs of LLaVA's own question file
+    has_splits: ClassVar[bool] = False  # --split chooses among several of those
+    # Fields of an answer row, in the order in which they are looked for.
+    id_keys: ClassVar[tuple[str, ...]] = ("question_id",)
+    text_keys: ClassVar[tuple[str, ...]] = ("text", "answer")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        """The questions in the owner's order, prompts as in the paper."""
+    @property
+    def title(self) -> str:
+        return TASKS[self.name]
+
+    def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:
+        """The questions in the owner's order, prompts as in the paper: those of LLaVA's question
+        file if `data` holds one, else made from the owner's files."""
+        split = settings.split if self.has_splits else None
+        llavas = llava_questions(data, self.llava_files, split)
+        return self.owner_questions(data, settings) if llavas is None else llavas
+
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
+        """The questions made from the owner's files."""
         raise NotImplementedError
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Scores an answer file by the owner's rule."""
         raise NotImplementedError
 
-    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+    def submission(
+        self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
+    ) -> Path:
         """Writes the file that the benchmark's server takes and returns its path."""
+        upload = self.upload(answers, data, settings)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, upload)
+        return out
+
+    def upload(self, answers: Path, data: Path, settings: TaskSettings) -> Any:
+        """What `submission` writes, where that is JSON."""
         raise LlavaError(f"{self.name}: no server takes a submission, it is scored here")
+
+    def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
+        """An answer file of this benchmark. how: see read_answers."""
+        return read_answers(
+            path,
+            id_keys=self.id_keys,
+            text_keys=self.text_keys,
+            skip_bad_lines=settings.skip_bad_lines,
+            **how,
+        )
+
+    def result(
+        self,
+        totals: dict[str, Any],
+        samples: dict[str, Sample],
+        coverage: Coverage,
+        tables: dict[str, dict[str, Any]] | None = None,
+        notes: Iterable[str] = (),
+    ) -> Result:
+        """A Result of this benchmark."""
+        headline, unit, tables = self.headline, self.unit, tables or {}
+        return Result(self.name, headline, totals, samples, coverage, tables, [*notes], unit)
 
 
 def get_task(name: str) -> Task:
@@ -156,8 +207,14 @@ def get_task(name: str) -> Task:
     key = name.lower().replace("-", "_")
     key = ALIASES.get(key, key)
     if key not in TASKS:
-        raise LlavaError(f"unknown benchmark {name!r}", fix=f"one of {', '.join(TASKS)}")
+        fix = did_you_mean(key, [*TASKS, *ALIASES]) or f"one of {', '.join(TASKS)}"
+        raise LlavaError(f"unknown benchmark {name!r}", fix=fix)
     return importlib.import_module(f"llava_jax.eval.benchmarks.{key}").TASK
+
+
+def question(key: Any, prompt: str, *images: str | bytes, **record: Any) -> Question:
+    """A question whose answer row holds its id, its prompt, and `record`."""
+    return Question(str(key), prompt, images, {"question_id": key, "prompt": prompt, **record})
 
 
 def llava_questions(
@@ -171,40 +228,18 @@ def llava_questions(
     seen: dict[str, int] = {}
     questions = []
     for line, row in read_rows(path):
-        expect(row, f"{path} line {line}", {"question_id": ID, "text": str})
-        for name in ("image", "category"):
-            if row.get(name) is not None:
-                expect(row, f"{path} line {line}", {name: str})
+        optional = {n: str for n in ("image", "category") if row.get(n) is not None}
+        expect(row, f"{path} line {line}", {"question_id": ID, "text": str, **optional})
         key = str(row["question_id"])
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1:
             key = f"{key}#{seen[key]}"
-        text = row["text"]
         record = {"question_id": row["question_id"], "prompt": row["text"]}
         if "category" in row:
             record["category"] = row["category"]
         images = (row["image"],) if row.get("image") else ()
-        questions.append(Question(key, text, images, record))
+        questions.append(Question(key, row["text"], images, record))
     return questions
-
-
-def rows_of(path: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a benchmark's file; raises DataError naming the line whose `fields` (see
-    files.expect) are missing or of another type."""
-    return [expect(row, f"{path} line {line}", fields) for line, row in read_rows(path)]
-
-
-def listed(
-    path: Path, key: str, fields: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A JSON file's object, and the objects in its list `key`, checked like `rows_of`."""
-    value = read_json(path)
-    rows = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: no list {key!r} in it")
-    for n, row in enumerate(rows, 1):
-        expect(row, f"{path}: {key} entry {n}", fields)
-    return value, rows
 
 
 def percent(scores: Iterable[float]) -> float:
@@ -213,15 +248,17 @@ def percent(scores: Iterable[float]) -> float:
     return 100.0 * sum(scores) / len(scores) if scores else 0.0
 
 
-def by_group(samples: Iterable[Sample], group: str) -> dict[str, dict[str, float]]:
-    """Per value of a sample's `group`: {"score": percent, "n": count}, in order of appearance."""
+def by_group(
+    samples: Iterable[Sample], group: str, digits: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Per value of a sample's `group`: {"score": percent, "n": count}, in order of appearance.
+
+    digits: rounds the percentage, where the owner's scorer does.
+    """
     lists: dict[str, list[float]] = {}
     for s in samples:
         if group in s.groups:
             lists.setdefault(s.groups[group], []).append(s.score)
-    return {k: {"score": percent(v), "n": len(v)} for k, v in lists.items()}
-
-
-def answer_text(joined: dict[str, Answer], key: str) -> str:
-    """The answer of a question, "" if there is none."""
-    return joined[key].text if key in joined else ""
+    means = {k: percent(v) for k, v in lists.items()}
+    rounded = {k: v if digits is None else round(v, digits) for k, v in means.items()}
+    return {k: {"score": v, "n": len(lists[k])} for k, v in rounded.items()}

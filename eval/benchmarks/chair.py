@@ -7,13 +7,12 @@ ships them) after NLTK's word tokenizer, and looked up in the owner's synonyms.t
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from llava_jax.eval.answers import Answer, AnswerFile, as_id, join, read_answers
-from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import ID, find, find_optional, read_json
-from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, rows_of
-from llava_jax.util import need
+from llava_jax.eval.answers import Answer, AnswerFile, as_id, join
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.files import ID, find, find_optional, read_checked
+from llava_jax.eval.task import DEFAULT, Question, Result, Sample, Task, TaskSettings
+from llava_jax.util import need, read_json, read_text
 
 PROMPT = "Please describe this image in detail."
 # Two words that are one object.
@@ -28,12 +27,15 @@ _ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub"
 
 class Chair(Task):
     name = "chair"
-    title = "CHAIR"
+    headline = "CHAIRs"
+    unit = 1.0
     max_new_tokens = 512
     data_files = "synonyms.txt and instances_*2014.json + captions_*2014.json (or samples.json)"
+    id_keys = ("image_id", "question_id")
+    text_keys = ("caption", "text")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        path = find(data, ("instances_*2014.json",), "instances file", options.split)
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
+        path = find(data, ("instances_*2014.json",), "instances file", settings.split)
         return [
             Question(
                 str(image["id"]),
@@ -41,14 +43,14 @@ class Chair(Task):
                 (image["file_name"],),
                 {"image_id": image["id"], "prompt": PROMPT},
             )
-            for image in read_json(path)["images"]
+            for image in read_json(path, DataError)["images"]
         ]
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         words = ObjectWords(find(data, ("synonyms.txt",), "synonyms file"))
-        given = _given(answers, options.skip_bad_lines)
-        truth = self._objects(given, data, words, options)
-        joined, coverage = join(truth, given, strict=options.strict)
+        given = self.read(answers, settings)
+        truth = _objects({a.id for a in given.rows}, data, words, settings)
+        joined, coverage = join(truth, given, strict=settings.strict)
         coverage.missing_left_out = True
         samples = {}
         for key, answer in joined.items():
@@ -60,62 +62,51 @@ class Chair(Task):
                 sorted(truth[key]),
                 parsed=named,
                 image=key,
-                extra={"generated": named, "hallucinated": wrong},
+                details={"generated": named, "hallucinated": wrong},
             )
-        named = sum(len(s.extra["generated"]) for s in samples.values())
-        wrong = sum(len(s.extra["hallucinated"]) for s in samples.values())
+        details = [s.details for s in samples.values()]
+        named = sum(len(d["generated"]) for d in details)
+        wrong = sum(len(d["hallucinated"]) for d in details)
         totals = {
-            "CHAIRs": sum(bool(s.extra["hallucinated"]) for s in samples.values()) / len(samples),
+            "CHAIRs": sum(bool(d["hallucinated"]) for d in details) / len(samples),
             "CHAIRi": wrong / named if named else 0.0,
             "objects": named,
             "captions": len(samples),
         }
-        return Result(
-            self.name,
-            "CHAIRs",
-            totals,
-            samples,
-            coverage,
-            notes=["CHAIRs and CHAIRi are over the captions given; lower is better"],
-            unit=1.0,
-        )
+        notes = ["CHAIRs and CHAIRi are over the captions given; lower is better"]
+        return self.result(totals, samples, coverage, notes=notes)
 
-    def _objects(
-        self, given: AnswerFile, data: Path, words: "ObjectWords", options: Options
-    ) -> dict[str, set[str]]:
-        """Image id -> objects in it, of the images that have a caption in the answer file."""
-        instances = find_optional(data, ("instances_*2014.json",), "instances file", options.split)
-        if instances is None:
-            path = find(data, ("samples.json",), "instances file")
-            rows = rows_of(path, {"image_id": ID, "gt_objects": list})
-            return {str(r["image_id"]): set(r["gt_objects"]) for r in rows}
-        captions = find(data, ("captions_*2014.json",), "captions file", options.split)
-        meta: dict[str, Any] = read_json(instances)
-        wanted = {a.id for a in given.rows}
-        objects = {str(i["id"]): set() for i in meta["images"] if str(i["id"]) in wanted}
-        names = {c["id"]: words.object_of[c["name"]] for c in meta["categories"]}
-        for a in meta["annotations"]:
-            if str(a["image_id"]) in objects:
-                objects[str(a["image_id"])].add(names[a["category_id"]])
-        for c in read_json(captions)["annotations"]:
-            if str(c["image_id"]) in objects:
-                objects[str(c["image_id"])].update(words.objects(c["caption"]))
-        return objects
+    def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
+        """Captions by image_id; also of the owner's own caption files ("imgToEval")."""
+        value = read_json(path, AnswerError) if path.suffix == ".json" else None
+        if isinstance(value, dict) and isinstance(value.get("imgToEval"), dict):
+            captions = enumerate(value["imgToEval"].values(), 1)
+            return AnswerFile(
+                path, [Answer(as_id(c["image_id"]), c["caption"], n, c) for n, c in captions]
+            )
+        return super().read(path, settings, **how)
 
 
-def _given(path: Path, skip_bad_lines: bool) -> AnswerFile:
-    """Captions by image_id; also of the owner's own caption files ("imgToEval")."""
-    value = read_json(path, AnswerError) if path.suffix == ".json" else None
-    if isinstance(value, dict) and isinstance(value.get("imgToEval"), dict):
-        captions = value["imgToEval"].values()
-        rows = [Answer(as_id(c["image_id"]), c["caption"], n, c) for n, c in enumerate(captions, 1)]
-        return AnswerFile(path, rows)
-    return read_answers(
-        path,
-        id_keys=("image_id", "question_id"),
-        text_keys=("caption", "text"),
-        skip_bad_lines=skip_bad_lines,
-    )
+def _objects(
+    wanted: set[str], data: Path, words: "ObjectWords", settings: TaskSettings
+) -> dict[str, set[str]]:
+    """Image id -> objects in it, of the images `wanted`."""
+    instances = find_optional(data, ("instances_*2014.json",), "instances file", settings.split)
+    if instances is None:
+        path = find(data, ("samples.json",), "instances file")
+        rows = read_checked(path, {"image_id": ID, "gt_objects": list})
+        return {str(r["image_id"]): set(r["gt_objects"]) for r in rows}
+    captions = find(data, ("captions_*2014.json",), "captions file", settings.split)
+    meta = read_json(instances, DataError)
+    objects = {str(i["id"]): set() for i in meta["images"] if str(i["id"]) in wanted}
+    names = {c["id"]: words.object_of[c["name"]] for c in meta["categories"]}
+    for a in meta["annotations"]:
+        if str(a["image_id"]) in objects:
+            objects[str(a["image_id"])].add(names[a["category_id"]])
+    for c in read_json(captions, DataError)["annotations"]:
+        if str(c["image_id"]) in objects:
+            objects[str(c["image_id"])].update(words.objects(c["caption"]))
+    return objects
 
 
 class ObjectWords:
@@ -125,7 +116,7 @@ class ObjectWords:
     """
 
     def __init__(self, synonyms: Path):
-        lines = synonyms.read_text(encoding="utf-8").splitlines()
+        lines = read_text(synonyms, DataError).splitlines()
         # A later line wins where a word is on two.
         self.object_of = {
             word: names[0]

@@ -8,7 +8,6 @@ from llava_jax.eval.benchmarks.llava_wild import LlavaWild
 
 class Coco30(LlavaWild):
     name = "coco30"
-    title = "LLaVA-Bench (COCO)"
     boxes = True
     prefix = ""
     files = ("qa90_questions.jsonl", "questions.jsonl", "*questions.jsonl")

@@ -9,21 +9,22 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import AnswerFile, check, join, read_answers
+from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import expect, find, read_json, write_json
+from llava_jax.eval.files import expect, find
 from llava_jax.eval.task import (
     DEFAULT,
     SHORT,
-    Options,
     Question,
     Result,
     Sample,
     Task,
+    TaskSettings,
     by_group,
-    llava_questions,
     percent,
+    question,
 )
+from llava_jax.util import read_json
 
 FILES = ("testdev_balanced_questions.json", "*uestions*.json")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -33,51 +34,43 @@ _FREE_STEPS = ("exist", "query: name", "choose name")
 
 class GQA(Task):
     name = "gqa"
-    title = "GQA"
+    headline = "accuracy"
     data_files = "testdev_balanced_questions.json; or llava_gqa_testdev_balanced.jsonl to ask"
+    llava_files = ("llava_gqa_*.jsonl",)
+    has_splits = True
+    id_keys = ("questionId", "question_id")
+    text_keys = ("text", "prediction")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        own = llava_questions(data, ("llava_gqa_*.jsonl",), options.split)
-        if own is not None:
-            return own
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         return [
-            Question(
-                i,
-                q["question"] + SHORT,
-                (f"{q['imageId']}.jpg",),
-                {"question_id": i, "prompt": q["question"] + SHORT},
-            )
-            for i, q in _questions(data, options).items()
+            question(i, q["question"] + SHORT, f"{q['imageId']}.jpg")
+            for i, q in _read_truth(data, settings).items()
         ]
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
-        questions = _questions(data, options)
-        joined, coverage = join(questions, self._answers(answers, options))
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        questions = _read_truth(data, settings)
         # Unbalanced questions only serve the consistency metric: eval.py does not ask for them.
         balanced = [i for i, q in questions.items() if q.get("isBalanced", True)]
-        coverage.expected = len(balanced)
-        coverage.answered = sum(i in joined for i in balanced)
-        coverage.missing = [i for i in balanced if i not in joined]
-        check(answers, coverage, options.strict)
+        given = self.read(answers, settings)
+        joined, coverage = join(questions, given, scored=balanced, strict=settings.strict)
         predicted = {i: gqa_prediction(a.row, a.text) for i, a in joined.items()}
         lenient = {
             i: float(i in joined and _lenient(joined[i].text) == _lenient(q["answer"]))
             for i, q in questions.items()
         }
-        samples = {
-            i: Sample(
+        samples = {}
+        for i in balanced:
+            q = questions[i]
+            samples[i] = Sample(
                 float(predicted.get(i) == q["answer"]),
-                joined[i].text if i in joined else "",
+                joined.text(i),
                 q["answer"],
                 parsed=predicted.get(i, ""),
                 prompt=q["question"],
                 image=f"{q.get('imageId', '')}.jpg",
                 groups=_groups(q),
-                extra={"lmms_eval": lenient[i]},
+                details={"lmms_eval": lenient[i]},
             )
-            for i in balanced
-            for q in (questions[i],)
-        }
         scores = list(samples.values())
         kinds = by_group(scores, "kind")
         totals: dict[str, Any] = {
@@ -92,27 +85,17 @@ class GQA(Task):
         tables = {
             f"per {g}": by_group(scores, g) for g in ("structural", "semantic", "steps", "length")
         }
-        return Result(self.name, "accuracy", totals, samples, coverage, tables)
+        return self.result(totals, samples, coverage, tables)
 
-    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+    def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The predictions file of eval.py and of the server: [{questionId, prediction}]."""
-        rows = [
+        return [
             {
                 "questionId": a.row.get("question_id", a.id),
                 "prediction": gqa_prediction(a.row, a.text),
             }
-            for a in self._answers(answers, options).rows
+            for a in self.read(answers, settings).rows
         ]
-        write_json(out, rows)
-        return out
-
-    def _answers(self, path: Path, options: Options) -> AnswerFile:
-        return read_answers(
-            path,
-            id_keys=("questionId", "question_id"),
-            text_keys=("text", "prediction"),
-            skip_bad_lines=options.skip_bad_lines,
-        )
 
 
 def gqa_prediction(row: dict[str, Any], text: str) -> str:
@@ -120,9 +103,9 @@ def gqa_prediction(row: dict[str, Any], text: str) -> str:
     return text if "questionId" in row else text.rstrip(".").lower()
 
 
-def _questions(data: Path, options: Options) -> dict[str, dict[str, Any]]:
-    path = find(data, FILES, "questions file", options.split)
-    value = read_json(path)
+def _read_truth(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]:
+    path = find(data, FILES, "questions file", settings.split)
+    value = read_json(path, DataError)
     if not isinstance(value, dict):
         raise DataError(f"{path}: not a GQA questions file (id -> question, answer, …)")
     for key, q in value.items():

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.files import find
-from llava_jax.eval.reviews import requests, score_reviews
-from llava_jax.eval.task import DEFAULT, Options, Question, Result, Task, llava_questions
+from llava_jax.eval.judge.reviews import requests, score_reviews
+from llava_jax.eval.task import DEFAULT, Question, Result, Task, TaskSettings, llava_questions
 
 
 class LlavaWild(Task):
     name = "llava_wild"
-    title = "LLaVA-Bench (in the wild)"
+    headline = "all"
     max_new_tokens = 1024
     judge = True
     boxes = False
@@ -23,16 +23,15 @@ class LlavaWild(Task):
     files = ("questions.jsonl", "*questions.jsonl")
     data_files = "questions.jsonl, context.jsonl, answers_gpt4.jsonl, rule.json (to judge)"
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        find(data, self.files, "questions file")
-        return llava_questions(data, self.files) or []
+    def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:
+        return llava_questions(find(data, self.files, "questions file"), ("*",)) or []
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Summarises a file of stored reviews."""
-        return score_reviews(self.name, answers, data, options)
+        return score_reviews(self, answers, data, settings)
 
     def requests(self, answers: Path, data: Path) -> Iterator[tuple[dict[str, Any], str]]:
-        """(review row, judge's message) for every question; all must be answered."""
+        """(review row, judge's message) per question; all must be answered."""
         return requests(answers, data, boxes=self.boxes, prefix=self.prefix)
 
 

@@ -6,15 +6,25 @@ Scorer: VLMEvalKit dataset/utils/multiple_choice.py and utils/matching_util.py a
 67.7 for 13B) and is given as vanilla_acc.
 """
 
+import base64
 import csv
 import re
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import AnswerFile, as_id, join, read_answers
+from llava_jax.eval.answers import AnswerFile, Coverage, as_id, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import find, find_optional, read_rows, write_xlsx
-from llava_jax.eval.task import DEFAULT, LETTER, Options, Question, Result, Sample, Task, by_group
+from llava_jax.eval.task import (
+    DEFAULT,
+    LETTER,
+    Question,
+    Result,
+    Sample,
+    Task,
+    TaskSettings,
+    by_group,
+)
 
 # What pandas reads as no value at all, in a tsv or an Excel file.
 _NO_VALUE = frozenset(
@@ -30,20 +40,23 @@ _REFUSALS = (
 _STATED = re.compile(r"(?i)(?:correct\s+)?answer\s+is\s+\**([ABCD])\**")
 _SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 ROTATION = 1_000_000  # row index = question + rotation * this
+GROUPS = ("l2-category", "category", "split")
 DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
 
 
 class MMBench(Task):
     name = "mmbench"
-    title = "MMBench"
+    headline = "circular_acc"
     max_new_tokens = 1024
     data_files = "mmbench_dev_20230712.tsv (images inside)"
     suffix = LETTER
     files = ("mmbench_dev_2*.tsv", "MMBench_DEV_EN*.tsv", "*.tsv")
+    id_keys = ("index", "question_id")
+    text_keys = ("prediction", "text")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
-        for row in self._table(data, options):
+        for row in self._table(data, settings):
             prompt = row["question"]
             if not _is_none(row.get("hint")):
                 prompt = f"{row['hint']}\n{prompt}"
@@ -64,103 +77,87 @@ class MMBench(Task):
             questions.append(Question(str(row["index"]), prompt + self.suffix, (image,), record))
         return questions
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
-        given = self._answers(answers, options)
-        truth = {_index(r["index"]): r for r in self._truth(given, data, options)}
-        table = find_optional(data, self.files, "table", options.split)
-        joined, coverage = join(truth, given, strict=options.strict)
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        given = self.read(answers, settings)
+        truth = {_index(r["index"]): r for r in self._truth(given, data, settings)}
+        table = find_optional(data, self.files, "table", settings.split)
+        joined, coverage = join(truth, given, strict=settings.strict)
         rows: dict[str, Sample] = {}
         for key, row in truth.items():
             choices = {c: str(row[c]) for c in "ABCD" if not _no_value(row.get(c))}
-            text = joined[key].text if key in joined else ""
-            inferred = infer_option(text, choices) if key in joined else "Z"
+            inferred = infer_option(joined[key].text, choices) if key in joined else "Z"
             rows[key] = Sample(
                 float(inferred == row["answer"]),
-                text,
+                joined.text(key),
                 row["answer"],
                 parsed=inferred,
                 prompt=str(row["question"]),
                 image=f"{table.name}#{key}" if table else "",
-                groups={k: str(row[k]) for k in ("l2-category", "category", "split") if row.get(k)},
+                groups={k: str(row[k]) for k in GROUPS if row.get(k)},
             )
-        return self._result(rows, coverage)
+        return self._circular(rows, coverage)
 
-    def _result(self, rows: dict[str, Sample], coverage) -> Result:
+    def _circular(self, rows: dict[str, Sample], coverage: Coverage) -> Result:
+        """The result of the groups of rows that ask one question in different rotations."""
         groups: dict[str, list[str]] = {}
         for key in rows:
             groups.setdefault(str(int(key) % ROTATION), []).append(key)
-        # As VLMEvalKit: a group is its base row; rotations without it are not counted.
-        groups = {g: keys for g, keys in groups.items() if g in rows}
-        if not groups:
-            raise DataError(f"MMBench: no row with an index below {ROTATION:,}")
         samples = {}
         for g, keys in groups.items():
+            if g not in rows:  # as VLMEvalKit: a group is its base row, its rotations do not count
+                continue
             base = rows[g]
-            base.extra = {
-                "vanilla": base.score,
-                "rows": {k: _row(rows[k]) for k in keys},
-            }
+            base.details = {"vanilla": base.score, "rows": {k: _row(rows[k]) for k in keys}}
             base.score = float(all(rows[k].score for k in keys))
             samples[g] = base
-        vanilla = sum(s.extra["vanilla"] for s in samples.values()) / len(samples) * 100
-        circular = sum(s.score for s in samples.values()) / len(samples) * 100
-        rotations = len(rows) / len(samples)
+        if not samples:
+            raise DataError(f"MMBench: no row with an index below {ROTATION:,}")
+        scores = list(samples.values())
         totals = {
-            "circular_acc": circular,
-            "vanilla_acc": vanilla,
-            "groups": len(samples),
+            "circular_acc": sum(s.score for s in scores) / len(scores) * 100,
+            "vanilla_acc": sum(s.details["vanilla"] for s in scores) / len(scores) * 100,
+            "groups": len(scores),
             "rows": len(rows),
             "not_inferred": sum(s.parsed == "Z" for s in rows.values()),
         }
-        tables = {
-            f"per {g}": by_group(samples.values(), g) for g in ("l2-category", "category", "split")
-        }
-        tables = {k: v for k, v in tables.items() if v}
-        result = Result(self.name, "circular_acc", totals, samples, coverage, tables)
-        if rotations == 1:
-            result.notes.append("the file has no rotations: circular_acc is vanilla accuracy")
-        return result
+        tables = {f"per {g}": table for g in GROUPS if (table := by_group(scores, g))}
+        notes = ["the file has no rotations: circular_acc is vanilla accuracy"]
+        return self.result(
+            totals, samples, coverage, tables, notes if len(rows) == len(samples) else []
+        )
 
-    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+    def submission(
+        self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
+    ) -> Path:
         """The server's table, .xlsx or .csv by the name of `out`: the tsv's columns less hint,
         categories, source, image and comment, with `prediction` as the seventh."""
-        table = self._table(data, options)
-        joined, _ = join(
-            (str(r["index"]) for r in table), self._answers(answers, options), strict=options.strict
-        )
+        table = self._table(data, settings)
+        ids = [str(r["index"]) for r in table]
+        joined, _ = join(ids, self.read(answers, settings), strict=settings.strict)
         header = [c for c in table[0] if c not in DROPPED]
         header.insert(6, "prediction")
         rows = []
-        for row in table:
-            key = str(row["index"])
-            cells = {
-                **row,
-                "index": int(key),
-                "prediction": joined[key].text if key in joined else None,
-            }
+        for key, row in zip(ids, table):
+            answer = joined[key].text if key in joined else None
+            cells = {**row, "index": int(key), "prediction": answer}
             rows.append([None if _no_value(cells[c]) else cells[c] for c in header])
+        out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".csv":
-            out.parent.mkdir(parents=True, exist_ok=True)
             with open(out, "w", newline="", encoding="utf-8") as f:
                 csv.writer(f).writerows([header, *rows])
         else:
             write_xlsx(out, header, rows)
         return out
 
-    def _answers(self, path: Path, options: Options) -> AnswerFile:
-        return read_answers(
-            path,
-            id_keys=("index", "question_id"),
-            text_keys=("prediction", "text"),
-            skip_bad_lines=options.skip_bad_lines,
-            empty_is_none=path.suffix in (".xlsx", ".csv", ".tsv"),
-        )
+    def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
+        table = path.suffix in (".xlsx", ".csv", ".tsv")
+        return super().read(path, settings, empty_is_none=table, **how)
 
-    def _truth(self, given: AnswerFile, data: Path, options: Options) -> list[dict[str, Any]]:
+    def _truth(self, given: AnswerFile, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """Rows with options and answer: the tsv's, else those the answer file itself carries (as
         VLMEvalKit's result files and the upload file do)."""
-        if find_optional(data, self.files, "table", options.split) is not None:
-            rows = self._table(data, options)
+        if find_optional(data, self.files, "table", settings.split) is not None:
+            rows = self._table(data, settings)
             if not _no_value(rows[0].get("answer")):
                 return rows
         for a in given.rows:
@@ -169,12 +166,11 @@ class MMBench(Task):
                     f"{given.path} line {a.line}, index {a.id}: no tsv under {data} and the row "
                     f"lacks question, A, B or answer"
                 )
-            if "index" not in a.row:
-                a.row["index"] = a.id
+            a.row.setdefault("index", a.id)
         return list({a.id: a.row for a in given.rows}.values())
 
-    def _table(self, data: Path, options: Options) -> list[dict[str, Any]]:
-        path = find(data, self.files, "table", options.split)
+    def _table(self, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
+        path = find(data, self.files, "table", settings.split)
         rows = [row for _, row in read_rows(path)]
         if not rows or not {"index", "question", "A", "B"} <= rows[0].keys():
             raise DataError(f"{path}: no columns index, question, A, B")
@@ -239,12 +235,9 @@ def _is_none(value: Any) -> bool:
 
 
 def _image_bytes(row: dict[str, Any]) -> bytes:
-    import base64
-    import binascii
-
     try:
         return base64.b64decode(row["image"], validate=True)
-    except (KeyError, TypeError, binascii.Error):
+    except (KeyError, TypeError, ValueError):
         raise DataError(f"MMBench index {row['index']}: no base64 image") from None
 
 

@@ -5,7 +5,6 @@ from llava_jax.eval.benchmarks.mmbench import MMBench
 
 class MMBenchCN(MMBench):
     name = "mmbench_cn"
-    title = "MMBench-CN"
     data_files = "mmbench_dev_cn_20231003.tsv (images inside)"
     suffix = "\n请直接回答选项字母。"
     files = ("mmbench_dev_cn_*.tsv", "MMBench_DEV_CN*.tsv", "*.tsv")

@@ -6,20 +6,22 @@ image and so appears twice; those are joined by (task, image, question).
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from llava_jax.eval.answers import Answer, AnswerFile, Coverage, join, read_answers
+from llava_jax.eval.answers import Answer, Coverage, Joined, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.task import (
     DEFAULT,
     SHORT,
-    Options,
     Question,
     Result,
     Sample,
     Task,
-    llava_questions,
+    TaskSettings,
 )
+from llava_jax.util import read_text, write_text
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters",
@@ -30,89 +32,84 @@ TASKS = PERCEPTION + COGNITION
 YES_NO = "Please answer yes or no."
 
 
+class Item(NamedTuple):
+    """One question of the release. label: "Yes" or "No", in any case."""
+
+    task: str
+    image: str
+    question: str
+    label: str
+
+
 class Mme(Task):
     name = "mme"
-    title = "MME"
+    headline = "perception"
+    unit = 2000
     data_files = "MME_Benchmark_release_version/<task>/; llava_mme.jsonl to ask"
+    llava_files = ("llava_mme*.jsonl",)
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        own = llava_questions(data, ("llava_mme*.jsonl",))
-        if own is not None:
-            return own
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
-        for task, image, question, _ in _release(data):
-            text = question.replace(YES_NO, "").strip() + SHORT
-            record = {"question_id": f"{task}/{image}", "prompt": text, "category": task}
-            key = f"{task}/{image}/{question}"
-            questions.append(Question(key, text, (f"{task}/{image}",), record))
+        for task, image, asked, _ in _read_release(data):
+            prompt, path = asked.replace(YES_NO, "").strip() + SHORT, f"{task}/{image}"
+            record = {"question_id": path, "prompt": prompt, "category": task}
+            questions.append(Question(f"{path}/{asked}", prompt, (path,), record))
         return questions
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         if answers.is_dir() or answers.suffix == ".txt":
             samples, coverage = _from_tool_files(answers)
         else:
-            samples, coverage = self._from_jsonl(answers, data, options)
+            items, joined, coverage = self._join(answers, data, settings)
+            samples = {k: _sample(item, joined.text(k)) for k, item in items.items()}
         tasks = {t: [s for s in samples.values() if s.groups["task"] == t] for t in TASKS}
         table = {t: mme_task(s) for t, s in tasks.items() if s}
         totals = {
             "perception": sum(table[t]["score"] for t in PERCEPTION if t in table),
             "cognition": sum(table[t]["score"] for t in COGNITION if t in table),
         }
-        result = Result(
-            self.name, "perception", totals, samples, coverage, {"per task": table}, unit=2000
-        )
         absent = [t for t in TASKS if t not in table]
-        if absent:
-            result.notes.append(f"no answers to, and no points for: {', '.join(absent)}")
-        return result
+        notes = [f"no answers to, and no points for: {', '.join(absent)}"] if absent else []
+        return self.result(totals, samples, coverage, {"per task": table}, notes)
 
-    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+    def submission(
+        self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
+    ) -> Path:
         """Writes the tool's `<task>.txt` files into the folder `out`, answers on one line."""
-        samples, _ = self._from_jsonl(answers, data, options)
+        items, joined, _ = self._join(answers, data, settings)
+        files: dict[str, str] = {}
+        for key, (task, image, asked, label) in items.items():
+            cells = [image, asked, label.capitalize(), " ".join(joined.text(key).split())]
+            files[task] = files.get(task, "") + "\t".join(cells) + "\n"
         out.mkdir(parents=True, exist_ok=True)
-        for task in TASKS:
-            lines = [
-                "\t".join(
-                    [s.groups["pair"], s.prompt, s.truth.capitalize(), " ".join(s.answer.split())]
-                )
-                for s in samples.values()
-                if s.groups["task"] == task
-            ]
-            if lines:
-                text = "".join(line + "\n" for line in lines)
-                (out / f"{task}.txt").write_text(text, encoding="utf-8")
+        for task, text in files.items():
+            write_text(out / f"{task}.txt", text)
         return out
 
-    def _from_jsonl(
-        self, path: Path, data: Path, options: Options
-    ) -> tuple[dict[str, Sample], Coverage]:
-        given = read_answers(
-            path,
-            id_keys=("question_id",),
-            text_keys=("text", "answer"),
-            skip_bad_lines=options.skip_bad_lines,
-        )
-        truth: dict[str, tuple[str, str, str, str]] = {}
+    def _join(
+        self, path: Path, data: Path, settings: TaskSettings
+    ) -> tuple[dict[str, Item], Joined, Coverage]:
+        """The release's items and their answers in LLaVA's jsonl, by task, image and question."""
+        given = self.read(path, settings)
         seen: Counter[str] = Counter()
-        for row in _release(data):
-            task, image, question, _ = row
-            truth[_nth(f"{task}/{_stem(image)}/{_core(question)}", seen)] = row
+        items = {_key(i.task, i.image, i.question, seen): i for i in _read_release(data)}
         seen.clear()
-        rows = []
-        for a in given.rows:
+
+        def id_of(a: Answer) -> str:
             if "prompt" not in a.row:
                 raise AnswerError(f"{path} line {a.line}, question_id {a.id}: no prompt to join by")
-            task, image = a.id.split("/")[0], a.id.split("/")[-1]
-            key = _nth(f"{task}/{_stem(image)}/{_core(a.row['prompt'])}", seen)
-            rows.append(Answer(key, a.text, a.line, a.row))
-        joined, coverage = join(
-            truth, AnswerFile(path, rows, given.bad_lines), strict=options.strict
-        )
-        samples = {
-            key: _sample(task, image, question, label, joined[key].text if key in joined else "")
-            for key, (task, image, question, label) in truth.items()
-        }
-        return samples, coverage
+            return _key(a.id.split("/")[0], a.id, a.row["prompt"], seen)
+
+        joined, coverage = join(items, given.with_ids(id_of), strict=settings.strict)
+        return items, joined, coverage
+
+
+def _key(task: str, image: str, question: str, seen: Counter[str]) -> str:
+    """Task, image and question without what LLaVA and MME append to it; "#2", … where all repeat."""
+    asked = question.replace(SHORT.strip(), "").replace(YES_NO, "").strip()
+    key = f"{task}/{image.split('/')[-1].split('.')[0]}/{asked}"
+    seen[key] += 1
+    return key if seen[key] == 1 else f"{key}#{seen[key]}"
 
 
 def mme_answer(text: str) -> str:
@@ -138,16 +135,16 @@ def mme_task(samples: list[Sample]) -> dict[str, float]:
     }
 
 
-def _sample(task: str, image: str, question: str, label: str, text: str) -> Sample:
-    parsed, truth = mme_answer(text), label.lower()
+def _sample(item: Item, text: str) -> Sample:
+    parsed, truth = mme_answer(text), item.label.lower()
     return Sample(
         float(parsed == truth),
         text,
         truth,
         parsed=parsed,
-        prompt=question,
-        image=f"{task}/{image}",
-        groups={"task": task, "pair": image},
+        prompt=item.question,
+        image=f"{item.task}/{item.image}",
+        groups={"task": item.task, "pair": item.image},
     )
 
 
@@ -158,7 +155,7 @@ def _from_tool_files(path: Path) -> tuple[dict[str, Sample], Coverage]:
         raise AnswerError(f"{path}: no file of an MME task (existence.txt, …)")
     samples: dict[str, Sample] = {}
     for file in files:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = read_text(file, AnswerError).replace("\r\n", "\n").split("\n")
         lines = lines[:-1] if lines[-1] == "" else lines
         if len(lines) % 2:
             raise AnswerError(f"{file}: {len(lines)} lines, but every image has two questions")
@@ -171,43 +168,41 @@ def _from_tool_files(path: Path) -> tuple[dict[str, Sample], Coverage]:
                 )
             if cells[2].lower() not in ("yes", "no"):
                 raise AnswerError(f"{file} line {n + 1}: the truth is {cells[2]!r}, not yes or no")
-            sample = _sample(file.stem, *cells)
+            sample = _sample(Item(file.stem, *cells[:3]), cells[3])
             # The tool pairs lines by position, whatever image they name.
             sample.groups["pair"] = str(n // 2)
             samples[f"{file.stem}/{n}"] = sample
     return samples, Coverage(expected=len(samples), answered=len(samples))
 
 
-def _release(data: Path) -> list[tuple[str, str, str, str]]:
-    """(task, image, question, truth) of the release, whose larger tasks keep images/ and
-    questions_answers_YN/ apart, or of the tool's 3-column `<task>.txt` templates."""
+def _read_release(data: Path) -> list[Item]:
+    """The release, whose larger tasks keep images/ and questions_answers_YN/ apart, or the tool's
+    3-column `<task>.txt` templates."""
     root = data / "MME_Benchmark_release_version"
     root = root if root.is_dir() else data
-    rows = []
+    items = []
     for task in TASKS:
         folder, template = root / task, root / f"{task}.txt"
         if template.is_file():
-            rows += [(task, *_cells(template, n, line, 3)) for n, line in _lines(template)]
+            items += [Item(task, *cells) for cells in _read_cells(template, 3)]
         elif folder.is_dir():
             apart = folder / "questions_answers_YN"
             for file in sorted((apart if apart.is_dir() else folder).glob("*.txt")):
                 image = _image_of(folder, file.stem)
-                rows += [(task, image, *_cells(file, n, line, 2)) for n, line in _lines(file)]
-    if not rows:
+                items += [Item(task, image, *cells) for cells in _read_cells(file, 2)]
+    if not items:
         raise DataError(f"{data}: no MME task folder in it (existence/, count/, …)")
-    return rows
+    return items
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    text = path.read_text(encoding="utf-8").split("\n")
-    return [(n, line.strip()) for n, line in enumerate(text, 1) if line.strip()]
-
-
-def _cells(path: Path, number: int, line: str, count: int) -> list[str]:
-    cells = line.split("\t")[:count]
-    if len(cells) != count or cells[-1].lower() not in ("yes", "no"):
-        raise DataError(f"{path} line {number}: not {count} cells ending in Yes or No")
-    return cells
+def _read_cells(path: Path, count: int) -> Iterator[list[str]]:
+    for number, line in enumerate(read_text(path, DataError).split("\n"), 1):
+        if not line.strip():
+            continue
+        cells = line.strip().split("\t")[:count]
+        if len(cells) != count or cells[-1].lower() not in ("yes", "no"):
+            raise DataError(f"{path} line {number}: not {count} cells ending in Yes or No")
+        yield cells
 
 
 def _image_of(folder: Path, stem: str) -> str:
@@ -216,20 +211,6 @@ def _image_of(folder: Path, stem: str) -> str:
             if (folder / place / (stem + suffix)).is_file():
                 return f"{place}/{stem}{suffix}" if place else stem + suffix
     return f"{stem}.jpg"
-
-
-def _stem(image: str) -> str:
-    return image.split("/")[-1].split(".")[0]
-
-
-def _core(question: str) -> str:
-    """A question without what LLaVA and MME append to it."""
-    return question.replace(SHORT.strip(), "").replace(YES_NO, "").strip()
-
-
-def _nth(key: str, seen: Counter[str]) -> str:
-    seen[key] += 1
-    return key if seen[key] == 1 else f"{key}#{seen[key]}"
 
 
 TASK = Mme()

@@ -8,40 +8,36 @@ import math
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import Coverage, read_answers
+from llava_jax.eval.answers import Coverage
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import expect, find, read_json, write_json
-from llava_jax.eval.mmvet_prompt import mmvet_message
-from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, llava_questions
-
-_FILES = ("mm-vet.json", "*capabilit*.json")
+from llava_jax.eval.files import expect, find
+from llava_jax.eval.judge.mmvet_prompt import mmvet_message
+from llava_jax.eval.task import DEFAULT, Question, Result, Sample, Task, TaskSettings
+from llava_jax.util import read_json
 
 
 class MMVet(Task):
     name = "mmvet"
-    title = "MM-Vet"
+    headline = "total"
     max_new_tokens = 1024
     judge = True
     data_files = "mm-vet.json (capabilities, answers); llava-mm-vet.jsonl to ask"
+    llava_files = ("llava-mm-vet*.jsonl", "llava_mm_vet*.jsonl")
+    id_keys = ("question_id", "id")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        own = llava_questions(data, ("llava-mm-vet*.jsonl", "llava_mm_vet*.jsonl"))
-        if own is not None:
-            return own
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
+        path, rows = _read_file(data, "mm-vet.json")
         questions = []
-        for key, row in read_json(find(data, ("mm-vet.json",), "question file")).items():
-            number = key.removeprefix("v1_")
-            record = {"question_id": int(number) if number.isdigit() else key}
-            record["prompt"] = row["question"]
-            questions.append(Question(key, row["question"], (row["imagename"],), record))
+        for key, row in rows.items():
+            expect(row, f"{path}: {key}", {"question": str, "imagename": str})
+            number, prompt = key.removeprefix("v1_"), row["question"]
+            record = {"question_id": int(number) if number.isdigit() else key, "prompt": prompt}
+            questions.append(Question(key, prompt, (row["imagename"],), record))
         return questions
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Sums a grade file: {id: {"model": […], "content": […], "score": [a grade per run]}}."""
-        capabilities = _capabilities(data)
-        grades = _grades(answers)
-        unknown = [i for i in grades if i not in capabilities]
-        missing = [i for i in capabilities if i not in grades]
+        capabilities, grades = _capabilities(data), _grades(answers)
         runs = min(len(g["score"]) for g in grades.values())
         samples = {}
         for key, names in capabilities.items():
@@ -51,51 +47,50 @@ class MMVet(Task):
                 sum(scores) / runs,
                 str(grade["content"][0]) if isinstance(grade.get("content"), list) else "",
                 1.0,
-                groups={"integration": "_".join(sorted(set(names)))},
-                extra={"runs": scores, "capabilities": sorted(set(names))},
+                groups={"integration": "_".join(names)},
+                details={"runs": scores, "capabilities": names},
             )
-        names = sorted({c for s in samples.values() for c in s.extra["capabilities"]})
-        per_run = [_mean([s.extra["runs"][r] for s in samples.values()]) for r in range(runs)]
+        per_run = [_mean([s.details["runs"][r] for s in samples.values()]) for r in range(runs)]
         centre = sum(per_run) / runs
+        judges = {str(m) for g in grades.values() for m in g.get("model", ())}
         totals: dict[str, Any] = {
             "total": _round(centre),
             "std": _round(math.sqrt(sum((x - centre) ** 2 for x in per_run) / runs)),
             "runs": [_round(x) for x in per_run],
             "n": len(samples),
-            "judge": ", ".join(
-                sorted({str(m) for g in grades.values() for m in g.get("model", ())})
-            ),
+            "judge": ", ".join(sorted(judges)),
         }
+        capability: dict[str, list[float]] = {}
+        integration: dict[str, list[float]] = {}
+        for s in samples.values():
+            integration.setdefault(s.groups["integration"], []).append(s.score)
+            for c in s.details["capabilities"]:
+                capability.setdefault(c, []).append(s.score)
         tables = {
-            "per capability": {
-                c: _row([s for s in samples.values() if c in s.extra["capabilities"]])
-                for c in names
-            },
-            "per integration": {
-                g: _row([s for s in samples.values() if s.groups["integration"] == g])
-                for g in dict.fromkeys(s.groups["integration"] for s in samples.values())
-            },
+            "per capability": {c: _row(capability[c]) for c in sorted(capability)},
+            "per integration": {g: _row(scores) for g, scores in integration.items()},
         }
+        missing = [i for i in capabilities if i not in grades]
+        unknown = [i for i in grades if i not in capabilities]
         coverage = Coverage(
             expected=len(capabilities),
             answered=len(capabilities) - len(missing),
             missing=missing,
             unknown={i: n for n, i in enumerate(unknown, 1)},
         )
-        return Result(self.name, "total", totals, samples, coverage, tables)
+        return self.result(totals, samples, coverage, tables)
 
-    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+    def upload(self, answers: Path, data: Path, settings: TaskSettings) -> dict[str, str]:
         """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}."""
-        write_json(out, mmvet_answers(answers))
-        return out
+        rows = self.read(answers, settings).rows
+        return {a.id if a.id.startswith("v1_") else f"v1_{a.id}": a.text for a in rows}
 
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
-        """(id, judge's message) of every question; all must be answered."""
-        path = find(data, ("mm-vet.json",), "question file")
-        truth = expect(read_json(path), str(path), {})
+        """(id, judge's message) per question; all must be answered."""
+        path, truth = _read_file(data, "mm-vet.json")
         for key, row in truth.items():
             expect(row, f"{path}: {key}", {"question": str, "answer": str})
-        given = mmvet_answers(answers)
+        given = self.upload(answers, data, DEFAULT)
         absent = [i for i in truth if i not in given]
         if absent:
             raise AnswerError(
@@ -104,10 +99,10 @@ class MMVet(Task):
         return [(i, mmvet_message(r["question"], r["answer"], given[i])) for i, r in truth.items()]
 
 
-def mmvet_answers(path: Path) -> dict[str, str]:
-    """Answers by MM-Vet's ids ("v1_0"), of LLaVA's jsonl or of the file made from it."""
-    rows = read_answers(path, id_keys=("question_id", "id"), text_keys=("text", "answer")).rows
-    return {a.id if a.id.startswith("v1_") else f"v1_{a.id}": a.text for a in rows}
+def _read_file(data: Path, *patterns: str) -> tuple[Path, dict[str, Any]]:
+    """MM-Vet's file, or one of capabilities alone: its path, and id -> row."""
+    path = find(data, patterns, "question file")
+    return path, expect(read_json(path, DataError), str(path))
 
 
 def read_grade(reply: str) -> float | None:
@@ -120,13 +115,14 @@ def read_grade(reply: str) -> float | None:
 
 
 def _capabilities(data: Path) -> dict[str, list[str]]:
-    path = find(data, _FILES, "question file")
+    """Id -> the capabilities a question needs, sorted, each once."""
+    path, rows = _read_file(data, "mm-vet.json", "*capabilit*.json")
     found = {}
-    for key, row in expect(read_json(path), str(path), {}).items():
+    for key, row in rows.items():
         names = row.get("capability") if isinstance(row, dict) else row
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise DataError(f"{path}: {key}: no list of capabilities")
-        found[key] = names
+        found[key] = sorted(set(names))
     return found
 
 
@@ -156,8 +152,8 @@ def _mean(grades: list[float]) -> float:
     return 100.0 * sum(grades) / len(grades)
 
 
-def _row(samples: list[Sample]) -> dict[str, float]:
-    return {"score": _round(_mean([s.score for s in samples])), "n": len(samples)}
+def _row(grades: list[float]) -> dict[str, float]:
+    return {"score": _round(_mean(grades)), "n": len(grades)}
 
 
 def _round(x: float) -> float:

@@ -7,62 +7,53 @@ word. Here answers find their label by split, image and question; the script's z
 
 from pathlib import Path
 
-from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
+from llava_jax.eval.answers import Answer, join
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, expect, find
+from llava_jax.eval.files import ID, expect, find, read_checked
 from llava_jax.eval.task import (
     DEFAULT,
     SHORT,
-    Options,
     Question,
     Result,
     Sample,
     Task,
-    llava_questions,
-    rows_of,
+    TaskSettings,
+    question,
 )
 
 SPLITS = ("random", "popular", "adversarial")
+Place = tuple[str, str, str]  # split, image, question: what a label is found by
 
 
 class Pope(Task):
     name = "pope"
-    title = "POPE"
+    headline = "f1"
     data_files = "coco_pope_{random,popular,adversarial}.json; llava_pope_test.jsonl to ask"
+    llava_files = ("llava_pope_*.jsonl",)
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        own = llava_questions(data, ("llava_pope_*.jsonl",))
-        if own is not None:
-            return own
-        questions = []
-        for split, rows in self._labels(data).items():
-            for row in rows:
-                record = {
-                    "question_id": f"{split}/{row['question_id']}",
-                    "prompt": row["text"] + SHORT,
-                    "category": split,
-                    "image": row["image"],
-                }
-                key = str(record["question_id"])
-                questions.append(Question(key, row["text"] + SHORT, (row["image"],), record))
-        return questions
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
+        return [
+            question(
+                f"{split}/{row['question_id']}",
+                row["text"] + SHORT,
+                row["image"],
+                category=split,
+                image=row["image"],
+            )
+            for split, rows in _read_labels(data).items()
+            for row in rows
+        ]
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
-        labels = self._labels(data)
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        labels, asked = _read_labels(data), self._asked(data)
         truth = {
-            (split, r["image"], _question(r["text"])): r["label"]
+            (split, r["image"], _question(r["text"])): _yes_no(r["label"])
             for split, rows in labels.items()
             for r in rows
         }
-        given = read_answers(
-            answers,
-            id_keys=("question_id",),
-            text_keys=("text", "answer"),
-            skip_bad_lines=options.skip_bad_lines,
-        )
-        asked = self._asked(given, data)
-        images = {key: place[1] for key, place in asked.items()}
-        joined, coverage = join(asked, given, images=images, strict=options.strict)
+        given = self.read(answers, settings)
+        images = {key: image for key, (_, image, _) in asked.items()}
+        joined, coverage = join(asked, given, images=images, strict=settings.strict)
         samples: dict[str, Sample] = {}
         for key, place in asked.items():
             if place not in truth:
@@ -71,48 +62,29 @@ class Pope(Task):
                     fix="are these the labels of the same POPE set (COCO, A-OKVQA, GQA)?",
                 )
             samples[key] = _sample(joined.get(key), place, truth[place])
-        tables = {"per split": {}, "LLaVA script (zip by position)": {}}
+        ours, script = {}, {}
         for split, rows in labels.items():
             mine = [s for s in samples.values() if s.groups["split"] == split]
             if not mine:
                 continue
-            pairs = [(str(s.parsed), s.truth) for s in mine]
-            tables["per split"][split] = pope_scores(pairs)
-            order = [a for a in given.rows if asked.get(a.id, ("",))[0] == split]
+            ours[split] = pope_scores([(str(s.parsed), s.truth) for s in mine])
+            order = [a for a in given.rows if a.id in asked and asked[a.id][0] == split]
             zipped = [(pope_answer(a.text), _yes_no(r["label"])) for a, r in zip(order, rows)]
-            tables["LLaVA script (zip by position)"][split] = pope_scores(zipped)
-        return self._result(samples, coverage, tables, labels, len(asked))
+            script[split] = pope_scores(zipped)
+        mean_f1, script_f1 = _mean(ours, "F1 score"), _mean(script, "F1 score")
+        totals = {"f1": 100 * mean_f1, "mean_f1": mean_f1, "mean_f1_llava_script": script_f1}
+        totals |= {"accuracy": _mean(ours, "Accuracy"), "yes_ratio": _mean(ours, "Yes ratio")}
+        notes = []
+        if unasked := sum(map(len, labels.values())) - len(asked):
+            notes.append(f"the label files hold {unasked} questions that were not asked")
+        if len(ours) < len(SPLITS):
+            notes.append(f"splits in it: {', '.join(ours)}")
+        tables = {"per split": ours, "LLaVA script (zip by position)": script}
+        return self.result(totals, samples, coverage, tables, notes)
 
-    def _result(self, samples, coverage, tables, labels, asked: int) -> Result:
-        mean, script = (
-            sum(t["F1 score"] for t in table.values()) / len(table) for table in tables.values()
-        )
-        totals = {"f1": 100 * mean, "mean_f1": mean, "mean_f1_llava_script": script}
-        for key in ("Accuracy", "Yes ratio"):
-            values = [t[key] for t in tables["per split"].values()]
-            totals[key.lower().replace(" ", "_")] = sum(values) / len(values)
-        result = Result(self.name, "f1", totals, samples, coverage, tables)
-        unasked = sum(map(len, labels.values())) - asked
-        if unasked:
-            result.notes.append(f"the label files hold {unasked} questions that were not asked")
-        if len(tables["per split"]) < len(SPLITS):
-            result.notes.append(f"splits in it: {', '.join(tables['per split'])}")
-        return result
-
-    def _labels(self, data: Path) -> dict[str, list[dict[str, str]]]:
-        found = {}
-        for split in SPLITS:
-            path = find(
-                data, (f"coco_pope_{split}.json", f"*pope_{split}.json*"), f"{split} labels"
-            )
-            found[split] = rows_of(
-                path, {"question_id": ID, "image": str, "text": str, "label": str}
-            )
-        return found
-
-    def _asked(self, given: AnswerFile, data: Path) -> dict[str, tuple[str, str, str]]:
-        """Question id -> (split, image, question), from LLaVA's question file, else from our own
-        numbering of the label files ("random/17")."""
+    def _asked(self, data: Path) -> dict[str, Place]:
+        """Question id -> its place, from LLaVA's question file, else from our own numbering of the
+        label files ("random/17")."""
         asked = {}
         for q in self.questions(data):
             expect(q.record, f"POPE question {q.key}", {"category": str})
@@ -120,6 +92,16 @@ class Pope(Task):
                 raise DataError(f"POPE question {q.key}: no image")
             asked[q.key] = (q.record["category"], str(q.images[0]), _question(q.prompt))
         return asked
+
+
+def _read_labels(data: Path) -> dict[str, list[dict[str, str]]]:
+    fields = {"question_id": ID, "image": str, "text": str, "label": str}
+    patterns = {s: (f"coco_pope_{s}.json", f"*pope_{s}.json*") for s in SPLITS}
+    return {s: read_checked(find(data, p, f"{s} labels"), fields) for s, p in patterns.items()}
+
+
+def _mean(table: dict[str, dict[str, float]], name: str) -> float:
+    return sum(row[name] for row in table.values()) / len(table)
 
 
 def pope_answer(text: str) -> str:
@@ -130,9 +112,8 @@ def pope_answer(text: str) -> str:
 
 def pope_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
     """The script's numbers of (predicted, true) pairs of "yes" and "no", in 0..1."""
-    tp, fp, tn, fn = (
-        pairs.count(pair) for pair in (("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"))
-    )
+    kinds = (("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"))
+    tp, fp, tn, fn = map(pairs.count, kinds)
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -158,8 +139,7 @@ def _yes_no(label: str) -> str:
     return "no" if label == "no" else "yes"
 
 
-def _sample(answer: Answer | None, place: tuple[str, str, str], label: str) -> Sample:
-    truth = _yes_no(label)
+def _sample(answer: Answer | None, place: Place, truth: str) -> Sample:
     # No answer is neither: it must not pass for the "yes" that an empty answer is.
     parsed = pope_answer(answer.text) if answer else "missing"
     return Sample(

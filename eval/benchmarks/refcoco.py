@@ -9,10 +9,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import join, read_answers
+from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, find, find_optional, read_json
-from llava_jax.eval.task import DEFAULT, Options, Question, Result, Sample, Task, percent, rows_of
+from llava_jax.eval.files import ID, find, find_optional, read_checked
+from llava_jax.eval.task import (
+    DEFAULT,
+    Question,
+    Result,
+    Sample,
+    Task,
+    TaskSettings,
+    percent,
+    question,
+)
+from llava_jax.util import read_json
 
 Box = list[float]
 # The words LLaVA-1.5 was trained on for this (llava_v1_5_mix665k).
@@ -24,69 +34,54 @@ _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\s*\]")
 
 class RefCoco(Task):
     name = "refcoco"
-    title = "RefCOCO"
+    headline = "acc@0.5"
     data_files = "refs(unc).p, or refs(umd).p (--set refs=umd), with instances.json; or jsonl with bbox_xyxy_norm"
+    id_keys = ("question_id", "id")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         return [
-            Question(
-                key,
-                PROMPT.format(row["expression"]),
-                (row["image"],),
-                {"question_id": key, "prompt": PROMPT.format(row["expression"])},
-            )
-            for key, row in self._truth(data, options).items()
+            question(key, PROMPT.format(row["expression"]), row["image"])
+            for key, row in _read_truth(data, settings).items()
         ]
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
-        truth = self._truth(data, options)
-        given = read_answers(
-            answers,
-            id_keys=("question_id", "id"),
-            text_keys=("text", "answer"),
-            skip_bad_lines=options.skip_bad_lines,
-        )
-        joined, coverage = join(truth, given, strict=options.strict)
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        truth = _read_truth(data, settings)
+        joined, coverage = join(truth, self.read(answers, settings), strict=settings.strict)
         samples = {}
         for key, row in truth.items():
-            text = joined[key].text if key in joined else ""
-            box = read_box(text)
+            box = read_box(joined.text(key))
             overlap = iou(row["box"], box)
+            center = key in joined and center_inside(row["box"], box)
             samples[key] = Sample(
                 float(overlap >= 0.5),
-                text,
+                joined.text(key),
                 row["box"],
                 parsed=box,
                 prompt=row["expression"],
                 image=row["image"],
-                extra={"iou": overlap, "center": key in joined and center_inside(row["box"], box)},
+                details={"iou": overlap, "center": center},
             )
-        scores = list(samples.values())
-        totals = {
-            f"acc@{t}": percent(float(s.extra["iou"] >= t) for s in scores) for t in THRESHOLDS
-        }
-        totals["mean_iou"] = sum(s.extra["iou"] for s in scores) / len(scores)
-        totals["center_acc"] = percent(float(s.extra["center"]) for s in scores)
-        return Result(self.name, "acc@0.5", totals, samples, coverage)
+        overlaps = [s.details["iou"] for s in samples.values()]
+        totals = {f"acc@{t}": percent(float(x >= t) for x in overlaps) for t in THRESHOLDS}
+        totals["mean_iou"] = sum(overlaps) / len(overlaps)
+        totals["center_acc"] = percent(float(s.details["center"]) for s in samples.values())
+        return self.result(totals, samples, coverage)
 
-    def _truth(self, data: Path, options: Options) -> dict[str, dict[str, Any]]:
-        refs = find_optional(data, ("refs(*).p",), "refs file", options.extra.get("refs"))
-        if refs is not None:
-            return _from_refs(refs, data, options.split or "val")
-        path = find(data, ("samples.jsonl", "*refcoco*.json*"), "samples file")
-        rows = rows_of(path, {"id": ID, "expression": str, "bbox_xyxy_norm": list})
-        for r in rows:
-            box = r["bbox_xyxy_norm"]
-            if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
-                raise DataError(f"{path}: {r['id']}: {box!r} is not a box of four numbers")
-        return {
-            str(r["id"]): {
-                "expression": r["expression"],
-                "box": r["bbox_xyxy_norm"],
-                "image": str(r.get("image", "")),
-            }
-            for r in rows
-        }
+
+def _read_truth(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]:
+    """Question id -> expression, box (x1, y1, x2, y2 as fractions of the image) and image."""
+    refs = find_optional(data, ("refs(*).p",), "refs file", settings.options.get("refs"))
+    if refs is not None:
+        return _from_refs(refs, data, settings.split or "val")
+    path = find(data, ("samples.jsonl", "*refcoco*.json*"), "samples file")
+    truth = {}
+    for r in read_checked(path, {"id": ID, "expression": str, "bbox_xyxy_norm": list}):
+        box = r["bbox_xyxy_norm"]
+        if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
+            raise DataError(f"{path}: {r['id']}: {box!r} is not a box of four numbers")
+        image = str(r.get("image", ""))
+        truth[str(r["id"])] = {"expression": r["expression"], "box": box, "image": image}
+    return truth
 
 
 def read_box(text: str) -> Box:
@@ -123,7 +118,9 @@ def _from_refs(path: Path, data: Path, split: str) -> dict[str, dict[str, Any]]:
             refs = _PlainUnpickler(f, encoding="utf-8").load()
     except (pickle.UnpicklingError, EOFError, ValueError) as e:
         raise DataError(f"{path}: not a refs pickle ({e})") from None
-    instances = read_json(find(data, ("instances.json", "instances*.json"), "instances file"))
+    instances = read_json(
+        find(data, ("instances.json", "instances*.json"), "instances file"), DataError
+    )
     sizes = {i["id"]: i for i in instances["images"]}
     boxes = {a["id"]: a["bbox"] for a in instances["annotations"]}
     truth = {}

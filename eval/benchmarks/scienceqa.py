@@ -9,19 +9,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
+from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import expect, find, read_json
+from llava_jax.eval.files import expect, find
 from llava_jax.eval.task import (
     DEFAULT,
     LETTER,
-    Options,
     Question,
     Result,
     Sample,
     Task,
+    TaskSettings,
     percent,
 )
+from llava_jax.util import read_json
 
 LETTERS = "ABCDE"
 _ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
@@ -29,14 +30,14 @@ _ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 
 class ScienceQA(Task):
     name = "scienceqa"
-    title = "ScienceQA"
+    headline = "img_acc"
     max_new_tokens = 1024
     data_files = "problems.json, pid_splits.json; or llava_test_CQM-A.json to ask"
+    id_keys = ("question_id", "id")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        problems = self._problems(data, options)
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
-        for pid, p in problems.items():
+        for pid, p in _read_problems(data, settings).items():
             expect(p, f"ScienceQA problem {pid}", {"question": str})
             lines = [f"Context: {p['hint']}"] if p.get("hint") else []
             lines.append(p["question"])
@@ -47,14 +48,14 @@ class ScienceQA(Task):
             questions.append(Question(pid, prompt, images, record))
         return questions
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
-        problems = self._problems(data, options)
-        given = _given(answers, options.skip_bad_lines)
-        joined, coverage = join(problems, given, strict=options.strict)
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        problems = _read_problems(data, settings)
+        given = self.read(answers, settings)
+        joined, coverage = join(problems, given, strict=settings.strict)
         samples = {pid: _sample(joined.get(pid), pid, p) for pid, p in problems.items()}
         scores = list(samples.values())
         # A missing answer has no prompt, so the script takes it for a text question.
-        img = [s for pid, s in samples.items() if pid in joined and s.extra["is_multimodal"]]
+        img = [s for pid, s in samples.items() if pid in joined and s.details["is_multimodal"]]
         with_image = [s for pid, s in samples.items() if problems[pid].get("image")]
         totals: dict[str, Any] = {
             "img_acc": percent(s.score for s in img),
@@ -65,27 +66,40 @@ class ScienceQA(Task):
             "img_acc_missing_wrong": percent(s.score for s in with_image),
             "unreadable_answers": sum(s.parsed == "FAILED" for s in scores),
         }
-        tables = {"official categories": categories(problems, samples)}
-        if "gpt4" in options.extra:
-            tables["GPT-4 ensemble"] = _ensemble(problems, joined, options.extra)
-        return Result(
-            self.name, "img_acc", totals, samples, coverage, {k: v for k, v in tables.items() if v}
-        )
+        tables = {}
+        if table := categories(problems, samples):
+            tables["official categories"] = table
+        if "gpt4" in settings.options:
+            gpt4, again = (self._texts(settings.options.get(n)) for n in ("gpt4", "requery"))
+            tables["GPT-4 ensemble"] = _ensemble(problems, joined, gpt4, again)
+        return self.result(totals, samples, coverage, tables)
 
-    def _problems(self, data: Path, options: Options) -> dict[str, dict[str, Any]]:
-        path = find(data, ("problems.json",), "problems file")
-        splits = find(data, ("pid_splits.json",), "split file")
-        name = options.split or "test"
-        problems = expect(read_json(path), str(path), {})
-        ids = expect(read_json(splits), f"{splits}: split", {name: list})[name]
-        chosen = {}
-        for i in ids:
-            where = f"{path}: problem {i}"
-            p = expect(problems.get(str(i)), where, {"choices": list, "answer": int})
-            if not 0 <= p["answer"] < min(len(p["choices"]), len(LETTERS)):
-                raise DataError(f"{where}: answer {p['answer']} is none of its choices")
-            chosen[str(i)] = p
-        return chosen
+    def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
+        """An answer file, or a results file as LLaVA's scripts write them ("outputs": id -> text)."""
+        value = read_json(path, AnswerError) if path.suffix == ".json" else None
+        if isinstance(value, dict) and isinstance(value.get("outputs"), dict):
+            rows = [Answer(i, t, n, {}) for n, (i, t) in enumerate(value["outputs"].items(), 1)]
+            return AnswerFile(path, rows)
+        return super().read(path, settings, **how)
+
+    def _texts(self, path: str | None) -> dict[str, str]:
+        return {a.id: a.text for a in self.read(Path(path), DEFAULT).rows} if path else {}
+
+
+def _read_problems(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]:
+    path = find(data, ("problems.json",), "problems file")
+    splits = find(data, ("pid_splits.json",), "split file")
+    name = settings.split or "test"
+    problems = expect(read_json(path, DataError), str(path))
+    ids = expect(read_json(splits, DataError), f"{splits}: split", {name: list})[name]
+    chosen = {}
+    for i in ids:
+        where = f"{path}: problem {i}"
+        p = expect(problems.get(str(i)), where, {"choices": list, "answer": int})
+        if not 0 <= p["answer"] < min(len(p["choices"]), len(LETTERS)):
+            raise DataError(f"{where}: answer {p['answer']} is none of its choices")
+        chosen[str(i)] = p
+    return chosen
 
 
 def read_choice(text: str) -> str:
@@ -119,7 +133,7 @@ def _sample(answer: Answer | None, pid: str, p: dict[str, Any]) -> Sample:
         prompt=prompt or str(p.get("question", "")),
         image=f"{pid}/{p['image']}" if p.get("image") else "",
         groups={k: str(p[k]) for k in ("subject", "grade") if k in p},
-        extra={"is_multimodal": "<image>" in prompt if prompt else bool(p.get("image"))},
+        details={"is_multimodal": "<image>" in prompt if prompt else bool(p.get("image"))},
     )
 
 
@@ -151,15 +165,16 @@ def categories(
 
 
 def _ensemble(
-    problems: dict[str, dict[str, Any]], ours: dict[str, Answer], files: dict[str, str]
+    problems: dict[str, dict[str, Any]],
+    ours: dict[str, Answer],
+    gpt4: dict[str, str],
+    again: dict[str, str],
 ) -> dict[str, dict[str, float]]:
     """LLaVA with GPT-4: GPT-4 where it answers, else ours; and GPT-4 asked again with both.
 
     The script guesses at random where no letter can be read; this is the mean over those guesses,
     so that the number can be had again.
     """
-    gpt4 = _texts(Path(files["gpt4"]))
-    again = _texts(Path(files["requery"])) if "requery" in files else {}
     sums = dict.fromkeys(
         ("ours", "gpt4", "gpt4, else ours", "requery, else ours", "upper bound"), 0.0
     )
@@ -187,24 +202,6 @@ def _chance(text: str, p: dict[str, Any]) -> tuple[str, float]:
     letter = _stated(text)
     index = _index(letter, p["choices"])
     return letter, 1 / len(p["choices"]) if index < 0 else float(index == p["answer"])
-
-
-def _texts(path: Path) -> dict[str, str]:
-    return {a.id: a.text for a in _given(path).rows}
-
-
-def _given(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
-    """An answer file, or a results file as LLaVA's scripts write them ("outputs": id -> text)."""
-    value = read_json(path, AnswerError) if path.suffix == ".json" else None
-    if isinstance(value, dict) and isinstance(value.get("outputs"), dict):
-        rows = [Answer(i, t, n, {}) for n, (i, t) in enumerate(value["outputs"].items(), 1)]
-        return AnswerFile(path, rows)
-    return read_answers(
-        path,
-        id_keys=("question_id", "id"),
-        text_keys=("text", "answer"),
-        skip_bad_lines=skip_bad_lines,
-    )
 
 
 TASK = ScienceQA()

@@ -4,107 +4,97 @@ Scorer: LLaVA scripts/convert_seed_for_submission.py: the answer is exactly the 
 takes the first character whatever the case ("B." is right there), so both numbers are given.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import AnswerFile, join, read_answers
-from llava_jax.eval.files import ID, expect, find
+from llava_jax.eval.answers import join
+from llava_jax.eval.files import ID, expect, find, read_list
 from llava_jax.eval.task import (
     DEFAULT,
     LETTER,
-    Options,
     Question,
     Result,
     Sample,
     Task,
+    TaskSettings,
     by_group,
-    listed,
-    llava_questions,
     percent,
+    question,
 )
+from llava_jax.util import write_text
 
 FILES = ("SEED-Bench*.json", "SEED_Bench*.json", "annotations.json")
+_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
 class Seed(Task):
     name = "seed"
-    title = "SEED-Bench"
+    headline = "all"
     data_files = "SEED-Bench.json; or llava-seed-bench.jsonl to ask"
+    llava_files = ("llava-seed*.jsonl", "llava_seed*.jsonl")
+    text_keys = ("text", "prediction", "answer")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        own = llava_questions(data, ("llava-seed*.jsonl", "llava_seed*.jsonl"))
-        if own is not None:
-            return own
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
-        asked = {"question": str, **{f"choice_{c}": str for c in "abcd"}}
-        for q in self._truth(data)["questions"]:
-            expect(q, f"SEED-Bench question {q['question_id']}", asked)
-            options_text = "".join(f"\n{c.upper()}. {q[f'choice_{c}']}" for c in "abcd")
-            prompt = q["question"] + options_text + LETTER
-            record = {"question_id": q["question_id"], "prompt": prompt}
-            questions.append(Question(str(q["question_id"]), prompt, (_image(q),), record))
+        fields = {"question": str, **dict.fromkeys(_CHOICES, str)}
+        for q in _read_truth(data)["questions"]:
+            expect(q, f"SEED-Bench question {q['question_id']}", fields)
+            choices = "".join(f"\n{letter}. {q[c]}" for letter, c in zip("ABCD", _CHOICES))
+            prompt = q["question"] + choices + LETTER
+            questions.append(question(q["question_id"], prompt, _image(q)))
         return questions
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
-        meta = self._truth(data)
-        names = {v: k for k, v in meta["question_type"].items()}
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        meta = _read_truth(data)
+        types = {number: name for name, number in meta["question_type"].items()}
         truth = {str(q["question_id"]): q for q in meta["questions"]}
-        joined, coverage = join(truth, self._answers(answers, options), strict=options.strict)
+        joined, coverage = join(truth, self.read(answers, settings), strict=settings.strict)
         samples = {}
         for key, q in truth.items():
-            text = joined[key].text if key in joined else ""
-            kind = names.get(q["question_type_id"], str(q["question_type_id"]))
+            text = joined.text(key)
+            first, number = text.strip()[:1], q["question_type_id"]
             samples[key] = Sample(
                 float(key in joined and text == q["answer"]),
                 text,
                 q["answer"],
-                parsed=text.strip()[:1].upper(),
+                parsed=first.upper(),
                 prompt=str(q.get("question", "")),
                 image=_image(q),
-                groups={"question_type": kind, "data_type": q["data_type"]},
-                extra={"lmms_eval": float(text.strip()[:1].lower() == q["answer"].lower())},
+                groups={
+                    "question_type": types.get(number, str(number)),
+                    "data_type": q["data_type"],
+                },
+                details={"lmms_eval": float(first.lower() == q["answer"].lower())},
             )
-        per_type = {
-            k: {"score": round(v["score"], 2), "n": v["n"]}
-            for k, v in by_group(samples.values(), "question_type").items()
-        }
-        per_type = {n: per_type[n] for n in names.values() if n in per_type}
-        totals = {"all": round(percent(s.score for s in samples.values()), 2)}
-        for kind, row in by_group(samples.values(), "data_type").items():
-            totals[kind] = round(row["score"], 2)
-        totals["lmms_eval_first_char_all"] = percent(s.extra["lmms_eval"] for s in samples.values())
-        return Result(self.name, "all", totals, samples, coverage, {"per question type": per_type})
+        scores = samples.values()
+        per_type = by_group(scores, "question_type", digits=2)
+        totals = {"all": round(percent(s.score for s in scores), 2)}
+        totals |= {k: row["score"] for k, row in by_group(scores, "data_type", digits=2).items()}
+        totals["lmms_eval_first_char_all"] = percent(s.details["lmms_eval"] for s in scores)
+        tables = {"per question type": {n: per_type[n] for n in types.values() if n in per_type}}
+        return self.result(totals, samples, coverage, tables)
 
-    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+    def submission(
+        self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
+    ) -> Path:
         """The leaderboard's jsonl: question_id and prediction of every question."""
-        import json
-
-        ids = [q["question_id"] for q in self._truth(data)["questions"]]
-        joined, _ = join(map(str, ids), self._answers(answers, options), strict=True)
+        ids = [q["question_id"] for q in _read_truth(data)["questions"]]
+        joined, _ = join(map(str, ids), self.read(answers, settings), strict=True)
         rows = [{"question_id": i, "prediction": joined[str(i)].text} for i in ids]
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        write_text(out, "".join(json.dumps(r) + "\n" for r in rows))
         return out
 
-    def _answers(self, path: Path, options: Options) -> AnswerFile:
-        return read_answers(
-            path,
-            id_keys=("question_id",),
-            text_keys=("text", "prediction", "answer"),
-            skip_bad_lines=options.skip_bad_lines,
-        )
 
-    def _truth(self, data: Path) -> dict[str, Any]:
-        path = find(data, FILES, "annotation file")
-        fields = {"question_id": ID, "answer": str, "data_type": str, "question_type_id": int}
-        meta, _ = listed(path, "questions", fields)
-        expect(meta, str(path), {"question_type": dict})
-        expect(
-            meta["question_type"],
-            f"{path}: question_type",
-            dict.fromkeys(meta["question_type"], int),
-        )
-        return meta
+def _read_truth(data: Path) -> dict[str, Any]:
+    path = find(data, FILES, "annotation file")
+    fields = {"question_id": ID, "answer": str, "data_type": str, "question_type_id": int}
+    meta, _ = read_list(path, "questions", fields)
+    expect(meta, str(path), {"question_type": dict})
+    types = meta["question_type"]
+    expect(types, f"{path}: question_type", dict.fromkeys(types, int))
+    return meta
 
 
 def _image(q: dict[str, Any]) -> str:

@@ -8,20 +8,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
+from llava_jax.eval.answers import Answer, AnswerFile, join
+from llava_jax.eval.benchmarks.normalize import leave_one_out, m4c_normalize
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import ID, find, find_optional
-from llava_jax.eval.normalize import leave_one_out, m4c_normalize
+from llava_jax.eval.files import ID, find, find_optional, read_list
 from llava_jax.eval.task import (
     DEFAULT,
     SHORT,
-    Options,
     Question,
     Result,
     Sample,
     Task,
-    listed,
-    llava_questions,
+    TaskSettings,
     percent,
 )
 
@@ -31,21 +29,25 @@ _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 class TextVQA(Task):
     name = "textvqa"
-    title = "TextVQA"
+    headline = "accuracy"
     data_files = "TextVQA_0.5.1_val.json (+ TextVQA_Rosetta_OCR_v0.2_val.json); or llava_textvqa_*.jsonl to ask"
+    llava_files = ("llava_textvqa_*.jsonl",)
+    has_splits = True
+    id_keys = ("question_id", "image_id")
+    text_keys = ("text", "answer", "prediction")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        without_ocr = options.extra.get("ocr") == "no"
-        own = llava_questions(data, ("llava_textvqa_*.jsonl",), options.split)
-        if own is not None:
-            return [_without_ocr(q) for q in own] if without_ocr else own
-        rows = self._truth(data, options)
-        tokens = {} if without_ocr else _ocr_tokens(data)
+    def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:
+        questions = super().questions(data, settings)
+        return questions if _with_ocr(settings) else [_without_ocr(q) for q in questions]
+
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
+        rows = _read_truth(data)
+        tokens = _ocr_tokens(data) if _with_ocr(settings) else {}
         questions = []
         for row in rows:
             # LLaVA's file has every question through str.capitalize (all 5,000 measured).
             prompt = row["question"].capitalize()
-            if not without_ocr:
+            if _with_ocr(settings):
                 prompt += f"\nReference OCR token: {', '.join(tokens.get(row['image_id'], ()))}"
             prompt += SHORT
             record = {"question_id": row["image_id"], "prompt": prompt}
@@ -53,57 +55,60 @@ class TextVQA(Task):
             questions.append(Question(str(row["question_id"]), prompt, (image,), record))
         return questions
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
-        rows = self._truth(data, options)
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        rows = _read_truth(data)
         keys = {(r["image_id"], r["question"].lower()): str(r["question_id"]) for r in rows}
         truth = {keys[r["image_id"], r["question"].lower()]: r for r in rows}
-        given = read_answers(
-            answers,
-            id_keys=("question_id", "image_id"),
-            text_keys=("text", "answer", "prediction"),
-            skip_bad_lines=options.skip_bad_lines,
-        )
-        given = AnswerFile(
-            given.path, [_by_question(a, keys, given.path) for a in given.rows], given.bad_lines
-        )
-        joined, coverage = join(truth, given, strict=options.strict)
+        given = _by_question(self.read(answers, settings), keys)
+        joined, coverage = join(truth, given, strict=settings.strict)
         # The script's denominator is the answer file; ours is the questions. Equal when complete.
         order = {a.id: None for a in given.rows if a.id in truth} | dict.fromkeys(truth)
         samples = {i: _sample(joined.get(i), truth[i]) for i in order}
-        scores = [s.score for s in samples.values()]
-        rated = [samples[a.id].score if joined[a.id] is a else _sample(a, truth[a.id]).score
-                 for a in given.rows if a.id in truth]  # fmt: skip
+        over_given = [
+            samples[a.id].score if joined[a.id] is a else _sample(a, truth[a.id]).score
+            for a in given.rows
+            if a.id in truth
+        ]
         totals = {
-            "accuracy": percent(scores),
-            "llava_script_over_given_answers": percent(rated),
+            "accuracy": percent(s.score for s in samples.values()),
+            "llava_script_over_given_answers": percent(over_given),
         }
-        return Result(self.name, "accuracy", totals, samples, coverage)
-
-    def _truth(self, data: Path, options: Options) -> list[dict[str, Any]]:
-        path = find(data, FILES, "annotation file", None)
-        fields = {"question_id": ID, "image_id": str, "question": str, "answers": list}
-        _, rows = listed(path, "data", fields)
-        for row in rows:
-            if not row["answers"] or not all(isinstance(a, str) for a in row["answers"]):
-                raise DataError(
-                    f"{path}: question {row['question_id']}: answers are not a list of texts"
-                )
-        return rows
+        return self.result(totals, samples, coverage)
 
 
-def _by_question(a: Answer, keys: dict[tuple[str, str], str], path: Path) -> Answer:
-    prompt = a.row.get("prompt")
-    if not isinstance(prompt, str):
-        # mmf's own prediction files: question_id is the question's.
-        return a
-    try:
-        question = question_of(prompt)
-    except ValueError:
-        raise AnswerError(
-            f"{path} line {a.line}, question_id {a.id}: no question found in the prompt "
-            f"{prompt[:60]!r}"
-        ) from None
-    return Answer(keys.get((a.id, question), f"{a.id}/{question}"), a.text, a.line, a.row)
+def _with_ocr(settings: TaskSettings) -> bool:
+    return settings.options.get("ocr") != "no"
+
+
+def _read_truth(data: Path) -> list[dict[str, Any]]:
+    path = find(data, FILES, "annotation file")
+    fields = {"question_id": ID, "image_id": str, "question": str, "answers": list}
+    _, rows = read_list(path, "data", fields)
+    for row in rows:
+        if not row["answers"] or not all(isinstance(a, str) for a in row["answers"]):
+            raise DataError(
+                f"{path}: question {row['question_id']}: answers are not a list of texts"
+            )
+    return rows
+
+
+def _by_question(given: AnswerFile, keys: dict[tuple[str, str], str]) -> AnswerFile:
+    """The answers under the ids of their questions. keys: (image id, question) -> question id."""
+
+    def id_of(a: Answer) -> str:
+        prompt = a.row.get("prompt")
+        if not isinstance(prompt, str):  # mmf's own prediction files: question_id is the question's
+            return a.id
+        try:
+            question = question_of(prompt)
+        except ValueError:
+            raise AnswerError(
+                f"{given.path} line {a.line}, question_id {a.id}: no question found in the prompt "
+                f"{prompt[:60]!r}"
+            ) from None
+        return keys.get((a.id, question), f"{a.id}/{question}")
+
+    return given.with_ids(id_of)
 
 
 def question_of(prompt: str) -> str:
@@ -125,11 +130,10 @@ def question_of(prompt: str) -> str:
 
 def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
     text = answer.text if answer else ""
-    normalised = [m4c_normalize(a) for a in row["answers"]]
     predicted = m4c_normalize(text)
-    score = leave_one_out(predicted, normalised) if answer else 0.0
+    score = leave_one_out(predicted, [m4c_normalize(a) for a in row["answers"]])
     return Sample(
-        score,
+        score if answer else 0.0,
         text,
         max(row["answers"], key=row["answers"].count),
         parsed=predicted,
@@ -146,7 +150,7 @@ def _ocr_tokens(data: Path) -> dict[str, list[str]]:
             f"{data}: no Rosetta OCR file, and the paper's prompt holds its tokens",
             fix="add TextVQA_Rosetta_OCR_v0.2_val.json, or leave the tokens out with --set ocr=no",
         )
-    _, rows = listed(path, "data", {"image_id": str, "ocr_tokens": list})
+    _, rows = read_list(path, "data", {"image_id": str, "ocr_tokens": list})
     return {r["image_id"]: r["ocr_tokens"] for r in rows}
 
 

@@ -8,102 +8,94 @@ questions cannot be answered (average precision and F1). LLaVA: scripts/convert_
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import Answer, AnswerFile, join, read_answers
+from llava_jax.eval.answers import Answer, AnswerFile, join
+from llava_jax.eval.benchmarks.normalize import (
+    leave_one_out,
+    m4c_normalize,
+    one_line,
+    vqa_normalize,
+)
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import expect, find, write_json
-from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
+from llava_jax.eval.files import expect, find, read_checked
 from llava_jax.eval.task import (
     DEFAULT,
     SHORT,
-    Options,
     Question,
     Result,
     Sample,
     Task,
+    TaskSettings,
     by_group,
-    llava_questions,
     percent,
-    rows_of,
 )
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
-ROW = {"image": str, "question": str}
+FIELDS = {"image": str, "question": str}
 FILES = ("val.json", "*val*.json", "*test*.json")
 
 
 class VizWiz(Task):
     name = "vizwiz"
-    title = "VizWiz"
+    headline = "overall"
     data_files = "val.json (truth), test.json; or llava_test.jsonl to ask and submit"
+    llava_files = ("llava_*.jsonl",)
+    has_splits = True
+    id_keys = ("image", "question_id")
+    text_keys = ("answer", "text", "prediction")
 
-    def questions(self, data: Path, options: Options = DEFAULT) -> list[Question]:
-        own = llava_questions(data, ("llava_*.jsonl",), options.split)
-        if own is not None:
-            return own
-        path = find(data, FILES, "annotation file", options.split)
+    def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
+        path = find(data, FILES, "annotation file", settings.split)
         questions = []
-        for n, row in enumerate(rows_of(path, ROW)):
+        for n, row in enumerate(read_checked(path, FIELDS)):
             # LLaVA's file has every question through str.capitalize (all 8,000 measured).
             prompt = row["question"].capitalize() + UNANSWERABLE + SHORT
             record = {"question_id": n, "image": row["image"], "prompt": prompt}
             questions.append(Question(row["image"], prompt, (row["image"],), record))
         return questions
 
-    def score(self, answers: Path, data: Path, options: Options = DEFAULT) -> Result:
-        path = find(data, FILES, "annotation file", options.split)
-        truth = {row["image"]: row for row in rows_of(path, ROW)}
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        path = find(data, FILES, "annotation file", settings.split)
+        truth = {row["image"]: row for row in read_checked(path, FIELDS)}
         if not all(isinstance(row.get("answers"), list) for row in truth.values()):
             raise DataError(
                 f"{path}: has no answers (the test split is scored by the server)",
-                fix="write the upload with --submission",
+                fix="write the upload with llava-jax eval submit",
             )
-        given = self._by_image(answers, data, options)
-        joined, coverage = join(truth, given, strict=options.strict)
+        given = self._by_image(answers, data, settings)
+        joined, coverage = join(truth, given, strict=settings.strict)
         samples = {image: _sample(joined.get(image), row) for image, row in truth.items()}
         scores = list(samples.values())
+        says_unanswerable = [s.details["says_unanswerable"] for s in scores]
         totals: dict[str, float] = {
             "overall": round(percent(s.score for s in scores), 2),
             # lmms-eval normalises the annotators' answers as well.
-            "lmms_eval_normalised_gt": percent(s.extra["normalised_gt"] for s in scores),
-            "unanswerable_share": sum(s.extra["says_unanswerable"] for s in scores) / len(scores),
+            "lmms_eval_normalised_gt": percent(s.details["normalised_gt"] for s in scores),
+            "unanswerable_share": sum(says_unanswerable) / len(scores),
         }
         if all("answerable" in row for row in truth.values()):
             labels = [row["answerable"] == 0 for row in truth.values()]
-            said = [s.extra["says_unanswerable"] for s in scores]
-            totals |= unanswerability(labels, said)
+            totals |= unanswerability(labels, says_unanswerable)
         tables = {"per answer type": by_group(scores, "answer_type")}
-        return Result(self.name, "overall", totals, samples, coverage, tables)
+        return self.result(totals, samples, coverage, tables)
 
-    def submission(self, answers: Path, data: Path, out: Path, options: Options = DEFAULT) -> Path:
+    def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, str]]:
         """The upload of LLaVA's script: [{image, answer}] through the m4c processor, every image."""
-        given = self._by_image(answers, data, options)
-        questions = self.questions(data, options)
-        images = [str(q.images[0]) for q in questions]
+        given = self._by_image(answers, data, settings)
+        images = [str(q.images[0]) for q in self.questions(data, settings)]
         # The server refuses a file that lacks an image.
         joined, _ = join(images, given, strict=True)
-        write_json(out, [{"image": i, "answer": m4c_normalize(joined[i].text)} for i in images])
-        return out
+        return [{"image": i, "answer": m4c_normalize(joined[i].text)} for i in images]
 
-    def _by_image(self, path: Path, data: Path, options: Options) -> AnswerFile:
+    def _by_image(self, path: Path, data: Path, settings: TaskSettings) -> AnswerFile:
         """Answer rows by image; LLaVA's carry only question_id, the place in its question file."""
-        given = read_answers(
-            path,
-            id_keys=("image", "question_id"),
-            text_keys=("answer", "text", "prediction"),
-            skip_bad_lines=options.skip_bad_lines,
-        )
+        given = self.read(path, settings)
         if all("image" in a.row for a in given.rows):
             return given
-        image = {
-            str(q.record["question_id"]): str(q.images[0]) for q in self.questions(data, options)
-        }
-        rows = [
-            a
-            if "image" in a.row
-            else Answer(image.get(a.id, f"question {a.id}"), a.text, a.line, a.row)
-            for a in given.rows
-        ]
-        return AnswerFile(given.path, rows, given.bad_lines)
+        questions = self.questions(data, settings)
+        image = {str(q.record["question_id"]): str(q.images[0]) for q in questions}
+        return given.with_ids(
+            lambda a: a.id if "image" in a.row else image.get(a.id, f"question {a.id}")
+        )
 
 
 def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
@@ -115,8 +107,8 @@ def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
     ]
     if not raw:
         raise DataError(f"{where}: none")
-    predicted = vqa_normalize(one_line(text))
-    normalised = m4c_normalize(text)
+    predicted, upload = vqa_normalize(one_line(text)), m4c_normalize(text)
+    normalised_gt = leave_one_out(upload, [m4c_normalize(a) for a in raw])
     return Sample(
         leave_one_out(predicted, raw) if answer else 0.0,
         text,
@@ -125,11 +117,9 @@ def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
         prompt=row["question"],
         image=row["image"],
         groups={"answer_type": str(row["answer_type"])} if row.get("answer_type") else {},
-        extra={
-            "normalised_gt": leave_one_out(normalised, [m4c_normalize(a) for a in raw])
-            if answer
-            else 0.0,
-            "says_unanswerable": normalised == "unanswerable",
+        details={
+            "normalised_gt": normalised_gt if answer else 0.0,
+            "says_unanswerable": upload == "unanswerable",
         },
     )
 

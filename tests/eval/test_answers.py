@@ -6,7 +6,7 @@ import pytest
 
 from llava_jax.eval.answers import AnswerFile, as_id, join, read_answers
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import find, read_json, read_rows, write_xlsx
+from llava_jax.eval.files import find, read_list, read_rows, write_xlsx
 
 
 def write(path, text):
@@ -81,12 +81,12 @@ def test_other_broken_files(tmp_path):
     with pytest.raises(AnswerError, match="no such file"):
         read_answers(tmp_path / "none.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "\xff"}')
-    with pytest.raises(AnswerError, match="not UTF-8"):
+    with pytest.raises(AnswerError, match=r"b\.jsonl: byte 10 cannot be read as UTF-8"):
         read_answers(tmp_path / "b.jsonl")
     write(tmp_path / "b.json", '[{"a": 1},\n {"a" 2}]')
-    with pytest.raises(DataError, match="line 2 column 7"):
-        read_json(tmp_path / "b.json")
-    with pytest.raises(DataError, match="line 2 column 7"):
+    with pytest.raises(DataError, match="not JSON at line 2, column 7"):
+        read_list(tmp_path / "b.json", "rows", {})
+    with pytest.raises(DataError, match="not JSON at line 2, column 7"):
         read_rows(tmp_path / "b.json")
     write(tmp_path / "b.tsv", "a\tb\n1\n")
     with pytest.raises(DataError, match="line 2: not as many cells"):

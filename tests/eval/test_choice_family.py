@@ -9,7 +9,7 @@ from llava_jax.eval.benchmarks.mmbench import infer_option
 from llava_jax.eval.benchmarks.scienceqa import read_choice
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import read_rows
-from llava_jax.eval.task import Options, get_task
+from llava_jax.eval.task import TaskSettings, get_task
 from tests.eval.test_vqa_family import dump, lines
 
 
@@ -42,7 +42,7 @@ def sqa(tmp_path, problems, rows, **options):
     dump(tmp_path / "problems.json", problems)
     dump(tmp_path / "pid_splits.json", {"test": list(problems), "val": []})
     given = lines(tmp_path / "a.jsonl", rows)
-    return get_task("scienceqa").score(given, tmp_path, Options(**options))
+    return get_task("scienceqa").score(given, tmp_path, TaskSettings(**options))
 
 
 def problem(answer=0, image=None, hint="", grade="grade2", subject="natural science", choices=2):
@@ -108,7 +108,7 @@ def test_scienceqa_prompt(tmp_path):
     assert two.prompt == two.record["prompt"] == "Which?\nA. two\nlines\nB. b" + letter
     assert two.images == ()
     with pytest.raises(DataError, match="dev is missing, not a list"):
-        get_task("scienceqa").questions(tmp_path, Options(split="dev"))
+        get_task("scienceqa").questions(tmp_path, TaskSettings(split="dev"))
 
 
 def test_scienceqa_ensemble(tmp_path):
@@ -122,14 +122,14 @@ def test_scienceqa_ensemble(tmp_path):
         "gpt4": str(dump(tmp_path / "gpt4.json", gpt4)),
         "requery": str(lines(tmp_path / "requery.jsonl", again)),
     }
-    table = sqa(tmp_path, problems, rows, extra=extra).tables["GPT-4 ensemble"]
+    table = sqa(tmp_path, problems, rows, options=extra).tables["GPT-4 ensemble"]
     assert table["ours"]["score"] == 100 * (1 + 0 + 1 + 0.5) / 4  # "unsure" is a guess among two
     assert table["gpt4"]["score"] == 100 * (0 + 1 + 0.5 + 1) / 4
     assert table["gpt4, else ours"]["score"] == 100 * (0 + 1 + 1 + 1) / 4
     assert table["requery, else ours"]["score"] == 100 * (1 + 1 + 1 + 0.5) / 4
     assert table["gpt4 gives no answer"] == {"score": 25.0, "n": 1}
     with pytest.raises(AnswerError, match="needs an answer from both"):
-        sqa(tmp_path, problems, rows[:3], extra=extra)
+        sqa(tmp_path, problems, rows[:3], options=extra)
 
 
 CHOICES = {"A": "a cat", "B": "a dog", "C": "None of the above"}
@@ -193,7 +193,7 @@ def test_mmbench_circular_counts_all_rotations(tmp_path):
     assert result.totals["vanilla_acc"] == 100.0
     assert result.totals["circular_acc"] == 50.0
     assert result.tables["per category"] == {"c": {"score": 50.0, "n": 2}}
-    assert result.samples["7"].extra["rows"]["1000007"] == {
+    assert result.samples["7"].details["rows"]["1000007"] == {
         "inferred": "A",
         "truth": "B",
         "answer": "A",

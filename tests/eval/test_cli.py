@@ -115,7 +115,7 @@ def test_scoring_imports_no_jax(vqa):
     code = (
         "import sys; from llava_jax.eval import score; "
         f"score('vqav2', {str(answers)!r}, {str(data)!r}); "
-        "import llava_jax.eval.cli, llava_jax.eval.show; "
+        "import llava_jax.eval.cli, llava_jax.eval.report.text; "
         "from llava_jax.eval.task import TASKS, get_task; [get_task(t) for t in TASKS]; "
         "print([m for m in ('jax', 'numpy', 'torch', 'transformers', 'openpyxl', 'nltk') "
         "if m in sys.modules])"

@@ -12,7 +12,7 @@ import pytest
 from llava_jax.cli import main
 from llava_jax.errors import LlavaError
 from llava_jax.eval import fetch as module
-from llava_jax.eval.fetch import FILES, Source, fetch
+from llava_jax.eval.fetch import FILES, RemoteFile, fetch
 from llava_jax.eval.task import TASKS
 
 
@@ -39,7 +39,9 @@ def site(monkeypatch):
     url = f"http://127.0.0.1:{server.server_port}"
 
     def use(*sources):
-        monkeypatch.setitem(FILES, "pope", tuple(Source(url + s, *more) for s, *more in sources))
+        monkeypatch.setitem(
+            FILES, "pope", tuple(RemoteFile(url + s, *more) for s, *more in sources)
+        )
 
     yield type("Site", (), {"pages": pages, "seen": seen, "use": staticmethod(use)})
     server.shutdown()
@@ -66,9 +68,9 @@ def test_changed_files_are_refused(site, tmp_path):
         list(fetch("pope", tmp_path))
     (tmp_path / "a.json").unlink()
     site.pages["/a.json"] = (200, b"three")
-    with pytest.raises(LlavaError, match="the owner changed it"):
+    with pytest.raises(LlavaError, match="a.json: the file has another hash .*the owner changed it"):
         list(fetch("pope", tmp_path))
-    assert not (tmp_path / "a.json").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["fetched.json"]  # and no part of a file
 
 
 def archive(**files):
@@ -90,7 +92,7 @@ def test_archives_are_unpacked(site, tmp_path):
         list(fetch("pope", tmp_path / "in"))
     site.pages["/bad.zip"] = (200, b"no zip")
     site.use(("/bad.zip",))
-    with pytest.raises(LlavaError, match="not a zip archive"):
+    with pytest.raises(LlavaError, match="is not a zip archive"):
         list(fetch("pope", tmp_path))
 
 
@@ -107,14 +109,24 @@ def test_failures_are_worded(site, tmp_path, page, words):
     site.use(("/a.json",))
     with pytest.raises(LlavaError, match=words):
         list(fetch("pope", tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    site.pages["/a.json"] = (200, b"whole")
+    assert [p.read_bytes() for p in fetch("pope", tmp_path)] == [b"whole"]
+
+
+def test_broken_record(site, tmp_path):
+    (tmp_path / "fetched.json").write_text("{")
+    site.use(("/a.json",))
+    with pytest.raises(LlavaError, match=r"fetched\.json: not JSON"):
+        list(fetch("pope", tmp_path))
 
 
 def test_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(FILES, "pope", (Source("http://127.0.0.1:9/a.json"),))
+    monkeypatch.setitem(FILES, "pope", (RemoteFile("http://127.0.0.1:9/a.json"),))
     assert main(["eval", "fetch", "pope", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "127.0.0.1:9 cannot be reached" in error
+    assert "127.0.0.1:9 cannot be reached ([Errno 111] Connection refused)" in error
     assert "download http://127.0.0.1:9/a.json elsewhere" in error
 
 

@@ -2,14 +2,15 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.eval.endpoint import Endpoint, JudgeError
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge import estimate, grade_one, judge_grades, judge_reviews
+from llava_jax.eval.judge.command import estimate, grade_one, judge_grades, judge_reviews
+from llava_jax.eval.judge.endpoint import Endpoint, JudgeError
 from llava_jax.eval.task import get_task
 from tests.eval.test_vqa_family import dump, lines
 
@@ -21,6 +22,7 @@ class Judge:
         self.replies: list = []
         self.requests: list[dict] = []
         self.keys: list[str | None] = []
+        self.headers = {"retry-after-ms": "1"}  # the client's own first wait is half a second
         judge = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,6 +36,8 @@ class Judge:
                     choice = {"message": {"role": "assistant", "content": reply}}
                     text = json.dumps({"model": "judge-1", "choices": [choice]})
                 self.send_response(status)
+                for name, value in judge.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(text.encode())
 
@@ -55,7 +59,7 @@ def judge(monkeypatch):
 
 
 def endpoint(judge, tmp_path, **more):
-    settings = {"per_minute": 1e6, "wait": 0.001, "retries": 2} | more
+    settings = {"per_minute": 1e6, "retries": 2} | more
     return Endpoint(judge.url, "gpt-x", tmp_path / "t.jsonl", **settings)
 
 
@@ -96,9 +100,44 @@ def test_retries_then_gives_up(judge, tmp_path):
     judge.replies = [(401, '{"error": {"message": "bad key"}}')]
     with pytest.raises(JudgeError, match="HTTP 401 bad key"):
         endpoint(judge, tmp_path).ask(**ASK, again=1)
-    judge.replies = [(200, "{}")]
-    with pytest.raises(JudgeError, match="no choices in the reply"):
+    for reply, words in (
+        ((200, "{}"), "no choices in the reply '{}'"),
+        ((200, "<html>"), "no choices in the reply '<html>'"),
+    ):
+        judge.replies = [reply]
+        with pytest.raises(JudgeError, match=words):
+            endpoint(judge, tmp_path).ask(**ASK, again=1)
+    judge.headers = {"content-type": "application/json"}
+    judge.replies = [(200, "half a rep")]
+    with pytest.raises(JudgeError, match="the reply cannot be read"):
         endpoint(judge, tmp_path).ask(**ASK, again=1)
+
+
+def test_waits_as_long_as_the_server_says(judge, tmp_path):
+    judge.headers = {"Retry-After": "1"}
+    judge.replies = [(429, "{}"), "9 9"]
+    start = time.monotonic()
+    assert endpoint(judge, tmp_path).ask(**ASK).text == "9 9"
+    assert time.monotonic() - start >= 1
+
+
+def test_every_try_counts_for_the_rate(judge, tmp_path):
+    judge.replies = [(500, "{}"), (500, "{}"), "9 9"]
+    start = time.monotonic()
+    endpoint(judge, tmp_path, per_minute=60 / 0.2).ask(**ASK)
+    assert time.monotonic() - start >= 0.4
+
+
+def test_a_server_without_a_key(judge, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    endpoint(judge, tmp_path).ask(**ASK)
+    assert judge.keys == [None]
+
+
+def test_nobody_there(judge, tmp_path):
+    gone = Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "t", retries=0)
+    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9/v1: .*refused.* \(1 tries\)"):
+        gone.ask(**ASK)
 
 
 def test_settings_are_checked(judge, tmp_path, monkeypatch):

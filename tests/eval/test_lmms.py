@@ -58,7 +58,7 @@ class Recorder:
 def harness(adapter, monkeypatch):
     recorder = Recorder()
     asked = SimpleNamespace(model=recorder, template="vicuna_v1")
-    monkeypatch.setattr("llava_jax.eval.model.load_model", lambda *a, **k: asked)
+    monkeypatch.setattr("llava_jax.eval.run.model.load_model", lambda *a, **k: asked)
     ours = adapter.LlavaJax("folder", batch_size="4", device="cuda")
     ours.task_dict = {"t": {"test": [{"images": [image()]}, {"images": []}]}}
     return ours, recorder

@@ -9,8 +9,8 @@ from llava_jax.errors import LlavaError
 from llava_jax.eval.benchmarks.mmvet import read_grade
 from llava_jax.eval.benchmarks.refcoco import center_inside, iou, read_box
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.reviews import parse_score, summary
-from llava_jax.eval.task import TASKS, Options, Task, get_task
+from llava_jax.eval.judge.reviews import parse_score, summary
+from llava_jax.eval.task import TASKS, Task, TaskSettings, get_task
 from tests.eval.test_vqa_family import dump, lines
 
 
@@ -19,7 +19,7 @@ def test_every_task_loads_and_says_what_it_needs():
         task = get_task(name)
         assert task.name == name
         assert task.data_files
-        assert task.template == "vicuna_v1"
+        assert task.title == TASKS[name]
     tokens = {n: get_task(n).max_new_tokens for n in TASKS}
     assert tokens["vqav2"] == tokens["pope"] == tokens["seed"] == tokens["mme"] == 128
     assert tokens["scienceqa"] == tokens["mmbench"] == tokens["mmvet"] == 1024
@@ -81,7 +81,7 @@ def test_refcoco_official_files(tmp_path):
     assert result.samples["3"].truth == [0.1, 0.1, 0.6, 0.6]
     assert result.totals["acc@0.9"] == 100.0
     with pytest.raises(DataError, match="no refs of split 'testA'"):
-        task.questions(tmp_path, Options(split="testA"))
+        task.questions(tmp_path, TaskSettings(split="testA"))
 
 
 def test_refcoco_refuses_code_in_a_pickle(tmp_path):
@@ -138,7 +138,7 @@ def test_chair_official_files(tmp_path):
     assert len(get_task("chair").questions(tmp_path)) == 2
     given = dump(tmp_path / "a.json", [{"image_id": 1, "caption": "A puppy, a seat and a man"}])
     result = get_task("chair").score(given, tmp_path)
-    assert result.samples["1"].extra == {
+    assert result.samples["1"].details == {
         "generated": ["dog", "chair", "person"],
         "hallucinated": ["person"],
     }

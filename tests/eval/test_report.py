@@ -1,17 +1,25 @@
 """Intervals, flips, and the two pages."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.eval.charts import bars, radar
-from llava_jax.eval.entries import asked_object, collect, run_names
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.report import write_report
-from llava_jax.eval.show import complete, read_result
-from llava_jax.eval.stats import answered, bootstrap, flips, headline_of, sign_test, statistic
+from llava_jax.eval.report.charts import bars, radar
+from llava_jax.eval.report.collect import asked_object, collect, run_names
+from llava_jax.eval.report.stats import (
+    answered,
+    bootstrap,
+    flips,
+    headline_of,
+    sign_test,
+    statistic,
+)
+from llava_jax.eval.report.text import complete, read_result
+from llava_jax.eval.report.write import write_report
 from llava_jax.eval.task import get_task
 from tests.conftest import shared
 from tests.eval.test_vqa_family import dump
@@ -157,7 +165,7 @@ def test_pictures(tmp_path):
 
     from PIL import Image
 
-    from llava_jax.eval.pictures import Pictures
+    from llava_jax.eval.report.pictures import Pictures
 
     for name in ("1", "2"):
         (tmp_path / "in" / name).mkdir(parents=True)
@@ -210,11 +218,64 @@ def test_run_names(tmp_path):
 
 
 def test_charts():
-    assert bars({"a<b": 1.0}).count("&lt;") == 1
-    svg = radar(["a", "b", "c"], {"x": [1.0, 2.0, None], "y": [1.0, 1.0, 1.0]})
-    assert svg.count("<polygon") == 6
+    values = {"a<b": 1.0, "$\\frac": 0.5}
+    assert bars(values, mark=0.7) == bars(values, mark=0.7)  # the same bytes
+    assert bars(values).count("&lt;") == 1
+    assert "$\\frac" in bars(values)  # a name, not a formula
+    series = {"_run": [1.0, 2.0, None], "y": [1.0, 1.0, 1.0], "none": [None] * 3}
+    svg = radar(["a", "b", "c"], series)
+    assert svg == radar(["a", "b", "c"], series)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert texts == ["a (1.0)", "b (2.0)", "c (1.0)", "_run", "y"]
+    lines = re.findall(r'<path d="([^"]*)" clip-path[^>]*stroke: #(?:1f77b4|d62728)', svg)
+    # An area and its closed outline each, over the axes that are known.
+    assert [line.count("L") for line in lines] == [1, 2, 2, 3]
     assert asked_object("Is there an orange in the image?") == "orange"
     assert asked_object("Is there a dog in the imange?") == "dog"
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}'
+
+
+def test_hostile_text_stays_text(tmp_path):
+    """What models, files and people wrote is shown and never becomes part of the page."""
+    samples = {
+        HOSTILE + str(i): {
+            "score": float(i % 2),
+            "answer": HOSTILE,
+            "truth": [HOSTILE],
+            "parsed": HOSTILE,
+            "prompt": HOSTILE,
+            "image": HOSTILE,
+        }
+        for i in range(4)
+    }
+    flipped = {k: {**s, "score": 1 - s["score"]} for k, s in samples.items()}
+    paths = []
+    for run, rows_ in (("one", samples), ("two", flipped)):
+        for task in ("vqav2", "gqa", "pope"):
+            value = result([0.5], task, per_sample=rows_, run=HOSTILE + run)
+            value["tables"] = {HOSTILE: {HOSTILE: {HOSTILE: 1.0}}, "per split": {}}
+            value["notes"], value["coverage"]["details"] = [HOSTILE], [HOSTILE]
+            if task == "pope":
+                value["tables"]["per split"] = {HOSTILE: {"Yes ratio": 0.5}}
+                asked = f"Is there a {HOSTILE} in the image?"
+                groups = {"split": HOSTILE}
+                pope = {"truth": "no", "parsed": "yes", "prompt": asked, "groups": groups}
+                value["per_sample"] = {k: {**s, **pope} for k, s in rows_.items()}
+            paths.append(dump(tmp_path / run / f"{task}.json", value))
+    more = {"images": tmp_path, "compare": True, "title": HOSTILE}
+    html, text = write_report(paths, tmp_path / "out", **more)
+    page = Page()
+    page.feed(html.read_text())
+    assert page.open == []
+    assert not {"script", "img"} & set(page.tags)
+    assert page.tags.count("svg") == 5  # a radar, and two figures per run of POPE
+    assert page.sources == ["data:,"]
+    assert "{{ 7 * 7 }}" in html.read_text()
+    assert "&lt;script&gt;alert(1)" in html.read_text()
+    assert "<script" not in text.read_text()
+    assert "<img" not in text.read_text()
 
 
 def test_hallucination_figures(tmp_path):
@@ -241,7 +302,7 @@ def test_not_a_result(tmp_path, capsys):
         read_result(dump(tmp_path / "x.json", {"task": "pope"}))
     code = main(["eval", "report", str(tmp_path / "none.json"), "--out", str(tmp_path)])
     assert code == 2
-    assert "no such file" in capsys.readouterr().err
+    assert "none.json: cannot be read (No such file" in capsys.readouterr().err
     path = dump(tmp_path / "r.json", result([1.0]))
     assert main(["eval", "report", str(path), "--out", str(tmp_path / "o")]) == 0
     assert json.loads(path.read_text())["task"] == "vqav2"

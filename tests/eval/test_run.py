@@ -8,8 +8,8 @@ import pytest
 from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import read_answers
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.predict import choose, done_keys, length_buckets, merge, predict
-from llava_jax.eval.run import Settings, parse_chunk, run_task
+from llava_jax.eval.run.command import RunSettings, parse_chunk, run_task
+from llava_jax.eval.run.predict import answered_lines, choose, length_buckets, merge, predict
 from llava_jax.eval.task import Question, get_task
 from tests.eval.test_choice_family import ROWS, mmbench_table
 from tests.eval.test_vqa_family import dump, lines
@@ -20,7 +20,7 @@ class Echo:
 
     template = "vicuna_v1"
 
-    def __init__(self, rule=lambda r: f"to {r.prompt}", dies_after=None):
+    def __init__(self, rule=lambda r: f"to {r.messages}", dies_after=None):
         self.rule, self.left, self.batches = rule, dies_after, []
 
     def generate(self, requests):
@@ -85,10 +85,10 @@ def test_killed_and_resumed(tmp_path, batch):
 def test_foreign_and_doubled_answers_are_refused(tmp_path):
     out = lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x"}])
     with pytest.raises(AnswerError, match="line 1: not an answer of this command"):
-        done_keys(out)
+        answered_lines(out)
     lines(out, [{"metadata": {"key": "k"}}] * 2)
     with pytest.raises(AnswerError, match="line 2: 'k' is answered a second time"):
-        done_keys(out)
+        answered_lines(out)
 
 
 def test_reading_host_leaves_the_file_alone(tmp_path):
@@ -114,6 +114,15 @@ def test_missing_image_is_found_before_asking(tmp_path):
     rule = lambda r: seen.extend(r.images) or "x"  # noqa: E731
     ask(Echo(rule), questions(1, ("b", b"raw")), tmp_path / "a.jsonl", folders=[tmp_path])
     assert seen == [tmp_path / "b.png", b"raw"]
+
+
+def test_requests_are_greedy_and_carry_the_template(tmp_path):
+    model, seen = Echo(lambda r: seen.append(r) or "x"), []
+    model.template = "llava_v0"
+    ask(model, [Question("k", "q", (b"i",), {})], tmp_path / "a.jsonl", max_new_tokens=7)
+    (request,) = seen
+    assert (request.messages, request.images, request.max_new_tokens) == ("q", (b"i",), 7)
+    assert (request.temperature, request.template) == (0.0, "llava_v0")
 
 
 def test_wrong_number_of_answers(tmp_path):
@@ -174,7 +183,7 @@ def vqa(tmp_path):
 
 
 def settings(folder, **more):
-    return Settings(
+    return RunSettings(
         data=folder / "data",
         out=folder / "out",
         model_id="m",
@@ -184,7 +193,7 @@ def settings(folder, **more):
 
 
 def right(request):
-    return request.prompt.split()[1]
+    return request.messages.split()[1]
 
 
 def test_run_scores(vqa):
@@ -196,7 +205,7 @@ def test_run_scores(vqa):
     assert json.loads((folder / "run.json").read_text())["questions"] == 6
     assert run_task(Echo(dies_after=0), task, settings(vqa))["totals"] == result["totals"]
     with pytest.raises(AnswerError, match="model was 'm'"):
-        run_task(Echo(), task, Settings(**settings(vqa).__dict__ | {"model_id": "other"}))
+        run_task(Echo(), task, RunSettings(**settings(vqa).__dict__ | {"model_id": "other"}))
 
 
 def test_run_limited(vqa):
@@ -222,9 +231,9 @@ def test_batch_size_changes_nothing(vqa):
     totals = []
     for batch in (1, 5, 32):
         out = vqa / f"out{batch}"
-        run = Settings(**settings(vqa).__dict__ | {"batch": batch, "out": out})
+        run = RunSettings(**settings(vqa).__dict__ | {"batch": batch, "out": out})
         result = run_task(
-            Echo(lambda r: right(r) if "3" not in r.prompt else "no"), get_task("vqav2"), run
+            Echo(lambda r: right(r) if "3" not in r.messages else "no"), get_task("vqav2"), run
         )
         totals.append(result["per_sample"])
     assert totals[0] == totals[1] == totals[2]
@@ -247,7 +256,7 @@ def test_run_of_images_inside_a_table(tmp_path):
         seen.append(request.images)
         return "A"
 
-    run = Settings(tmp_path, tmp_path / "out", "m", show_progress=False)
+    run = RunSettings(tmp_path, tmp_path / "out", "m", show_progress=False)
     result = run_task(Echo(rule), get_task("mmbench"), run)
     assert seen[0] == (b"png",)
     assert result["totals"]["vanilla_acc"] == 100.0
@@ -276,7 +285,7 @@ def test_answers_end_in_the_order_of_the_questions_for_scripts_that_go_by_positi
     for split in ("random", "popular", "adversarial"):
         lines(data / f"coco_pope_{split}.json", rows)
     truth = {row["image"]: row["label"] for row in rows}
-    settings = Settings(tmp_path, tmp_path / "out", "m", batch=2, show_progress=False)
+    settings = RunSettings(tmp_path, tmp_path / "out", "m", batch=2, show_progress=False)
     model = Echo(lambda r: truth[r.images[0].name])
     result = run_task(model, get_task("pope"), settings)
     assert result["totals"]["mean_f1"] == result["totals"]["mean_f1_llava_script"] == 1
@@ -286,6 +295,6 @@ def test_answers_end_in_the_order_of_the_questions_for_scripts_that_go_by_positi
 
 def test_a_task_without_a_folder_beside_others_is_named(tmp_path):
     (tmp_path / "pope").mkdir()
-    settings = Settings(tmp_path, tmp_path / "out", "m")
+    settings = RunSettings(tmp_path, tmp_path / "out", "m")
     with pytest.raises(DataError, match="mme: no such folder; .* holds pope"):
         run_task(Echo(), get_task("mme"), settings)

@@ -12,11 +12,12 @@ import pytest
 from llava_jax.cli import main
 from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import read_answers
-from llava_jax.eval.model import Asked, load_model, parse_mesh
-from llava_jax.eval.predict import Request, image_paths
-from llava_jax.eval.run import Settings, image_folders, run_task
+from llava_jax.eval.run.command import RunSettings, image_folders, run_task
+from llava_jax.eval.run.model import EvalModel, load_model, parse_mesh
+from llava_jax.eval.run.predict import image_paths
 from llava_jax.eval.scenes import write_scene_sets
 from llava_jax.eval.task import get_task
+from llava_jax.model import Request
 from llava_jax.text.explain import text_of
 from llava_jax.text.prompt import build_prompt
 from tests.generate.tiny import model, tokenizer
@@ -45,7 +46,7 @@ class Oracle:
         self.known = {}
         for name in TASKS:
             task, folder = get_task(name), sets / name
-            folders = image_folders(Settings(sets, sets, ""), folder, task)
+            folders = image_folders(RunSettings(sets, sets, ""), folder, task)
             truths = truth_of(task, folder)
             for q in task.questions(folder):
                 self.known[q.prompt, pixels(image_paths(q, folders))] = truths[q.key]
@@ -54,7 +55,7 @@ class Oracle:
         return done
 
     def generate(self, requests):
-        return [self.known[r.prompt, pixels(r.images)] for r in requests]
+        return [self.known[r.messages, pixels(r.images)] for r in requests]
 
 
 def pixels(images):
@@ -68,14 +69,14 @@ def truth_of(task, folder):
     answers.write_text("".join(json.dumps({**q.record, "text": "?"}) + "\n" for q in asked))
     samples = task.score(answers, folder).samples
     if task.name == "mmbench":
-        return {k: r["truth"] for s in samples.values() for k, r in s.extra["rows"].items()}
+        return {k: r["truth"] for s in samples.values() for k, r in s.details["rows"].items()}
     return {q.key: s.truth for q, s in zip(asked, samples.values())}
 
 
 def test_oracle_is_right_everywhere(sets, tmp_path):
     oracle, totals = Oracle(sets), {}
     for name in TASKS:
-        run = Settings(sets, tmp_path, "oracle", show_progress=False)
+        run = RunSettings(sets, tmp_path, "oracle", show_progress=False)
         totals[name] = run_task(oracle, get_task(name), run)["totals"]
     assert totals["vqav2"]["overall"] == 100.0
     assert totals["pope"]["f1"] == 100.0
@@ -87,7 +88,7 @@ def test_oracle_is_right_everywhere(sets, tmp_path):
 def answers_of(asked, sets, out, batch, tasks=("pope", "scienceqa")):
     texts = {}
     for name in tasks:
-        run = Settings(
+        run = RunSettings(
             sets, out, "tiny", batch=batch, max_new_tokens=5, limit=4, show_progress=False
         )
         run_task(asked, get_task(name), run)
@@ -97,10 +98,10 @@ def answers_of(asked, sets, out, batch, tasks=("pope", "scienceqa")):
 
 
 def test_batches_change_no_answer(sets, tmp_path):
-    one = answers_of(Asked(model()), sets, tmp_path / "1", 1)
+    one = answers_of(EvalModel(model()), sets, tmp_path / "1", 1)
     assert len(one) == 8
     assert len(set(one.values())) > 4
-    assert answers_of(Asked(model()), sets, tmp_path / "32", 32) == one
+    assert answers_of(EvalModel(model()), sets, tmp_path / "32", 32) == one
 
 
 @pytest.mark.slow
@@ -108,7 +109,7 @@ def test_devices_change_no_answer(sets, checkpoint, tmp_path):
     assert jax.device_count() == 8
     spread = load_model(str(checkpoint), mesh="4,2,1")
     found = answers_of(spread, sets, tmp_path / "8", 32)
-    assert found == answers_of(Asked(model()), sets, tmp_path / "1", 1)
+    assert found == answers_of(EvalModel(model()), sets, tmp_path / "1", 1)
 
 
 def test_prompt_is_the_papers():
@@ -119,7 +120,7 @@ def test_prompt_is_the_papers():
     )
 
 
-def test_asked_passes_everything_on():
+def test_model_passes_everything_on():
     class Model:
         class config:
             template = "vicuna_v1"
@@ -129,11 +130,11 @@ def test_asked_passes_everything_on():
             return [type("Reply", (), {"text": "t"})() for _ in requests]
 
     stub = Model()
-    assert Asked(stub).generate([Request("q", (b"i",), 7)] * 2) == ["t", "t"]
-    (request, _), size = stub.seen
-    assert (request.messages, request.images, request.max_new_tokens) == ("q", (b"i",), 7)
-    assert (request.temperature, request.template, size) == (0.0, "vicuna_v1", 2)
-    assert Asked(stub, "llava_v0").template == "llava_v0"
+    requests = [Request("q", (b"i",), 7)] * 2
+    assert EvalModel(stub).generate(requests) == ["t", "t"]
+    assert stub.seen == (requests, 2)
+    assert EvalModel(stub).template == "vicuna_v1"
+    assert EvalModel(stub, "llava_v0").template == "llava_v0"
     with pytest.raises(LlavaError, match="expected DATA,FSDP,TENSOR"):
         parse_mesh("2x4")
 
@@ -147,7 +148,7 @@ def words(checkpoint, sets, out, *more):
 
 
 def test_command(sets, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("llava_jax.eval.model.load_model", lambda path, **_: Asked(model()))
+    monkeypatch.setattr("llava_jax.eval.run.model.load_model", lambda path, **_: EvalModel(model()))
     assert main(words("any/tiny-model", sets, tmp_path, "--limit", "2")) == 0
     out = capsys.readouterr().out
     assert "overall_of_answered" in out

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from llava_jax.eval.reviews import parse_score
-from llava_jax.eval.task import Options, get_task
+from llava_jax.eval.judge.reviews import parse_score
+from llava_jax.eval.task import TaskSettings, get_task
 from tests.conftest import SHARED, json_lines, named, shared
 
 
@@ -30,7 +30,7 @@ def test_vqav2(tmp_path):
         (
             "official_after_llava_submission_normalisation",
             "after_llava_submission",
-            lambda s: s.extra["after_submission"],
+            lambda s: s.details["after_submission"],
         ),
     ):
         assert result.totals[field] == want[name]["accuracy"]["overall"]
@@ -46,7 +46,7 @@ def test_vqav2(tmp_path):
     always = want["always_normalise_variant"]
     assert result.totals["always_normalised"] == pytest.approx(always["overall"], abs=1e-9)
     assert {
-        k: pytest.approx(100 * s.extra["always_normalised"]) for k, s in result.samples.items()
+        k: pytest.approx(100 * s.details["always_normalised"]) for k, s in result.samples.items()
     } == always["per_question"]
     upload = submitted("vqav2", "vqav2", "predictions.json", tmp_path)
     assert upload == load(shared("benchmarks/vqav2") / "llava_submission_expected.json")
@@ -68,7 +68,7 @@ def test_gqa(tmp_path):
         }
     assert {k: s.score for k, s in result.samples.items()} == want["per_sample_official"]
     for key, sample in result.samples.items():
-        assert sample.extra["lmms_eval"] == want["per_sample_lmms"][key]
+        assert sample.details["lmms_eval"] == want["per_sample_lmms"][key]
     upload = submitted("gqa", "gqa", "answers.jsonl", tmp_path)
     assert upload == load(shared("benchmarks/gqa") / "predictions_expected.json")
 
@@ -76,7 +76,7 @@ def test_gqa(tmp_path):
 def test_vizwiz(tmp_path):
     result, want = scored("vizwiz", "vizwiz", "predictions.json")
     assert [s.score for s in result.samples.values()] == want["per_sample_official"]
-    assert [s.extra["normalised_gt"] for s in result.samples.values()] == want[
+    assert [s.details["normalised_gt"] for s in result.samples.values()] == want[
         "per_sample_normalised_gt"
     ]
     assert result.totals["overall"] == want["official_overall"]
@@ -136,7 +136,7 @@ def test_mmbench(task):
     assert result.totals["vanilla_acc"] == pytest.approx(want["vanilla_acc"], abs=1e-9)
     assert result.totals["circular_acc"] == pytest.approx(want["circular_acc"], abs=1e-9)
     assert {k: int(s.score) for k, s in result.samples.items()} == want["per_group_circular_hit"]
-    rows = {k: r["inferred"] for s in result.samples.values() for k, r in s.extra["rows"].items()}
+    rows = {k: r["inferred"] for s in result.samples.values() for k, r in s.details["rows"].items()}
     assert rows == want["per_row_inferred"]
 
 
@@ -203,8 +203,8 @@ def test_refcoco():
     for key, row in want["per_sample"].items():
         sample = result.samples[key]
         assert sample.parsed == row["pred"]
-        assert sample.extra["iou"] == row["iou"]
-        assert (bool(sample.score), sample.extra["center"]) == (row["acc@0.5"], row["center"])
+        assert sample.details["iou"] == row["iou"]
+        assert (bool(sample.score), sample.details["center"]) == (row["acc@0.5"], row["center"])
 
 
 def test_chair():
@@ -213,7 +213,7 @@ def test_chair():
     result, want = scored("chair", "chair", "samples.json")
     assert result.totals["CHAIRs"] == want["CHAIRs"]
     assert result.totals["CHAIRi"] == want["CHAIRi"]
-    assert {k: s.extra for k, s in result.samples.items()} == want["per_sample"]
+    assert {k: s.details for k, s in result.samples.items()} == want["per_sample"]
 
 
 def test_mmbench_prompts(tmp_path):
@@ -250,7 +250,7 @@ def test_prompts_are_llavas():
     ours = {(q.images, q.prompt) for q in get_task("pope").questions(folder / "labels")}
     assert ours == theirs
     folder = shared("benchmarks/textvqa")
-    rows = get_task("textvqa").questions(folder, Options(extra={"ocr": "no"}))
+    rows = get_task("textvqa").questions(folder, TaskSettings(options={"ocr": "no"}))
     ours = {(q.record["question_id"], q.prompt.split("\n")[0]) for q in rows}
     for row in json_lines(folder / "answers.jsonl"):
         assert (row["question_id"], row["prompt"].split("\n")[0]) in ours

@@ -7,7 +7,7 @@ import pytest
 from llava_jax.eval.benchmarks.textvqa import question_of
 from llava_jax.eval.benchmarks.vizwiz import unanswerability
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.task import Options, get_task
+from llava_jax.eval.task import TaskSettings, get_task
 
 
 def dump(path, value):
@@ -48,7 +48,7 @@ def test_vqav2_normalises_only_where_annotators_differ(tmp_path):
     split = ["two"] * 9 + ["three"]
     result = vqa(tmp_path, {1: ["two"] * 10, 2: split}, {1: "2", 2: "2."})
     assert result.samples["1"].score == 0.0
-    assert result.samples["1"].extra["always_normalised"] == 1.0
+    assert result.samples["1"].details["always_normalised"] == 1.0
     assert result.samples["2"].score == 1.0
     assert result.totals["overall"] == 50.0
     assert result.totals["always_normalised"] == 100.0
@@ -95,11 +95,11 @@ def test_vqav2_questions_and_upload(tmp_path):
         {"data_subtype": "test2015", "questions": questions},
     )
     task = get_task("vqav2")
-    (asked,) = task.questions(tmp_path, Options(split="test-dev2015"))
+    (asked,) = task.questions(tmp_path, TaskSettings(split="test-dev2015"))
     assert asked.images == ("COCO_test2015_000000000042.jpg",)
     assert asked.prompt == "What is it?\nAnswer the question using a single word or phrase."
     given = lines(tmp_path / "a.jsonl", [{"question_id": 5, "text": "The King's."}])
-    out = task.submission(given, tmp_path, tmp_path / "up.json", Options(split="test2015"))
+    out = task.submission(given, tmp_path, tmp_path / "up.json", TaskSettings(split="test2015"))
     want = [{"question_id": 5, "answer": "king 's"}, {"question_id": 3, "answer": ""}]
     assert json.loads(out.read_text()) == want
 
@@ -133,7 +133,7 @@ def vizwiz(tmp_path, truth, given):
 def test_vizwiz_leaves_the_truth_raw(tmp_path):
     result = vizwiz(tmp_path, [["A Dog"] * 10, ["dog"] * 10], ["a dog", "The dog."])
     assert [s.score for s in result.samples.values()] == [0.0, 1.0]
-    assert [s.extra["normalised_gt"] for s in result.samples.values()] == [1.0, 1.0]
+    assert [s.details["normalised_gt"] for s in result.samples.values()] == [1.0, 1.0]
     assert result.totals["overall"] == 50.0
 
 
@@ -176,7 +176,7 @@ def textvqa(tmp_path, rows, given, **options):
     ]
     dump(tmp_path / "TextVQA_0.5.1_val.json", {"data": data})
     return get_task("textvqa").score(
-        lines(tmp_path / "a.jsonl", given), tmp_path, Options(**options)
+        lines(tmp_path / "a.jsonl", given), tmp_path, TaskSettings(**options)
     )
 
 
@@ -218,7 +218,7 @@ def test_textvqa_with_and_without_ocr(tmp_path):
     task = get_task("textvqa")
     with pytest.raises(DataError, match="Rosetta"):
         task.questions(tmp_path)
-    (plain,) = task.questions(tmp_path, Options(extra={"ocr": "no"}))
+    (plain,) = task.questions(tmp_path, TaskSettings(options={"ocr": "no"}))
     assert plain.prompt == "What?\nAnswer the question using a single word or phrase."
     tokens = {"data": [{"image_id": "i", "ocr_tokens": ["A", "b"]}]}
     dump(tmp_path / "ocr" / "TextVQA_Rosetta_OCR_v0.2_val.json", tokens)
@@ -231,7 +231,7 @@ def test_textvqa_with_and_without_ocr(tmp_path):
     asked = task.questions(tmp_path)
     assert [a.key for a in asked] == ["i", "i#2"]
     assert asked[0].prompt == q.prompt
-    assert task.questions(tmp_path, Options(extra={"ocr": "no"}))[0].prompt == plain.prompt
+    assert task.questions(tmp_path, TaskSettings(options={"ocr": "no"}))[0].prompt == plain.prompt
 
 
 def gqa_question(answer, structural="query", balanced=True, **more):
@@ -261,7 +261,7 @@ def test_gqa_strips_only_a_period(tmp_path):
     assert result.totals["binary"] == 50.0
     assert result.totals["open"] == 0.0
     # lmms-eval drops punctuation, but a trailing blank stays.
-    assert [s.extra["lmms_eval"] for s in result.samples.values()] == [1, 0, 1, 1, 0]
+    assert [s.details["lmms_eval"] for s in result.samples.values()] == [1, 0, 1, 1, 0]
     assert result.tables["per steps"] == {"1": {"score": 40.0, "n": 5}}
     assert result.tables["per length"]["4"]["n"] == 5
 
@@ -287,7 +287,7 @@ def test_gqa_unbalanced_and_consistency(tmp_path):
     assert result.coverage.expected == 1
     part = get_task("gqa").score(lines(tmp_path / "a.jsonl", rows[:1]), tmp_path)
     assert "consistency" not in part.totals
-    assert part.coverage.clean
+    assert part.coverage.lines() == []
 
 
 def test_gqa_distribution(tmp_path):

@@ -6,42 +6,62 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.paper import KNOWN_NOISE, OTHER_SPLIT, PAPER, PAPER_SIZE, ROWS
-from llava_jax.eval.show import number, read_result
-from llava_jax.eval.stats import Flips, Interval, bootstrap, flips
+from llava_jax.eval.report.paper import KNOWN_NOISE, OTHER_SPLIT, PAPER, PAPER_SIZE, ROWS
+from llava_jax.eval.report.stats import Flips, Interval, bootstrap, flips
+from llava_jax.eval.report.text import number, read_result
 from llava_jax.eval.task import TASKS
 
 
 @dataclass
-class Entry:
-    """One result in the report. run: its name; paper: the paper's row per name of ROWS, if any."""
+class ModelResult:
+    """One model's result on one benchmark.
+
+    run: the model's name. file: the result as in its file (Result.to_json). interval: the headline
+    with its noise. paper: score per name of ROWS, empty if the paper has none.
+    """
 
     run: str
-    result: dict[str, Any]
+    file: dict[str, Any]
     interval: Interval
     paper: dict[str, float]
 
     @property
     def task(self) -> str:
-        return self.result["task"]
+        return self.file["task"]
 
     @property
     def title(self) -> str:
         return TASKS.get(self.task, self.task)
 
     @property
+    def samples(self) -> dict[str, dict[str, Any]]:
+        return self.file["per_sample"]
+
+    @property
+    def totals(self) -> list[tuple[str, str]]:
+        return [(name, number(value)) for name, value in self.file["totals"].items()]
+
+    @property
+    def tables(self) -> dict[str, dict[str, Any]]:
+        return self.file.get("tables", {})
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self.file.get("notes", ())]
+
+    @property
     def comparable(self) -> str:
         """Why the number is not the paper's kind of number, or ""."""
         wanted = PAPER_SIZE.get(self.task)
-        have = self.result["coverage"]["expected"]
+        have = self.file["coverage"]["expected"]
         if self.task in ("mmbench", "mmbench_cn"):
-            have = self.result["totals"].get("groups", have)
+            have = self.file["totals"].get("groups", have)
         if wanted and have < 0.9 * wanted:
             return f"{have:,} of the paper's {wanted:,} questions"
         if self.task in OTHER_SPLIT:
             return f"the paper's split is {OTHER_SPLIT[self.task]}"
         if self.task in ("llava_wild", "mmvet"):
-            return f"judge: {self.result['totals'].get('judge', 'unknown')}"
+            return f"judge: {self.file['totals'].get('judge', 'unknown')}"
         return ""
 
     def difference(self, row: str) -> tuple[float, bool] | None:
@@ -59,26 +79,26 @@ class Comparison:
     """Two runs of one benchmark."""
 
     title: str
-    first: Entry
-    second: Entry
+    first: ModelResult
+    second: ModelResult
     flips: Flips
 
 
-def collect(paths: Sequence[Path]) -> list[Entry]:
+def collect(paths: Sequence[Path]) -> list[ModelResult]:
     """Reads results and their noise, in the order of TASKS and of the files."""
     results = [read_result(path) for path in paths]
     names = dict(zip(paths, (r.get("run") for r in results)))
     if None in names.values() or len({(r["task"], r["run"]) for r in results}) < len(results):
         names = run_names(paths)
-    entries = []
+    found = []
     for path, result in zip(paths, results):
         interval = bootstrap(result["task"], result["per_sample"])
         official = result["totals"][result["headline"]]  # rounded as its owner rounds it
         interval = replace(interval, value=float(official))
         paper: dict[str, float] = dict(zip(ROWS, PAPER.get(result["task"], ())))
-        entries.append(Entry(str(names[path]), result, interval, paper))
+        found.append(ModelResult(str(names[path]), result, interval, paper))
     order = {t: n for n, t in enumerate(TASKS)}
-    return sorted(entries, key=lambda e: order.get(e.task, len(order)))
+    return sorted(found, key=lambda e: order.get(e.task, len(order)))
 
 
 def run_names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -90,32 +110,34 @@ def run_names(paths: Sequence[Path]) -> dict[Path, str]:
     return name
 
 
-def comparisons_of(entries: Sequence[Entry]) -> list[Comparison]:
+def comparisons_of(results: Sequence[ModelResult]) -> list[Comparison]:
     """Each later run of a benchmark against its first."""
-    first: dict[str, Entry] = {}
+    first: dict[str, ModelResult] = {}
     found = []
-    for e in entries:
+    for e in results:
         if e.task not in first:
             first[e.task] = e
             continue
         base = first[e.task]
-        both = flips(e.task, base.result["per_sample"], e.result["per_sample"])
+        both = flips(e.task, base.samples, e.samples)
         found.append(Comparison(e.title, base, e, both))
     return found
 
 
-def failures(entry: Entry, limit: int = 12) -> list[tuple[str, dict[str, Any]]]:
+def failures(result: ModelResult, limit: int = 12) -> list[tuple[str, dict[str, Any]]]:
     """Samples that score nothing, spread over the file, as (key, sample)."""
-    wrong = [(k, s) for k, s in entry.result["per_sample"].items() if not s["score"]]
+    wrong = [(k, s) for k, s in result.samples.items() if not s["score"]]
     step = max(1, len(wrong) // limit)
     return wrong[::step][:limit]
 
 
-def hallucinated(entry: Entry, limit: int = 12) -> dict[str, int]:
+def hallucinated(result: ModelResult, limit: int = 12) -> dict[str, int]:
     """The objects a model most often sees where they are not (POPE, CHAIR)."""
     counts: Counter[str] = Counter()
-    for s in entry.result["per_sample"].values():
-        if entry.task == "chair":
+    if result.task not in ("pope", "chair"):
+        return {}
+    for s in result.samples.values():
+        if result.task == "chair":
             counts.update(s["hallucinated"])
         elif s.get("parsed") == "yes" and s["truth"] == "no":
             counts[asked_object(s["prompt"])] += 1
@@ -128,31 +150,43 @@ def asked_object(question: str) -> str:
     return words.removeprefix("an ").removeprefix("a ")
 
 
-def summary_rows(entries: Sequence[Entry]) -> list[list[str]]:
-    """Cells of the first table: benchmark, run, ours, interval, the paper's rows, difference to the
-    nearest of them with a mark when it is more than noise, remark."""
-    rows = []
-    for e in entries:
-        near = min(e.paper, key=lambda r: abs(e.paper[r] - e.interval.value), default=None)
-        shown = ""
-        if near and (found := e.difference(near)):
-            shown = f"{round(found[0], 1) + 0.0:+.1f} ({near})" + (" !" if found[1] else "")
-        rows.append(
-            [
-                e.title,
-                e.run,
-                number(e.interval.value),
-                f"{number(e.interval.low)} – {number(e.interval.high)}",
-                *(f"{e.paper[r]:.1f}" if r in e.paper else "" for r in ROWS),
-                shown,
-                e.comparable,
-            ]
-        )
-    return rows
-
-
 SUMMARY_HEADER = ["benchmark", "run", "ours", "95 %", *ROWS, "difference", "remark"]
 LEGEND = (
     "95 %: bootstrap over questions (MME: images; MMBench: circular groups). Difference: to the "
     "nearest row of the paper; ! where it is more than noise."
 )
+
+
+def summary_rows(results: Sequence[ModelResult]) -> list[list[str]]:
+    """Cells of the first table: benchmark, run, ours, interval, the paper's rows, difference to the
+    nearest of them with a mark when it is more than noise, remark."""
+    rows = []
+    for r in results:
+        near = min(r.paper, key=lambda name: abs(r.paper[name] - r.interval.value), default=None)
+        shown = ""
+        if near and (found := r.difference(near)):
+            shown = f"{round(found[0], 1) + 0.0:+.1f} ({near})" + (" !" if found[1] else "")
+        ours, low, high = map(number, (r.interval.value, r.interval.low, r.interval.high))
+        papers = [f"{r.paper[name]:.1f}" if name in r.paper else "" for name in ROWS]
+        rows.append([r.title, r.run, ours, f"{low} – {high}", *papers, shown, r.comparable])
+    return rows
+
+
+COMPARISON_HEADER = ["benchmark", "from", "to", "right in both", "gained", "lost", "neither", "p"]
+
+
+def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Cells of the table of flips."""
+    return [
+        [
+            c.title,
+            f"{c.first.run} {number(c.first.interval.value)}",
+            f"{c.second.run} {number(c.second.interval.value)}",
+            str(c.flips.both),
+            str(len(c.flips.gained)),
+            str(len(c.flips.lost)),
+            str(c.flips.neither),
+            f"{c.flips.p:.2g}" + (" !" if c.flips.p < 0.05 else ""),
+        ]
+        for c in comparisons
+    ]

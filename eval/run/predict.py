@@ -12,26 +12,17 @@ import os
 import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.task import Question
+from llava_jax.util import write_text
+
+if TYPE_CHECKING:
+    from llava_jax.model import Request
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a model is asked: the user's words, images in their order, and how much it may say.
-
-    images: paths, or bytes of an encoded image.
-    """
-
-    prompt: str
-    images: tuple[Path | bytes, ...]
-    max_new_tokens: int
 
 
 class Model(Protocol):
@@ -39,7 +30,7 @@ class Model(Protocol):
 
     template: str
 
-    def generate(self, requests: list[Request]) -> list[str]:
+    def generate(self, requests: "list[Request]") -> list[str]:
         """The answers in the order of the requests, stripped."""
         ...
 
@@ -50,19 +41,18 @@ class Model(Protocol):
 
 def write_questions(questions: Iterable[Question], path: Path) -> int:
     """Writes questions as LLaVA's question files are (question_id, image, text, category)."""
+    lines = []
+    for q in questions:
+        row = {"question_id": q.record.get("question_id", q.key)}
+        if q.images:
+            if isinstance(q.images[0], bytes):
+                raise DataError(f"question {q.key}: its image is inside the benchmark's table")
+            row["image"] = q.images[0]
+        row |= {"text": q.prompt, "category": q.record.get("category", "default")}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with open(path, "w", encoding="utf-8") as f:
-        for q in questions:
-            row = {"question_id": q.record.get("question_id", q.key)}
-            if q.images:
-                if isinstance(q.images[0], bytes):
-                    raise DataError(f"question {q.key}: its image is inside the benchmark's table")
-                row["image"] = q.images[0]
-            row |= {"text": q.prompt, "category": q.record.get("category", "default")}
-            f.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    return count
+    write_text(path, "".join(lines))
+    return len(lines)
 
 
 def choose(
@@ -111,33 +101,33 @@ def length_buckets(questions: Sequence[Question], batch: int) -> Iterator[list[Q
             yield group[start : start + batch]
 
 
-def done_keys(path: Path, repair: bool = True) -> set[str]:
-    """Keys already answered in `path`; cuts off a last line that was not written to its end (only
-    reads past it without `repair`).
+def answered_lines(path: Path, repair: bool = True) -> dict[str, str]:
+    """Key -> line of each answer in `path`; cuts off a last line that was not written to its end
+    (only reads past it without `repair`).
 
     Raises:
       AnswerError: another line is broken or has no key (then the file is not one of ours).
     """
     if not path.exists():
-        return set()
+        return {}
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     if repair and len(whole) < len(raw):
         logger.warning("%s: dropped a line that was cut off", path)
         with open(path, "r+b") as f:
             f.truncate(len(whole))
-    keys: set[str] = set()
+    lines: dict[str, str] = {}
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
-            key = json.loads(line)["metadata"]["key"]
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+            key, text = json.loads(line)["metadata"]["key"], line.decode()
+        except (ValueError, KeyError, TypeError):
             raise AnswerError(
                 f"{path} line {number}: not an answer of this command", fix="move the file away"
             ) from None
-        if key in keys:
+        if key in lines:
             raise AnswerError(f"{path} line {number}: {key!r} is answered a second time")
-        keys.add(key)
-    return keys
+        lines[key] = text
+    return lines
 
 
 def image_paths(question: Question, folders: Sequence[Path]) -> tuple[Path | bytes, ...]:
@@ -183,7 +173,9 @@ def predict(
       DataError: an image is missing (before anything is asked).
       AnswerError: the model returned another number of answers, or the file is not ours.
     """
-    done = done_keys(out, repair=writes)
+    from llava_jax.model import Request
+
+    done = answered_lines(out, repair=writes)
     agreed = model.agree([q.key in done for q in questions])
     todo = [q for q, answered in zip(questions, agreed) if not answered]
     found = {q.key: image_paths(q, folders) for q in todo}
@@ -193,7 +185,10 @@ def predict(
     with open(out if writes else os.devnull, "a", encoding="utf-8") as f:
         for group in length_buckets(todo, batch):
             answers = model.generate(
-                [Request(q.prompt, found[q.key], max_new_tokens) for q in group]
+                [
+                    Request(q.prompt, found[q.key], max_new_tokens, template=model.template)
+                    for q in group
+                ]
             )
             if len(answers) != len(group):
                 raise AnswerError(
@@ -225,15 +220,10 @@ def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> in
     """
     lines: dict[str, str] = {}
     for part in parts:
-        done_keys(part)
-        for line in part.read_text(encoding="utf-8").split("\n")[:-1]:
-            key = json.loads(line)["metadata"]["key"]
-            if key in lines:
-                raise AnswerError(f"{part}: {key!r} is answered in another part as well")
-            lines[key] = line
-    out.parent.mkdir(parents=True, exist_ok=True)
+        found = answered_lines(part)
+        if again := next((key for key in found if key in lines), None):
+            raise AnswerError(f"{part}: {again!r} is answered in another part as well")
+        lines |= found
     ordered = [lines[q.key] for q in questions if q.key in lines]
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text("".join(f"{line}\n" for line in ordered), encoding="utf-8")
-    partial.replace(out)
+    write_text(out, "".join(f"{line}\n" for line in ordered))
     return len(ordered)

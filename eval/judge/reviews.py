@@ -4,15 +4,15 @@ A review file is jsonl: question_id, category, content (the judge's words) and t
 the reference and the model, 1 to 10; [-1, -1] where they could not be read, which stay in the mean).
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import Coverage, as_id, join, read_answers
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import ID, expect, find, read_json, read_rows
-from llava_jax.eval.task import Options, Result, Sample, rows_of
+from llava_jax.eval.files import ID, expect, find, read_checked, read_rows
+from llava_jax.eval.task import Result, Sample, Task, TaskSettings
+from llava_jax.util import read_json
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 UNREAD = [-1, -1]
@@ -73,26 +73,25 @@ def summary(pairs: list[list[float]]) -> list[float]:
     return [relative, round(reference * 10, 1), round(model * 10, 1)]
 
 
-def score_reviews(task: str, path: Path, data: Path, options: Options) -> Result:
+def score_reviews(task: Task, path: Path, data: Path, settings: TaskSettings) -> Result:
     """The result of a review file. The questions are used, where `data` has them, only to say how
     many reviews are missing: the mean is over the reviews, as LLaVA's."""
-    reviews, bad = read_reviews(path, options.skip_bad_lines)
+    reviews, bad = read_reviews(path, settings.skip_bad_lines)
     groups: dict[str, list[list[float]]] = {"all": []}
-    samples = {}
-    judges = {str(r["judge"]) for r in reviews if r.get("judge")}
+    samples: dict[str, Sample] = {}
     for n, r in enumerate(reviews):
-        groups["all"].append(r["tuple"])
-        if "category" in r:
-            groups.setdefault(r["category"], []).append(r["tuple"])
+        reference, model = r["tuple"]
+        category = {"category": r["category"]} if "category" in r else {}
+        for group in ("all", *category.values()):
+            groups.setdefault(group, []).append(r["tuple"])
         key = str(r.get("question_id", n))
-        key = key if key not in samples else f"{key}#{n}"
-        samples[key] = Sample(
-            r["tuple"][1],
+        samples[key if key not in samples else f"{key}#{n}"] = Sample(
+            model,
             str(r.get("content", r.get("text", ""))),
-            r["tuple"][0],
+            reference,
             parsed=r["tuple"],
-            groups={"category": r["category"]} if "category" in r else {},
-            extra={"reference": r["tuple"][0], "model": r["tuple"][1]},
+            groups=category,
+            details={"reference": reference, "model": model},
         )
     table = {
         k: dict(zip(("relative", "reference", "model"), summary(v))) | {"n": len(v)}
@@ -101,25 +100,24 @@ def score_reviews(task: str, path: Path, data: Path, options: Options) -> Result
     totals: dict[str, Any] = {k: row["relative"] for k, row in table.items()}
     totals |= {"reference": table["all"]["reference"], "model": table["all"]["model"]}
     totals["unread_reviews"] = sum(p == [-1.0, -1.0] for p in groups["all"])
-    coverage = _coverage(reviews, data, bad)
+    judges = {str(r["judge"]) for r in reviews if r.get("judge")}
     totals["judge"] = ", ".join(sorted(judges)) or "not recorded (LLaVA used gpt-4-0314)"
-    return Result(task, "all", totals, samples, coverage, {"per category": table})
+    coverage = _coverage(reviews, data, bad)
+    return task.result(totals, samples, coverage, {"per category": table})
 
 
 def _coverage(reviews: list[dict[str, Any]], data: Path, bad: list[int]) -> Coverage:
-    ids = [as_id(r.get("question_id", n)) for n, r in enumerate(reviews)]
-    files = [] if not data.is_dir() else sorted(data.glob("*questions.jsonl"))
-    expected = (
-        [as_id(r["question_id"]) for r in rows_of(files[0], {"question_id": ID})] if files else []
-    )
-    expected = expected or list(dict.fromkeys(ids))
-    seen = set(ids)
-    doubled = {i: [n + 1 for n, j in enumerate(ids) if j == i] for i in seen if ids.count(i) > 1}
+    lines: dict[str, list[int]] = {}
+    for n, r in enumerate(reviews):
+        lines.setdefault(as_id(r.get("question_id", n)), []).append(n + 1)
+    files = sorted(data.glob("*questions.jsonl")) if data.is_dir() else []
+    asked = read_checked(files[0], {"question_id": ID}) if files else []
+    expected = [as_id(r["question_id"]) for r in asked] or list(lines)
     return Coverage(
         expected=len(expected),
-        answered=len(seen.intersection(expected)),
-        missing=[i for i in expected if i not in seen],
-        doubled=doubled,
+        answered=len(lines.keys() & set(expected)),
+        missing=[i for i in expected if i not in lines],
+        doubled={i: n for i, n in lines.items() if len(n) > 1},
         missing_left_out=True,
         bad_lines=bad,
     )
@@ -128,7 +126,7 @@ def _coverage(reviews: list[dict[str, Any]], data: Path, bad: list[int]) -> Cove
 def requests(
     answers: Path, data: Path, *, boxes: bool, prefix: str = ""
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """(review row to fill, the judge's user message) of each question, in order.
+    """(review row to fill, the judge's user message) per question, in order.
 
     Args:
       answers: the model's answer file.
@@ -136,23 +134,21 @@ def requests(
       boxes: the context has COCO captions and boxes (LLaVA-Bench COCO) instead of a caption.
       prefix: of a category's name in rule.json.
     """
-    questions = rows_of(
-        find(
-            data, ("questions.jsonl", "qa90_questions.jsonl", "*questions.jsonl"), "questions file"
-        ),
-        {"question_id": ID, "image": str, "text": str, "category": str},
+
+    def file(what: str, *patterns: str) -> Path:
+        return find(data, patterns, what)
+
+    asked = file("questions file", "questions.jsonl", "qa90_questions.jsonl", "*questions.jsonl")
+    fields = {"question_id": ID, "image": str, "text": str, "category": str}
+    questions = read_checked(asked, fields)
+    context = file("context file", "context.jsonl", "caps_boxes_*.jsonl")
+    contexts = {row["image"]: row for row in read_checked(context, {"image": str})}
+    gpt4 = file(
+        "reference answers", "answers_gpt4.jsonl", "gpt4_answers.jsonl", "*gpt4_answer*.jsonl"
     )
-    context = find(data, ("context.jsonl", "caps_boxes_*.jsonl"), "context file")
-    contexts = {row["image"]: row for row in rows_of(context, {"image": str})}
-    reference_path = find(
-        data,
-        ("answers_gpt4.jsonl", "gpt4_answers.jsonl", "*gpt4_answer*.jsonl"),
-        "reference answers",
-    )
-    references = {
-        str(r["question_id"]): r for r in rows_of(reference_path, {"question_id": ID, "text": str})
-    }
-    rules = expect(read_json(find(data, ("rule.json",), "judge's rules")), "rule.json", {})
+    reference_rows = read_checked(gpt4, {"question_id": ID, "text": str})
+    references = {str(r["question_id"]): r for r in reference_rows}
+    rules = expect(read_json(file("judge's rules", "rule.json"), DataError), "rule.json")
     given = read_answers(answers, id_keys=("question_id",), text_keys=("text",))
     joined, _ = join((str(q["question_id"]) for q in questions), given, strict=True)
     for n, q in enumerate(questions, 1):
@@ -160,7 +156,7 @@ def requests(
         for what, where, table in (
             (category, "rule.json", rules),
             (q["image"], context.name, contexts),
-            (key, reference_path.name, references),
+            (key, gpt4.name, references),
         ):
             if what not in table:
                 raise DataError(f"{data}: question {key}: {what!r} is not in {where}")
@@ -194,8 +190,3 @@ def _context(row: dict[str, Any], boxes: bool) -> str:
         return "\n".join(caption) if isinstance(caption, list) else caption
     lines = [f"{i['category']}: {i['bbox']}" for i in row["instances"]]
     return "\n".join(row["captions"]) + "\n\n" + "\n".join(lines)
-
-
-def dump(row: dict[str, Any]) -> str:
-    """One line of a review file."""
-    return json.dumps(row, ensure_ascii=False) + "\n"

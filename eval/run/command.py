@@ -8,7 +8,6 @@ processes each take a part (--chunk K/N), and the one that completes the last pa
 
 import argparse
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,16 +17,17 @@ from typing import Any
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.predict import Model, choose, done_keys, merge, predict
-from llava_jax.eval.show import as_text, complete
-from llava_jax.eval.task import DEFAULT, TASKS, Options, Question, Task, get_task
+from llava_jax.eval.report.text import as_text, complete
+from llava_jax.eval.run.predict import Model, answered_lines, choose, merge, predict
+from llava_jax.eval.task import DEFAULT, TASKS, Question, Task, TaskSettings, get_task
 from llava_jax.progress import progress
+from llava_jax.util import read_object, write_json
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """How to run. data: holds a folder per task, or is the one task's. chunk: this part of how many.
     max_new_tokens: in place of the paper's. The rest as in `llava-jax eval --help`."""
 
@@ -40,12 +40,12 @@ class Settings:
     shuffle_seed: int | None = None
     chunk: tuple[int, int] = (0, 1)
     max_new_tokens: int | None = None
-    options: Options = DEFAULT
+    task: TaskSettings = DEFAULT
     writes: bool = True
     show_progress: bool = True
 
 
-def run_task(model: Model, task: Task, settings: Settings) -> dict[str, Any] | None:
+def run_task(model: Model, task: Task, settings: RunSettings) -> dict[str, Any] | None:
     """Asks one benchmark and scores it.
 
     Returns:
@@ -54,7 +54,7 @@ def run_task(model: Model, task: Task, settings: Settings) -> dict[str, Any] | N
     """
     data = task_folder(settings.data, task)
     folder = settings.out / task.name
-    questions = task.questions(data, settings.options)
+    questions = task.questions(data, settings.task)
     chosen = choose(questions, limit=settings.limit, shuffle_seed=settings.shuffle_seed)
     part = choose(chosen, chunk=settings.chunk)
     answers = _part(folder, *settings.chunk)
@@ -97,7 +97,7 @@ def task_folder(data: Path, task: Task) -> Path:
     return data
 
 
-def image_folders(settings: Settings, data: Path, task: Task) -> list[Path]:
+def image_folders(settings: RunSettings, data: Path, task: Task) -> list[Path]:
     """Where images may lie: the given folder, the data folder, and the usual places in them."""
     roots = [settings.images / task.name, settings.images] if settings.images else []
     roots += [data]
@@ -121,14 +121,14 @@ def _joined(
     parts = [_part(folder, i, chunk[1]) for i in range(chunk[1])]
     if not all(p.exists() for p in parts):
         return False
-    if sum(len(done_keys(p)) for p in parts) < count:
+    if sum(len(answered_lines(p)) for p in parts) < count:
         return False
     merge(parts, questions, _part(folder, 0, 1))
     return True
 
 
 def _check_run(
-    path: Path, task: Task, settings: Settings, chosen: Sequence[Question], template: str
+    path: Path, task: Task, settings: RunSettings, chosen: Sequence[Question], template: str
 ) -> None:
     """Writes what is asked of whom, or compares it with what the folder's answers are from.
 
@@ -146,7 +146,7 @@ def _check_run(
         "parts": settings.chunk[1],
     }
     if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = read_object(path, AnswerError)
         changed = [k for k, v in run.items() if old.get(k) != v]
         if changed:
             was = ", ".join(f"{k} was {old.get(k)!r}" for k in changed if k != "prompts")
@@ -156,37 +156,35 @@ def _check_run(
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"run.{settings.chunk[0]}.partial")
-    partial.write_text(json.dumps(run, indent=1), encoding="utf-8")
-    partial.replace(path)
+    own = path.with_name(f"run.{settings.chunk[0]}.json")  # the parts may start at the same time
+    write_json(own, run, indent=1)
+    own.replace(path)
 
 
-def _score(task: Task, folder: Path, data: Path, settings: Settings) -> dict[str, Any] | None:
+def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[str, Any] | None:
     answers = folder / "answers.jsonl"
     if task.judge:
         print(f"{task.title}: answered; now: llava-jax eval judge {task.name} --answers {answers}")
         return None
     try:
         result = complete(
-            task.score(answers, data, settings.options), only_answered=settings.limit is not None
+            task.score(answers, data, settings.task), only_answered=settings.limit is not None
         )
     except DataError as e:
         # test-dev, test: the truth is on a server, which wants the upload file.
         logger.warning("%s: not scored here: %s", task.title, e)
         try:
-            upload = task.submission(answers, data, folder / "upload.json", settings.options)
+            upload = task.submission(answers, data, folder / "upload.json", settings.task)
             print(f"{task.title}: upload {upload}")
         except LlavaError as no:
             logger.warning("%s: no upload file either: %s", task.title, no)
         return None
     result["run"] = settings.model_id
-    (folder / "result.json").write_text(
-        json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    write_json(folder / "result.json", result, indent=1, ensure_ascii=False)
     return result
 
 
-def _progress(title: str, total: int, settings: Settings):
+def _progress(title: str, total: int, settings: RunSettings):
     if not (settings.writes and settings.show_progress):
         return nullcontext()
     # Time per answer over the whole run, so that the first compilations do not mislead for long.
@@ -203,17 +201,17 @@ def parse_chunk(text: str) -> tuple[int, int]:
 
 def run_command(args: argparse.Namespace) -> int:
     """The command line's run: all tasks, then the report."""
-    from llava_jax.eval.cli import options_of
-    from llava_jax.eval.model import load_model
+    from llava_jax.eval.cli import task_settings_of
+    from llava_jax.eval.run.model import load_model
 
-    options = options_of(args)
+    task_settings = task_settings_of(args)
     tasks = [get_task(name) for name in args.tasks.split(",") if name]
     chunk = parse_chunk(args.chunk)
     for name in ("batch_size", "limit", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise LlavaError(f"--{name.replace('_', '-')} must be at least 1")
     for task in tasks:  # a missing file shows before the model is loaded
-        task.questions(task_folder(args.data, task), options)
+        task.questions(task_folder(args.data, task), task_settings)
     model = load_model(
         args.model,
         mesh=args.mesh,
@@ -222,7 +220,7 @@ def run_command(args: argparse.Namespace) -> int:
         vision_tower=args.vision_tower,
         allow_pickle=args.allow_pickle,
     )
-    settings = Settings(
+    settings = RunSettings(
         data=args.data,
         out=args.out,
         model_id=args.name or Path(args.model).name,
@@ -232,7 +230,7 @@ def run_command(args: argparse.Namespace) -> int:
         shuffle_seed=args.shuffle_seed,
         chunk=chunk,
         max_new_tokens=args.max_new_tokens,
-        options=options,
+        task=task_settings,
         writes=model.first_host,
     )
     written = []
@@ -242,7 +240,7 @@ def run_command(args: argparse.Namespace) -> int:
             print(as_text(result, tables=False))
             written.append(args.out / task.name / "result.json")
     if written:
-        from llava_jax.eval.report import write_report
+        from llava_jax.eval.report.write import write_report
 
         html, _ = write_report(written, args.out / "report", images=args.images or args.data)
         print(f"report: {html}")

@@ -15,12 +15,12 @@ from typing import Any
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.benchmarks.mmvet import read_grade
-from llava_jax.eval.endpoint import Endpoint, JudgeError
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import read_json
-from llava_jax.eval.mmvet_prompt import RETRY
-from llava_jax.eval.reviews import SYSTEM, dump, parse_score, read_reviews
+from llava_jax.eval.judge.endpoint import Endpoint, JudgeError
+from llava_jax.eval.judge.mmvet_prompt import RETRY
+from llava_jax.eval.judge.reviews import SYSTEM, parse_score, read_reviews
 from llava_jax.eval.task import get_task
+from llava_jax.util import read_object, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def judge_reviews(
     endpoint: Endpoint,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Appends a review for each request that `out` has none for (temperature 0.2, as LLaVA's).
+    """Appends a review per request that `out` has none for (temperature 0.2, as LLaVA's).
 
     Raises:
       AnswerError: `out` holds a review of another answer to the same question.
@@ -55,7 +55,8 @@ def judge_reviews(
         reply = endpoint.ask(messages, temperature=0.2, max_tokens=REVIEW_TOKENS)
         review = {**row, "content": reply.text, "tuple": parse_score(reply.text)}
         with open(out, "a", encoding="utf-8") as f:
-            f.write(dump({**review, "judge": reply.model, "request": digest}))
+            row = {**review, "judge": reply.model, "request": digest}
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
         progress(n, len(requests))
 
 
@@ -66,8 +67,9 @@ def judge_grades(
     runs: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Writes MM-Vet's grade file, `runs` grades an answer; goes on where `out` stopped."""
-    grades: dict[str, dict[str, list]] = read_json(out, AnswerError) if out.exists() else {}
+    """Writes MM-Vet's grade file, `runs` grades per answer; goes on where `out` stopped."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grades: dict[str, dict[str, list]] = read_object(out, AnswerError) if out.exists() else {}
     for run in range(runs):
         for n, (key, message) in enumerate(requests, 1):
             grade = grades.setdefault(key, {"model": [], "content": [], "score": []})
@@ -77,7 +79,7 @@ def judge_grades(
             grade["model"].append(model)
             grade["content"].append(content)
             grade["score"].append(score)
-            _replace(out, {k: g for k, g in grades.items() if g["score"]})
+            write_json(out, {k: g for k, g in grades.items() if g["score"]}, indent=4)
             progress(run * len(requests) + n, runs * len(requests))
 
 
@@ -100,7 +102,7 @@ def grade_one(message: str, endpoint: Endpoint, run: int = 0) -> tuple[str, str,
 def estimate(
     messages: Sequence[str], tokens_out: int, price_in: float | None, price_out: float | None
 ) -> str:
-    """A line that says what judging will take, at four characters a token.
+    """A line that says what judging will take, at four characters per token.
 
     Args:
       messages: all user messages. tokens_out: most tokens of one reply.
@@ -149,10 +151,3 @@ def _agreed() -> bool:
 
 def _show(done: int, total: int) -> None:
     print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
-def _replace(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=4), encoding="utf-8")
-    partial.replace(path)

@@ -1,16 +1,18 @@
 """A LlavaModel as the evaluation asks it: requests in, texts out."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava_jax.errors import LlavaError
-from llava_jax.eval.predict import Request
+
+if TYPE_CHECKING:
+    from llava_jax.model import Request
 
 logger = logging.getLogger(__name__)
 
 
-class Asked:
-    """Answers `predict.Request`s with a `llava_jax.LlavaModel`, greedily, one batch at a time.
+class EvalModel:
+    """Answers with a `llava_jax.LlavaModel`, greedily, one batch at a time.
 
     template: in place of the model's own. first_host: whether this process writes the answers.
     """
@@ -19,16 +21,10 @@ class Asked:
         self.model, self.first_host = model, first_host
         self.template: str = template or model.config.template
 
-    def generate(self, requests: list[Request]) -> list[str]:
-        """The answers in order. A user's turn is the images, each in a line, and then the prompt:
+    def generate(self, requests: "list[Request]") -> list[str]:
+        """The answers in order. A user's turn is the images, one per line, and then the prompt:
         "<image>\\n" and the question, as in LLaVA's evaluation."""
-        from llava_jax.model import Request as ModelRequest
-
-        asked = [
-            ModelRequest(r.prompt, r.images, r.max_new_tokens, template=self.template)
-            for r in requests
-        ]
-        replies = self.model.generate_batch(asked, batch_size=len(asked))
+        replies = self.model.generate_batch(requests, batch_size=len(requests))
         return [reply.text for reply in replies]
 
     def agree(self, done: list[bool]) -> list[bool]:
@@ -51,11 +47,11 @@ def load_model(
     base: str | None = None,
     vision_tower: str | None = None,
     allow_pickle: bool = False,
-) -> Asked:
+) -> EvalModel:
     """Loads a checkpoint folder, a hub id, or "tiny".
 
     Args:
-      mesh: "DATA,FSDP,TENSOR" sizes, one of which may be -1 for what is left; by default the model
+      mesh: "DATA,FSDP,TENSOR" sizes, of which one may be -1 for what is left; by default the model
         is split over all devices there are, and not at all on one.
       template: conversation template; by default the model's own.
       base, vision_tower, allow_pickle: as in llava_jax.load.
@@ -77,7 +73,7 @@ def load_model(
         allow_pickle=allow_pickle,
         template=template,
     )
-    asked = Asked(model, template, jax.process_index() == 0)
+    asked = EvalModel(model, template, jax.process_index() == 0)
     if asked.template != "vicuna_v1":
         logger.warning("template %s; the paper's is vicuna_v1", asked.template)
     return asked

@@ -1,4 +1,4 @@
-"""Noise: bootstrap intervals of every headline, and McNemar's test between two runs.
+"""Noise: bootstrap intervals of every headline, and McNemar's test between two runs, by scipy.
 
 The unit that is drawn is what is independent: a question, a circular group (MMBench), an image with
 its two questions (MME), a review.
@@ -7,6 +7,8 @@ its two questions (MME), a review.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 Rows = dict[str, dict[str, Any]]
 Statistic = Callable[[Any], float]  # weights float64[units] -> headline
@@ -33,8 +35,6 @@ def statistic(task: str, rows: Rows) -> tuple[int, Statistic]:
       task: the benchmark's name.
       rows: `per_sample` of a result.
     """
-    import numpy as np
-
     values = list(rows.values())
     if task == "pope":
         return _pope(values)
@@ -58,18 +58,24 @@ def bootstrap(task: str, rows: Rows, draws: int | None = None, seed: int = 0) ->
     Args:
       draws: resamples; by default 1,000, or 200 for more than 20,000 units.
     """
-    import numpy as np
-
     units, headline = statistic(task, rows)
     if not units:
         return Interval(0.0, 0.0, 0.0, 0)
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(draws or (1000 if units <= 20_000 else 200)):
-        weights = np.bincount(rng.integers(0, units, units), minlength=units).astype(float)
-        found.append(headline(weights))
-    low, high = np.nanpercentile(found, [2.5, 97.5])
-    return Interval(headline(np.ones(units)), float(low), float(high), units)
+    value = headline(np.ones(units))
+    if units == 1:  # nothing to draw from
+        return Interval(value, value, value, units)
+    from scipy import stats
+
+    found = stats.bootstrap(
+        (np.arange(units),),
+        lambda drawn: headline(np.bincount(drawn, minlength=units).astype(float)),
+        n_resamples=draws or (1000 if units <= 20_000 else 200),
+        batch=1,  # else all draws of 100,000 units are held at once
+        vectorized=False,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high), units)
 
 
 def answered(rows: Rows, missing: set[str]) -> Rows:
@@ -81,8 +87,6 @@ def answered(rows: Rows, missing: set[str]) -> Rows:
 
 def headline_of(task: str, rows: Rows) -> float:
     """The headline over these samples; 0.0 of none."""
-    import numpy as np
-
     units, headline = statistic(task, rows)
     return headline(np.ones(units)) if units else 0.0
 
@@ -90,7 +94,7 @@ def headline_of(task: str, rows: Rows) -> float:
 @dataclass(frozen=True)
 class Flips:
     """Two runs on the same questions. gained: wrong in the first, right in the second; p: two-sided
-    exact McNemar test (a sign test for reviews, whose scores are no right or wrong)."""
+    exact McNemar test (a sign test for reviews, whose scores are not right or wrong)."""
 
     gained: list[str]
     lost: list[str]
@@ -119,7 +123,7 @@ def flips(task: str, first: Rows, second: Rows) -> Flips:
 
 
 def sign_test(gained: int, lost: int) -> float:
-    """Two-sided exact p of so uneven a split of a fair coin's throws; 1.0 of none."""
+    """Two-sided exact p of so uneven a split of a fair coin's tosses; 1.0 of none."""
     n = gained + lost
     if not n:
         return 1.0
@@ -129,8 +133,6 @@ def sign_test(gained: int, lost: int) -> float:
 
 
 def _pope(values: list[dict[str, Any]]) -> tuple[int, Statistic]:
-    import numpy as np
-
     said = np.array([r.get("parsed") == "yes" for r in values])
     true = np.array([r["truth"] == "yes" for r in values])
     # A missing answer is neither yes nor no, as in the scorer.
@@ -150,8 +152,6 @@ def _pope(values: list[dict[str, Any]]) -> tuple[int, Statistic]:
 
 
 def _mme(values: list[dict[str, Any]]) -> tuple[int, Statistic]:
-    import numpy as np
-
     from llava_jax.eval.benchmarks.mme import PERCEPTION
 
     pairs: dict[tuple[str, str], list[float]] = {}

@@ -1,24 +1,18 @@
 """Results as plain text, and result files read back."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.task import TASKS, Result
+from llava_jax.util import read_json
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """A result as `eval score --json` writes it (Result.to_json)."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise DataError(f"{path}: not a result file ({e})") from None
-    if not isinstance(value, dict) or not {"task", "totals", "per_sample", "headline"} <= set(
-        value
-    ):
+    value = read_json(path, DataError)
+    keys = {"task", "totals", "per_sample", "headline", "coverage"}
+    if not isinstance(value, dict) or not keys <= value.keys():
         raise DataError(f"{path}: not a result file", fix="write one with eval score --json")
     return value
 
@@ -42,14 +36,14 @@ def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
     gone = set(result.coverage.missing)
     if not gone or result.coverage.missing_left_out:
         return value
-    from llava_jax.eval.stats import answered, headline_of
+    from llava_jax.eval.report.stats import answered, headline_of  # numpy, only where it is used
 
-    kept = answered(value["per_sample"], gone)
+    samples = answered(value["per_sample"], gone)
     name = f"{result.headline}_of_answered"
-    value["totals"][name] = headline_of(result.task, kept)
+    value["totals"][name] = headline_of(result.task, samples)
     if only_answered:
         total = result.coverage.expected
-        value |= {"headline": name, "per_sample": kept}
+        value |= {"headline": name, "per_sample": samples}
         value["coverage"] |= {"expected": total - len(gone), "missing": 0}
         value["coverage"]["details"] = result.coverage.lines()[1:]
         value["notes"].append(

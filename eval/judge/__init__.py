@@ -1,0 +1,1 @@
+"""Judge models: they review or grade answers, over an OpenAI-compatible endpoint."""
