@@ -185,7 +185,7 @@ def _download(pooch: Any, url: str, path: Path, sha256: str | None) -> None:
     try:
         pooch.retrieve(url, sha256, fname=path.name, path=path.parent, downloader=download)
     except exceptions.HTTPError as e:
-        code = e.response.status_code
+        code = e.response.status_code if e.response is not None else 0
         gated = code in (401, 403)
         words = f"is gated (HTTP {code})" if gated else f"HTTP {code}"
         fix = f"{'ask for access' if gated else 'try --org'}, {by_hand}"

@@ -198,7 +198,7 @@ WRITERS = {
 
 def main() -> None:
     """Writes the sets and prints the command that runs them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--count", type=int, default=40, help="pictures (default 40)")
     parser.add_argument("--seed", type=int, default=0)

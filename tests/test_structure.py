@@ -61,6 +61,7 @@ LIGHT = {
 LAZY = {
     *("transformers", "grain", "orbax", "torch", "matplotlib", "tensorboardX", "huggingface_hub"),
     *("tensorflow_datasets", "array_record", "openpyxl", "gguf", "fastapi", "uvicorn", "gradio"),
+    *("pooch", "openai", "jinja2"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 _GREY = "#888888"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text as text, in the reader's font
     "svg.hashsalt": "llava_jax",
     "text.parse_math": False,  # a name may hold "$"

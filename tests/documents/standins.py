@@ -1,6 +1,5 @@
 """What stands in for the weights, data and sites that documents name: small, and made on the spot."""
 
-import io
 import json
 import re
 import shutil
@@ -10,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.benchmark_sets import write_sets
 from llava_jax.convert import convert, save_checkpoint
 from llava_jax.convert.write import Target
-from llava_jax.eval.scenes import write_scene_sets
+from llava_jax.eval.judge.endpoint import JudgeReply
 from llava_jax.eval.task import get_task
 from llava_jax.quickstart.dataset import make_dataset
 from tests.convert import tiny
@@ -183,7 +183,7 @@ def benchmark(folder: Path, task: str) -> None:
             picture(folder / "images" / row["imagename"])
     else:
         made = folder.parent / ".scenes"
-        write_scene_sets(made, 4)
+        write_sets(made, 4)
         shutil.copytree(made / task, folder, dirs_exist_ok=True)
         shutil.rmtree(made)
 
@@ -195,21 +195,18 @@ def answers(path: Path, task: str, data: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def site(request, timeout: float | None = None) -> io.BytesIO:
-    """In place of urllib's urlopen: a judge's reply, or the file of a benchmark."""
-    url = request if isinstance(request, str) else request.full_url
-    if url.endswith("/chat/completions"):
-        said = {"message": {"role": "assistant", "content": "0.5"}}
-        body = json.dumps({"model": "judge", "choices": [said]}).encode()
-    elif url.endswith(".zip"):
-        held = io.BytesIO()
-        with zipfile.ZipFile(held, "w") as archive:
+def judge(endpoint, body: dict) -> JudgeReply:
+    """In place of Endpoint._post, which asks a judge."""
+    assert body["messages"]
+    return JudgeReply("0.5", "judge")
+
+
+def download(pooch, url: str, path: Path, sha256: str | None) -> None:
+    """In place of eval.fetch._download: the file of a benchmark."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("train_images/t0.jpg", b"")
-        body = held.getvalue()
     elif re.search(r"TextVQA.*\.json$", url):
-        body = json.dumps(TEXTVQA).encode()
+        path.write_text(json.dumps(TEXTVQA))
     else:
         raise AssertionError(f"no stand-in for {url}")
-    reply = io.BytesIO(body)
-    reply.headers = {"Content-Length": str(len(body))}  # type: ignore[attr-defined]
-    return reply

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from tests.documents.reviewed import FEWER, FEWER_STAGES, NOT_RUN, PROGRAMS, SLO
 
 LINES = all_lines()
 OUTPUTS = ("--out", "--workdir", "--json", "--report")
-BROUGHT = ("configs", "docs", "bench", "requirements", "setup.py", "pyproject.toml")
+BROUGHT = ("configs", "docs", "bench", "examples", "requirements", "setup.py", "pyproject.toml")
 
 
 def reason_not_to_run(command: list[str]) -> str | None:
@@ -73,7 +72,8 @@ def desk(places, models, monkeypatch):
 
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(places.hub))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(urllib.request, "urlopen", standins.site)
+    monkeypatch.setattr("llava_jax.eval.fetch._download", standins.download)
+    monkeypatch.setattr("llava_jax.eval.judge.endpoint.Endpoint._post", standins.judge)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
 
     def open_desk(page: str) -> Desk:
@@ -186,7 +186,7 @@ class Desk:
 
     def prepare_eval(self, words: list[str]) -> None:
         value = dict(itertools.pairwise(words))
-        if value.get("--data") and words[1] not in ("fetch", "scenes"):
+        if value.get("--data") and words[1] != "fetch":
             data = self.folder / value["--data"]
             tasks = value["--tasks"].split(",") if "--tasks" in value else [words[2]]
             for task in tasks:

@@ -68,7 +68,9 @@ def test_changed_files_are_refused(site, tmp_path):
         list(fetch("pope", tmp_path))
     (tmp_path / "a.json").unlink()
     site.pages["/a.json"] = (200, b"three")
-    with pytest.raises(LlavaError, match="a.json: the file has another hash .*the owner changed it"):
+    with pytest.raises(
+        LlavaError, match="a.json: the file has another hash .*the owner changed it"
+    ):
         list(fetch("pope", tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["fetched.json"]  # and no part of a file
 

@@ -9,13 +9,13 @@ import time
 import jax
 import pytest
 
+from examples.benchmark_sets import write_sets
 from llava_jax.cli import main
 from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import read_answers
 from llava_jax.eval.run.command import RunSettings, image_folders, run_task
 from llava_jax.eval.run.model import EvalModel, load_model, parse_mesh
 from llava_jax.eval.run.predict import image_paths
-from llava_jax.eval.scenes import write_scene_sets
 from llava_jax.eval.task import get_task
 from llava_jax.model import Request
 from llava_jax.text.explain import text_of
@@ -28,7 +28,7 @@ TASKS = ("vqav2", "pope", "mme", "scienceqa", "mmbench")
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    assert [f.name for f in write_scene_sets(folder, count=6)] == list(TASKS)
+    assert [f.name for f in write_sets(folder, count=6)] == list(TASKS)
     return folder
 
 
