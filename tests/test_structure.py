@@ -41,8 +41,7 @@ MAY_IMPORT = {
     "train": NETWORK
     | {"sharding", "text", "images", "data", "convert", "generate", "model", "configs"},
     "chat": {"text", "images", "generate", "model"},
-    "eval": {"text", "images", "batch", "generate", "model", "sharding"}
-    | {"quickstart"},  # makes own sets
+    "eval": {"text", "images", "batch", "generate", "model", "sharding"},
     "inspect": {"text", "convert", "data"},
     "configs": set(),
     "cli": set(),
@@ -200,7 +199,11 @@ def slot_builders(tree: ast.AST) -> list[int]:
         if isinstance(node, ast.Constant) and node.value == "slots" and id(node) not in read
     ]
     keywords = [
-        n.value.lineno for n in ast.walk(tree) if isinstance(n, ast.keyword) and n.arg == "slots"
+        n.value.lineno
+        for n in ast.walk(tree)
+        if isinstance(n, ast.keyword)
+        and n.arg == "slots"
+        and not isinstance(n.value, ast.Constant)  # @dataclass(slots=True)
     ]
     return written + keywords
 
