@@ -8,7 +8,8 @@ from pathlib import Path
 import llava_jax
 from llava_jax.errors import WeightError
 
-SHIPPED = {"tiny": Path(llava_jax.__file__).parent / "assets" / "tiny"}
+_ASSETS = Path(llava_jax.__file__).parent / "assets"
+SHIPPED = {name: _ASSETS / name for name in ("tiny", "tiny-clip", "tiny-vicuna")}
 """Models that come with this package, by the name that means them everywhere."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-WINDOW = 15  # steps that the smoothed loss averages
 TITLE = "LLaVA quickstart: what the model says"
 PAPER, CARD, INK, SOFT, LINE = "#f4f5f7", "#ffffff", "#1c2430", "#6b7686", "#e3e7ec"
 RIGHT, WRONG, ACCENT = "#1f8a4c", "#c9302c", "#2f5fd0"
+WINDOW = 15  # steps that the smoothed loss averages
+WRONG_CARDS = 6
 
 
 @dataclass(frozen=True)
-class Answered:
+class Result:
     """One question, what the model said, and what is true. `question` is without prompt suffixes."""
 
     kind: str
@@ -31,16 +34,16 @@ class Answered:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture and everything that was asked about it; perhaps a line above."""
+    """A picture with everything that was asked about it, and perhaps a title."""
 
     picture: Image.Image
-    answers: Sequence[Answered]
+    results: Sequence[Result]
     title: str = ""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss of one part of the training; losses: one a step, all positive."""
+    """The loss of one stage; losses: one per step, all positive."""
 
     title: str
     losses: Sequence[float]
@@ -55,7 +58,7 @@ class Curve:
 
     @property
     def words(self) -> str:
-        """Its first and last value and what lies between."""
+        """Its first and last value and the number of steps between them."""
         smooth = moving_average(np.asarray(self.losses, float), WINDOW)
         return f"loss {number(smooth[0])} to {number(smooth[-1])} in {len(smooth):,} steps"
 
@@ -65,7 +68,7 @@ class Sheet:
     """Everything on the sheet.
 
     cards: example pictures with all their answers. scores: exact match by kind, 0 to 1. note: the
-    line under the title. wrong: what it got wrong, and `wrong_note` how much of that there is.
+    line under the title. wrong: what it got wrong, with `wrong_note` about how much that is.
     facts: (name, value), such as size and time. command: what to run next.
     """
 
@@ -75,8 +78,37 @@ class Sheet:
     wrong: Sequence[Card] = ()
     wrong_note: str = ""
     curves: Sequence[Curve] = ()
-    facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    facts: Sequence[tuple[str, str]] = ()
     command: str = ""
+
+
+def make_cards(rows: Sequence[dict[str, Any]], titles: bool = False) -> list[Card]:
+    """The rows about one picture on one card.
+
+    rows: as in "wrong" of llava_jax.train.evaluate.score. titles: name the picture's file.
+    """
+    by_picture: dict[str, list[Result]] = {}
+    for row in rows:
+        turn = len(row["before"]) + 1
+        where = f"(question {turn} of a conversation) " if turn > 1 else ""
+        question = where + row["text"].split("\n")[0]
+        result = Result(row["kind"], question, row["said"], row["answer"])
+        by_picture.setdefault(row["image"], []).append(result)
+    return [
+        Card(Image.open(path), results, "/".join(Path(path).parts[-2:]) if titles else "")
+        for path, results in by_picture.items()
+    ]
+
+
+def wrong_note(*scores: dict[str, Any]) -> str:
+    """How many answers were wrong and where to find them; scores: of single questions, follow-ups."""
+    counts = [
+        f"{score['n'] - score['right']:,} of {score['n']:,} {what}"
+        for score, what in zip(scores, ("questions", "follow-up questions"))
+        if score["n"]
+    ]
+    wrong = any(score["wrong"] for score in scores)
+    return " and ".join(counts) + (". The first 50 of each are in report.json." if wrong else ".")
 
 
 def number(value: float) -> str:

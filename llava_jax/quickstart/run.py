@@ -3,68 +3,66 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
-from llava_jax.quickstart.cards import Card, Sheet
-from llava_jax.quickstart.curves import draw_curves, read_curves
-from llava_jax.quickstart.dataset import make_dataset
-from llava_jax.quickstart.examples import answer_examples, wrong_cards, wrong_note
+from llava_jax.quickstart.cards import WRONG_CARDS, Card, Curve, Sheet, make_cards, wrong_note
+from llava_jax.quickstart.dataset import make_dataset, question_rows, write_pictures
+from llava_jax.quickstart.scenes import render, sample
 from llava_jax.quickstart.sheet import write_sheet
+from llava_jax.util import write_json, write_text
 
 PICTURES, HELD_OUT = 16_000, 300
-TRAINING = "tower, language model, stage 1, stage 2"
-STEPS = 5
+EXAMPLES, EXAMPLE_SIZE, EXAMPLE_SEED = 6, 256, 2_000_003
+STAGES = {"stage1": "stage 1: projector, captions", "stage2": "stage 2: conversations"}
+ROWS = 128  # of a batch of questions: one number for all, so that few shapes are compiled
 
 
 def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = False) -> dict:
     """Runs everything in the work directory `out`, going on where an earlier run stopped.
 
     Returns the report that is also written to out/report.json: exact match by kind and its mean,
-    seconds by step, and the paths of what was made.
+    seconds per step, and the paths of what was made.
     Raises ConfigError where `out` holds a run with other settings.
     """
     from llava_jax.model import load
     from llava_jax.train.stages import run_stages
 
     out.mkdir(parents=True, exist_ok=True)
-    _same_settings(out, {"seed": seed, "fast": fast})
-    clock = Clock(out / "seconds.json")
+    _check_settings(out, {"seed": seed, "fast": fast})
+    clock = Clock(out / "seconds.json", steps=4)
     data = out / "data"
 
     with clock.step("pictures and questions"):
         make_dataset(data, train=PICTURES, held_out=HELD_OUT, seed=seed)
+        examples = _make_examples(out, seed)
 
-    with clock.step(TRAINING, goes_on=True):
+    with clock.step("stage 1 and stage 2", resumes=True):
         trained = run_stages(_config(out, seed, fast), out, quiet=quiet)
-        draw_curves(out)
 
-    with clock.step("held-out questions"):
+    with clock.step("questions about new pictures"):
         model = load(trained)
-        scores, follow_ups = score_held_out(model, data, quiet=quiet)
-
-    with clock.step("example pictures"):
-        cards = answer_examples(model, out, seed)
+        cards, scores, follow_ups = ask(model, data, examples, quiet=quiet)
 
     with clock.step("export, also in Hugging Face format"):
         folder = model.save(out / "export", overwrite=True)
         hf = model.save(out / "hf", to="hf", overwrite=True)
 
     command = f"llava-jax chat --model {folder} --image {out / 'examples/00000.png'}"
-    facts = (("size", _size(model, folder)), ("time", clock.words()))
     sheet = Sheet(
         cards,
         {**scores["kinds"], "follow-ups": follow_ups["mean"]},
         _note(scores, follow_ups),
-        wrong_cards([*scores["wrong"], *follow_ups["wrong"]]),
+        make_cards([*scores["wrong"], *follow_ups["wrong"]], titles=True)[:WRONG_CARDS],
         wrong_note(scores, follow_ups),
-        read_curves(out),
-        facts,
+        _curves(out),
+        (("size", _size(model, folder)), ("time", clock.words())),
         command,
     )
     report = {
@@ -78,31 +76,31 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
         "hf": str(hf),
         "sheet": [str(path) for path in write_sheet(sheet, out)],
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
+    write_json(out / "report.json", report, indent=1, ensure_ascii=False)
     print_report(report, cards, out)
     print(f"talk with it     {command}")
     return report
 
 
 class Clock:
-    """Times the steps and says when one begins. `path` keeps the seconds for a run that goes on."""
+    """Times the steps and says when one begins. `path` keeps the seconds for a run that resumes."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, steps: int):
+        self._path, self._steps = path, steps
         self._before = json.loads(path.read_text()) if path.exists() else {}
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def step(self, name: str, *, goes_on: bool = False) -> Iterator[None]:
-        """Times what happens within, under `name`. goes_on: it is not done twice, so time adds up."""
-        print(f"[{len(self.seconds) + 1}/{STEPS}] {name}", flush=True)
+    def step(self, name: str, *, resumes: bool = False) -> Iterator[None]:
+        """Times what happens within, under `name`. resumes: no work is done twice, so time adds up."""
+        print(f"[{len(self.seconds) + 1}/{self._steps}] {name}", flush=True)
         start = time.perf_counter()
-        before = self._before.get(name, 0.0) if goes_on else 0.0
+        before = self._before.get(name, 0.0) if resumes else 0.0
         try:
             yield
         finally:
             self.seconds[name] = round(before + time.perf_counter() - start, 1)
-            self._path.write_text(json.dumps({**self._before, **self.seconds}))
+            write_json(self._path, {**self._before, **self.seconds})
 
     def words(self) -> str:
         """The time in all, and of each step."""
@@ -111,15 +109,48 @@ class Clock:
         return f"{minutes} min {seconds} s ({each})"
 
 
-def score_held_out(model: Any, data: Path, *, quiet: bool) -> tuple[dict, dict]:
-    """Scores of the held-out questions, each alone, and of those that follow others."""
-    from llava_jax.train.evaluate import Question, conversation_match, exact_match, questions_of
+# Asking ---------------------------------------------------------------------------------------------
 
-    rows = map(json.loads, (data / "heldout.jsonl").open(encoding="utf-8"))
-    alone = [Question(str(data / r["image"]), r["text"], r["answer"], r["kind"]) for r in rows]
+
+def ask(
+    model: Any, data: Path, examples: Sequence[Any], *, quiet: bool
+) -> tuple[list[Card], dict[str, Any], dict[str, Any]]:
+    """(cards of the examples, scores of the held-out questions, scores of follow-up questions)."""
+    from llava_jax.train.evaluate import answers, conversation_match, questions_of, score
+
+    alone = _questions(map(json.loads, (data / "heldout.jsonl").open(encoding="utf-8")), data)
+    replies = answers(model, [*examples, *alone], batch_size=ROWS, quiet=quiet)
+    said = iter(replies)
+    cards = make_cards([{**dataclasses.asdict(q), "said": next(said)} for q in examples])
     records = json.loads((data / "heldout_talks.json").read_text("utf-8"))
     talks = [questions_of(record, data) for record in records]
-    return exact_match(model, alone, quiet=quiet), conversation_match(model, talks, quiet=quiet)
+    follow_ups = conversation_match(model, talks, batch_size=ROWS, quiet=quiet)
+    return cards, score(alone, replies[len(examples) :]), follow_ups
+
+
+def _make_examples(out: Path, seed: int) -> list[Any]:
+    """Draws a few larger pictures into out/examples; every kind of question about each."""
+    scenes = sample(EXAMPLES, seed + EXAMPLE_SEED)
+    paths = write_pictures(render(scenes, EXAMPLE_SIZE), out, "examples")
+    return _questions(question_rows(scenes, paths, seed + EXAMPLE_SEED), out)
+
+
+def _questions(rows: Any, folder: Path) -> list[Any]:
+    from llava_jax.train.evaluate import Question
+
+    return [Question(str(folder / r["image"]), r["text"], r["answer"], r["kind"]) for r in rows]
+
+
+# Words ----------------------------------------------------------------------------------------------
+
+
+def _curves(out: Path) -> list[Curve]:
+    from llava_jax.train.log import METRICS, read_metrics
+
+    return [
+        Curve(title, [row["loss"] for row in read_metrics(out / name / METRICS)])
+        for name, title in STAGES.items()
+    ]
 
 
 def _note(scores: dict[str, Any], follow_ups: dict[str, Any]) -> str:
@@ -136,14 +167,14 @@ def _size(model: Any, folder: Path) -> str:
     return f"{count:,} parameters, {size / 1e6:.1f} MB on disk"
 
 
-def _same_settings(out: Path, settings: dict[str, Any]) -> None:
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     path = out / "quickstart.json"
     if path.exists() and json.loads(path.read_text()) != settings:
         raise ConfigError(
             f"{out} holds a quickstart with other settings ({path.read_text()})",
             fix="use another --out, or delete it",
         )
-    path.write_text(json.dumps(settings))
+    write_text(path, json.dumps(settings))
 
 
 def _config(out: Path, seed: int, fast: bool) -> Any:
@@ -153,38 +184,34 @@ def _config(out: Path, seed: int, fast: bool) -> Any:
     config = load_config("quickstart", [f"--config.data_folder={out / 'data'}"])
     config.seed = seed
     if fast:
-        for settings, name in (
-            (config.tiny, "tower_steps"),
-            (config.tiny, "language_steps"),
-            (config.stages.stage1, "steps"),
-            (config.stages.stage2, "steps"),
-        ):
-            settings[name] //= 3
+        config.stages.stage2.steps //= 3
     return config
 
 
 def print_report(report: dict[str, Any], cards: list[Card], out: Path) -> None:
-    """What a person wants to know, on the terminal."""
-    for number, card in enumerate(cards, 1):
-        print(f"\nexamples/{number - 1:05d}.png")
-        for item in random.Random(number).sample(list(card.answers), 3):
-            wrong = "" if item.right else f"   (should be {item.truth})"
-            print(f"  {item.question}\n    {item.answer}{wrong}")
-    print(f"\nexact match on {report['questions']:,} held-out questions")
-    for kind, score in report["exact_match"].items():
-        print(f"  {kind:14} {score:6.1%}  {'█' * round(30 * score)}")
-    print(f"  {'mean':14} {report['mean']:6.1%}")
+    """Prints what a person wants to know."""
+    for i, card in enumerate(cards):
+        print(f"\nexamples/{i:05d}.png")
+        for result in random.Random(i).sample(list(card.results), 3):
+            wrong = "" if result.right else f"   (should be {result.truth})"
+            print(f"  {result.question}\n    {result.answer}{wrong}")
     follow_ups = report["follow_ups"]
-    print(f"\nexact match on {follow_ups['n']:,} follow-up questions in conversations")
-    for kind, score in follow_ups["kinds"].items():
-        print(f"  {kind:14} {score:6.1%}  {'█' * round(30 * score)}")
-    print(f"  {'mean':14} {follow_ups['mean']:6.1%}")
-    total = sum(report["seconds"].values())
-    print(
-        f"\n{total:.0f} s in all ("
-        + "; ".join(f"{n}: {s:.0f} s" for n, s in report["seconds"].items())
-        + ")"
-    )
+    for what, count, kinds, mean in (
+        ("held-out questions", report["questions"], report["exact_match"], report["mean"]),
+        (
+            "follow-up questions in conversations",
+            follow_ups["n"],
+            follow_ups["kinds"],
+            follow_ups["mean"],
+        ),
+    ):
+        print(f"\nexact match on {count:,} {what}")
+        for kind, value in kinds.items():
+            print(f"  {kind:14} {value:6.1%}  {'█' * round(30 * value)}")
+        print(f"  {'mean':14} {mean:6.1%}")
+    seconds = report["seconds"]
+    each = "; ".join(f"{name}: {value:.0f} s" for name, value in seconds.items())
+    print(f"\n{sum(seconds.values()):.0f} s in all ({each})")
     print(f"\nthe sheet        {out / 'sheet.html'}, {out / 'sheet.png'}")
     print(f"the loss         {out / 'loss.png'}")
     print(f"the model        {report['model']}, for Hugging Face {report['hf']}")

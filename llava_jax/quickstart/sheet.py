@@ -141,7 +141,7 @@ def _draw_card(card: Card) -> Image.Image:
     head = _wrap(card.title, small, right - _PAD) if card.title else []
     top = _PAD + 26 * len(head)
     blocks, y = [], top
-    for item in card.answers:
+    for item in card.results:
         question = _wrap(item.question, small, right - left)
         answer = _wrap(item.answer or "(nothing)", large, right - left - 30)
         truth = [] if item.right else _wrap(f"should be: {item.truth}", small, right - left - 30)

@@ -7,7 +7,7 @@ import html
 import io
 
 from llava_jax.quickstart import cards
-from llava_jax.quickstart.cards import Answered, Card, Curve, Sheet
+from llava_jax.quickstart.cards import Card, Curve, Result, Sheet
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
@@ -93,10 +93,10 @@ def _card(card: Card) -> str:
     source = base64.b64encode(data.getvalue()).decode()
     title = f"<h3>{_e(card.title)}</h3>" if card.title else ""
     image = f'<img alt="the picture asked about" src="data:image/png;base64,{source}">'
-    return f'<div class="card">{title}{image}<dl>{"".join(map(_answer, card.answers))}</dl></div>'
+    return f'<div class="card">{title}{image}<dl>{"".join(map(_answer, card.results))}</dl></div>'
 
 
-def _answer(item: Answered) -> str:
+def _answer(item: Result) -> str:
     said, mark = _e(item.answer or "(nothing)"), "right" if item.right else "wrong"
     if not item.right:
         said += f' <span class="truth">(should be: {_e(item.truth)})</span>'

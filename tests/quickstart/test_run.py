@@ -21,7 +21,6 @@ def test_from_the_first_picture_to_the_last_answer(tmp_path, monkeypatch, capsys
 
     def short(*args):
         config = whole(*args)
-        config.tiny.tower_steps = config.tiny.language_steps = 3
         config.stages.stage1.steps = config.stages.stage2.steps = 2
         return config
 
@@ -53,15 +52,15 @@ def test_from_the_first_picture_to_the_last_answer(tmp_path, monkeypatch, capsys
 def test_time_adds_up_only_where_work_goes_on(tmp_path, capsys):
     path = tmp_path / "seconds.json"
     path.write_text('{"trained": 600.0, "asked": 40.0}')
-    clock = run.Clock(path)
-    with clock.step("trained", goes_on=True):
+    clock = run.Clock(path, steps=5)
+    with clock.step("trained", resumes=True):
         pass
     with clock.step("asked"):
         pass
     assert clock.seconds["trained"] >= 600
     assert clock.seconds["asked"] < 5
     assert clock.words().startswith("10 min 0 s (trained: 600 s; asked: 0 s)")
-    with pytest.raises(KeyboardInterrupt), run.Clock(path).step("trained", goes_on=True):
+    with pytest.raises(KeyboardInterrupt), run.Clock(path, steps=5).step("trained", resumes=True):
         raise KeyboardInterrupt
     assert json.loads(path.read_text())["trained"] >= 600
     assert "[1/5] trained" in capsys.readouterr().out
@@ -85,6 +84,6 @@ def test_a_directory_with_another_run_is_refused(tmp_path, capsys):
 def test_fast_means_fewer_steps(tmp_path):
     slow, fast = (run._config(tmp_path, 3, fast) for fast in (False, True))
     assert fast.seed == slow.seed == 3
-    assert fast.tiny.tower_steps == slow.tiny.tower_steps // 3
+    assert fast.stages.stage1.steps == slow.stages.stage1.steps
     assert fast.stages.stage2.steps == slow.stages.stage2.steps // 3
     assert slow.data.path == str(tmp_path / "data" / "instruct.json")

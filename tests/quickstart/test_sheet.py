@@ -7,13 +7,21 @@ import numpy as np
 from PIL import Image
 
 from llava_jax.quickstart import questions
-from llava_jax.quickstart.cards import Answered, Card, Curve, Sheet, number
-from llava_jax.quickstart.examples import WRONG_CARDS, wrong_cards, wrong_note
+from llava_jax.quickstart.cards import (
+    Card,
+    Curve,
+    Result,
+    Sheet,
+    make_cards,
+    moving_average,
+    number,
+    wrong_note,
+)
 from llava_jax.quickstart.scenes import sample
 from llava_jax.quickstart.sheet import font, write_sheet
 
-RIGHT = Answered("Chinese", "左上角的图形是什么颜色？", "红色", "红色")
-WRONG = Answered("color", "What color is <it> & why?", "red", "blue")
+RIGHT = Result("Chinese", "左上角的图形是什么颜色？", "红色", "红色")
+WRONG = Result("color", "What color is <it> & why?", "red", "blue")
 
 
 def card(answers):
@@ -29,7 +37,7 @@ def test_png_shows_the_picture(tmp_path):
 
 
 def test_any_answer_can_be_drawn(tmp_path):
-    odd = Answered("color", "?", "a\nb\x00\u202e\ud800 " + "x" * 300 + " \U0001f642", "b")
+    odd = Result("color", "?", "a\nb\x00\u202e\ud800 " + "x" * 300 + " \U0001f642", "b")
     png, page = write_sheet(Sheet([card([odd])], {"color": 0.0}, "note"), tmp_path)
     assert png.exists()
     assert "xxx" in page.read_text("utf-8")
@@ -69,7 +77,7 @@ def test_everything_a_person_wants_to_know_is_on_it(tmp_path):
         [card([RIGHT])],
         {"color": 1.0},
         "a note",
-        wrong_cards(wrong),
+        make_cards(wrong, titles=True),
         wrong_note({"n": 9, "right": 8, "wrong": wrong[:1]}, {"n": 0, "right": 0, "wrong": wrong}),
         [Curve("stage 1: projector", [5.0, 3.0, 0.5, 0.25])],
         [("size", "797,376 parameters"), ("time", "7 min 55 s")],
@@ -106,13 +114,14 @@ def test_no_line_of_the_page_is_wider_than_a_phone(tmp_path):
         assert rule in style
 
 
-def test_wrong_answers_share_the_card_of_their_picture(tmp_path):
-    paths = [tmp_path / f"{i}.png" for i in range(WRONG_CARDS + 2)]
+def test_answers_about_a_picture_share_its_card(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path in paths:
         card([]).picture.save(path)
-    cards = wrong_cards([row(path) for path in paths] * 2)
-    assert [len(c.answers) for c in cards] == [2] * WRONG_CARDS
-    assert wrong_cards([]) == []
+    cards = make_cards([row(path) for path in paths] * 2)
+    assert [len(c.results) for c in cards] == [2] * 3
+    assert [c.title for c in cards] == [""] * 3
+    assert make_cards([]) == []
     none = {"n": 5, "right": 5, "wrong": []}
     assert wrong_note(none, none) == "0 of 5 questions and 0 of 5 follow-up questions."
 
@@ -126,6 +135,10 @@ def test_curves():
     assert [number(x) for x in (6.213, 0.0127, 0.00041, 12.7, 0)] == [
         *("6.2", "0.013", "0.00041", "13", "0"),
     ]
+
+
+def test_moving_average():
+    assert np.allclose(moving_average(np.array([4.0, 2.0, 6.0, 1.0]), 3), [3, 4, 3, 3.5])
 
 
 def test_the_font_has_every_character_of_the_questions():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from llava_jax.quickstart.vocabulary import train as train_vocabulary
+from examples.tiny.vocabulary import train as train_vocabulary
 from tests.rehearsal import sources
 
 Tensors = dict[str, np.ndarray]

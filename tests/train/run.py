@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.tiny.vocabulary import train as train_vocabulary
 from llava_jax.convert import Checkpoint, save_checkpoint
 from llava_jax.llava import init_params
-from llava_jax.quickstart.vocabulary import train as train_vocabulary
 from llava_jax.text.tokenizer import Tokenizer
 from tests.tiny import CONFIG
 

@@ -1,8 +1,8 @@
-"""Makes the tiny "CLIP": a vision tower that learned from captions what is where.
+"""The tiny CLIP: a vision tower that learned from captions what is where.
 
-Real CLIP learns by telling which caption belongs to which picture. With a handful of words that
-task is the same as naming the words, so a throw-away head does that: one query for each place that
-the captions know pools the patches and names the colour and the shape there, or "nothing".
+CLIP learns by deciding which caption belongs to which picture. With a handful of words that task is
+the same as naming the words, so a head that is thrown away afterwards does that: for each corner of
+the picture one query pools the patches and names the colour and the shape there, or nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from examples.tiny.fit import Loss, Params, fit
 from llava_jax.config import LlavaConfig
-from llava_jax.data.pixels import augment
 from llava_jax.layers import Compute, matmul
 from llava_jax.llava import Llava, binder
-from llava_jax.quickstart.fit import FitResult, Params, epochs, fit
-from llava_jax.train.optim import trainable_names
 
 _HEAD = "head."
 
@@ -32,37 +30,34 @@ def train_tower(
     labels: np.ndarray,
     *,
     steps: int,
-    lr: float,
-    batch_size: int,
-    augmentation: str = "",
-    seed: int = 0,
+    seed: int,
+    lr: float = 0.02,
+    batch_size: int = 64,
     quiet: bool = False,
-) -> FitResult:
-    """Trains the tower's parameters among `params`; the result holds those alone.
+) -> tuple[Params, list[float]]:
+    """Trains the tower among `params`; (its parameters, the loss per step).
 
-    images: uint8[N, H, W, 3]; labels: int32[N, places, 2], see `CaptionWords.labels`.
-    augmentation: a rule of llava_jax.data.pixels.augment.
+    config: its feature layer is the last one, so that every layer learns.
+    images: uint8[N, H, W, 3]. labels: int32[N, places, 2], colour and shape at each
+    place, counted from 1; 0 is nothing.
     """
     classes = tuple(int(n) for n in labels.reshape(-1, 2).max(axis=0) + 1)
-    tower = {name: params[name] for name in sorted(trainable_names(params, ["vision"]))}
+    tower = {name: v for name, v in params.items() if name.startswith("vision.")}
     head = init_head(config.vision.width, labels.shape[1], sum(classes), seed)
-    result = fit(
+    frozen = {name: v for name, v in params.items() if name not in tower}
+    options: Any = dict(steps=steps, lr=lr, name="tower", quiet=quiet)
+    trained, losses = fit(
         caption_loss(config, classes),
         tower | head,
-        {k: v for k, v in params.items() if k not in tower},
-        _batches(images, labels, batch_size, augmentation, seed),
-        steps=steps,
-        lr=lr,
-        warmup_ratio=0.1,
-        name="tower",
-        quiet=quiet,
+        frozen,
+        batches(images, labels, batch_size, seed),
+        **options,
     )
-    kept = {k: v for k, v in result.params.items() if not k.startswith(_HEAD)}
-    return FitResult(kept, result.losses)
+    return {name: v for name, v in trained.items() if not name.startswith(_HEAD)}, losses
 
 
 def init_head(width: int, places: int, outputs: int, seed: int) -> Params:
-    """Random parameters of the throw-away head; its names start with "head."."""
+    """Random parameters of the head; their names start with "head."."""
     keys = jax.random.split(jax.random.key(seed + 1), 4)
     std = width**-0.5
     return {
@@ -73,12 +68,12 @@ def init_head(width: int, places: int, outputs: int, seed: int) -> Params:
     }
 
 
-def caption_loss(config: LlavaConfig, classes: tuple[int, ...]):
-    """loss(trained, frozen, batch) of naming colour and shape; batch holds images and labels."""
+def caption_loss(config: LlavaConfig, classes: tuple[int, ...]) -> Loss:
+    """The loss of naming colour and shape. classes: how many there are of each, nothing included."""
     bind = binder(config, Compute(unroll=True))
 
     def loss(trained: Params, frozen: Params, batch: Mapping[str, Any]) -> jax.Array:
-        tower = {k: v for k, v in trained.items() if not k.startswith(_HEAD)}
+        tower = {name: v for name, v in trained.items() if not name.startswith(_HEAD)}
         logits = head_logits(bind({**frozen, **tower}), trained, batch["images"])
         total, start = jnp.float32(0), 0
         for i, size in enumerate(classes):
@@ -91,9 +86,9 @@ def caption_loss(config: LlavaConfig, classes: tuple[int, ...]):
 
 
 def head_logits(model: Llava, head: Params, images: jax.Array) -> jax.Array:
-    """images uint8[B, H, W, 3] -> float32[B, places, outputs], by one attention pool a place."""
-    features = _standardize(model.image_features(images))
-    query = head["head.query"]
+    """images uint8[B, H, W, 3] -> float32[B, places, outputs], one attention pool per place."""
+    features = _standardize(model.image_features(images))  # [B, I, D]
+    query = head["head.query"]  # [Q, D]
     keys, values = matmul(features, head["head.k"]), matmul(features, head["head.v"])
     scores = jnp.einsum("qd,bid->bqi", query, keys) * query.shape[1] ** -0.5
     pooled = jnp.einsum("bqi,bid->bqd", jax.nn.softmax(scores, axis=-1), values)
@@ -105,12 +100,14 @@ def _standardize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
 
 
-def _batches(
-    images: np.ndarray, labels: np.ndarray, size: int, augmentation: str, seed: int
+def batches(
+    images: np.ndarray, labels: np.ndarray, size: int, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    rng = np.random.default_rng([seed, 1])
-    for chosen in epochs(len(images), size, seed):
-        pixels = images[chosen]
-        if augmentation:
-            pixels = np.stack([augment(p, augmentation, rng) for p in pixels])
-        yield {"images": pixels, "labels": labels[chosen]}
+    """Batches for ever: every image once before any image twice."""
+    rng = np.random.default_rng(seed)
+    waiting = np.empty(0, np.int64)
+    while True:
+        while len(waiting) < size:
+            waiting = np.concatenate([waiting, rng.permutation(len(images))])
+        chosen, waiting = waiting[:size], waiting[size:]
+        yield {"images": images[chosen], "labels": labels[chosen]}

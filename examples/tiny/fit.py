@@ -1,10 +1,9 @@
-"""The short training loops that make the tiny tower and the tiny language model."""
+"""The short training loop that both halves of the tiny starting model go through."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,45 +15,32 @@ from llava_jax.progress import progress
 from llava_jax.train.optim import make_optimizer
 
 Params = dict[str, jax.Array]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """The trained parameters and the loss of every step."""
-
-    params: Params
-    losses: list[float]
+Loss = Callable[[Params, Params, Mapping[str, Any]], jax.Array]
+"""loss(trained, frozen, batch) -> float32[]"""
 
 
 def fit(
-    loss: Callable[[Params, Params, Mapping[str, Any]], jax.Array],
+    loss: Loss,
     trained: Params,
     frozen: Params,
     batches: Iterator[Mapping[str, np.ndarray]],
     *,
     steps: int,
     lr: float,
-    warmup_ratio: float,
     name: str,
     quiet: bool = False,
-) -> FitResult:
-    """Minimises loss(trained, frozen, batch) over `steps` batches with Muon (AdamW does not learn
-    shapes in this few steps) under warm-up and cosine; `trained` is used up."""
+) -> tuple[Params, list[float]]:
+    """Minimises loss(trained, frozen, batch) over `steps` batches; (parameters, loss per step).
+
+    Muon, because AdamW does not learn shapes in this few steps, with warm-up and cosine decay.
+    `trained` is donated and cannot be used afterwards.
+    """
     settings = ConfigDict(
-        dict(
-            optimizer="muon",
-            muon_adam_lr_ratio=0.15,
-            lr=lr,
-            projector_lr=None,
-            vision_lr=None,
-            warmup_ratio=warmup_ratio,
-            lr_end_ratio=0.01,
-            weight_decay=0.05,
-            clip_norm=1.0,
-            b1=0.9,
-            b2=0.98,
-            eps=1e-8,
-        )
+        {
+            **dict(optimizer="muon", muon_adam_lr_ratio=0.15, lr=lr, weight_decay=0.05),
+            **dict(projector_lr=None, vision_lr=None, warmup_ratio=0.1, lr_end_ratio=0.01),
+            **dict(clip_norm=1.0, b1=0.9, b2=0.98, eps=1e-8),
+        }
     )
     optimizer, _ = make_optimizer(settings, sorted(trained), steps)
 
@@ -74,15 +60,4 @@ def fit(
             if number % 10 == 9 or number == steps - 1:
                 bar.set_postfix_str(f"loss {float(value):.4f}", refresh=False)
             bar.update()
-    return FitResult(params, [float(value) for value in losses])
-
-
-def epochs(count: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches of indices below `count`, for ever: reshuffled after every pass, none left out."""
-    rng = np.random.default_rng(seed)
-    waiting = np.empty(0, np.int64)
-    while True:
-        while len(waiting) < batch_size:
-            waiting = np.concatenate([waiting, rng.permutation(count)])
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]
+    return params, [float(value) for value in losses]

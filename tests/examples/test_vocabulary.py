@@ -2,8 +2,8 @@
 
 import pytest
 
+from examples.tiny import vocabulary
 from llava_jax.errors import ConfigError
-from llava_jax.quickstart import vocabulary
 from llava_jax.text.conversation import find_template
 from llava_jax.text.tokenizer import Tokenizer
 
