@@ -40,6 +40,7 @@ def get_config():
     c.data.threads = 2
 
     c.optimizer = "muon"
+    c.batch_size = 64
     c.weight_decay = 0.05
     c.warmup_ratio = 0.05
     c.lr_end_ratio = 0.01
@@ -54,7 +55,6 @@ def get_config():
         dict(
             model=dict(init="tiny-vicuna", vision_tower="tiny-clip"),
             trainable=("projector",),
-            batch_size=64,
             steps=80,
             lr=0.02,
             data=dict(path=folder + "/captions.json", version="plain"),

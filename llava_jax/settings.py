@@ -134,7 +134,6 @@ class ModelGroup:
     vision_tower: str = setting("", "CLIP folder or hub id, for a checkpoint without its own",
         host=True)
     allow_pickle: bool = setting(False, "read torch .bin files, which hold pickles", resume=True)
-    make: str = setting("", "llava_jax.MODULE:FUNCTION that makes the model first (tiny models)")
 
 
 @dataclass(frozen=True, kw_only=True)

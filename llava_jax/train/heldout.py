@@ -32,7 +32,7 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
     Raises SampleError if no sample was held out.
     """
     stage = config.copy_and_resolve_references()
-    stage.model.update(init=str(export), base="", vision_tower="", make="")
+    stage.model.update(init=str(export), base="", vision_tower="")
     stage.lora_rank = 0  # the adapters are in the model
     mesh, micro = make_mesh(**stage.mesh), stage.grad_accum
     opened, compute = open_model(stage), compute_of(stage)

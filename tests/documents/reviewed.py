@@ -8,13 +8,14 @@ NOT_RUN = {
     r"^uv pip compile": "asks a package index; tests/test_packaging.py checks its outputs",
     r"^python -m build": "asks a package index; tests/test_packaging.py builds wheel and sdist",
     r"^llava-jax quickstart$": "minutes; tests/quickstart/test_run.py runs it with few steps",
+    r"^python -m examples\.tiny": "minutes; tests/examples/test_tiny.py runs it with few steps",
     r"convert SRC DST --to FORMAT": "the form of the command, not a command",
 }
 
 # Of a command: pattern -> the quick test that holds the same fact. Run with --slow.
 SLOW = {
     r"--config configs/\w+_13b\.py": "the same line with the 7B's config",
-    r"--config configs/(easy_vqa|quickstart)\.py": "tests/quickstart/test_pretrain.py, and the 7B's configs",
+    r"--config configs/(easy_vqa|quickstart)\.py": "tests/examples/test_tiny.py, and the 7B's configs",
     r"^python bench/decode_speed\.py": "tests/generate/test_engine.py: what it measures, on a tiny model",
 }
 
@@ -28,7 +29,7 @@ PROGRAMS = {
 # Appended to a training command, and only this: fewer and smaller steps.
 FEWER = ("steps=2",)
 FEWER_STAGES = (
-    *("tiny.tower_steps=2", "tiny.language_steps=2", "batch_size=8"),
-    *("stages.stage1.steps=2", "stages.stage2.steps=2", "stages.stage2.batch_size=8"),
+    *("batch_size=8", "stages.stage1.steps=2"),
+    *("stages.stage2.steps=2", "stages.stage2.batch_size=8"),
 )
 WITH_STAGES = ("quickstart", "easy_vqa")

@@ -115,17 +115,6 @@ def test_a_run_that_was_asked_to_stop_has_an_exit_code_of_its_own(monkeypatch, c
     assert "stopped at step 3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("quiet", [True, False])
-def test_quiet_reaches_the_making_of_the_first_model(quiet, monkeypatch, tmp_path):
-    from llava_jax.quickstart import pretrain
-    from llava_jax.train.stages import make_initial_model
-
-    seen = []
-    monkeypatch.setattr(pretrain, "make", lambda config, folder, *, quiet: seen.append(quiet))
-    make_initial_model(load_config("quickstart", []), tmp_path, quiet=quiet)
-    assert seen == [quiet]
-
-
 def test_loss_groups_and_packing_exclude_each_other(data):
     words = [*data, "--config.loss_groups=2", "--config.data.pack=true"]
     with pytest.raises(ConfigError, match="loss_groups is 2, but with data.pack"):
