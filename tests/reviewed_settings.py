@@ -61,11 +61,6 @@ ROWS = [
     ),
     Row("data.length_buckets", "train/test_config.py", ITSELF),
     Row("data.target_buckets", "data/test_epoch.py", RECIPES),
-    Row(
-        "tiny.*",
-        "quickstart/*",
-        "quickstart/test_tiny.py::test_it_answers_about_pictures_it_never_saw",
-    ),
     # Number formats and memory.
     Row("dtype", "train/run.py train/test_heldout.py rehearsal/field.py", RECIPES),
     Row(

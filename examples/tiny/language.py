@@ -97,7 +97,7 @@ class StandIn:
         self._side = config.vision.image_size // config.vision.patch_size
         self.count = config.image_tokens
         every = itertools.product(COLORS, SHAPES, PLACES)
-        self._ids = {
+        self._ids: dict[Object, list[int]] = {
             thing: [i for word in thing for i in tokenizer.encode(word, add_bos=False)]
             for thing in every
         }
