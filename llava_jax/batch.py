@@ -126,17 +126,19 @@ def prompt_shape(prompts: Sequence[Example], config: LlavaConfig, multiple: int 
 
     multiple: what the number of rows must be a multiple of, for a mesh.
     """
+    rows, longest = len(prompts), max(p.length(config.image_tokens) for p in prompts)
     return Shape(
-        batch_bucket(len(prompts), multiple),
-        length_bucket(max(p.length(config.image_tokens) for p in prompts)),
+        batch_bucket(rows, multiple),
+        # Batches this large come in numbers: compiling one more shape costs more than padding.
+        length_bucket(longest, least=64 if rows > 16 else 16),
         image_bucket(max(len(p.images) for p in prompts)),
         None,
     )
 
 
-def length_bucket(n: int) -> int:
-    """The padded length for n positions: steps of an eighth of the next power of two, at least 16."""
-    step = max(16, (1 << max(n - 1, 1).bit_length()) // 8)
+def length_bucket(n: int, least: int = 16) -> int:
+    """The padded length for n positions: steps of an eighth of the next power of two, or `least`."""
+    step = max(least, (1 << max(n - 1, 1).bit_length()) // 8)
     return -(-n // step) * step
 
 

@@ -148,6 +148,7 @@ def test_buckets_of_questions_hold_what_they_must_and_waste_little():
         assert n <= length_bucket(n) <= max(n + 15, 1.25 * n)
     assert len({length_bucket(n) for n in range(1, 4097)}) < 32
     assert [length_bucket(n) for n in (1, 16, 17, 130, 620, 1025)] == [16, 16, 32, 160, 640, 1280]
+    assert [length_bucket(n, 64) for n in (1, 65, 130, 620)] == [64, 128, 192, 640]
     assert [room_bucket(n) for n in (1, 32, 33, 128, 129)] == [32, 32, 64, 128, 256]
     assert [batch_bucket(n) for n in (1, 2, 3, 9)] == [1, 2, 4, 16]
     assert [batch_bucket(n, 6) for n in (1, 7)] == [6, 12]

@@ -29,7 +29,7 @@ HELD_OUT_TALKS = 100
 DONE = "dataset.json"
 _TALK_EVERY = 2  # pictures for each that has a conversation too
 _TALK_TURNS = (3, 6)  # the fewest and the most
-_LONG_TALK_EVERY = 50  # few: a long one pads its whole batch
+_LONG_TALK_EVERY = 8  # pictures for each whose conversation has a question of every kind
 _LONG_EVERY = 4  # more long answers, with their many easy tokens, would drown the short ones
 
 
@@ -39,7 +39,7 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
     A folder that already holds this very data set is left as it is.
     """
     folder = Path(folder)
-    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 5}
+    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 6}
     done = folder / DONE
     if done.exists() and json.loads(done.read_text()) == settings:
         return folder
@@ -99,11 +99,8 @@ def instruct_records(scenes: Scenes, paths: list[str], seed: int) -> Iterable[di
         turns = [(kind, questions.KINDS[kind](objects, rng)) for kind in kinds]
         yield _record(f"scene-{i:05d}", paths[i], turns)
         if i % _TALK_EVERY == 0:
-            yield talk_record(f"talk-{i:05d}", objects, paths[i], seed)
-    # At the end, where the language model's pre-training, which pads all to the longest, takes none.
-    for i, objects in enumerate(scenes.objects()):
-        if i % _LONG_TALK_EVERY == 0:
-            yield talk_record(f"long-talk-{i:05d}", objects, paths[i], seed, every_kind=True)
+            long = i % _LONG_TALK_EVERY == 0
+            yield talk_record(f"talk-{i:05d}", objects, paths[i], seed, every_kind=long)
 
 
 def talk_record(
