@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import importlib
-=======
-import json
-from collections.abc import Sequence
->>>>>>> f1b8177 (No setting makes a model any more: the tiny ones ship)
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,24 +61,7 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
     return model
 
 
-<<<<<<< HEAD
 def split_stages(config: Any) -> Stages:
-=======
-def _checked_stages(config: Any) -> list[tuple[str, Any]]:
-    """`split_stages`, once everything that needs no weights is known to be right."""
-    stages = split_stages(config)
-    check_stages(stages)
-    check_devices(stages)
-    # The first stage looks at its data itself, but after a model was downloaded.
-    late = not Path(stages[0][1].model.init).exists()
-    check_data_files(stages if late else stages[1:])
-    if len(stages) > 1:
-        check_model(stages)
-    return stages
-
-
-def split_stages(config: Any) -> list[tuple[str, Any]]:
->>>>>>> f1b8177 (No setting makes a model any more: the tiny ones ship)
     """(name, settings) of each run; ("", config) when there are no stages."""
     if not config.stages:
         return [("", config.copy_and_resolve_references())]
@@ -106,44 +83,9 @@ def _checked_stages(config: Any) -> Stages:
     stages = split_stages(config)
     check_stages(stages)
     check_devices(stages)
-    # The first stage looks at its data itself, but after a model was made or downloaded.
-    late = config.model.make or not Path(config.model.init).exists()
+    # The first stage looks at its data itself, but after a model was downloaded.
+    late = not Path(stages[0][1].model.init).exists()
     check_data_files(stages if late else stages[1:])
-    if not config.model.make and len(stages) > 1:
+    if len(stages) > 1:
         check_model(stages)
     return stages
-
-
-<<<<<<< HEAD
-def make_initial_model(config: Any, workdir: Path, *, quiet: bool = False) -> Path | None:
-    """Runs config.model.make, once, to build the model that training starts from."""
-    if not config.model.make:
-        return None
-    module, _, function = config.model.make.partition(":")
-    if not module.startswith("llava_jax.") or not function:
-        raise ConfigError(f"model.make {config.model.make!r} is not llava_jax.MODULE:FUNCTION")
-    from llava_jax.train.distributed import on_main
-
-    folder = workdir / "initial"
-    if not (folder / "llava_jax.json").exists():
-        make = getattr(importlib.import_module(module), function)
-        on_main(lambda: make(config, folder, quiet=quiet))
-    return folder
-=======
-def report_exact_match(config: Any, export: Path, workdir: Path, *, quiet: bool) -> None:
-    """Answers the questions on the images kept aside, scores them, writes exact_match.json."""
-    from llava_jax.train.distributed import on_main
-    from llava_jax.train.evaluate import exact_match_on_holdout
-
-    result = exact_match_on_holdout(config, export, quiet=quiet)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    said = "no questions: data.holdout keeps none aside"
-    if result["n"]:
-        said = f"{result['mean']:.2%} of {result['n']} questions"
-
-    def write() -> None:
-        write_text(workdir / "exact_match.json", text)
-        print(f"exact match on the images kept aside: {said}")
-
-    on_main(write)
->>>>>>> f1b8177 (No setting makes a model any more: the tiny ones ship)
