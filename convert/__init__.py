@@ -11,15 +11,36 @@ if TYPE_CHECKING:
     from llava_jax.convert.checkpoint import Checkpoint as Checkpoint
     from llava_jax.convert.checkpoint import convert as convert
     from llava_jax.convert.checkpoint import load_checkpoint as load_checkpoint
+    from llava_jax.convert.checkpoint import open_source as open_source
+    from llava_jax.convert.checkpoint import read_leaves as read_leaves
     from llava_jax.convert.checkpoint import save_checkpoint as save_checkpoint
+    from llava_jax.convert.source import KINDS as KINDS
+    from llava_jax.convert.source import Options as Options
+    from llava_jax.convert.source import Source as Source
+    from llava_jax.convert.source import Target as Target
 
-_LAZY = ("Checkpoint", "convert", "load_checkpoint", "save_checkpoint")
-__all__ = ["Checkpoint", "convert", "load_checkpoint", "save_checkpoint"]
+_LAZY = {
+    **dict.fromkeys(("Checkpoint", "convert", "load_checkpoint"), "checkpoint"),
+    **dict.fromkeys(("open_source", "read_leaves", "save_checkpoint"), "checkpoint"),
+    **dict.fromkeys(("KINDS", "Options", "Source", "Target"), "source"),
+}
+__all__ = [
+    "KINDS",
+    "Checkpoint",
+    "Options",
+    "Source",
+    "Target",
+    "convert",
+    "load_checkpoint",
+    "open_source",
+    "read_leaves",
+    "save_checkpoint",
+]
 
 
 def __getattr__(name: str):
     if name in _LAZY:
-        from llava_jax.convert import checkpoint
+        from importlib import import_module
 
-        return getattr(checkpoint, name)
+        return getattr(import_module(f"llava_jax.convert.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'llava_jax.convert' has no attribute {name!r}")

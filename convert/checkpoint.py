@@ -1,10 +1,10 @@
-"""Loading and saving checkpoints as arrays, and converting files to files without loading them."""
+"""Opening and writing any checkpoint: as arrays, or from files to files without loading them."""
 
 from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,15 @@ import numpy as np
 
 from llava_jax import __version__
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import detect, hub, tensors
-from llava_jax.convert.lazy import Lazy, Leaf, of_array, single, stacked_block
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.output import DEFAULT_SHARD, Progress
-from llava_jax.convert.source import JAX_FILE, Options, Source
-from llava_jax.convert.write import Target, save
+from llava_jax.convert import templates, vocabulary
+from llava_jax.convert.formats import adapter, hf, language, original, projector
+from llava_jax.convert.formats.jax import open_jax, verify, write_jax
+from llava_jax.convert.io import folder as folders
+from llava_jax.convert.io import hub, output
+from llava_jax.convert.io import lazy as tensors
+from llava_jax.convert.io.lazy import Lazy, Leaf
+from llava_jax.convert.io.output import Progress
+from llava_jax.convert.source import KINDS, Options, Source, Target, identify
 from llava_jax.errors import WeightError
 from llava_jax.text.vocabulary import load_fitting
 
@@ -27,16 +30,104 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_WRITERS: dict[str, Callable[[Source, Path, Target, Progress | None], None]] = {
+    "jax": write_jax,
+    "hf": hf.write_hf,
+    "original": original.write_original,
+    "projector": projector.write_projector,
+    "lora": adapter.write_lora,
+    "peft": adapter.write_peft,
+}
+_MERGED = ("hf", "original")  # formats that have no place for adapters
+
+
+# Open checkpoints ---------------------------------------------------------------------------------
+
+
+def open_source(path: str | Path, options: Options | None = None) -> Source:
+    """Opens any supported checkpoint; its kind is determined by what is in it.
+
+    Reads headers and settings, and no weights. Raises WeightError, in one line that names the file
+    or tensor, for everything that is wrong.
+    """
+    options, name = options or Options(), str(path)
+    path = hub.resolve(path, options.allow_pickle)
+    kind = identify(path)
+    if kind in ("hf", "jax") and options.base is not None:
+        log.warning("%s is complete: its base %s is not used", path, options.base)
+    if kind == "jax":
+        source = open_jax(path)
+    elif kind == "hf":
+        source = hf.open_hf(path, options)
+    elif kind == "original":
+        source = language.apply_delta(original.open_original(path, options), options)
+    elif kind == "projector":
+        source = projector.open_projector(path, options)
+    elif kind == "lora":
+        source = adapter.open_adapter(path, options)
+    elif kind == "llama":
+        source = language.open_joined(path, options)
+    else:
+        raise WeightError(
+            f"{path} is a vision tower alone",
+            fix="open the language model, with --vision-tower for this folder",
+        )
+    template = options.template or _template(source, path, kind, name)
+    source.config = replace(source.config, template=template)
+    if options.merge and source.config.lora:
+        source = adapter.merge(source, options.type)
+    source.leaves = tensors.cast_all(source.leaves, options.type)
+    source.check()
+    return source
+
+
+def _template(source: Source, path: Path, kind: str, name: str) -> str:
+    """The conversation template: what an export of ours recorded, else what the files say.
+
+    The base of an original adapter says nothing, so there the adapter's name counts.
+    """
+    recorded = (source.metadata.get("ours") or {}).get("template")
+    if kind in ("hf", "original"):
+        return str(recorded or templates.of_folder(path, kind, name))
+    if kind == "lora":
+        return templates.by_name(path, name) or source.config.template
+    return source.config.template
+
+
+def save(source: Source, dst: str | Path, target: Target, progress: Progress | None = None) -> Path:
+    """Writes `source` to the folder `dst`, which appears whole or not at all.
+
+    Adapters are merged where the format has no place for them. Raises WeightError when `dst` exists
+    already, or the format cannot hold the model.
+    """
+    if target.to not in _WRITERS:
+        raise WeightError(f"format {target.to!r} is unknown", fix=f"one of {', '.join(_WRITERS)}")
+    source.check()
+    if target.to != "jax":
+        vocabulary.check_tokens(source)
+    dtype = None if target.dtype is None else tensors.float_dtype(target.dtype)
+    if target.to in ("lora", "peft") and source.config.lora is None:
+        raise WeightError("the checkpoint has no LoRA adapters to write")
+    if target.to in _MERGED:
+        source = adapter.merge(source, dtype)
+    source = replace(source, leaves=tensors.cast_all(source.leaves, dtype))
+    with output.folder(Path(dst), overwrite=target.overwrite) as work:
+        _WRITERS[target.to](source, work, target, progress)
+    return Path(dst)
+
+
+# Checkpoints in memory ----------------------------------------------------------------------------
+
 
 @dataclass
 class Checkpoint:
     """A checkpoint in memory.
 
-    params: {dotted name: array}; numpy arrays (often mapped from the files, read-only), or jax
-    arrays where `load_checkpoint` got a mesh. A Leaf of an open source, read when it is written,
-    may stand for an array.
+    params: {name: array}; numpy arrays (often mapped from the files, read-only), or jax arrays where
+    `load_checkpoint` got a mesh. A Leaf of an open source, read when it is written, may stand for an
+    array.
     tokenizer: the folder with the tokenizer's files. provenance: where it came from.
-    kept, extras: what a writer needs to give back names, settings and tensors that are no
+    metadata, buffers: what a writer needs to give back names, settings and tensors that are not
     parameters; hand the whole checkpoint to `save_checkpoint`.
     """
 
@@ -44,8 +135,8 @@ class Checkpoint:
     params: dict[str, Any]
     tokenizer: Path | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
-    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
-    extras: dict[str, Lazy] = field(default_factory=dict)
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    buffers: dict[str, Lazy] = field(default_factory=dict)
 
 
 def load_checkpoint(
@@ -66,14 +157,9 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Loads any supported checkpoint: a folder, a projector file, or a hub id.
 
-    base: what an adapter, projector or delta belongs to. vision_tower: the CLIP folder, in place of
-    the one the checkpoint names. dtype: "fp32", "bf16" or "fp16"; None keeps the files'.
-    merge: LoRA updates added into the kernels. projector, seed: of the random projector when a
-    language model and `vision_tower` are joined. mixed: with `dtype`, cast even where the tensors of
-    a component differ in type, which is an error otherwise.
+    base, vision_tower, allow_pickle, dtype, merge, projector, seed, mixed, template: see Options.
     mesh: every parameter goes shard by shard to where llava_jax.sharding places it; `shardings`
     ({name: Sharding}) decides instead where given. Without either the arrays stay on the host.
-    template: the conversation template, in place of the checkpoint's own.
     need_tokenizer: raises ConfigError, before a tensor is read, where the tokenizer is missing,
     unreadable, or has tokens that the model lacks.
     Raises WeightError, naming the file or tensor, for anything missing, unknown or misshapen.
@@ -94,7 +180,7 @@ def load_checkpoint(
         params = read_leaves(source.leaves, shardings)
     provenance = {"kind": source.kind, "path": str(path), "files": [str(f) for f in source.files]}
     return Checkpoint(
-        source.config, params, source.tokenizer, provenance, source.kept, source.extras
+        source.config, params, source.tokenizer, provenance, source.metadata, source.buffers
     )
 
 
@@ -127,34 +213,28 @@ def save_checkpoint(
     to: str = "jax",
     dtype: str | None = None,
     layout: str | None = None,
-    shard_size: int = DEFAULT_SHARD,
+    shard_size: int = output.DEFAULT_SHARD,
     overwrite: bool = False,
     command: str = "",
 ) -> Path:
     """Writes a checkpoint to the folder `dst`: to "jax", "hf", "original", "projector", "lora", "peft".
 
     The folder appears whole or not at all. jax arrays are fetched one at a time (all shards must be
-    addressable from this process). For the other arguments see write.Target.
+    addressable from this process). For the other arguments see Target.
     """
-    leaves = {n: _leaf(n, p) for n, p in checkpoint.params.items()}
     source = Source(
         "memory",
         checkpoint.config,
-        leaves,
-        checkpoint.kept,
-        checkpoint.extras,
+        {n: _leaf(n, p) for n, p in checkpoint.params.items()},
+        checkpoint.metadata,
+        checkpoint.buffers,
         tokenizer=checkpoint.tokenizer,
     )
-    made = {"from": checkpoint.provenance.get("kind", "memory"), "versions": versions()}
+    made = {"from": checkpoint.provenance.get("kind", "memory"), "versions": _versions()}
     if command:
         made["command"] = command
     target = Target(
-        to,
-        layout,
-        dtype=dtype,
-        shard_size=shard_size,
-        overwrite=overwrite,
-        provenance=made,
+        to, layout, dtype=dtype, shard_size=shard_size, overwrite=overwrite, provenance=made
     )
     return save(source, dst, target)
 
@@ -162,11 +242,11 @@ def save_checkpoint(
 def _leaf(name: str, array: Any) -> Leaf:
     if isinstance(array, Leaf):
         return array
-    if isinstance(array, np.ndarray):
-        lazy = of_array(array, name)
-    else:
-        lazy = Lazy(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array), name)
-    return stacked_block(lazy) if ".layers." in name else single(lazy)
+    lazy = Lazy(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array), name)
+    return tensors.leaf(name, lazy)
+
+
+# Files to files -----------------------------------------------------------------------------------
 
 
 def convert(
@@ -183,16 +263,15 @@ def convert(
     """
     options = options or Options()
     # Formats without adapters: the sum is rounded once, so it comes before the cast.
-    merges = options.merge or target.to in ("hf", "original")
-    source = open_source(src, replace(options, merge=merges))
-    hashes = {f"{p.parent.name}/{p.name}": tensors.sha256(p) for p in source.files}
+    source = open_source(src, replace(options, merge=options.merge or target.to in _MERGED))
+    hashes = {f"{p.parent.name}/{p.name}": folders.sha256(p) for p in source.files}
     if source.kind == "jax":
         verify(hub.resolve(src, options.allow_pickle), hashes)
     provenance = {
         "from": source.kind,
         "files": hashes,
         "command": _command(options, target),
-        "versions": versions(),
+        "versions": _versions(),
     }
     base = target.base or _base_to_name(target.to, options)
     save(source, dst, replace(target, provenance=provenance, base=base), progress)
@@ -203,26 +282,16 @@ def _base_to_name(to: str, options: Options) -> str | Path | None:
     """The base that an adapter of format `to` names: PEFT loads it with transformers."""
     if options.base is None or to not in ("peft", "lora"):
         return None
-    kind = detect.identify(hub.resolve(options.base, options.allow_pickle))
+    kind = identify(hub.resolve(options.base, options.allow_pickle))
     if to == "peft" and kind != "hf":
         log.warning(
             "%s is %s: PEFT loads an adapter's base with transformers (convert the base with --to hf)",
-            options.base, detect.KINDS[kind],
+            options.base, KINDS[kind],
         )  # fmt: skip
     return None if to == "peft" and kind == "llama" else options.base
 
 
-def verify(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
-    """Raises WeightError when a weight file of a JAX-side folder is not what was written."""
-    written = tensors.read_json(folder / JAX_FILE, required=True).get("files") or {}
-    for name, digest in written.items():
-        path = folder / Path(str(name)).name
-        have = (hashes or {}).get(f"{path.parent.name}/{path.name}")
-        if not path.is_file() or (have or tensors.sha256(path)) != digest:
-            raise WeightError(f"{path}: is damaged, its SHA-256 is not the one {JAX_FILE} records")
-
-
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """The versions of what wrote a file."""
     return {
         "llava_jax": __version__,

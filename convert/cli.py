@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llava_jax.convert import Options, Source
 
 FORMATS = ("jax", "hf", "original", "projector", "lora", "peft", "gguf")
 PARTS = ("projector", "lora", "peft")  # of a model, without its base
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a checkpoint is to be opened."""
+    """The options of how to open a checkpoint."""
     parser.add_argument(
         "--base", help="model that an adapter, projector or delta belongs to (folder or hub id)"
     )
@@ -72,11 +76,9 @@ def run(args: argparse.Namespace) -> int:
     """Converts, and with --check compares; 1 if the comparison finds a difference."""
     from tqdm import tqdm
 
-    from llava_jax.convert.checkpoint import convert
-    from llava_jax.convert.gguf_out import write_gguf
-    from llava_jax.convert.output import parse_size, refuse_foreign
-    from llava_jax.convert.source import Options
-    from llava_jax.convert.write import Target
+    from llava_jax.convert import Options, Target, convert
+    from llava_jax.convert.formats.gguf import write_gguf
+    from llava_jax.convert.io.output import parse_size, refuse_foreign
 
     options = Options(
         base=args.base,
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             )
             source = convert(args.src, args.dst, target, options, bar.update)
     print(args.dst)
-    return _check(args, options, source) if args.check else 0
+    return _check(args, options, source) if args.check and source else 0
 
 
 def _refuse_unreadable(args: argparse.Namespace) -> None:
@@ -119,21 +121,22 @@ def _refuse_unreadable(args: argparse.Namespace) -> None:
     A PEFT adapter says nothing of tower and settings: it is read back over a LLaVA only. A base or a
     tower that only the check reads is opened here, so that its pickles need --allow-pickle as well.
     """
-    from llava_jax.convert import detect, hub, tensors
-    from llava_jax.convert.opening import open_source
-    from llava_jax.convert.source import Options
+    from llava_jax.convert import Options, open_source
+    from llava_jax.convert.io import hub
+    from llava_jax.convert.io.folder import read_folder
+    from llava_jax.convert.source import identify
     from llava_jax.errors import WeightError
 
     if args.to == "gguf":
         raise WeightError(
-            "--check cannot read GGUF back", fix="leave it out, ask llama.cpp instead"
+            "--check cannot read GGUF back", fix="leave it out, and try the files in llama.cpp"
         )
     if args.vision_tower:
-        tensors.read_folder(hub.resolve(args.vision_tower, args.allow_pickle), args.allow_pickle)
+        read_folder(hub.resolve(args.vision_tower, args.allow_pickle), args.allow_pickle)
     if not args.base or args.to not in PARTS:
         return
     base = hub.resolve(args.base, args.allow_pickle)
-    if detect.identify(base) != "llama":
+    if identify(base) != "llama":
         open_source(base, Options(None, args.vision_tower, args.allow_pickle))
     elif args.to == "peft":
         raise WeightError(
@@ -141,21 +144,21 @@ def _refuse_unreadable(args: argparse.Namespace) -> None:
             fix="leave out --check, or check --to lora",
         )
     else:
-        tensors.read_folder(base, args.allow_pickle)
+        read_folder(base, args.allow_pickle)
 
 
-def _tower(args: argparse.Namespace, options, source) -> Path | None:
-    """The tower beside the source, which its parts, written elsewhere, name relative to themselves."""
-    from llava_jax.convert import hub
-    from llava_jax.convert.source import find_tower
+def _tower(args: argparse.Namespace, options: Options, source: Source) -> Path | None:
+    """The tower beside the source, which its parts name relative to themselves and so would not find."""
+    from llava_jax.convert.formats.tower import find_tower
+    from llava_jax.convert.io import hub
 
     path = hub.resolve(args.src, args.allow_pickle)
-    name = ((source.kept.get("original") or {}).get("tower") or {}).get("name") or ""
+    name = ((source.metadata.get("original") or {}).get("tower") or {}).get("name") or ""
     folder = path.parent if path.is_file() else path
     return find_tower(str(name), folder, options, must=False)
 
 
-def _check(args: argparse.Namespace, options, source) -> int:
+def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
     from dataclasses import replace
 
     from llava_jax.convert import compare

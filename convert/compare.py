@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.convert import compose, detect, hub, lora, rounding, vocabulary
+from llava_jax.convert import vocabulary
+from llava_jax.convert.checkpoint import open_source
 from llava_jax.convert.cli import add_source_arguments
-from llava_jax.convert.lazy import Leaf, dtype_name
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.source import Options, Source
-from llava_jax.convert.values import all_finite
+from llava_jax.convert.formats.adapter import merge
+from llava_jax.convert.io import hub
+from llava_jax.convert.io.lazy import Leaf, dtype_name
+from llava_jax.convert.source import Options, Source, identify
+from llava_jax.convert.values import all_finite, rounding, rounding_text
 from llava_jax.errors import LlavaError
+from llava_jax.params import component
 from llava_jax.text.vocabulary import never_text
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--logits",
         choices=("auto", "yes", "no"),
         default="auto",
-        help="run both on a probe picture and prompt (auto: unless they are large)",
+        help="run both on a probe image and prompt (auto: unless they are large)",
     )
 
 
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def _options(path: str, other: str, options: Options) -> Options:
     """`options` for `path`. The base is an adapter's or projector's, where one of the two is that."""
     parts = ("lora", "projector")
-    kind, beside = (detect.identify(hub.resolve(p, options.allow_pickle)) for p in (path, other))
+    kind, beside = (identify(hub.resolve(p, options.allow_pickle)) for p in (path, other))
     if kind in parts or beside not in parts:
         return options
     return replace(options, base=None)
@@ -78,7 +81,7 @@ def compare(
     Vocabulary rows that Hugging Face's format added to one of them are left out of the comparison
     and counted; adapters that only one of them has are merged. Equal means byte by byte, in the
     types that both have, and logits within LOGITS_BAR with the same greedy tokens; nothing
-    is, where weights are "not_finite". "cast": what `options_a` rounded, see rounding.measure.
+    is, where weights are "not_finite". "cast": what `options_a` rounded, see values.rounding.
     part: b is an adapter or projector over a base, which may be of another type than in a.
     """
     options_a = options_a or Options()
@@ -100,7 +103,7 @@ def compare(
         "tensors": rows,
         "config": settings,
         "not_finite": bad,
-        "cast": rounding.measure(a, options_a, other, own, lambda s: _aligned(s, other)[0]),
+        "cast": rounding(a, options_a, other, own, lambda s: _aligned(s, other)[0]),
         "probe": _probe(one, _over_the_same_base(one, other, rows), logits, bad),
     }
     probes = [v["ok"] for v in report["probe"].values() if isinstance(v, dict)]
@@ -110,7 +113,7 @@ def compare(
 
 def _of_base(name: str) -> bool:
     """Whether a parameter is the base's, where b is an adapter or projector."""
-    return ".lora_" not in name and not name.startswith("projector.")
+    return component(name) not in ("lora", "projector")
 
 
 def _over_the_same_base(a: Source, b: Source, rows: list[dict[str, Any]]) -> Source:
@@ -125,7 +128,7 @@ def _aligned(a: Source, b: Source) -> tuple[Source, Source]:
     Rows that a token or training needs are not left out: the shapes then differ.
     """
     if (a.config.lora is None) != (b.config.lora is None):
-        a, b = lora.merge(a), lora.merge(b)
+        a, b = merge(a), merge(b)
     size = min(a.config.language.vocab_size, b.config.language.vocab_size)
     return _rows(a, size), _rows(b, size)
 
@@ -150,16 +153,16 @@ def _rows(source: Source, size: int) -> Source:
         return source
     needed = vocabulary.needed_rows(source, size)
     if needed.rows > size:
-        log.warning("rows that only one of the two has: %s", needed.said())
+        log.warning("rows that only one of the two has: %s", needed.text())
         return source
     log.info("%d rows of the vocabulary are not compared", language.vocab_size - size)
     config = replace(source.config, language=replace(language, vocab_size=size))
-    kept = {k: v for k, v in source.kept.items() if k != "hf"}
-    return replace(source, config=config, leaves=compose.cut(source.leaves, size), kept=kept)
+    leaves = vocabulary.cut(source.leaves, size)
+    return replace(vocabulary.without_hf(source), config=config, leaves=leaves)
 
 
 def _row(name: str, a: Leaf | None, b: Leaf | None, any_type: bool = False) -> dict[str, Any]:
-    """What is said of one parameter. any_type: it may be cast, either way, to the other's type."""
+    """The report's row of one parameter. any_type: it may be cast, either way, to the other's type."""
     if a is None or b is None:
         return {"name": name, "equal": False, "why": f"only in {'b' if a is None else 'a'}"}
     row: dict[str, Any] = {
@@ -222,7 +225,7 @@ def _settings(a: Source, b: Source) -> dict[str, list[Any]]:
 
 def _unsaid(source: Source) -> set[str]:
     """Settings that a checkpoint says nothing about: what is read of them is a default."""
-    if source.kind == "jax" or (source.kind == "hf" and "ours" in source.kept):
+    if source.kind == "jax" or (source.kind == "hf" and "ours" in source.metadata):
         return set()
     known = {"use_im_start_end"} if source.kind in ("original", "projector") else set()
     return {"template", "use_im_start_end", "tokenizer_legacy"} - known
@@ -232,7 +235,7 @@ def _vocabulary(a: Source, b: Source) -> dict[str, list[Any]]:
     """The two sizes of the vocabulary, unless Hugging Face's format accounts for the difference."""
     small, large = sorted((a, b), key=lambda s: s.config.language.vocab_size)
     more = large.config.language.vocab_size - small.config.language.vocab_size
-    if more == 0 or ("hf" in large.kept and more <= HF_ROWS):
+    if more == 0 or ("hf" in large.metadata and more <= HF_ROWS):
         return {}
     return {"language.vocab_size": [s.config.language.vocab_size for s in (a, b)]}
 
@@ -270,18 +273,18 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-# Asking the models ------------------------------------------------------------------------------
+# Running the models -----------------------------------------------------------------------------
 
 
 def _probe(a: Source, b: Source, logits: str, not_finite: list[str]) -> dict[str, Any]:
     """Logits and greedy tokens of a against b, and of b against torch where it is installed."""
     if logits == "no":
-        return {"note": "not asked for"}
+        return {"note": "not run: --logits no"}
     if not_finite:
-        return {"note": "not asked: there are weights that are not finite"}
-    shapes = [{n: leaf.shape for n, leaf in lora.merge(s).leaves.items()} for s in (a, b)]
+        return {"note": "not run: there are weights that are not finite"}
+    shapes = [{n: leaf.shape for n, leaf in merge(s).leaves.items()} for s in (a, b)]
     if shapes[0] != shapes[1] or a.config.image_tokens != b.config.image_tokens:
-        return {"note": "not asked: the models are of different shapes"}
+        return {"note": "not run: the models are of different shapes"}
     if logits == "auto" and max(a.nbytes, b.nbytes) > MAX_PROBE:
         return {"note": "the models are large: --logits yes runs them, in fp32"}
     from llava_jax.convert import probe
@@ -290,12 +293,12 @@ def _probe(a: Source, b: Source, logits: str, not_finite: list[str]) -> dict[str
     reference = probe.jax_answer(a)
     out: dict[str, Any] = {"a in JAX, b in JAX": _against(reference, lambda: probe.jax_answer(b))}
     if all(importlib.util.find_spec(m) for m in ("torch", "transformers")):
-        whole = lora.merge(b)  # transformers knows no adapters without PEFT
+        whole = merge(b)  # transformers knows no adapters without PEFT
         if a.config.lora:
-            reference = probe.jax_answer(lora.merge(a))
+            reference = probe.jax_answer(merge(a))
         out["a in JAX, b in torch"] = _against(reference, lambda: probe.torch_answer(whole))
     else:
-        out["note"] = "torch is not installed, so transformers was not asked"
+        out["note"] = "torch is not installed, so transformers was not run"
     return out
 
 
@@ -349,7 +352,7 @@ def verdict(report: dict[str, Any]) -> str:
     lead, same = f"{equal} of {len(rows)} tensors equal", "equal"
     if cast:
         after = f"as in the source after the {cast['kind']}"
-        lead = f"{rounding.said(cast)}\n{equal} of {len(rows)} tensors {after}"
+        lead = f"{rounding_text(cast)}\n{equal} of {len(rows)} tensors {after}"
         same = f"the same but for the {cast['kind']}"
     if report["equal"]:
         return f"{lead}: the checkpoints are {same}"

@@ -10,8 +10,8 @@ import numpy as np
 
 from llava_jax.batch import Shape, collate
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import keymap
 from llava_jax.convert.source import Source
+from llava_jax.convert.table import keys
 from llava_jax.errors import LlavaError
 from llava_jax.text.example import Example
 
@@ -114,26 +114,26 @@ def torch_model(source: Source):
     from transformers import LlavaConfig as HfConfig
     from transformers import LlavaForConditionalGeneration
 
-    from llava_jax.convert import configs
+    from llava_jax.convert.table import configs
     from llava_jax.convert.vocabulary import hf_vocabulary
 
     # With an <image> of its own: published files exist whose id of <image> has no row.
-    config, leaves, image_id, pad_id = hf_vocabulary(replace(source, kept={}))
+    config, leaves, image_id, pad_id = hf_vocabulary(replace(source, metadata={}))
     data = configs.hf_json(config, image_id, pad_id, "float32")
     model = LlavaForConditionalGeneration(HfConfig.from_dict(data))
     if config.projector != "mlp2x_gelu":
         setattr(model.model, "multi_modal_projector", _projector(torch, config))  # noqa: B010
-    layout = keymap.HF_MEMORY
+    layout = keys.HF_MEMORY
     if config.projector != "mlp2x_gelu":
-        layout = keymap.Layout(
+        layout = keys.Layout(
             "probe", layout.lm, layout.head, layout.projector, layout.vision, hf=False
         )
     state = {}
-    for name, lazy in keymap.to_theirs(leaves, layout, config).items():
+    for name, lazy in keys.to_theirs(leaves, layout, config).items():
         array = np.ascontiguousarray(lazy.read().astype(np.float32))
         state[name] = torch.from_numpy(array if array.flags.writeable else array.copy())
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    left = [n for n in missing if not keymap.is_buffer(n) and n != "lm_head.weight"]
+    left = [n for n in missing if not keys.is_buffer(n) and n != "lm_head.weight"]
     if left or unexpected:
         raise LlavaError(
             f"transformers names its parameters differently: {[*left, *unexpected][:3]}"

@@ -1,4 +1,4 @@
-"""Which conversation template a checkpoint was made for, as its files say it."""
+"""Which conversation template a checkpoint was made for, determined by its files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llava_jax.convert import tensors
+from llava_jax.convert.io.folder import read_json
 from llava_jax.errors import WeightError
 from llava_jax.text.chat_template import recognise
 
@@ -21,7 +21,7 @@ _NAMES = (("llama-2", "llava_llama_2"), ("mistral", "mistral_instruct"))
 
 
 def of_folder(folder: Path, kind: str, name: str) -> str:
-    """The template for the checkpoint in `folder`, of one of detect.KINDS, called `name`.
+    """The template for the checkpoint in `folder`, of one of source.KINDS, called `name`.
 
     An original's is chosen as the original does it, by model_type and name; Hugging Face's is
     recognised by its chat template, which is never run. Says so in a warning where it is not
@@ -49,7 +49,7 @@ def of_folder(folder: Path, kind: str, name: str) -> str:
 
 def by_name(folder: Path, name: str) -> str | None:
     """The template that the original picks for `folder`, called `name`; None where it is DEFAULT."""
-    data = tensors.read_json(folder / "config.json")
+    data = read_json(folder / "config.json")
     base = str(data.get("_name_or_path") or "")
     for why in (str(data.get("model_type") or ""), _last(name), _last(base)):
         for part, template in _NAMES:
@@ -75,16 +75,16 @@ def _last(name: str) -> str:
 def chat_template(folder: Path) -> tuple[str, str | None]:
     """(file, Jinja text) of the folder's chat template, of the first file that has one.
 
-    transformers asks them in this order. Raises WeightError for a template that is no text.
+    transformers asks them in this order. Raises WeightError for a template that is not a string.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
         if path.stat().st_size > MAX_TEXT:
-            raise WeightError(f"{path}: over {MAX_TEXT} bytes")
+            raise WeightError(f"{path} is larger than {MAX_TEXT} bytes")
         text = path.read_text("utf-8", errors="replace")
         return path.name, text if text.strip() else None
     for file in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        found = tensors.read_json(folder / file).get("chat_template")
+        found = read_json(folder / file).get("chat_template")
         if found:
             return file, _text_of(found, folder / file)
     return "", None
@@ -97,7 +97,7 @@ def _text_of(found: Any, where: Path) -> str:
     if isinstance(found, dict):
         found = found.get("default") or next(iter(found.values()), None)
     if not isinstance(found, str):
-        raise WeightError(f"{where}: chat_template is not a text")
+        raise WeightError(f"{where}: chat_template is not a string")
     return found
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import compose, configs
-from llava_jax.convert.lazy import Leaf
+from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.convert.source import Source
+from llava_jax.convert.table import configs
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.tokenizer_files import AddedTokens, added_tokens
@@ -19,6 +19,7 @@ from llava_jax.text.vocabulary import fitted, never_text
 
 log = logging.getLogger(__name__)
 
+EMBED, HEAD = "language.embed.embedding", "language.head.kernel"
 IMAGE, PAD = "<image>", "<pad>"  # what Hugging Face's format adds
 # Rows that nobody trained lie at the mean of the others: exactly in our exports, 0.003 of the spread
 # away in Hugging Face's converter, 0.00003 in transformers' resize_token_embeddings.
@@ -31,7 +32,7 @@ def tokens_of(source: Source) -> AddedTokens:
 
 
 def check_tokens(source: Source) -> None:
-    """Raises WeightError for a token that text can hold and the model has no row for."""
+    """Raises WeightError for a token that can occur in text and that the model has no row for."""
     rows, tokens = source.config.language.vocab_size, tokens_of(source)
     for token, number in tokens.ids.items():
         if number >= rows and not never_text(token, tokens.pad):
@@ -49,7 +50,7 @@ class Needed:
     tokens: dict[str, int]
     unnamed: tuple[int, ...]
 
-    def said(self) -> str:
+    def text(self) -> str:
         """The rows beyond the ordinary ones, in words."""
         named = ", ".join(f"{t} ({n})" for t, n in self.tokens.items())
         bare = f"trained rows without a token ({_ranges(self.unnamed)})" if self.unnamed else ""
@@ -64,7 +65,7 @@ def needed_rows(source: Source, start: int) -> Needed:
     """
     rows, tokens = source.config.language.vocab_size, tokens_of(source)
     formal = {n for t, n in tokens.ids.items() if never_text(t, tokens.pad)}
-    data = (source.kept.get("hf") or {}).get("config") or {}
+    data = (source.metadata.get("hf") or {}).get("config") or {}
     if data:
         formal |= {configs.image_token(data), data.get("pad_token_id")}
     used = {t: n for t, n in tokens.ids.items() if start <= n < rows and n not in formal}
@@ -78,7 +79,7 @@ def _trained(source: Source, start: int, rows: list[int]) -> list[int]:
     """Those of `rows` whose embedding is neither the mean of the rows before `start` nor zero."""
     if not rows or not start:
         return []
-    table = source.leaves[compose.EMBED].read()
+    table = source.leaves[EMBED].read()
     total, squares = np.zeros(table.shape[1]), 0.0
     for first in range(0, start, 1024):
         part = table[first : min(first + 1024, start)].astype(np.float64)
@@ -101,21 +102,21 @@ def _ranges(numbers: tuple[int, ...]) -> str:
     return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
 
-# With and without the tokens of Hugging Face's format --------------------------------------------
+# With and without the tokens of Hugging Face's format ---------------------------------------------
 
 
 def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, int]:
     """(configuration, leaves, id of <image>, id of <pad>) with the two tokens in the vocabulary.
 
-    Added behind the last token where they are not there yet, for transformers numbers added tokens
-    without gaps: in rows that only pad the vocabulary, or in new ones. Those are the mean row, and
-    the number of rows is rounded up to a multiple of 64, both as in Hugging Face's converter.
+    Missing ones are added after the last token, because transformers numbers added tokens without
+    gaps: in rows that only pad the vocabulary, or in new ones. Those are the mean row, and the number
+    of rows is rounded up to a multiple of 64, both as in Hugging Face's converter.
     """
     config, vocab = source.config, source.config.language.vocab_size
-    kept = source.kept.get("hf")
-    data: dict[str, Any] = kept["config"] if kept else {}
+    read = source.metadata.get("hf")
+    data: dict[str, Any] = read["config"] if read else {}
     text = data.get("text_config") or {}
-    if kept and vocab in (text.get("vocab_size", 32000), data.get("vocab_size")):
+    if read and vocab in (text.get("vocab_size", 32000), data.get("vocab_size")):
         pad = data.get("pad_token_id", text.get("pad_token_id"))
         image_id = configs.image_token(data)
         return config, source.leaves, image_id, config.language.pad_id if pad is None else pad
@@ -125,7 +126,7 @@ def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, in
         ids.setdefault(token, first + len(ids) - len(have))
     size = -(-max(vocab, *(n + 1 for n in ids.values())) // 64) * 64
     language = replace(config.language, vocab_size=size, pad_id=ids[PAD])
-    leaves = compose.grown(source.leaves, vocab, size)
+    leaves = grown(source.leaves, vocab, size)
     return replace(config, language=language), leaves, ids[IMAGE], ids[PAD]
 
 
@@ -141,20 +142,20 @@ def _tokens(source: Source) -> int:
 
 
 def original_vocabulary(source: Source) -> int:
-    """Rows of the vocabulary without those that Hugging Face's format adds behind it.
+    """Rows of the vocabulary without those that Hugging Face's format adds at its end.
 
-    Where a fine-tune has tokens or trained rows behind <image>, everything up to them stays.
+    Where a fine-tune has tokens or trained rows after <image>, everything up to them stays.
     """
-    vocab, kept = source.config.language.vocab_size, source.kept.get("hf")
-    image_id = configs.image_token(kept["config"]) if kept else vocab
+    vocab, read = source.config.language.vocab_size, source.metadata.get("hf")
+    image_id = configs.image_token(read["config"]) if read else vocab
     # Two tokens, rounded up to a multiple of 64; an <image> further down is one of the model's own.
     if type(image_id) is not int or not 0 < vocab - image_id <= 128:
         return vocab
     needed = needed_rows(source, image_id)
     if needed.rows > image_id:
-        log.info("rows behind <image> that stay: %s", needed.said())
+        log.info("rows after <image> that stay: %s", needed.text())
     # Rows that padded the original's vocabulary, under the two tokens since, are its own again.
-    before = ((source.kept.get("original") or {}).get("config") or {}).get("vocab_size")
+    before = ((source.metadata.get("original") or {}).get("config") or {}).get("vocab_size")
     before = before if type(before) is int and before <= vocab else 0
     return max(needed.rows, before)
 
@@ -167,5 +168,51 @@ def original_rows(source: Source) -> Source:
     language = source.config.language
     pad = language.pad_id if language.pad_id < size else 0
     config = replace(source.config, language=replace(language, vocab_size=size, pad_id=pad))
-    kept = {k: v for k, v in source.kept.items() if k != "hf"}
-    return replace(source, config=config, leaves=compose.cut(source.leaves, size), kept=kept)
+    return replace(without_hf(source), config=config, leaves=cut(source.leaves, size))
+
+
+def without_hf(source: Source) -> Source:
+    """`source` without the files of Hugging Face's format, which no longer describe it."""
+    return replace(source, metadata={k: v for k, v in source.metadata.items() if k != "hf"})
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def grown(leaves: dict[str, Leaf], old: int, new: int) -> dict[str, Leaf]:
+    """Embedding and head with `new` instead of `old` tokens; the added ones are the mean of the rest.
+
+    A mean row of the head gives the mean logit, which greedy decoding never picks.
+    """
+    leaves = dict(leaves)
+    for name, axis in ((EMBED, 0), (HEAD, 1)):
+        if name in leaves and new > old:
+            leaves[name] = leaves[name].map(lambda p, axis=axis: _grown(p, axis, old, new))
+    return leaves
+
+
+def _grown(lazy: Lazy, axis: int, old: int, new: int) -> Lazy:
+    def read() -> np.ndarray:
+        array = lazy.read()
+        # float64 in one fixed order: the same bytes on every run.
+        total = np.zeros(array.shape[1 - axis], np.float64)
+        for start in range(0, old, 1024):
+            rows = array[start : start + 1024] if axis == 0 else array[:, start : start + 1024].T
+            total += rows.astype(np.float64).sum(axis=0)
+        row = (total / old).astype(np.float32).astype(lazy.dtype)
+        shape = (new - old, len(row)) if axis == 0 else (len(row), new - old)
+        more = np.broadcast_to(row if axis == 0 else row[:, None], shape)
+        return np.concatenate([array, more], axis=axis)
+
+    shape = list(lazy.shape)
+    shape[axis] = new
+    return Lazy(tuple(shape), lazy.dtype, read, lazy.origin)
+
+
+def cut(leaves: dict[str, Leaf], size: int) -> dict[str, Leaf]:
+    """Embedding and head of the first `size` tokens."""
+    leaves = dict(leaves)
+    leaves[EMBED] = leaves[EMBED].map(lambda p: p.map(lambda a: a[:size], (size, *p.shape[1:])))
+    if HEAD in leaves:
+        leaves[HEAD] = leaves[HEAD].map(lambda p: p.map(lambda a: a[:, :size], (p.shape[0], size)))
+    return leaves

@@ -15,7 +15,7 @@ from llava_jax.params import component, is_run
 
 if TYPE_CHECKING:
     from llava_jax.config import LlavaConfig
-    from llava_jax.convert.source import Source
+    from llava_jax.convert import Source
     from llava_jax.text.tokenizer import Tokenizer
 
 DATA_SUFFIXES = {".json", ".jsonl", ".ndjson"}
@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def open_checkpoint(path: str, args: argparse.Namespace) -> Source:
     """The checkpoint with nothing but headers read. Raises WeightError for what is wrong with it."""
-    from llava_jax.convert.opening import open_source
-    from llava_jax.convert.source import Options
+    from llava_jax.convert import Options, open_source
 
     options = Options(
         base=args.base,
@@ -97,8 +96,8 @@ def checkpoint_facts(source: Source, path: str) -> dict[str, Any]:
 
     "parameters" and "bytes" are totals; "parts" has them for each component, with the dtypes found.
     """
-    from llava_jax.convert.detect import KINDS
-    from llava_jax.convert.lazy import dtype_name
+    from llava_jax.convert import KINDS
+    from llava_jax.convert.io.lazy import dtype_name
 
     tensors = {
         name: {"shape": list(leaf.shape), "dtype": dtype_name(leaf.dtype), "bytes": leaf.nbytes}

@@ -45,8 +45,7 @@ def open_model(config: Any) -> Opened:
     Raises WeightError for a checkpoint that is incomplete or unknown, ConfigError for settings that
     contradict it.
     """
-    from llava_jax.convert.opening import open_source
-    from llava_jax.convert.source import Options
+    from llava_jax.convert import Options, open_source
 
     m = config.model
     if not m.init:
@@ -119,7 +118,7 @@ def read_params(opened: Opened, seed: int, mesh: Mesh) -> Params:
 
     Raises WeightError naming a parameter that is not finite.
     """
-    from llava_jax.convert.checkpoint import read_leaves
+    from llava_jax.convert import read_leaves
 
     shardings = param_shardings(opened.config, mesh)
     params = read_leaves(opened.source.leaves, shardings)
@@ -185,8 +184,8 @@ def save_model(folder: Path, opened: Opened, trained: Params) -> None:
         {**source.leaves, **whole},
         source.tokenizer,
         {"kind": source.kind, "path": opened.name},
-        source.kept,
-        source.extras,
+        source.metadata,
+        source.buffers,
     )
     on_main(lambda: save_checkpoint(model, folder, to="jax", overwrite=True))
 

@@ -7,9 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from llava_jax.cli import main
-from llava_jax.convert import adapter_config, convert, load_checkpoint
-from llava_jax.convert.source import Options
-from llava_jax.convert.write import Target
+from llava_jax.convert import Options, Target, convert, load_checkpoint
+from llava_jax.convert.formats import adapter_config
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 
@@ -147,7 +146,7 @@ def test_a_pissa_adapter_that_peft_has_converted_is_right(tmp_path):
 
 
 def test_the_shipped_model_is_named_by_its_folder():
-    from llava_jax.convert import hub
+    from llava_jax.convert.io import hub
 
     assert adapter_config.base_name("tiny") == str(hub.SHIPPED["tiny"].resolve())
     assert adapter_config.base_name("someone/llava") == "someone/llava"
@@ -161,7 +160,7 @@ def test_a_module_that_is_listed_but_not_there(peft_adapter):
 
 
 def test_the_base_of_a_revision_is_that_revision(peft_adapter, monkeypatch):
-    from llava_jax.convert import hub
+    from llava_jax.convert.io import hub
 
     folder, base = peft_adapter
     edit(folder, base_model_name_or_path="someone/llava", revision="v2")

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.convert import Checkpoint, compare, convert, load_checkpoint, save_checkpoint
-from llava_jax.convert.lazy import float_dtype
-from llava_jax.convert.source import Options
-from llava_jax.convert.write import Target
+from llava_jax.convert import (
+    Checkpoint,
+    Options,
+    Target,
+    compare,
+    convert,
+    load_checkpoint,
+    save_checkpoint,
+)
+from llava_jax.convert.io.lazy import float_dtype
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 

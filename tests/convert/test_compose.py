@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llava_jax.convert import convert, load_checkpoint, save_checkpoint
-from llava_jax.convert.source import Options
-from llava_jax.convert.write import Target
+from llava_jax.convert import Options, Target, convert, load_checkpoint, save_checkpoint
 from llava_jax.errors import WeightError
 from tests.conftest import SHARED, shared
 from tests.convert import tiny

@@ -12,8 +12,10 @@ from llava_jax.config import (
     RopeScaling,
     VisionConfig,
 )
-from llava_jax.convert import configs, detect, keymap, language_configs
-from llava_jax.convert.lazy import Lazy
+from llava_jax.convert.io.lazy import Lazy
+from llava_jax.convert.source import identify
+from llava_jax.convert.table import configs, keys
+from llava_jax.convert.table.language import generation_json, language_config, language_json
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 
@@ -104,7 +106,7 @@ def test_kinds_are_told_by_content(data, kind, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(data))
     (folder / "model.safetensors").write_bytes(b"")
-    assert detect.identify(folder) == kind
+    assert identify(folder) == kind
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_other_kinds_are_refused(data, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(data))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(WeightError):
-        detect.identify(tmp_path)
+        identify(tmp_path)
 
 
 LANGUAGES = {
@@ -134,13 +136,13 @@ LANGUAGES = {
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_language_configs_come_back(name):
     language = LANGUAGES[name]
-    data = json.loads(json.dumps(configs.language_json(language)))
-    assert configs.language_config(data, "x") == language
+    data = json.loads(json.dumps(language_json(language)))
+    assert language_config(data, "x") == language
 
 
 def test_rope_of_transformers_5():
     data = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "linear", "factor": 4.0}}
-    language = configs.language_config(data, "x")
+    language = language_config(data, "x")
     assert language.rope_theta == 1e6
     assert language.rope_scaling == RopeScaling("linear", 4.0)
 
@@ -149,17 +151,17 @@ def test_rope_of_transformers_5():
 def test_configs_of_transformers_say_the_same(name):
     transformers = pytest.importorskip("transformers")
     language = LANGUAGES[name]
-    data = configs.language_json(language)
+    data = language_json(language)
     kind = {"llama": "LlamaConfig", "mistral": "MistralConfig"}[data["model_type"]]
     theirs = getattr(transformers, kind).from_dict(data)
     assert theirs.num_key_value_heads == language.kv_heads
     assert theirs.head_dim == language.head_width
     saved = json.loads(theirs.to_json_string(use_diff=False))
-    assert configs.language_config(saved, "x") == language
+    assert language_config(saved, "x") == language
 
 
 @pytest.mark.parametrize("preset", ["v15_7b", "v15_13b", "v1_7b"])
-@pytest.mark.parametrize("layout", [keymap.ORIGINAL, *keymap.HF_LAYOUTS], ids=lambda x: x.name)
+@pytest.mark.parametrize("layout", [keys.ORIGINAL, *keys.HF_LAYOUTS], ids=lambda x: x.name)
 def test_real_sizes_there_and_back(preset, layout):
     """All tensors of the published sizes, as shapes: names and shapes come back."""
     config = getattr(LlavaConfig, preset)()
@@ -171,12 +173,12 @@ def test_real_sizes_there_and_back(preset, layout):
 
     state = {
         name: Lazy(entry.their_shape, np.dtype(np.float16), never)
-        for entry in keymap.entries(layout, config)
+        for entry in keys.pairings(layout, config)
         for name in entry.theirs
     }
-    leaves, rest = keymap.to_jax(state, layout, config, where="x")
+    leaves, rest = keys.to_jax(state, layout, config, where="x")
     assert not rest
-    back = keymap.to_theirs(leaves, layout, config)
+    back = keys.to_theirs(leaves, layout, config)
     assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in state.items()}
     assert state[f"{layout.lm}.layers.0.mlp.down_proj.weight"].shape[0] == config.language.width
 
@@ -206,8 +208,8 @@ LLAMA3 = {
 @pytest.mark.parametrize("name", ["rope_type", "type"])
 def test_llama3_rope_in_every_spelling(key, name):
     settings = {k: v for k, v in LLAMA3.items() if k != "rope_type"} | {name: "llama3"}
-    inside = configs.language_config({key: settings | {"rope_theta": 5e5}}, "x")
-    beside = configs.language_config({key: settings, "rope_theta": 5e5}, "x")
+    inside = language_config({key: settings | {"rope_theta": 5e5}}, "x")
+    beside = language_config({key: settings, "rope_theta": 5e5}, "x")
     assert inside == beside
     assert inside.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
     assert inside.rope_theta == 5e5
@@ -218,7 +220,7 @@ def test_llama3_rope_in_every_spelling(key, name):
 def test_llama3_rope_that_lacks_a_field_is_refused(key, gone):
     settings = {k: v for k, v in LLAMA3.items() if k != gone}
     with pytest.raises(WeightError, match=rf"config.json: {key}: {gone} missing.*llama3"):
-        configs.language_config({key: settings}, "config.json")
+        language_config({key: settings}, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -231,13 +233,13 @@ def test_llama3_rope_that_lacks_a_field_is_refused(key, gone):
         ({"type": "linear", "factor": 0}, "factor is 0, not above 0"),
         (LLAMA3 | {"high_freq_factor": 1.0}, "high_freq_factor 1 is not above"),
         ({"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"full_attention": {"rope_theta": 1e4}}, "'full_attention': settings for each layer"),
+        ({"full_attention": {"rope_theta": 1e4}}, "'full_attention': settings per layer"),
     ],
     ids=str,
 )
 def test_rope_settings_that_are_not_supported_are_named(change, said):
     with pytest.raises(WeightError, match=said):
-        configs.language_config({"rope_scaling": change}, "config.json")
+        language_config({"rope_scaling": change}, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -252,19 +254,17 @@ def test_rope_settings_that_are_not_supported_are_named(change, said):
 )
 def test_every_end_token_is_read(config, generation, ids):
     """transformers' generate asks generation_config.json first."""
-    language = configs.language_config(config, "x", generation)
+    language = language_config(config, "x", generation)
     assert language.eos_ids == ids
-    again = configs.language_config(configs.language_json(language), "x")
+    again = language_config(language_json(language), "x")
     assert again.eos_ids == ids
-    assert language_configs.generation_json(language, 0)["eos_token_id"] == (
-        list(ids) if len(ids) > 1 else ids[0]
-    )
+    assert generation_json(language, 0)["eos_token_id"] == (list(ids) if len(ids) > 1 else ids[0])
 
 
 @pytest.mark.parametrize("value", ["2", [2, "3"], [], True, -1, [2.0]], ids=repr)
 def test_end_tokens_that_are_no_ids_are_refused(value):
     with pytest.raises(WeightError, match="generation_config.json: eos_token_id"):
-        configs.language_config({}, "x", {"eos_token_id": value})
+        language_config({}, "x", {"eos_token_id": value})
 
 
 def test_a_list_of_one_feature_layer_is_that_layer():

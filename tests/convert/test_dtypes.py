@@ -8,10 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llava_jax.cli import main
-from llava_jax.convert import Checkpoint, convert, load_checkpoint, save_checkpoint
-from llava_jax.convert.lazy import float_dtype
-from llava_jax.convert.source import Options
-from llava_jax.convert.write import Target
+from llava_jax.convert import Checkpoint, Options, Target, convert, load_checkpoint, save_checkpoint
+from llava_jax.convert.io.lazy import float_dtype
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 

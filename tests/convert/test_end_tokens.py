@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import llava_jax
-from llava_jax.convert import convert
-from llava_jax.convert.write import Target
+from llava_jax.convert import Target, convert
 from llava_jax.model import Request
 from tests.convert import tiny
 

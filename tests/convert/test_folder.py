@@ -8,8 +8,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llava_jax.cli import main
-from llava_jax.convert import load_checkpoint, tensors, torch_file
-from llava_jax.convert.safetensors_file import read
+from llava_jax.convert import load_checkpoint
+from llava_jax.convert.io import folder as folders
+from llava_jax.convert.io import torch_file
+from llava_jax.convert.io.safetensors import read
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 
@@ -101,7 +103,7 @@ def test_an_index_of_the_one_file_is_checked_against_it(tmp_path):
     folder = save(tmp_path / "a", 0)
     table = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": table}))
-    assert not tensors.weight_files(folder).left_over
+    assert not folders.weight_files(folder).left_over
     load_checkpoint(folder)
     (folder / INDEX).write_text(
         json.dumps({"weight_map": table | {"model.more": "model.safetensors"}})

@@ -11,11 +11,9 @@ from sentencepiece import SentencePieceProcessor
 
 import llava_jax
 from llava_jax.config import LoraConfig
-from llava_jax.convert import convert, load_checkpoint, save_checkpoint
-from llava_jax.convert.gguf_out import interleaved, language_tensors, mmproj_tensors, write_gguf
-from llava_jax.convert.lazy import float_dtype
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.write import Target
+from llava_jax.convert import Target, convert, load_checkpoint, open_source, save_checkpoint
+from llava_jax.convert.formats.gguf import interleaved, language_tensors, mmproj_tensors, write_gguf
+from llava_jax.convert.io.lazy import float_dtype
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 

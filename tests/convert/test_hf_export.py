@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_jax.convert import convert, load_checkpoint
-from llava_jax.convert.opening import open_source
+from llava_jax.convert import Target, convert, load_checkpoint, open_source
 from llava_jax.convert.probe import jax_answer, torch_answer
-from llava_jax.convert.write import Target
 from llava_jax.text.tokenizer import Tokenizer
 from tests.convert import tiny
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llava_jax.convert import convert, load_checkpoint, safetensors_file, tensors
-from llava_jax.convert.write import Target
+from llava_jax.convert import Target, convert, load_checkpoint
+from llava_jax.convert.io import folder as folders
+from llava_jax.convert.io import safetensors
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 
@@ -86,7 +87,7 @@ HEADERS = {
 def test_header(name, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(HEADERS[name])
-    refused(lambda: safetensors_file.read(path), "x.safetensors")
+    refused(lambda: safetensors.read(path), "x.safetensors")
 
 
 def test_good_files_of_the_library_are_read(tmp_path):
@@ -96,7 +97,7 @@ def test_good_files_of_the_library_are_read(tmp_path):
         "s": np.array(3),
     }
     save_file(state, tmp_path / "x.safetensors", {"format": "pt"})
-    ours = safetensors_file.read(tmp_path / "x.safetensors")
+    ours = safetensors.read(tmp_path / "x.safetensors")
     for name, value in state.items():
         assert np.array_equal(ours[name].read(), value)
         assert ours[name].read().dtype == value.dtype
@@ -167,7 +168,7 @@ def test_index_with_a_doubled_name(sharded):
         '{"metadata"', f'{{"weight_map": {{"{name}": "{file}", "{name}": "{file}"}}, "x"', 1
     )
     path.write_text(text)
-    refused(lambda: load_checkpoint(folder), "twice")
+    refused(lambda: load_checkpoint(folder), "duplicated")
 
 
 @pytest.mark.parametrize(
@@ -284,19 +285,19 @@ def test_malicious_pickle(name, form, tmp_path, monkeypatch):
 def test_pickle_of_other_things(value, tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"a": value}, tmp_path / "x.bin")
-    refused(lambda: tensors.read_file(tmp_path / "x.bin", True), "x.bin", "a")
+    refused(lambda: folders.read_file(tmp_path / "x.bin", True), "x.bin", "a")
     torch.save(value, tmp_path / "y.bin")
-    refused(lambda: tensors.read_file(tmp_path / "y.bin", True), "y.bin")
+    refused(lambda: folders.read_file(tmp_path / "y.bin", True), "y.bin")
 
 
 def test_sparse_and_truncated_pickles(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "x.bin")
-    refused(lambda: tensors.read_file(tmp_path / "x.bin", True), "x.bin")
+    refused(lambda: folders.read_file(tmp_path / "x.bin", True), "x.bin")
     torch.save({"a": torch.eye(300)}, tmp_path / "y.bin")
     whole = (tmp_path / "y.bin").read_bytes()
     (tmp_path / "y.bin").write_bytes(whole[: len(whole) // 2])
-    refused(lambda: tensors.read_file(tmp_path / "y.bin", True), "y.bin")
+    refused(lambda: folders.read_file(tmp_path / "y.bin", True), "y.bin")
 
 
 def test_without_torch_there_is_a_clear_line(tmp_path, monkeypatch):
@@ -304,7 +305,7 @@ def test_without_torch_there_is_a_clear_line(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "x.bin").write_bytes(b"")
-    refused(lambda: tensors.read_file(tmp_path / "x.bin", True), "PyTorch", "pip install")
+    refused(lambda: folders.read_file(tmp_path / "x.bin", True), "PyTorch", "pip install")
 
 
 # Damage -----------------------------------------------------------------------------------------

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.convert import (
-    hub,
-    load_checkpoint,
-    safetensors_file,
-    save_checkpoint,
-    torch_file,
-)
+from llava_jax.convert import load_checkpoint, save_checkpoint
+from llava_jax.convert.io import hub, safetensors, torch_file
 from llava_jax.errors import WeightError
 from llava_jax.sharding import make_mesh
 from tests.convert import tiny
@@ -47,7 +42,7 @@ def test_trained_params_go_out_in_the_sources_names(tmp_path):
     loaded.params["language.norm.scale"] = loaded.params["language.norm.scale"] + 1
     save_checkpoint(loaded, tmp_path / "b", to="hf")
     again = load_checkpoint(tmp_path / "b")
-    assert again.kept["hf"]["layout"] == "hf5"
+    assert again.metadata["hf"]["layout"] == "hf5"
     assert np.array_equal(again.params["language.norm.scale"], loaded.params["language.norm.scale"])
 
 
@@ -143,7 +138,7 @@ def test_a_changed_checkpoint_of_the_hub_is_not_converted(hub_cache, tmp_path, c
     (folder / "model.safetensors").write_bytes(data)
     repo = hub_cache("someone/damaged", folder)
     assert main(["convert", repo, str(tmp_path / "out"), "--to", "hf"]) == 2
-    assert "model.safetensors: is damaged" in capsys.readouterr().err
+    assert "model.safetensors is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("to", ["hf", "original", "jax", "projector"])
@@ -190,7 +185,7 @@ def test_a_base_that_only_the_check_reads_needs_allow_pickle_too(tmp_path, capsy
     pytest.importorskip("torch")
     source = tiny.save(tmp_path / "a", "jax", tiny.lora())
     base = tiny.save(tmp_path / "base", "hf", tiny.ORIGINAL)
-    made = safetensors_file.read(base / "model.safetensors")
+    made = safetensors.read(base / "model.safetensors")
     torch_file.write(base / "pytorch_model.bin", made)
     (base / "model.safetensors").unlink()
     words = ["convert", str(source), str(tmp_path / "b"), "--to", "lora", "--check"]

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.source import Options
+from llava_jax.convert import Options, open_source
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 
@@ -36,8 +35,7 @@ def victim(request, tmp_path_factory):
         tiny.save(folder, "lora", tiny.lora())
         options = Options(allow_pickle=True, base=base, vision_tower=base / "vision_tower")
     elif request.param == "original inside":
-        from llava_jax.convert import convert
-        from llava_jax.convert.write import Target
+        from llava_jax.convert import Target, convert
 
         convert(
             tiny.save(folder.parent / "b", "jax", tiny.ORIGINAL),

@@ -11,15 +11,15 @@ import time
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.convert import convert, load_checkpoint, output
-from llava_jax.convert.write import Target
+from llava_jax.convert import Target, convert, load_checkpoint
+from llava_jax.convert.io import output
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 
 SLOWLY = """
 import sys, time
 from llava_jax.convert import convert
-from llava_jax.convert.write import Target
+from llava_jax.convert import Target
 source, dst, to = sys.argv[1:]
 print("ready", flush=True)
 convert(source, dst, Target(to, overwrite=True), progress=lambda n: time.sleep(0.002))

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llava_jax.convert import convert, load_checkpoint, save_checkpoint, tensors
-from llava_jax.convert.source import Options
-from llava_jax.convert.write import Target
+from llava_jax.convert import Options, Target, convert, load_checkpoint, save_checkpoint
+from llava_jax.convert.io import folder as folders
 from llava_jax.errors import WeightError
 from tests.conftest import SHARED, shared
 from tests.convert import tiny
@@ -57,7 +56,7 @@ def test_golden(model, way, tmp_path):
         return
     tiny.same_tensors(source, back)
     assert json.loads((back / "config.json").read_text()) == settings
-    held = tensors.read_folder(source, allow_pickle=True)[0]
+    held = folders.read_folder(source, allow_pickle=True)[0]
     if not any("vision_tower" in name for name in held):
         tiny.same_tensors(source.parent / "vision_tower", back / "vision_tower")
 
@@ -74,7 +73,7 @@ def test_golden_lora_pair(adapter, tmp_path):
 
 
 def same_file(a, b):
-    one, other = tensors.read_file(a, True), tensors.read_file(b, True)
+    one, other = folders.read_file(a, True), folders.read_file(b, True)
     assert set(one) == set(other)
     for name in one:
         assert one[name].dtype == other[name].dtype

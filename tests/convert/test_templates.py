@@ -7,10 +7,7 @@ import shutil
 import pytest
 
 from llava_jax import cli
-from llava_jax.convert import convert, templates
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.source import Options
-from llava_jax.convert.write import Target
+from llava_jax.convert import Options, Target, convert, open_source, templates
 from llava_jax.errors import ConfigError
 from llava_jax.text.chat_template import jinja, recognise
 from llava_jax.text.conversation import TEMPLATES

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.convert import save_checkpoint
-from llava_jax.convert.lazy import float_dtype
-from llava_jax.convert.opening import open_source
+from llava_jax.convert import open_source, save_checkpoint
+from llava_jax.convert.io.lazy import float_dtype
 from llava_jax.convert.values import all_finite, not_finite
 from tests.convert import tiny
 

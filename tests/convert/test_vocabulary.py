@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 import llava_jax
-from llava_jax.convert import convert, tensors
+from llava_jax.convert import Target, convert, open_source
 from llava_jax.convert.compare import compare
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.write import Target
+from llava_jax.convert.io import folder as folders
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import fitted
@@ -52,7 +51,7 @@ def with_tokens(base: Path, folder: Path, tokens: dict[str, int], special=True, 
             folder / "tokenizer_config.json",
             lambda c: c["added_tokens_decoder"].update(entries),
         )
-    state = {n: t.read().copy() for n, t in tensors.read_folder(folder, False)[0].items()}
+    state = {n: t.read().copy() for n, t in folders.read_folder(folder, False)[0].items()}
     for number in tokens.values():
         state[EMBED][number] = np.linspace(-1, 1, 32) * (number % 7 + 1)
         state[HEAD][number] = np.linspace(1, -1, 32)
@@ -181,7 +180,7 @@ def test_a_comparison_sees_a_lost_token(base, tmp_path):
 
 def test_gguf_holds_them(base, tmp_path):
     gguf = pytest.importorskip("gguf")
-    from llava_jax.convert.gguf_out import write_gguf
+    from llava_jax.convert.formats.gguf import write_gguf
 
     folder = with_tokens(base, tmp_path / "a", {"[SEG]": 322, "[BOX]": 323}, special=False)
     edit(folder / "generation_config.json", lambda c: c.update(eos_token_id=[2, 322]))
@@ -229,7 +228,7 @@ def test_a_token_without_a_row_is_refused_before_weights(base, tmp_path, monkeyp
     folder = larger(base, tmp_path / "a", "[SEG]")
     with pytest.raises(WeightError, match=r"'\[SEG\]' is token 320, the model has 320 rows"):
         convert(folder, tmp_path / "out", Target(to))
-    from llava_jax.convert.lazy import Leaf
+    from llava_jax.convert.io.lazy import Leaf
 
     real = Leaf.read
 

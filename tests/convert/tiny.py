@@ -48,34 +48,31 @@ def lora(config=ORIGINAL):
 
 def language_model(path: Path, config=ORIGINAL, seed=0) -> Path:
     """The language half alone, as a LlamaForCausalLM folder."""
-    from llava_jax.convert import configs, keymap, output
-    from llava_jax.convert.lazy import of_array, single, stacked_block
+    from llava_jax.convert.io import output
+    from llava_jax.convert.io.lazy import leaf, of_array
+    from llava_jax.convert.table import keys
+    from llava_jax.convert.table.language import language_json
 
     params = random_params(config, seed=seed)
-    leaves = {
-        n: stacked_block(of_array(p)) if ".layers." in n else single(of_array(p))
-        for n, p in params.items()
-    }
+    leaves = {n: leaf(n, of_array(p)) for n, p in params.items()}
     path.mkdir(parents=True)
-    output.write_safetensors(path, keymap.to_theirs(leaves, keymap.LLAMA, config))
-    data = configs.language_json(config.language)
+    output.write_safetensors(path, keys.to_theirs(leaves, keys.LLAMA, config))
+    data = language_json(config.language)
     (path / "config.json").write_text(json.dumps(data))
     return path
 
 
 def clip(path: Path, config=ORIGINAL, seed=0) -> Path:
     """The tower alone, as a CLIPVisionModel folder."""
-    from llava_jax.convert import configs, keymap, output, preprocessor
-    from llava_jax.convert.lazy import of_array, single, stacked_block
+    from llava_jax.convert.io import output
+    from llava_jax.convert.io.lazy import leaf, of_array
+    from llava_jax.convert.table import configs, keys, pixels
 
-    leaves = {
-        n: stacked_block(of_array(p)) if ".layers." in n else single(of_array(p))
-        for n, p in random_params(config, seed=seed).items()
-    }
+    leaves = {n: leaf(n, of_array(p)) for n, p in random_params(config, seed=seed).items()}
     path.mkdir(parents=True)
-    output.write_safetensors(path, keymap.to_theirs(leaves, keymap.CLIP, config))
+    output.write_safetensors(path, keys.to_theirs(leaves, keys.CLIP, config))
     (path / "config.json").write_text(json.dumps(configs.vision_json(config.vision)))
-    processor = preprocessor.preprocessor_json(config)
+    processor = pixels.preprocessor_json(config)
     (path / "preprocessor_config.json").write_text(json.dumps(processor))
     return path
 
@@ -114,9 +111,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def same_tensors(a: Path, b: Path) -> None:
     """Raises unless two folders hold the same names, dtypes, shapes and bytes."""
-    from llava_jax.convert import tensors
+    from llava_jax.convert.io import folder as folders
 
-    one, other = (tensors.read_folder(p, allow_pickle=True)[0] for p in (a, b))
+    one, other = (folders.read_folder(p, allow_pickle=True)[0] for p in (a, b))
     assert set(one) == set(other)
     for name in one:
         x, y = one[name].read(), other[name].read()

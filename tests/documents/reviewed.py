@@ -21,8 +21,8 @@ SLOW = {
 
 # Programs beside `llava-jax`: pattern -> what is appended to make them small. Each is a new process.
 PROGRAMS = {
-    r"^python -m llava_jax\.convert\.benchmark": ("--size", "tiny", "--folder", "disk"),
     r"^python examples/benchmark_sets\.py": ("--count", "2"),
+    r"^python bench/convert\.py": ("--size", "tiny", "--folder", "disk"),
     r"^python bench/decode_speed\.py": ("--tokens", "2", "--repeats", "1"),
 }
 

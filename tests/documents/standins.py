@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from examples.benchmark_sets import write_sets
-from llava_jax.convert import convert, save_checkpoint
-from llava_jax.convert.write import Target
+from llava_jax.convert import Target, convert, save_checkpoint
 from llava_jax.eval.judge.endpoint import JudgeReply
 from llava_jax.eval.task import get_task
 from llava_jax.quickstart.dataset import make_dataset

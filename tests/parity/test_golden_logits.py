@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_jax.convert import keymap, load_checkpoint
-from llava_jax.convert.lazy import of_array, single, stacked_block
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.source import Options
+from llava_jax.convert import Options, load_checkpoint, open_source
+from llava_jax.convert.io.lazy import leaf, of_array
+from llava_jax.convert.table import keys
 from llava_jax.llava import binder
 from tests.conftest import shared
 from tests.parity import float64
@@ -106,10 +105,9 @@ def test_case(model, number, tmp_path):
 def check_gradients(grads, case, config):
     leaves = {}
     for name, g in grads.items():
-        lazy = of_array(np.asarray(g))
-        leaves[name] = stacked_block(lazy) if ".layers." in name else single(lazy)
-    layout = keymap.Layout("trained", "model", "lm_head", "model.mm_projector")
-    theirs = {n: t.read() for n, t in keymap.to_theirs(leaves, layout, config).items()}
+        leaves[name] = leaf(name, of_array(np.asarray(g)))
+    layout = keys.Layout("trained", "model", "lm_head", "model.mm_projector")
+    theirs = {n: t.read() for n, t in keys.to_theirs(leaves, layout, config).items()}
     assert set(case["grad_norms"]) <= set(theirs)
     for name, norm in case["grad_norms"].items():
         ours = float(np.linalg.norm(theirs[name].astype(np.float64)))
@@ -163,7 +161,7 @@ def golden_loss(logits, case) -> float:
 def test_merged_checksums(model, adapter):
     folder = shared(f"{GOLDEN}/{model}")
     source = open_source(folder / adapter, Options(allow_pickle=True, merge=True))
-    state = keymap.to_theirs(source.leaves, keymap.ORIGINAL, source.config)
+    state = keys.to_theirs(source.leaves, keys.ORIGINAL, source.config)
     for name, (total, absolute) in cases(folder)["lora"]["merged_checksums"].items():
         values = state[name].read().astype(np.float64)
         assert np.abs(values).sum() == pytest.approx(absolute, rel=1e-6), name

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 import llava_jax
-from llava_jax.convert.hub import SHIPPED
+from llava_jax.convert.io.hub import SHIPPED
 from llava_jax.quickstart.dataset import question_rows, talk_record
 from llava_jax.quickstart.scenes import render, sample
 from llava_jax.train.evaluate import Question, exact_match, questions_of

@@ -1,6 +1,6 @@
 """Tiny models in the folders that a user starts from, named and split as the released ones are.
 
-Every tensor is written by its published name (SPEC of the layouts: convert/keymap.py has ours), with
+Every tensor is written by its published name (SPEC of the layouts: convert/table/keys.py has ours), with
 numpy alone; nothing of the package makes them but the sentencepiece vocabulary.
 """
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from llava_jax.convert import fast_tokenizer
+from llava_jax.convert import tokenizer_json
 from llava_jax.errors import ConfigError
 from llava_jax.text.tokenizer import Tokenizer
 from tests.convert import tiny
@@ -36,7 +36,7 @@ def slow(tmp_path_factory):
 def folder_of(slow, folder, legacy=False, **config):
     """A folder as transformers 5 leaves one: the tokens stand in tokenizer.json alone."""
     folder.mkdir()
-    fast = fast_tokenizer.build(slow / "tokenizer.model", legacy, ADDED)
+    fast = tokenizer_json.build(slow / "tokenizer.model", legacy, ADDED)
     assert fast is not None
     fast.save(str(folder / "tokenizer.json"))
     settings = {"backend": "tokenizers", "tokenizer_class": "TokenizersBackend", "bos_token": "<s>"}
@@ -72,7 +72,7 @@ def test_ids_are_those_of_transformers_after_it_saved_the_folder(slow, tmp_path,
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = name
     if name != "LlamaTokenizer":
-        fast = fast_tokenizer.build(slow / "tokenizer.model", False, ADDED)
+        fast = tokenizer_json.build(slow / "tokenizer.model", False, ADDED)
         assert fast is not None
         fast.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

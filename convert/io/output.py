@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llava_jax.convert import orientation, safetensors_file
-from llava_jax.convert.lazy import Lazy, Leaf
+from llava_jax.convert.io import orientation, safetensors
+from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.errors import WeightError
 
 DEFAULT_SHARD = 5 * 10**9  # bytes
@@ -25,14 +25,14 @@ Progress = Callable[[int], object]
 def folder(dst: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write into; it becomes `dst` when the block ends, and vanishes if it raises.
 
-    Raises WeightError when `dst` is there already, unless `overwrite` or it is an empty folder.
+    Raises WeightError when `dst` exists, unless `overwrite` or it is an empty folder.
     What a killed run left behind is removed by the next run for the same `dst`.
     """
     dst = Path(dst).expanduser().absolute()
-    if dst.exists() and not overwrite and not (dst.is_dir() and not any(dst.iterdir())):
-        raise WeightError(f"{dst} is there already", fix="give another name, or --overwrite")
+    if dst.exists() and not overwrite and not _is_empty(dst):
+        raise WeightError(f"{dst} already exists", fix="give another name, or --overwrite")
     dst.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(dst)
+    _remove_leftovers(dst)
     work = dst.parent / f".{dst.name}.tmp-{os.getpid()}"
     work.mkdir()
     try:
@@ -54,7 +54,7 @@ def refuse_foreign(dst: Path) -> None:
 
     For the command line, where a name is easily mistaken: replacing deletes the folder.
     """
-    if not dst.exists() or (dst.is_dir() and not any(dst.iterdir())):
+    if not dst.exists() or _is_empty(dst):
         return
     if not dst.is_dir() or not any(any(dst.glob(name)) for name in _MARKS):
         kind = "a folder that holds no checkpoint" if dst.is_dir() else "a file"
@@ -63,7 +63,11 @@ def refuse_foreign(dst: Path) -> None:
         )
 
 
-def remove_leftovers(dst: Path) -> None:
+def _is_empty(dst: Path) -> bool:
+    return dst.is_dir() and not any(dst.iterdir())
+
+
+def _remove_leftovers(dst: Path) -> None:
     """Deletes temporary folders for `dst` whose process is gone."""
     pattern = re.compile(rf"\.{re.escape(dst.name)}\.(tmp|old)-(\d+)")
     for path in dst.parent.glob(f".{dst.name}.*"):
@@ -108,35 +112,25 @@ def write_safetensors(
 
     A tensor larger than `shard_size` gets a shard of its own. Returns {file name: SHA-256}.
     """
-    shards, squares = split(tensors, shard_size), {}
-    if len(shards) == 1:
-        name = f"{stem}.safetensors"
-        hashes = {name: safetensors_file.write(work / name, shards[0], progress, squares)}
-        _write_squares(work, squares, stem)
-        return hashes
+    shards, squares = _split(tensors, shard_size), {}
     hashes, table = {}, {}
     for i, shard in enumerate(shards, 1):
         name = f"{stem}-{i:05}-of-{len(shards):05}.safetensors"
-        hashes[name] = safetensors_file.write(work / name, shard, progress, squares)
+        name = name if len(shards) > 1 else f"{stem}.safetensors"
+        hashes[name] = safetensors.write(work / name, shard, progress, squares)
         table |= dict.fromkeys(shard, name)
-    total = sum(t.nbytes for t in tensors.values())
-    write_json(
-        work / f"{stem}.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))},
-    )
-    _write_squares(work, squares, stem)
-    return hashes
-
-
-def _write_squares(work: Path, squares: orientation.Edges, stem: str) -> None:
-    """Which way square matrices lie; only of a model's own tensors."""
-    if squares and stem == "model":
+    if len(shards) > 1:
+        total = sum(t.nbytes for t in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}
+        write_json(work / f"{stem}.safetensors.index.json", index)
+    if squares and stem == "model":  # which way square matrices lie; only a model's own
         (work / orientation.FILE).parent.mkdir(exist_ok=True)
         text = json.dumps(squares, separators=(",", ":"), sort_keys=True)
         (work / orientation.FILE).write_text(text + "\n", "utf-8")
+    return hashes
 
 
-def split(tensors: Mapping[str, Lazy | Leaf], shard_size: int) -> list[dict[str, Lazy | Leaf]]:
+def _split(tensors: Mapping[str, Lazy | Leaf], shard_size: int) -> list[dict[str, Lazy | Leaf]]:
     """The tensors in their order, cut where the next one would exceed `shard_size` bytes."""
     shards: list[dict[str, Lazy | Leaf]] = [{}]
     used = 0
@@ -153,7 +147,7 @@ def parse_size(text: str | int) -> int:
     """Bytes of "5GB", "500MB", "2GiB" or a plain number."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.I)
     if not match:
-        raise WeightError(f"size {text!r} is not understood", fix="such as 5GB or 500MB")
+        raise WeightError(f"size {text!r} cannot be read", fix="such as 5GB or 500MB")
     power = "KMGT".find(match[2].upper()) + 1 if match[2] else 0
     size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     if size < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +10,7 @@ from functools import cache
 import numpy as np
 
 from llava_jax.errors import WeightError
+from llava_jax.params import is_stacked
 
 # safetensors' own names (README of the format) for the types that a checkpoint may hold.
 _NAMES = {
@@ -23,7 +25,8 @@ _NAMES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_FLOATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+_FLOATS |= {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @cache
@@ -45,10 +48,9 @@ def dtype_name(dtype: np.dtype) -> str:
 
 def float_dtype(name: str) -> np.dtype:
     """The dtype that a user calls "bf16"/"bfloat16", "fp16"/"float16" or "fp32"/"float32"."""
-    name = FLOATS.get(str(name), str(name))
-    if name not in FLOATS.values():
+    if str(name) not in _FLOATS:
         raise WeightError(f"dtype {name!r} is unknown", fix="use fp32, fp16 or bf16")
-    return dtypes()[{"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[name]]
+    return dtypes()[_FLOATS[str(name)]]
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,7 @@ class Lazy:
 
     @property
     def nbytes(self) -> int:
-        return (
-            int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
-            if self.shape
-            else (self.dtype.itemsize)
-        )
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self, f: Callable[[np.ndarray], np.ndarray], shape=None, dtype=None) -> Lazy:
         """This tensor with `f` applied when it is read; give shape and dtype where `f` changes them."""
@@ -117,10 +115,8 @@ class Leaf:
             return self.block.read()[index]
         if not self.stacked:
             return self.parts[0].read()[index]
-        picked = self.parts[index[0]]
-        shape = _sliced(self.shape, index)
-        out = np.empty(shape, self.dtype)
-        for row, part in zip(out, picked):
+        out = np.empty([len(range(*s.indices(n))) for s, n in zip(index, self.shape)], self.dtype)
+        for row, part in zip(out, self.parts[index[0]]):
             row[...] = part.read()[index[1:]]
         return out
 
@@ -129,23 +125,21 @@ class Leaf:
         return Leaf(tuple(f(p) for p in self.parts), self.stacked)
 
 
-def single(lazy: Lazy) -> Leaf:
-    """A leaf that is no stack."""
-    return Leaf((lazy,), False)
+def leaf(name: str, lazy: Lazy) -> Leaf:
+    """The parameter `name`, whose layers, if it has any, are one tensor [L, ...]."""
+    if not is_stacked(name):
+        return Leaf((lazy,), False)
 
-
-def stacked_block(lazy: Lazy) -> Leaf:
-    """A leaf whose layers lie one behind another in one tensor [L, ...]."""
-
-    def part(i: int) -> Lazy:
+    def layer(i: int) -> Lazy:
         return Lazy(lazy.shape[1:], lazy.dtype, lambda: lazy.read()[i], f"{lazy.origin}[{i}]")
 
-    return Leaf(tuple(part(i) for i in range(lazy.shape[0])), True, block=lazy)
+    return Leaf(tuple(layer(i) for i in range(lazy.shape[0])), True, block=lazy)
 
 
-def cast(lazy: Lazy, dtype: np.dtype) -> Lazy:
-    """`lazy` as `dtype`. Raises WeightError, when read, if a finite value becomes infinite."""
-    if lazy.dtype == dtype:
+def cast(lazy: Lazy, dtype: np.dtype | None) -> Lazy:
+    """`lazy` as `dtype`; None changes nothing. Reading raises WeightError where a finite value
+    becomes infinite."""
+    if dtype is None or lazy.dtype == dtype:
         return lazy
 
     def convert(array: np.ndarray) -> np.ndarray:
@@ -162,16 +156,14 @@ def cast(lazy: Lazy, dtype: np.dtype) -> Lazy:
 
 def cast_all(leaves: Mapping[str, Leaf], dtype: np.dtype | None) -> dict[str, Leaf]:
     """Every leaf as `dtype`; None changes nothing."""
-    if dtype is None:
-        return dict(leaves)
-    wanted = dtype
     return {
-        name: leaf
-        if all(p.dtype == wanted for p in leaf.parts)
-        else leaf.map(lambda p: cast(p, wanted))
+        name: leaf if dtype is None or {p.dtype for p in leaf.parts} == {dtype}
+        else leaf.map(lambda p: cast(p, dtype))
         for name, leaf in leaves.items()
-    }
+    }  # fmt: skip
 
 
-def _sliced(shape: Sequence[int], index: Sequence[slice]) -> tuple[int, ...]:
-    return tuple(len(range(*s.indices(n))) for s, n in zip(index, shape))
+def summed(terms: Callable[[], np.ndarray], like: Lazy, dtype: np.dtype | None) -> Lazy:
+    """A sum in float32, in place of `like`: rounded once, to `dtype` or to the type of `like`."""
+    whole = Lazy(like.shape, np.dtype(np.float32), terms, like.origin)
+    return cast(whole, dtype or like.dtype)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from llava_jax.config import LlavaConfig
+from llava_jax.convert.io.output import write_json
 from llava_jax.errors import LlavaError
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _merges(sp, vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _pipeline(fast, legacy: bool) -> None:
-    """Spaces become SPACE, and one more stands before the text: with `legacy` also behind every
+    """Spaces become SPACE, and one more stands before the text: with `legacy` also after every
     special token, else only at the very start."""
     from tokenizers import decoders, normalizers, pre_tokenizers
 
@@ -154,4 +155,4 @@ def settings(folder: Path) -> None:
     # Whose default in transformers 4 adds token_type_ids, which LLaVA's generate refuses.
     data["model_input_names"] = ["input_ids", "attention_mask"]
     data.pop("add_bos_token", None)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(path, data)

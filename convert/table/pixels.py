@@ -1,4 +1,4 @@
-"""preprocessor_config.json of an image processor <-> our settings of pictures.
+"""preprocessor_config.json of an image processor <-> PixelConfig.
 
 Keys and what they do: transformers' CLIPImageProcessor and LlavaImageProcessor (4.37 and 5.24). What
 we cannot do is refused, with the file and the key.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llava_jax.config import RESAMPLES, LlavaConfig, PixelConfig
-from llava_jax.convert.config_reader import Reader, shown
+from llava_jax.convert.table.reader import Reader, shown
 from llava_jax.errors import WeightError
 
 FILE = "preprocessor_config.json"
@@ -21,7 +21,7 @@ _FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conve
 
 
 def pixel_config(data: Mapping[str, Any] | None, image_size: int, where: str = FILE) -> PixelConfig:
-    """How a folder's pictures become the tower's `image_size` x `image_size` pixels.
+    """How a model's images become the tower's `image_size` x `image_size` pixels.
 
     A key that is missing means what CLIP does at the tower's size. Raises WeightError for settings
     that we do not have, or whose pixels the tower could not take.
@@ -76,7 +76,7 @@ def _does(r: Reader, key: str) -> bool:
 
 
 def pads(data: Mapping[str, Any] | None) -> bool:
-    """Whether pictures are padded to a square first; CLIP's own processor knows no such thing.
+    """Whether images are padded to a square first, which CLIP's own processor cannot do.
 
     Without any settings the original's padding is assumed.
     """

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a folder or file here, or a repository of the Hugging Face hub."""
+"""Where a checkpoint is: a local folder or file, or a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llava_jax.errors import WeightError
 
 _ASSETS = Path(llava_jax.__file__).parent / "assets"
 SHIPPED = {name: _ASSETS / name for name in ("tiny", "tiny-clip", "tiny-vicuna")}
-"""Models that come with this package, by the name that means them everywhere."""
+"""Models that come with this package, by the name that stands for them everywhere."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _SAFE = ["*.json", "*.safetensors", "tokenizer.model"]
@@ -24,7 +24,7 @@ def looks_like_id(name: str) -> bool:
 def resolve(name: str | Path, allow_pickle: bool = False) -> Path:
     """The local folder (or file) of a path, hub id or name of SHIPPED.
 
-    A hub id is downloaded unless it is cached. A name of SHIPPED is never a folder: that is ./name.
+    A hub id is downloaded unless it is cached. A name of SHIPPED never means a folder; ./name does.
     Only JSON, safetensors and tokenizer.model files are fetched, and .bin files with
     `allow_pickle`. Raises WeightError when there is neither: absent, gated, or no network.
     """
@@ -61,7 +61,7 @@ def _download(repo: str, revision: str | None, allow_pickle: bool) -> Path:
         raise WeightError(f"{repo} has no revision {revision!r} on the Hugging Face hub") from None
     except errors.RepositoryNotFoundError:
         raise WeightError(
-            f"{repo} is neither a folder here nor a public repository of the Hugging Face hub",
+            f"{repo} is neither a local folder nor a public repository of the Hugging Face hub",
             fix="check the name; if it is private, run `hf auth login`",
         ) from None
     except Exception as error:  # requests, httpx and OS errors of every kind mean the same here

@@ -1,11 +1,13 @@
 """GGUF for llama.cpp: the language model, and tower + projector ("mmproj"), each one file.
 
-Names and keys: llama.cpp's tools/mtmd/clip-impl.h, src/llama-arch.cpp and the gguf package.
+Tensor names come from the gguf package's own map over Hugging Face's; the keys of the settings are
+those of llama.cpp's tools/mtmd/clip-impl.h and src/llama-arch.cpp.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,52 +15,26 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LanguageConfig, LlavaConfig, PixelConfig
-from llava_jax.convert import keymap, lora, output
-from llava_jax.convert.keymap import Layout
-from llava_jax.convert.lazy import Lazy
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.output import Progress
+from llava_jax.convert.checkpoint import open_source
+from llava_jax.convert.formats import adapter
+from llava_jax.convert.io import output
+from llava_jax.convert.io.lazy import Lazy
+from llava_jax.convert.io.output import Progress
 from llava_jax.convert.source import Options, Source
+from llava_jax.convert.table import keys
 from llava_jax.convert.vocabulary import check_tokens, original_rows
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.params import is_run
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.tokenizer_files import added_tokens
+from llava_jax.util import need
 
 log = logging.getLogger(__name__)
 
 TYPES = ("f32", "f16", "q8_0")
 BLOCK = 32  # values that share a scale in q8_0
-_LANGUAGE = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-_VISION = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.out_proj": "attn_out",
-    "mlp.fc1": "ffn_up",
-    "mlp.fc2": "ffn_down",
-    "layer_norm1": "ln1",
-    "layer_norm2": "ln2",
-}
-_WHOLE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-    "vision_model.embeddings.class_embedding": "v.class_embd",
-    "vision_model.embeddings.patch_embedding.weight": "v.patch_embd.weight",
-    "vision_model.embeddings.position_embedding.weight": "v.position_embd.weight",
-    "vision_model.pre_layrnorm.weight": "v.pre_ln.weight",
-    "vision_model.pre_layrnorm.bias": "v.pre_ln.bias",
-}
+# llama.cpp counts the projector's layers as the original does, and gguf's map does not.
+_LAYOUT = replace(keys.LLAMA, projector="mm", vision="vision_tower.vision_model")
 
 
 def write_gguf(
@@ -80,7 +56,7 @@ def write_gguf(
         raise WeightError(f"gguf type {kind!r} is unknown", fix=f"one of {', '.join(TYPES)}")
     options = options or Options()
     source = open_source(src, replace(options, merge=options.dtype is not None))
-    source = lora.merge(source, np.dtype(np.float32))  # the sum is rounded once, to `kind`
+    source = adapter.merge(source, np.dtype(np.float32))  # the sum is rounded once, to `kind`
     check_tokens(source)
     source = original_rows(source)
     check_supported(source.config)
@@ -105,7 +81,7 @@ def check_supported(config: LlavaConfig) -> None:
             "do_normalize of preprocessor_config.json cannot be otherwise"
         )
     if pixels != usual:
-        log.warning("llama.cpp resizes pictures in its own way, not by preprocessor_config.json")
+        log.warning("llama.cpp resizes images in its own way, not by preprocessor_config.json")
     if config.image_aspect_ratio != "pad":
         log.warning("llama.cpp pads images to a square; this model was made for cropped ones")
 
@@ -115,20 +91,46 @@ def check_supported(config: LlavaConfig) -> None:
 
 def language_tensors(source: Source) -> dict[str, Lazy]:
     """{GGUF name: tensor, as torch has it} of the decoder."""
-    config = source.config
-    state = keymap.to_theirs(source.leaves, keymap.LLAMA, replace(config, lora=None))
+    config = replace(source.config, lora=None)
+    state = keys.to_theirs(source.leaves, _LAYOUT.decoder, config)
     heads = {"attn_q": config.language.heads, "attn_k": config.language.kv_heads}
-    out = {}
+    rename, out = _names("LLAMA", config.language.layers), {}
     for name, lazy in state.items():
-        if name in _WHOLE:
-            out[_WHOLE[name]] = lazy
-            continue
-        number, _, rest = name.removeprefix("model.layers.").partition(".")
-        part = _LANGUAGE[rest.removesuffix(".weight")]
-        if part in heads:
-            lazy = lazy.map(lambda a, n=heads[part]: interleaved(a, n))
-        out[f"blk.{number}.{part}.weight"] = lazy
+        name = rename(name)
+        count = heads.get(name.split(".")[-2])
+        out[name] = lazy.map(lambda a, n=count: interleaved(a, n)) if count else lazy
     return out
+
+
+def mmproj_tensors(source: Source) -> dict[str, Lazy]:
+    """{GGUF name: tensor, as torch has it} of the layers of the tower that run, and the projector."""
+    layout, run = replace(_LAYOUT, lm=None, head=None), source.config.vision_layers_run
+    # Past the layers that run stands the last norm, which llama.cpp would apply to the features.
+    used = {n: leaf for n, leaf in source.leaves.items() if is_run(n)}
+    plan = [p for p in keys.pairings(layout, source.config) if p.ours in used]
+    rename, out = _names("MMPROJ", run), {}
+    for p in plan:
+        for name, part in zip(p.theirs, used[p.ours].parts, strict=True):
+            out[rename(name)] = p.move.to_theirs(part)
+    return out
+
+
+def _names(arch: str, layers: int) -> Callable[[str], str]:
+    """A function from Hugging Face's names to GGUF's. arch: of gguf.MODEL_ARCH."""
+    gguf = _gguf()
+    table = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch), layers)
+
+    def rename(name: str) -> str:
+        found = name if name.startswith("mm.") else table.get_name(name, (".weight", ".bias"))
+        if found is None:
+            raise WeightError(f"GGUF has no name for {name}")
+        return found
+
+    return rename
+
+
+def _gguf() -> Any:
+    return need("gguf", "to write GGUF", "llava_jax[gguf]")
 
 
 def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -138,40 +140,19 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(rows, columns)
 
 
-def mmproj_tensors(source: Source) -> dict[str, Lazy]:
-    """{GGUF name: tensor, as torch has it} of the layers of the tower that run, and the projector."""
-    layout = Layout("mmproj", projector="mm", vision="vision_model")
-    run = source.config.vision_layers_run
-    out = {}
-    for name, lazy in keymap.to_theirs(source.leaves, layout, source.config).items():
-        if name.startswith("mm."):
-            out[name] = lazy
-        elif name in _WHOLE:
-            out[_WHOLE[name]] = lazy
-        elif ".encoder.layers." in name:
-            number, _, rest = name.partition(".encoder.layers.")[2].partition(".")
-            part, _, kind = rest.rpartition(".")
-            if int(number) < run:
-                out[f"v.blk.{number}.{_VISION[part]}.{kind}"] = lazy
-        # The last norm stays out: llama.cpp would apply it to the features.
-    return out
-
-
-def _packed(array: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
-    """(array as it lies in the file, GGUF type)."""
-    import gguf
-
-    kinds = gguf.GGMLQuantizationType
+def _packed(array: np.ndarray, kind: str) -> np.ndarray:
+    """An array as it lies in the file."""
     values = np.ascontiguousarray(array.astype(np.float32))
     if kind == "f32":
-        return values, kinds.F32
+        return values
     if kind == "q8_0":
-        return gguf.quants.quantize(values, kinds.Q8_0), kinds.Q8_0
+        gguf = _gguf()
+        return gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     if np.isinf(half).any():
         raise WeightError("values do not fit into f16", fix="use --quantize f32 or q8_0")
-    return half, kinds.F16
+    return half
 
 
 def _kind_of(name: str, shape: tuple[int, ...], kind: str) -> str:
@@ -182,11 +163,10 @@ def _kind_of(name: str, shape: tuple[int, ...], kind: str) -> str:
     return kind
 
 
-def _write(writer, state: dict[str, Lazy], kind: str, progress: Progress | None) -> None:
+def _write(writer, state: Mapping[str, Lazy], kind: str, progress: Progress | None) -> None:
     """Header first, then one tensor at a time."""
-    import gguf
-
-    sizes = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK}  # bytes a value
+    gguf = _gguf()
+    sizes = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK}  # bytes per value
     for name, lazy in state.items():
         own = _kind_of(name, lazy.shape, kind)
         count = int(np.prod(lazy.shape))
@@ -205,7 +185,7 @@ def _write(writer, state: dict[str, Lazy], kind: str, progress: Progress | None)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, lazy in state.items():
-        writer.write_tensor_data(_packed(lazy.read(), _kind_of(name, lazy.shape, kind))[0])
+        writer.write_tensor_data(_packed(lazy.read(), _kind_of(name, lazy.shape, kind)))
         if progress:
             progress(lazy.nbytes)
     writer.close()
@@ -215,8 +195,7 @@ def _write(writer, state: dict[str, Lazy], kind: str, progress: Progress | None)
 
 
 def _write_language(source: Source, path: Path, kind: str, progress: Progress | None) -> None:
-    import gguf
-
+    gguf = _gguf()
     c = source.config.language
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("LLaVA (language model)")
@@ -244,8 +223,7 @@ def _write_language(source: Source, path: Path, kind: str, progress: Progress | 
 
 
 def _write_mmproj(source: Source, path: Path, kind: str, progress: Progress | None) -> None:
-    import gguf
-
+    gguf = _gguf()
     v = source.config.vision
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_name("LLaVA (vision tower and projector)")
@@ -270,15 +248,14 @@ def _write_mmproj(source: Source, path: Path, kind: str, progress: Progress | No
 
 
 def _file_type(kind: str) -> Any:
-    import gguf
-
+    gguf = _gguf()
     names = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
     return gguf.LlamaFileType[names[kind]]
 
 
 def _add_vocabulary(writer, source: Source) -> None:
     """The sentencepiece vocabulary; added tokens become control tokens, missing ids unused ones."""
-    import gguf
+    gguf = _gguf()
     from sentencepiece import sentencepiece_model_pb2
 
     folder, size = source.tokenizer, source.config.language.vocab_size

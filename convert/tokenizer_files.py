@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import fast_tokenizer, preprocessor, tensors
-from llava_jax.convert.output import write_json
+from llava_jax.convert import tokenizer_json
+from llava_jax.convert.io.folder import read_json
+from llava_jax.convert.io.output import write_json
+from llava_jax.convert.table import pixels
+from llava_jax.convert.vocabulary import IMAGE, PAD
+from llava_jax.errors import ConfigError
 from llava_jax.text import chat_template
 from llava_jax.text.conversation import find_template
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.text.tokenizer_files import AddedTokens, added_tokens
+from llava_jax.text.tokenizer_files import AddedTokens, added_tokens, legacy_of
 
 log = logging.getLogger(__name__)
 
-IMAGE, PAD = "<image>", "<pad>"
+FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _FAST_ONLY = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that need tokenizer.json
 _FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
 
@@ -28,7 +37,7 @@ def copy(source: Path | None, work: Path) -> None:
     if source is None:
         log.warning("the source has no tokenizer files: add them before use")
         return
-    for name in tensors.TOKENIZER_FILES:
+    for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, work / name)
 
@@ -43,7 +52,7 @@ def write_hf(
     added, tokens = {IMAGE: image_id, PAD: pad_id}, added_tokens(source)
     # What has no row was never used, and its id is now another's (see text.vocabulary).
     others = {t: n for t, n in tokens.ids.items() if t not in added and n not in added.values()}
-    settings = tensors.read_json(work / "tokenizer_config.json")
+    settings = read_json(work / "tokenizer_config.json")
     settings.pop("chat_template", None)  # a template is a program: only our own goes out
     decoder = settings.get("added_tokens_decoder") or {}
     decoder = {k: v for k, v in decoder.items() if v.get("content") in others}
@@ -60,14 +69,14 @@ def write_hf(
     }
     settings.setdefault("tokenizer_class", "LlamaTokenizer")
     write_json(work / "tokenizer_config.json", settings)
-    special = tensors.read_json(work / "special_tokens_map.json")
+    special = read_json(work / "special_tokens_map.json")
     special |= {"image_token": IMAGE, "pad_token": PAD}
     write_json(work / "special_tokens_map.json", special)
-    listed = tensors.read_json(work / "added_tokens.json")
+    listed = read_json(work / "added_tokens.json")
     listed = {t: n for t, n in listed.items() if t in others}
     write_json(work / "added_tokens.json", {**listed, **added})
-    if fast_tokenizer.write(work, config, others | added, tokens.plain):
-        fast_tokenizer.settings(work)
+    if tokenizer_json.write(work, config, others | added, tokens.plain):
+        tokenizer_json.settings(work)
     else:
         _add_to_fast(work / "tokenizer.json", added)
 
@@ -76,20 +85,20 @@ def _add_to_fast(path: Path, added: dict[str, int]) -> None:
     """The same for tokenizer.json, where the source has one."""
     if not path.is_file():
         return
-    data = tensors.read_json(path)
+    data = read_json(path)
     tokens = [t for t in data.get("added_tokens") or [] if t.get("content") not in added]
     tokens = [t for t in tokens if t.get("id") not in added.values()]
     for token, number in added.items():
         tokens.append({"id": number, "content": token, **_FLAGS, "special": True})
     data["added_tokens"] = tokens
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(path, data)
 
 
 def copy_hf(source: Path | None, work: Path) -> None:
     """The files of a source that was Hugging Face's already, but for the chat template."""
     copy(source, work)
     path = work / "tokenizer_config.json"
-    settings = tensors.read_json(path)
+    settings = read_json(path)
     if settings.pop("chat_template", None) is not None:
         write_json(path, settings)
 
@@ -109,7 +118,7 @@ def copy_original(source: Path | None, work: Path, vocab_size: int) -> None:
     copy(source, work)
     if source is None:
         return
-    settings = tensors.read_json(work / "tokenizer_config.json")
+    settings = read_json(work / "tokenizer_config.json")
     tokens = added_tokens(source)
     gone = {t for t, n in tokens.ids.items() if n >= vocab_size}
     if settings.get("tokenizer_class") in _FAST_ONLY:
@@ -120,14 +129,14 @@ def copy_original(source: Path | None, work: Path, vocab_size: int) -> None:
         return
     _without(settings, tokens, gone)
     write_json(work / "tokenizer_config.json", settings)
-    special = tensors.read_json(work / "special_tokens_map.json")
+    special = read_json(work / "special_tokens_map.json")
     if IMAGE in gone:
         special.pop("image_token", None)
     if _content(special.get("pad_token")) in gone:
         special["pad_token"] = "<unk>"
     if special:
         write_json(work / "special_tokens_map.json", special)
-    listed = tensors.read_json(work / "added_tokens.json")
+    listed = read_json(work / "added_tokens.json")
     left = {k: v for k, v in listed.items() if k not in gone}
     (work / "added_tokens.json").unlink(missing_ok=True)
     if left:
@@ -169,7 +178,7 @@ def write_processor(work: Path, config: LlavaConfig) -> None:
     name = "LlavaImageProcessor" if pads else "CLIPImageProcessor"
     write_json(
         work / "preprocessor_config.json",
-        {**preprocessor.preprocessor_json(config, name), "processor_class": "LlavaProcessor"},
+        {**pixels.preprocessor_json(config, name), "processor_class": "LlavaProcessor"},
     )
     patch = config.feature_select == "patch"
     write_json(
@@ -192,3 +201,18 @@ def write_chat_template(work: Path, config: LlavaConfig) -> None:
         return
     (work / "chat_template.jinja").write_text(text, "utf-8")
     write_json(work / "chat_template.json", {"chat_template": text})
+
+
+# What a folder's files say ------------------------------------------------------------------------
+
+
+def legacy(folder: Path, default: bool) -> bool:
+    """The tokenizer's `legacy`; a file without the key means what its own stack makes of it."""
+    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        try:
+            return legacy_of(folder)
+        except ConfigError:
+            return default  # which tokenizer it is matters only to those who load it
+    data = read_json(folder / "tokenizer_config.json")
+    value = data.get("legacy", default if data else False)
+    return value if isinstance(value, bool) else default

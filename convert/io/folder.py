@@ -1,6 +1,6 @@
 """The tensors and small files of a checkpoint folder, read without trusting the folder.
 
-Which files hold the weights is settled here; what they mean is settled in detect.py and source.py.
+Which files hold the weights is decided here; source.py and formats/ decide what they mean.
 """
 
 from __future__ import annotations
@@ -8,38 +8,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_jax.convert import orientation, quantised, safetensors_file, torch_file
-from llava_jax.convert.lazy import Lazy
+from llava_jax.convert.io import orientation, safetensors, torch_file
+from llava_jax.convert.io.lazy import Lazy
 from llava_jax.errors import WeightError
+from llava_jax.params import unique
 
 log = logging.getLogger(__name__)
 
 MAX_JSON = 50_000_000  # bytes
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 PROJECTOR_FILE = "mm_projector.bin"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
-# Lie beside the weights and are none of them.
-_OTHER = (PROJECTOR_FILE, "training_args.bin", "optimizer.bin", "scheduler.bin", *ADAPTER_FILES)
-_OTHER = (*_OTHER, *NON_LORA_FILES)
+# Beside the weights, and not weights of the model.
+_OTHER = (PROJECTOR_FILE, "training_args.bin", "optimizer.bin", "scheduler.bin")
+_OTHER = (*_OTHER, *ADAPTER_FILES, *NON_LORA_FILES)
 _SAVES = (("model", ".safetensors"), ("pytorch_model", ".bin"))  # what save_pretrained writes
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
     """A JSON object from a checkpoint folder; {} when the file is absent and not `required`.
 
-    Raises WeightError naming the file when it is malformed, has a doubled key, or asks for code
+    Raises WeightError naming the file when it is malformed, has a duplicated key, or asks for code
     (`auto_map`): nothing in a checkpoint is ever run.
     """
     path = Path(path)
@@ -48,20 +43,24 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
             raise WeightError(f"{path.parent}: there is no {path.name}")
         return {}
     if path.stat().st_size > MAX_JSON:
-        raise WeightError(f"{path.name}: over {MAX_JSON} bytes")
+        raise WeightError(f"{path.name} is larger than {MAX_JSON} bytes")
     raw = path.read_bytes()
-    safetensors_file.refuse_stand_in(raw, path.name)
+    safetensors.refuse_stand_in(raw, path.name)
     try:
-        data = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=lambda p: _no_doubles(p, path.name)
-        )
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda p: unique(p, path.name))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise WeightError(f"{path.name}: is no valid JSON") from None
+        raise WeightError(f"{path.name} is not valid JSON") from None
     if not isinstance(data, dict):
-        raise WeightError(f"{path.name}: is no JSON object")
+        raise WeightError(f"{path.name} is not a JSON object")
     if _has_key(data, "auto_map"):
-        raise WeightError(f"{path.name}: asks for code of its own (auto_map), which is never run")
+        raise WeightError(f"{path.name} asks for code of its own (auto_map), which is never run")
     return data
+
+
+def _has_key(data: Any, key: str) -> bool:
+    if isinstance(data, dict):
+        return key in data or any(_has_key(v, key) for v in data.values())
+    return isinstance(data, list) and any(_has_key(v, key) for v in data)
 
 
 def model_config(folder: Path) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     Raises WeightError without one, and for one that says that the weights are quantised.
     """
     data = read_json(folder / "config.json", required=True)
-    quantised.refuse_config(data, folder / "config.json")
+    _refuse_quantised_config(data, folder / "config.json")
     return data
 
 
@@ -78,14 +77,15 @@ def read_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, Lazy], list
     """All weight tensors of a folder by name, and the files that hold them.
 
     Which files those are is decided as transformers decides it: see `weight_files`. Raises
-    WeightError for a tensor that is there twice, that an index and its files do not agree on, or
+    WeightError for a tensor that is duplicated, that an index and its files do not agree on, or
     (in an export of ours) that was transposed since.
     """
     folder = Path(folder)
     found = weight_files(folder)
     if not found:
         raise WeightError(
-            f"{folder}: holds no weights", fix="expected .safetensors or .bin files, or an index"
+            f"{folder}: there are no weights",
+            fix="expected .safetensors or .bin files, or an index",
         )
     if found.left_over:
         names = [p.name for p in found.left_over]
@@ -98,7 +98,7 @@ def read_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, Lazy], list
         state, files = _read_index(folder, found.index, allow_pickle)
     else:
         state, files = read_files(found.files, allow_pickle), list(found.files)
-    quantised.refuse_tensors(state, folder)
+    _refuse_quantised_tensors(state, folder)
     orientation.check(read_json(folder / orientation.FILE), state)
     return state, files
 
@@ -135,7 +135,7 @@ def weight_files(folder: Path) -> WeightFiles:
     for ending in (".safetensors", ".bin"):
         found = sorted(folder.glob(f"*{ending}.index.json"))
         if len(found) > 1:
-            raise WeightError(f"{folder}: has several index files: {[p.name for p in found]}")
+            raise WeightError(f"{folder}: there are several indexes: {[p.name for p in found]}")
         if found:
             return WeightFiles(found[0])
     for pattern in ("*.safetensors", "*.bin"):
@@ -170,14 +170,15 @@ def _lists_only(index: Path, name: str) -> bool:
 
 
 def read_files(files: Iterable[Path], allow_pickle: bool) -> dict[str, Lazy]:
-    """The tensors of several files together. Raises WeightError for a name that is there twice."""
-    state: dict[str, Lazy] = {}
-    for path in files:
-        for name, lazy in read_file(path, allow_pickle).items():
-            if name in state:
-                raise WeightError(f"{name} is there twice: {state[name].origin}, {lazy.origin}")
-            state[name] = lazy
-    return state
+    """The tensors of several files together. Raises WeightError for a duplicated name."""
+    return unique(item for path in files for item in read_file(path, allow_pickle).items())
+
+
+def read_file(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
+    """The tensors of one file, by its ending."""
+    if path.suffix == ".safetensors":
+        return safetensors.read(path)
+    return torch_file.read(path, allow_pickle)
 
 
 def first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -188,33 +189,21 @@ def first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     return found[0] if found else None
 
 
-def read_file(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
-    """The tensors of one file, by its ending."""
-    if path.suffix == ".safetensors":
-        return safetensors_file.read(path)
-    return torch_file.read(path, allow_pickle)
-
-
 def _read_index(
     folder: Path, index: Path, allow_pickle: bool
 ) -> tuple[dict[str, Lazy], list[Path]]:
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
-        raise WeightError(f"{index.name}: has no weight_map")
+        raise WeightError(f"{index.name} has no weight_map")
     for name, file in table.items():
-        safetensors_file.check_name(name, index.name)
+        safetensors.check_name(name, index.name)
         # A path, or a link's name, could lead out of the folder; a hub cache's own links may.
-        if (
-            not isinstance(file, str)
-            or Path(file).name != file
-            or "\\" in file
-            or file in ("", "..")
-        ):
+        plain = isinstance(file, str) and Path(file).name == file and "\\" not in file
+        if not plain or not file.endswith((".safetensors", ".bin")):
             raise WeightError(
-                f"{index.name}: {name} lies in {ascii(file)[:80]}, not a plain file name"
+                f"{index.name}: {name} is in {ascii(file)[:80]}, expected the plain name of a "
+                ".safetensors or .bin file"
             )
-        if not file.endswith((".safetensors", ".bin")):
-            raise WeightError(f"{index.name}: {name} lies in {ascii(file)[:80]}, no weight file")
     files = [folder / f for f in sorted(set(table.values()))]
     for path in files:
         if path.suffix == ".bin" and not allow_pickle:  # even where the hub's was not fetched
@@ -224,7 +213,7 @@ def _read_index(
     state = read_files(files, allow_pickle)
     for name, file in table.items():
         if name not in state:
-            raise WeightError(f"{index.name}: lists {name}, which {file} does not hold")
+            raise WeightError(f"{index.name} lists {name}, which is missing in {file}")
         if not state[name].origin.startswith(f"{file}: "):
             raise WeightError(f"{index.name}: {name} is not in {file} but in another file")
     for name, lazy in state.items():
@@ -247,16 +236,59 @@ def tokenizer_folder(*folders: Path | None) -> Path | None:
     return None
 
 
-def _no_doubles(pairs: list, file: str) -> dict:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        seen = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-        raise WeightError(f"{file}: {ascii(twice)[:120]} is there twice")
-    return out
+# Quantised weights, which are refused by the name of the method -----------------------------------
+
+USE_16_BIT = "use the 16-bit weights"
+# Where a config.json says it: transformers', compressed-tensors' older name, and MLX's.
+_KEYS = ("quantization_config", "compression_config", "quantization")
+# What the methods call their tensors (the names under which transformers 5 and vLLM load them).
+_TENSORS = {
+    "bitsandbytes": r"absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|SCB",
+    "GPTQ or AWQ": r"qweight|qzeros|g_idx",
+    "compressed-tensors": r"weight_packed|weight_zero_point|weight_shape",
+    "FP8": r"weight_scale|weight_scale_inv|input_scale",
+    "HQQ": r"W_q",
+    "AQLM": r"codebooks|codes",
+    "quanto": r"weight\._(data|scale)",
+    "EETQ": r"weight_scales",
+}
 
 
-def _has_key(data: Any, key: str) -> bool:
-    if isinstance(data, dict):
-        return key in data or any(_has_key(v, key) for v in data.values())
-    return isinstance(data, list) and any(_has_key(v, key) for v in data)
+def without_quantisation(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that no longer says its weights are quantised: the base's are, not these."""
+    return {k: v for k, v in data.items() if k not in _KEYS}
+
+
+def _refuse_quantised_config(data: Mapping[str, Any], file: Path) -> None:
+    """Raises WeightError naming the method when a config.json, or a part of it, says it."""
+    for part in (data, *(v for v in data.values() if isinstance(v, Mapping))):
+        for key in _KEYS:
+            if part is data or key in _KEYS[:2]:
+                name = _method(part.get(key))
+                if name:
+                    raise WeightError(f"{file}: {key} {name} is not supported", fix=USE_16_BIT)
+
+
+def _method(settings: Any) -> str | None:
+    """The method that a quantization_config names; None where it quantises nothing."""
+    if not isinstance(settings, Mapping) or not settings:
+        return None
+    loads = [v for k, v in settings.items() if k.lstrip("_") in ("load_in_4bit", "load_in_8bit")]
+    if loads and not any(loads):
+        return None
+    name = settings.get("quant_method") or ("bitsandbytes" if loads else None)
+    bits = settings.get("bits")
+    name = name or (f"of {bits} bits" if isinstance(bits, int) else "of unknown method")
+    return ascii(str(name))[1:-1][:40]
+
+
+def _refuse_quantised_tensors(names: Iterable[str], where: Path) -> None:
+    """Raises WeightError naming the method and a tensor when the names are those of quantised weights."""
+    for name in names:
+        for kind, endings in _TENSORS.items():
+            if re.search(rf"\.({endings})$", name):
+                raise WeightError(
+                    f"{where}: {name[:200]} belongs to weights quantised by {kind}, "
+                    "which are not supported",
+                    fix=USE_16_BIT,
+                )

@@ -9,10 +9,9 @@ from PIL import Image
 
 import llava_jax
 from llava_jax.config import LlavaConfig, PixelConfig, VisionConfig
-from llava_jax.convert import configs, convert
-from llava_jax.convert.opening import open_source
-from llava_jax.convert.preprocessor import pads, pixel_config, preprocessor_json
-from llava_jax.convert.write import Target
+from llava_jax.convert import Target, convert, open_source
+from llava_jax.convert.table import configs
+from llava_jax.convert.table.pixels import pads, pixel_config, preprocessor_json
 from llava_jax.errors import ImageError, WeightError
 from llava_jax.images.pixels import normalize_for, to_pixels
 from tests.convert import tiny

@@ -10,10 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from llava_jax.config import LanguageConfig, RopeScaling
-from llava_jax.convert.config_reader import Reader, shown
+from llava_jax.convert.table.reader import Reader, shown
 from llava_jax.errors import WeightError
 
 LANGUAGE_TYPES = ("llama", "mistral", "llava", "llava_llama", "llava_mistral")
+# LlamaConfig's key -> (our field, LlamaConfig's default, largest value). Absent key-value heads and
+# head width follow from heads and width.
+_SIZES = {
+    "vocab_size": ("vocab_size", 32000, 10**7),
+    "hidden_size": ("width", 4096, 10**7),
+    "intermediate_size": ("mlp_width", 11008, 10**7),
+    "num_hidden_layers": ("layers", 32, 10_000),
+    "num_attention_heads": ("heads", 32, 10**7),
+    "num_key_value_heads": ("kv_heads", None, 10**7),
+    "head_dim": ("head_width", None, 10**7),
+    "max_position_embeddings": ("max_positions", 2048, 10**9),
+}
 _MISTRAL = {
     "intermediate_size": 14336,
     "num_key_value_heads": 8,
@@ -40,22 +52,20 @@ def language_config(
     r = Reader({**(_MISTRAL if mistral else {}), **data}, where)
     if r.word("hidden_act", "silu") != "silu" or r.flag("mlp_bias"):
         raise WeightError(f"{where}: hidden_act other than silu, or mlp_bias, is not supported")
-    width, heads = r.integer("hidden_size", 4096), r.integer("num_attention_heads", 32)
+    sizes: dict[str, int] = {}
+    for key, (ours, default, high) in _SIZES.items():
+        if default is None:
+            heads = sizes["heads"]
+            default = heads if ours == "kv_heads" else sizes["width"] // heads
+        sizes[ours] = r.integer(key, default, high=high)
     theta, scaling = _rope(data, where)
     ends = Reader(generation or {}, "generation_config.json").integers("eos_token_id", ())
     ends = ends or r.integers("eos_token_id", (2,))
     return LanguageConfig(
-        vocab_size=r.integer("vocab_size", 32000),
-        width=width,
-        layers=r.integer("num_hidden_layers", 32, high=10_000),
-        heads=heads,
-        kv_heads=r.integer("num_key_value_heads", heads),
-        head_width=r.integer("head_dim", width // heads),
-        mlp_width=r.integer("intermediate_size", 11008),
+        **sizes,
         norm_eps=r.number("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        max_positions=r.integer("max_position_embeddings", 2048, high=10**9),
         tied_head=r.flag("tie_word_embeddings"),
         attention_bias=r.flag("attention_bias"),
         sliding_window=r.integer("sliding_window")
@@ -92,7 +102,7 @@ def _rope(data: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | Non
     kind = r.word("rope_type", r.word("type", "default"))
     nested = next((name for name, value in r.data.items() if isinstance(value, Mapping)), None)
     if nested is not None:
-        raise WeightError(f"{r.where}: {shown(nested)}: settings for each layer are not supported")
+        raise WeightError(f"{r.where}: {shown(nested)}: settings per layer are not supported")
     if r.number("partial_rotary_factor", 1.0) != 1.0:
         raise WeightError(f"{r.where}: a partial_rotary_factor other than 1 is not supported")
     if kind == "default":
@@ -134,18 +144,11 @@ def language_json(config: LanguageConfig) -> dict[str, Any]:
     out: dict[str, Any] = {
         "model_type": "mistral" if mistral else "llama",
         "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.width,
-        "intermediate_size": c.mlp_width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_width,
+        **{key: getattr(c, ours) for key, (ours, *_) in _SIZES.items()},
         "hidden_act": "silu",
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
         "rope_scaling": None,
-        "max_position_embeddings": c.max_positions,
         "tie_word_embeddings": c.tied_head,
         "bos_token_id": c.bos_id,
         "eos_token_id": eos_json(c),

@@ -1,6 +1,6 @@
 """PyTorch's .bin files, which are pickles: read only on request, and then tensors alone.
 
-torch is imported here and in compare.py, nowhere else in the package.
+torch is imported here and in probe.py, nowhere else in the package.
 """
 
 from __future__ import annotations
@@ -12,9 +12,23 @@ from typing import NoReturn
 
 import numpy as np
 
-from llava_jax.convert.lazy import Lazy, dtypes
-from llava_jax.convert.safetensors_file import MAX_TENSORS, check_name, refuse_stand_in
+from llava_jax.convert.io.lazy import Lazy, dtypes
+from llava_jax.convert.io.safetensors import MAX_TENSORS, check_name, refuse_stand_in
 from llava_jax.errors import WeightError
+
+# torch's name -> safetensors' name.
+_TYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
 
 def read(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
@@ -36,12 +50,12 @@ def read(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
     except Exception:
         # The exception's own text quotes the file (class names, addresses): it is not repeated.
         raise WeightError(
-            f"{path.name}: refused, it is damaged or holds something other than tensors"
+            f"{path.name} is damaged, or holds something other than tensors"
         ) from None
     if not isinstance(state, Mapping):
-        raise WeightError(f"{path.name}: holds a {type(state).__name__}, not named tensors")
+        raise WeightError(f"{path.name}: expected named tensors, found a {type(state).__name__}")
     if len(state) > MAX_TENSORS:
-        raise WeightError(f"{path.name}: {len(state)} tensors are over the limit of {MAX_TENSORS}")
+        raise WeightError(f"{path.name}: {len(state)} tensors, the limit is {MAX_TENSORS}")
     return {name: _lazy(torch, path.name, name, value) for name, value in state.items()}
 
 
@@ -56,7 +70,7 @@ def refuse(path: Path) -> NoReturn:
 def write(path: Path, tensors: Mapping[str, Lazy]) -> None:
     """Writes a .bin file as torch.save does (the original code reads its projector from one)."""
     torch = import_torch(path.name)
-    state = {name: _to_torch(torch, np.ascontiguousarray(t.read())) for name, t in tensors.items()}
+    state = {name: _to_torch(torch, t.read()) for name, t in tensors.items()}
     with open(path, "wb") as f:
         torch.save(state, f)
 
@@ -76,26 +90,15 @@ def import_torch(file: str):
 def _lazy(torch, file: str, name: str, value) -> Lazy:
     check_name(name, file)
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
-        raise WeightError(f"{file}: {name} is no plain tensor")
-    names = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
-    if value.dtype not in names:
-        raise WeightError(f"{file}: {name} has the unsupported type {value.dtype}")
-    dtype = dtypes()[names[value.dtype]]
+        raise WeightError(f"{file}: {name} is not a plain tensor")
+    kind = _TYPES.get(str(value.dtype).removeprefix("torch."))
+    if kind is None:
+        raise WeightError(f"{file}: {name} has type {value.dtype}, which is not supported")
+    dtype = dtypes()[kind]
 
     def array() -> np.ndarray:
         plain = value.detach()
-        if plain.dtype == torch.bfloat16:
+        if kind == "BF16":  # numpy has no such type: the bits go over as integers
             return plain.view(torch.int16).numpy().view(dtype)
         return plain.numpy()
 
@@ -103,7 +106,7 @@ def _lazy(torch, file: str, name: str, value) -> Lazy:
 
 
 def _to_torch(torch, array: np.ndarray):
-    array = np.array(array)  # torch wants to own writable memory
+    array = np.array(array, order="C")  # torch wants to own writable memory
     if array.dtype == dtypes()["BF16"]:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -1,6 +1,6 @@
 """How fast, and with how much memory, a checkpoint of real size converts.
 
-    python -m llava_jax.convert.benchmark --size llava-v1.5-7b --folder /big/disk
+    python bench/convert.py --size llava-v1.5-7b --folder /big/disk
 
 Makes a random checkpoint in Hugging Face's layout, copies it (the yardstick), converts it to the
 JAX side and back, and checks that every tensor came back. One JSON line per step:
@@ -23,16 +23,16 @@ from pathlib import Path
 import numpy as np
 
 from llava_jax.config import PRESETS, LlavaConfig
-from llava_jax.convert import output, safetensors_file, tensors
-from llava_jax.convert.lazy import Lazy, Leaf, dtypes
-from llava_jax.convert.source import Source
-from llava_jax.convert.write import Target, save
-from llava_jax.params import parameter_shapes
+from llava_jax.convert import Source, Target
+from llava_jax.convert.checkpoint import save
+from llava_jax.convert.io import output, safetensors
+from llava_jax.convert.io.folder import read_folder
+from llava_jax.convert.io.lazy import Lazy, Leaf, dtypes
+from llava_jax.params import is_stacked, parameter_shapes
 
 _RUN = """
 import sys
-from llava_jax.convert import convert
-from llava_jax.convert.write import Target
+from llava_jax.convert import Target, convert
 convert(sys.argv[1], sys.argv[2], Target(sys.argv[3]))
 """
 
@@ -82,7 +82,7 @@ def random_source(config: LlavaConfig) -> Source:
 
     leaves = {}
     for name, shape in parameter_shapes(config).items():
-        if ".layers." in name:
+        if is_stacked(name):
             leaves[name] = Leaf(tuple(lazy(shape[1:], name, i) for i in range(shape[0])), True)
         else:
             leaves[name] = Leaf((lazy(shape, name, 0),), False)
@@ -125,7 +125,7 @@ def measured(command: list[str]) -> tuple[float, float, float]:
 
 def equal(a: Path, b: Path) -> bool:
     """Whether two folders hold the same tensors, byte by byte."""
-    one, other = (tensors.read_folder(p, allow_pickle=False)[0] for p in (a, b))
+    one, other = (read_folder(p, allow_pickle=False)[0] for p in (a, b))
     return one.keys() == other.keys() and all(
         one[n].dtype == other[n].dtype
         and one[n].shape == other[n].shape
@@ -135,7 +135,7 @@ def equal(a: Path, b: Path) -> bool:
 
 
 def _bytes(lazy: Lazy) -> memoryview:
-    return safetensors_file.contiguous(lazy.read()).reshape(-1).view(np.uint8).data
+    return safetensors.contiguous(lazy.read()).reshape(-1).view(np.uint8).data
 
 
 def report(step: str, seconds: float, cpu: float, size: int, yardstick: float, peak: float) -> None:

@@ -1,4 +1,4 @@
-"""Which way square matrices lie: what no shape tells, an export records and a reader checks.
+"""Which way square matrices lie: no shape says it, so an export records it and a reader checks.
 
 Of every square matrix the checksums of its first row and first column are kept. A matrix whose first
 row is now the recorded column has been transposed; one with other values is merely another matrix.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llava_jax.convert.lazy import Lazy
+from llava_jax.convert.io.lazy import Lazy
 from llava_jax.errors import WeightError
 
 FILE = Path("llava_jax") / "squares.json"
@@ -41,17 +41,17 @@ def _edge(array: np.ndarray, axis: int) -> int:
 
 
 def check(record: Mapping[str, object], state: Mapping[str, Lazy]) -> None:
-    """Raises WeightError naming the first matrix of `state` that lies the other way than recorded.
+    """Raises WeightError naming the first matrix of `state` that was transposed since it was written.
 
-    record: what a writer left in FILE. Entries that fit nothing here are passed over.
+    record: the content of FILE. Entries that fit nothing here are ignored.
     """
     for name, lazy in state.items():
-        kept = record.get(name)
-        if not isinstance(kept, list) or axes(lazy.shape) is None:
+        recorded = record.get(name)
+        if not isinstance(recorded, list) or axes(lazy.shape) is None:
             continue
         array = lazy.read()
-        layers = array if len(kept) == len(array) and array.ndim == 3 else array[None]
-        for layer, pair in zip(layers, kept):
+        layers = array if len(recorded) == len(array) and array.ndim == 3 else array[None]
+        for layer, pair in zip(layers, recorded):
             swapped = axes(layer.shape)
             if swapped and isinstance(pair, list) and len(pair) == 2:
                 row = _edge(layer, swapped[0])  # a column would touch every page of the file

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.config import LoraConfig
-from llava_jax.convert import hub
+from llava_jax.convert.io import hub
 from llava_jax.errors import WeightError
 from llava_jax.params import LINEARS
 

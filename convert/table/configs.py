@@ -6,24 +6,20 @@ Field names and defaults: transformers' LlamaConfig, MistralConfig, CLIPVisionCo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llava_jax.config import (
-    CLIP_MEAN,
-    CLIP_STD,
-    LlavaConfig,
-    VisionConfig,
-)
-from llava_jax.convert.config_reader import Reader, shown
-from llava_jax.convert.language_configs import (
-    language_config,
-    language_json,
-)
-from llava_jax.convert.preprocessor import FILE as PREPROCESSOR_FILE
-from llava_jax.convert.preprocessor import pads, pixel_config
+from llava_jax.config import CLIP_MEAN, CLIP_STD, LlavaConfig, VisionConfig
+from llava_jax.convert.io.lazy import Lazy, Leaf
+from llava_jax.convert.table.language import language_config, language_json
+from llava_jax.convert.table.pixels import FILE as PREPROCESSOR_FILE
+from llava_jax.convert.table.pixels import pads, pixel_config
+from llava_jax.convert.table.reader import Reader, shown
 from llava_jax.errors import ConfigError, WeightError
+
+log = logging.getLogger(__name__)
 
 # Towers that checkpoints name without carrying their configuration (openai's config.json files).
 KNOWN_TOWERS = {
@@ -32,13 +28,14 @@ KNOWN_TOWERS = {
     "openai/clip-vit-base-patch32": VisionConfig(224, 32, 768, 12, 12, 3072),
     "openai/clip-vit-base-patch16": VisionConfig(224, 16, 768, 12, 12, 3072),
 }
-_HF_VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
+# CLIPVisionConfig's key -> (our field, CLIPVisionConfig's default, LlavaConfig's default).
+_VISION = {
+    "image_size": ("image_size", 224, 336),
+    "patch_size": ("patch_size", 32, 14),
+    "hidden_size": ("width", 768, 1024),
+    "num_hidden_layers": ("layers", 12, 24),
+    "num_attention_heads": ("heads", 12, 16),
+    "intermediate_size": ("mlp_width", 3072, 4096),
 }
 
 
@@ -46,12 +43,13 @@ def vision_config(
     data: Mapping[str, Any],
     where: str,
     preprocessor: Mapping[str, Any] | None = None,
-    defaults: Mapping[str, Any] | None = None,
     processor_where: str = PREPROCESSOR_FILE,
+    *,
+    of_llava: bool = False,
 ) -> VisionConfig:
     """A CLIPVisionConfig, or a whole CLIPConfig (its vision half), with the processor's settings.
 
-    processor_where: what errors call `preprocessor`.
+    processor_where: what errors call `preprocessor`. of_llava: absent sizes are those of LLaVA's tower.
     """
     if isinstance(data.get("vision_config"), Mapping):
         data, where = data["vision_config"], f"{where}: vision_config"
@@ -60,24 +58,22 @@ def vision_config(
         raise WeightError(
             f"{where}: a vision tower of type {shown(kind)} is not supported", fix="CLIP is"
         )
-    r = Reader({**(defaults or {}), **data}, where)
+    r = Reader(data, where)
     if r.integer("num_channels", 3) != 3:
         raise WeightError(f"{where}: num_channels is not 3")
     mean, std = (_triple(preprocessor, k, processor_where) for k in ("image_mean", "image_std"))
-    size = r.integer("image_size", 224)
+    sizes = {
+        ours: r.integer(key, defaults[of_llava], high=10_000 if ours == "layers" else 10**7)
+        for key, (ours, *defaults) in _VISION.items()
+    }
     try:
         return VisionConfig(
-            image_size=size,
-            patch_size=r.integer("patch_size", 32),
-            width=r.integer("hidden_size", 768),
-            layers=r.integer("num_hidden_layers", 12, high=10_000),
-            heads=r.integer("num_attention_heads", 12),
-            mlp_width=r.integer("intermediate_size", 3072),
+            **sizes,
             norm_eps=r.number("layer_norm_eps", 1e-5),
             hidden_act=r.word("hidden_act", "quick_gelu"),
             image_mean=mean or CLIP_MEAN,
             image_std=std or CLIP_STD,
-            pixels=pixel_config(preprocessor, size, processor_where),
+            pixels=pixel_config(preprocessor, sizes["image_size"], processor_where),
         )
     except ConfigError as error:
         raise WeightError(f"{where}: {error.message}") from None
@@ -85,19 +81,13 @@ def vision_config(
 
 def vision_json(config: VisionConfig) -> dict[str, Any]:
     """The inverse of `vision_config`, without mean and std (those are the processor's)."""
-    c = config
     return {
         "model_type": "clip_vision_model",
         "architectures": ["CLIPVisionModel"],
-        "hidden_size": c.width,
-        "intermediate_size": c.mlp_width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
+        **{key: getattr(config, ours) for key, (ours, *_) in _VISION.items()},
         "num_channels": 3,
-        "image_size": c.image_size,
-        "patch_size": c.patch_size,
-        "hidden_act": c.hidden_act,
-        "layer_norm_eps": c.norm_eps,
+        "hidden_act": config.hidden_act,
+        "layer_norm_eps": config.norm_eps,
         "attention_dropout": 0.0,
         "initializer_factor": 1.0,
         "initializer_range": 0.02,
@@ -197,12 +187,15 @@ def from_hf(
     language = language_config(text, f"{where}: text_config", generation)
     if r.flag("tie_word_embeddings"):
         language = replace(language, tied_head=True)
-    vision_data = Reader(vision, f"{where}: vision_config").data
-    defaults = None if vision_data else _HF_VISION
+    vision = Reader(vision, f"{where}: vision_config").data
     return _llava(
         where,
         vision=vision_config(
-            vision_data, f"{where}: vision_config", preprocessor, defaults, processor_where
+            vision,
+            f"{where}: vision_config",
+            preprocessor,
+            processor_where,
+            of_llava=not vision,
         ),
         language=language,
         feature_layer=r.integer("vision_feature_layer", -2, low=-1000),
@@ -239,9 +232,9 @@ def image_token(data: Mapping[str, Any]) -> Any:
     return data.get("image_token_index", data.get("image_token_id", 32000))
 
 
-def updated(kept: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """`fresh`, with the fields of `kept` that it does not set: unknown fields find their way back."""
-    return {**(kept or {}), **fresh}
+def updated(old: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """`fresh`, with the fields of `old` that it does not set: unknown fields find their way back."""
+    return {**(old or {}), **fresh}
 
 
 def _llava(where: str, **fields) -> LlavaConfig:
@@ -265,3 +258,51 @@ def _triple(
     ):
         raise WeightError(f"{where}: {key} is not three numbers")
     return (float(values[0]), float(values[1]), float(values[2]))
+
+
+# The dtype that a config.json declares: always that of the weights beside it ----------------------
+
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # of transformers 5, and of 4 (which 5 reads too)
+
+
+def types_of(tensors: Iterable[Leaf | Lazy]) -> list[str]:
+    """The types of these parameters as torch calls them, such as ["bfloat16"]; most have one."""
+    kinds: set[str] = set()
+    for tensor in tensors:
+        parts = tensor.parts if isinstance(tensor, Leaf) else (tensor,)
+        kinds |= {p.dtype.name for p in parts}
+    return sorted(kinds)
+
+
+def with_dtype(
+    data: Mapping[str, Any], tensors: Iterable[Leaf | Lazy], read: list[str] | None = None
+) -> dict[str, Any]:
+    """A config.json whose dtype fields, of either spelling and at any depth, are true of `tensors`.
+
+    read: the types that were beside `data` when it was read. If they still are, what it said of them
+    stays, unless it would round them. Otherwise the dtype is that of `tensors`; where these differ it
+    is float32, which holds all of them: transformers loads every parameter in the one dtype of
+    config.json. Absent fields are not added: without them transformers looks at the weights.
+    """
+    kinds = types_of(tensors)
+    if kinds == read and _declared(data) <= {*kinds, "float32", None}:
+        return dict(data)
+    dtype = kinds[0] if len(kinds) == 1 else "float32"
+    if len(kinds) > 1:
+        log.warning(
+            "the weights are %s: config.json says float32, so that loading them rounds nothing "
+            "(--dtype brings them to one type)",
+            " and ".join(kinds),
+        )
+    return _set_dtype(data, dtype)
+
+
+def _declared(data: Mapping[str, Any]) -> set[Any]:
+    """Every dtype that a config.json names."""
+    own = {data[k] if isinstance(data[k], str) else None for k in _DTYPE_KEYS if k in data}
+    return own.union(*(_declared(v) for v in data.values() if isinstance(v, Mapping)))
+
+
+def _set_dtype(data: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    out = {k: _set_dtype(v, dtype) if isinstance(v, Mapping) else v for k, v in data.items()}
+    return out | {k: dtype for k in _DTYPE_KEYS if k in out}

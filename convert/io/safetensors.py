@@ -1,0 +1,195 @@
+"""Reading and writing safetensors files: memory mapped, one tensor at a time, headers distrusted.
+
+Format: https://github.com/huggingface/safetensors#format. The library reads and checks the headers;
+`_audit` refuses what it accepts. Values are mapped here, because the library's numpy reader copies a
+tensor whole, and a stack of layers is one tensor of gigabytes. The writer is ours for that reason
+too: the library's wants every tensor of a file in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from llava_jax.convert.io.lazy import Lazy, Leaf, dtype_name, dtypes
+from llava_jax.convert.io.orientation import Edges, axes, edges
+from llava_jax.errors import WeightError, instead_of_file
+from llava_jax.params import unique
+
+MAX_TENSORS = 100_000
+_CHUNK = 1 << 26
+
+
+def read(path: Path) -> dict[str, Lazy]:
+    """The tensors of one safetensors file by name, none of them read yet.
+
+    Raises WeightError, naming the file and the tensor, for a header that is not exactly right.
+    """
+    path = Path(path)
+    with open(path, "rb") as f:
+        refuse_stand_in(f.read(200), path.name)
+    try:
+        with safetensors.safe_open(path, "numpy"):  # checks sizes, types, holes and overlaps
+            pass
+    except safetensors.SafetensorError as error:
+        said = ascii(str(error).removeprefix("Error while deserializing header: "))[1:-1][:200]
+        raise WeightError(f"{path.name}: malformed safetensors header: {said}") from None
+    header, start = _audit(path)
+
+    mapped = np.memmap(path, np.uint8, "r")
+
+    def lazy(name: str, entry: dict[str, Any]) -> Lazy:
+        dtype, shape = dtypes()[entry["dtype"]], tuple(entry["shape"])
+        count, at = math.prod(shape), start + entry["data_offsets"][0]
+
+        def view() -> np.ndarray:
+            flat = np.frombuffer(mapped, dtype, count, at) if count else np.zeros(0, dtype)
+            return flat.reshape(shape)
+
+        return Lazy(shape, dtype, view, f"{path.name}: {name}")
+
+    return {name: lazy(name, entry) for name, entry in header.items()}
+
+
+def _audit(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """(header, where the data begin). Raises WeightError for what the library accepts.
+
+    That is: duplicated names, names that look like paths, fields of no meaning, tensors without
+    end (its limit is the header's 100 MB), and types that numpy has not.
+    """
+    with open(path, "rb") as f:
+        (length,) = struct.unpack("<Q", f.read(8))
+        text = f.read(length)
+    header = json.loads(text, object_pairs_hook=lambda pairs: unique(pairs, path.name))
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise WeightError(f"{path.name}: {len(header)} tensors, the limit is {MAX_TENSORS}")
+    for name, entry in header.items():
+        check_name(name, path.name)
+        if set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise WeightError(f"{path.name}: malformed safetensors header: the entry of {name}")
+        if entry["dtype"] not in dtypes():
+            quantised = entry["dtype"].startswith(("F8", "F6", "F4"))
+            raise WeightError(
+                f"{path.name}: {name} has type {entry['dtype']}, which is not supported",
+                fix="use the 16-bit weights" if quantised else None,
+            )
+    return header, 8 + length
+
+
+def refuse_stand_in(start: bytes, file: str) -> None:
+    """Raises WeightError when `start`, how `file` begins, is that of a file never downloaded."""
+    if found := instead_of_file(start):
+        raise WeightError(f"{file} {found[0]}", fix=found[1])
+
+
+def check_name(name: object, file: str) -> None:
+    """Raises WeightError for a tensor name that could be taken for a path, or cannot be printed."""
+    if not isinstance(name, str) or not 0 < len(name) <= 500 or not name.isprintable():
+        raise WeightError(f"{file}: malformed tensor name {ascii(name)[:120]}")
+    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        raise WeightError(f"{file}: the tensor name {ascii(name)[:120]} looks like a path")
+
+
+def write(
+    path: Path,
+    tensors: Mapping[str, Lazy | Leaf],
+    progress: Callable[[int], object] | None = None,
+    squares: Edges | None = None,
+) -> str:
+    """Writes one file, tensor by tensor, and gives its SHA-256. `squares` collects their edges.
+
+    Only one tensor (one layer of a stack) is in memory at a time. The order is by falling item
+    size, then by name, so that the same tensors always give the same bytes, all aligned.
+    """
+    order = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))
+    header: dict = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in order:
+        t = tensors[name]
+        header[name] = {
+            "dtype": dtype_name(t.dtype),
+            "shape": list(t.shape),
+            "data_offsets": [at, at + t.nbytes],
+        }
+        at += t.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    digest = hashlib.sha256()
+    with open(path, "wb") as f:
+        _put(f, digest, struct.pack("<Q", len(text)) + text)
+        for (name, part), data in _read_ahead(_parts(tensors, order)):
+            _put(f, digest, data)
+            if squares is not None and axes(part.shape):
+                pair = edges(data, part.shape, part.dtype.itemsize)
+                squares.setdefault(name, []).append(pair)
+            if progress:
+                progress(part.nbytes)
+        f.flush()
+        os.fsync(f.fileno())
+    return digest.hexdigest()
+
+
+def _parts(tensors: Mapping[str, Lazy | Leaf], order: list[str]) -> Iterator[tuple[str, Lazy]]:
+    for name in order:
+        tensor = tensors[name]
+        for part in tensor.parts if isinstance(tensor, Leaf) else (tensor,):
+            yield name, part
+
+
+def _read_ahead(
+    parts: Iterable[tuple[str, Lazy]],
+) -> Iterator[tuple[tuple[str, Lazy], memoryview]]:
+    """Each part with its bytes. The next one is read and turned while this one is written."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: list[tuple[tuple[str, Lazy], Future]] = []
+        for part in parts:
+            waiting.append((part, pool.submit(_bytes_of, *part)))
+            if len(waiting) > 1:
+                first, future = waiting.pop(0)
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def _bytes_of(name: str, part: Lazy) -> memoryview:
+    array = part.read()
+    if tuple(array.shape) != part.shape or array.dtype != part.dtype:
+        raise WeightError(
+            f"{name}: became {array.dtype.name}{list(array.shape)}, "
+            f"expected {part.dtype.name}{list(part.shape)}"
+        )
+    return contiguous(array).reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+
+
+def _put(f, digest, data) -> None:
+    view = memoryview(data)
+    for start in range(0, len(view), _CHUNK):
+        piece = view[start : start + _CHUNK]
+        digest.update(piece)
+        f.write(piece)
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """`array` in C order. A transposed matrix is copied in tiles: the cache then holds both sides."""
+    if array.flags.c_contiguous or array.ndim != 2 or array.nbytes < 1 << 20:
+        return np.ascontiguousarray(array)
+    out = np.empty(array.shape, array.dtype)
+    # Copying as plain integers is far faster than as bfloat16, which numpy moves item by item.
+    whole = {2: np.uint16, 4: np.uint32}.get(array.dtype.itemsize)
+    source, target = (array, out) if whole is None else (array.view(whole), out.view(whole))
+    tile = 64
+    for i in range(0, array.shape[0], tile):
+        for j in range(0, array.shape[1], tile):
+            target[i : i + tile, j : j + tile] = source[i : i + tile, j : j + tile]
+    return out
