@@ -62,17 +62,18 @@ def jax_answer(source: Source) -> tuple[np.ndarray, list[int]]:
     config, ids = source.config, prompt_ids(source)
     params = {n: jnp.asarray(leaf.read(), jnp.float32) for n, leaf in source.leaves.items()}
     # Places for the answer: nobody before them sees them, because the mask is causal.
-    prompt = Example([*ids, *[0] * NEW_TOKENS], (picture(config),))
+    prompt = Example(np.pad(ids, (0, NEW_TOKENS)), (picture(config),))
     total = prompt.length(config.image_tokens)
     length = total - NEW_TOKENS
-    batch = collate([[prompt]], Shape(1, total, 1, None), config)
-    tokens = batch.pop("tokens")  # [1, T]
+    arrays = collate([[prompt]], Shape(1, total, 1, None), config)
+    tokens = arrays.pop("tokens")  # [1, T]
+    batch = {name: jnp.asarray(array) for name, array in arrays.items()}
     bind = llava.binder(config)
 
     @jax.jit
     def logits(params, tokens):
         model = bind(params)
-        return model.logits(model({**batch, "tokens": tokens}))[0]
+        return model.logits(model(batch | {"tokens": tokens}))[0]
 
     with jax.default_matmul_precision("highest"):
         out = np.asarray(logits(params, tokens))

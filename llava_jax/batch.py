@@ -55,6 +55,11 @@ class Shape(NamedTuple):
     images: int  # K
     targets: int | None  # P
 
+    @property
+    def room(self) -> Size:
+        """Of one row."""
+        return Size(self.length, self.images, self.targets or 0)
+
 
 def size_of(row: Row, image_tokens: int) -> Size:
     """What the examples of a row need together."""

@@ -214,8 +214,9 @@ def show_sample(args: argparse.Namespace) -> None:
     """
     from llava_jax.data.records import check_record
     from llava_jax.text.conversation import find_template
-    from llava_jax.text.explain import explain
+    from llava_jax.text.records import record_id
     from llava_jax.text.sample import ExampleMaker
+    from llava_jax.text.show import show_example
 
     if args.version:  # as the original, ExampleMaker would take any name for vicuna_v1
         find_template(args.version)
@@ -231,14 +232,14 @@ def show_sample(args: argparse.Namespace) -> None:
         compat=args.compat,
         use_im_start_end=config.use_im_start_end,
     )
-    example = make(record, index)
+    example = make(record, record_id(record, index))
     colour = {"always": True, "never": False, "auto": None}[args.color]
     print(
-        explain(
+        show_example(
             example, tokenizer, image_tokens=config.image_tokens, colour=colour, table=args.tokens
         )
     )
-    for note, count in sorted(make.notes.items()):
+    for note, count in sorted(example.notes.items()):
         print(f"\nnote: {note} ({count})")
 
 
@@ -247,7 +248,8 @@ def find_record(path: str, wanted: str) -> tuple[int, Any]:
 
     Ids go first; the heading says which of the two was found.
     """
-    from llava_jax.data.records import read_records, record_id
+    from llava_jax.data.records import read_records
+    from llava_jax.text.records import record_id
 
     records = read_records(path)
     if not records:

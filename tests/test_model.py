@@ -13,8 +13,8 @@ import llava_jax
 from llava_jax.errors import ConfigError, ImageError, LlavaError, PromptError
 from llava_jax.model import LlavaModel, Request, load
 from llava_jax.sharding import make_mesh
-from llava_jax.text.explain import text_of
 from llava_jax.text.prompt import build_prompt
+from llava_jax.text.show import text_of
 from tests.generate.tiny import model, params, tokenizer
 
 SHORT = {"max_new_tokens": 12}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from llava_jax.data.bad import SHOWN, BadSamples
 from llava_jax.data.check import Dataset
-from llava_jax.data.epoch import Epochs
+from llava_jax.data.sampler import Epochs
 
 COUNTS = ("given", "replaced", "empty", "cut", "image_replaced", "image_empty")
 """The last two are the part of `replaced` and `empty` that images caused, which a host knows only of
@@ -40,17 +40,17 @@ class Account:
         self._noted: defaultdict[str, list[str]] = defaultdict(list)
         self._seen = np.zeros(len(data), bool)
 
-    def add(self, info: Mapping[str, Any], noted: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+    def add(self, info: Mapping[str, Any], noted: Iterable[tuple[int, Iterable[str]]]) -> None:
         """One batch given out. noted: (record, notes) of the samples whose turn it was."""
         for name in COUNTS:
             self.counts[name] += info[name]
-        for place, notes in noted:
-            if not self._seen[place]:
-                self._seen[place] = True
+        for record, notes in noted:
+            if not self._seen[record]:
+                self._seen[record] = True
                 for note in notes:
                     self._notes[note] += 1
                     if len(self._noted[note]) < SHOWN:
-                        self._noted[note].append(self._data.ids[place])
+                        self._noted[note].append(self._data.ids[record])
 
     def state(self) -> dict[str, Any]:
         """JSON-ready, for `restore`."""
@@ -58,7 +58,7 @@ class Account:
         return {"counts": dict(self.counts), "notes": dict(self._notes), "noted": noted}
 
     def restore(self, state: Mapping[str, Any], step: int, *, images: bool = True) -> None:
-        """Goes on from `state` at global step `step`; who was seen follows from the step.
+        """Goes on from `state` at global step `step`; which were seen follows from the step.
 
         images: whether the counts that images caused are those of this host.
         """
@@ -70,18 +70,17 @@ class Account:
         self._notes = Counter(state.get("notes", {}))
         self._noted = defaultdict(list, {k: list(v) for k, v in state.get("noted", {}).items()})
         self._seen[:] = False
-        number, within = divmod(step, -(-self._epochs.samples // self._batch_size))
-        for before in range(number):
-            self._seen[self._epochs.places(before)] = True
+        number, within = divmod(step, self._epochs.steps)
+        for earlier in range(number):
+            self._seen[self._epochs.records(earlier)] = True
             if self._seen.all():
                 return
         if within:
             epoch = self._epochs[number]
-            self._seen[epoch.places[epoch.order[: within * self._batch_size]]] = True
+            self._seen[epoch.records[epoch.order[: within * self._batch_size]]] = True
 
     def report(self, bad: BadSamples) -> dict[str, Any]:
         """Everything, JSON-ready; the keys are explained in docs/data.md."""
-        rows = bad.rows()
         return {
             "records": self._data.total,
             "held_out": self._data.held_out,
@@ -90,7 +89,7 @@ class Account:
             "seen": int(self._seen.sum()),
             "notes": dict(self._notes.most_common()),
             "noted": dict(self._noted),
-            "bad_count": len(rows),
+            "bad_count": len(bad),
             "bad_kinds": bad.kinds(),
-            "bad": rows,
+            "bad": bad.rows(),
         }

@@ -15,7 +15,7 @@ from llava_jax.errors import SampleError
 log = logging.getLogger(__name__)
 
 SHOWN = 5
-"""Kinds of an error line, ids of a kind, and log lines about a kind during a run."""
+"""Kinds per error line, ids per kind, and log lines about a kind during a run."""
 
 _OWN_WORDS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")  # what differs among samples of a kind
 
@@ -25,7 +25,7 @@ class TooManyBad(SampleError):
 
 
 class Bad(NamedTuple):
-    """One bad sample: its place among all records, its id, why, and what to do about it."""
+    """One bad sample: its index among all records, its id, why, and what to do about it."""
 
     index: int
     id: str
@@ -46,11 +46,16 @@ def bad_sample(
     return Bad(index, sample_id, reason, kind or _OWN_WORDS.sub("_", reason), fix)
 
 
+def first_ids(ids: Sequence[str]) -> str:
+    """The first SHOWN of many ids, for a message."""
+    return ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+
+
 class BadSamples:
     """Counts the samples that cannot be used, once each, and stops the run where there are too many.
 
-    strict: raise at the first. limit: the largest number to put up with. total: of how many; where
-    all of them are bad there is nothing to train, whatever the limit.
+    strict: raise at the first. limit: the largest number to accept. total: of how many; where all of
+    them are bad there is nothing to train, whatever the limit.
     report: a JSON lines file that lists them, begun anew: what an earlier run found may be mended.
     """
 
@@ -80,16 +85,14 @@ class BadSamples:
                 self._report.unlink(missing_ok=True)
         self._take(found, listed=say)
         if self._found:
-            self._judge(next(iter(self._found.values())))
-        if not say:
-            return
-        for kind, count in self._kinds.most_common(SHOWN):
+            self._check_limit(next(iter(self._found.values())))
+        for kind, count in self._kinds.most_common(SHOWN) if say else ():
             fix = self._fix(kind)
             more = (f": {fix}" if fix else "") + self._listed
             log.warning("%s left out: %s (%s)%s", _samples(count), kind, self._ids(kind), more)
 
     def add(self, bad: Bad) -> None:
-        """Notes one sample. Raises TooManyBad if strict or if there are now too many."""
+        """Takes one sample. Raises TooManyBad if strict or if there are now too many."""
         if bad.index not in self._found:
             self._take([bad])
             count = self._kinds[bad.kind]
@@ -97,10 +100,10 @@ class BadSamples:
                 log.warning("sample %s is left out: %s", bad.id, bad.reason)
             elif count == SHOWN + 1:
                 log.warning("further samples of this kind are counted without a line each")
-        self._judge(bad)
+        self._check_limit(bad)
 
     def restore(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Takes over rows of an earlier `rows`, without logging or judging them again."""
+        """Takes rows of an earlier `rows`, without logging them or checking the limit again."""
         self._take(
             [bad_sample(r["index"], r["id"], r["reason"], kind=r.get("kind", "")) for r in rows]
         )
@@ -110,8 +113,19 @@ class BadSamples:
         return [self._found[i].row() for i in sorted(self._found)]
 
     def kinds(self) -> dict[str, int]:
-        """How many samples are bad for each kind of reason, most first."""
+        """How many samples are bad for each kind of reason, most frequent first."""
         return dict(self._kinds.most_common())
+
+    def summary(self) -> str:
+        """The most frequent kinds of reasons, each with its count and the first ids."""
+        parts = [f"{k} ({n:,}: {self._ids(k)})" for k, n in self._kinds.most_common(SHOWN)]
+        if more := len(self._kinds) - len(parts):
+            parts.append(f"and {more} other reasons")
+        return "; ".join(parts)
+
+    def fix(self) -> str:
+        """What to do about the most frequent kind."""
+        return self._fix(max(self._kinds, key=lambda k: self._kinds[k])) or "fix the data"
 
     def __len__(self) -> int:
         return len(self._found)
@@ -125,20 +139,7 @@ class BadSamples:
         self._kinds.update(b.kind for b in new.values())
         if self._report and new and listed:
             with self._report.open("a", encoding="utf-8") as file:
-                for bad in new.values():
-                    file.write(json.dumps(bad.row()) + "\n")
-
-    def summary(self) -> str:
-        """The most frequent kinds of reasons, each with its count and the first ids."""
-        most = self._kinds.most_common(SHOWN)
-        parts = [f"{kind} ({n:,}: {self._ids(kind)})" for kind, n in most]
-        if more := len(self._kinds) - len(most):
-            parts.append(f"and {more} other reasons")
-        return "; ".join(parts)
-
-    def fix(self) -> str:
-        """What to do about the most frequent kind."""
-        return self._fix(max(self._kinds, key=lambda k: self._kinds[k])) or "fix the data"
+                file.writelines(json.dumps(bad.row()) + "\n" for bad in new.values())
 
     def _fix(self, kind: str) -> str | None:
         return next((b.fix for b in self._found.values() if b.kind == kind and b.fix), None)
@@ -148,15 +149,12 @@ class BadSamples:
         return f"; all are listed in {self._report}" if self._report else ""
 
     def _ids(self, kind: str) -> str:
-        ids = [b.id for b in self._found.values() if b.kind == kind]
-        return ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+        return first_ids([b.id for b in self._found.values() if b.kind == kind])
 
-    def _judge(self, last: Bad) -> None:
+    def _check_limit(self, last: Bad) -> None:
         if self._strict:
-            raise TooManyBad(
-                f"sample {last.id}: {last.reason}",
-                fix=last.fix or 'data.bad_samples="skip" goes on without it',
-            )
+            fix = last.fix or 'data.bad_samples="skip" goes on without it'
+            raise TooManyBad(f"sample {last.id}: {last.reason}", fix=fix)
         count = len(self._found)
         if count == self._total:
             raise TooManyBad(f"every sample is bad: {self.summary()}", fix=self.fix())

@@ -1,7 +1,7 @@
 """Everything about the data that can be known before a model is loaded: `open_data`.
 
 Records are read and checked, the side of the holdout is taken, images are looked for in their
-folders, and data.bad_limit is judged, so that a run that cannot be ends before its first step.
+folders, and data.bad_limit is applied, so that a run that cannot work ends before its first step.
 """
 
 from __future__ import annotations
@@ -9,35 +9,31 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llava_jax.data.bad import SHOWN, Bad, BadSamples, TooManyBad, bad_sample
-from llava_jax.data.order import holdout
-from llava_jax.data.records import check_record, image_paths, read_records, record_id, record_name
+from llava_jax.data.bad import Bad, BadSamples, TooManyBad, bad_sample, first_ids
+from llava_jax.data.image_files import missing_image, missing_images, refuse_wrong_folder
+from llava_jax.data.records import check_record, read_records, record_name
 from llava_jax.data.settings import DataFile, DataSettings, data_files
-from llava_jax.errors import SampleError
+from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.labels import training_version
-from llava_jax.text.records import TAG_NOTES, check_turns, tag_note
+from llava_jax.text.records import TAG_NOTES, check_turns, image_paths, record_id, tag_note
 
 log = logging.getLogger(__name__)
-
-MOST = 0.9
-"""Part of a folder's images that must be missing for the folder itself to be called wrong."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The records of a run, read and checked. Arrays and lists are over its usable records.
 
-    index: place among all records of all files; file: which of `files` each is from.
+    index: where it is among all records of all files; file: which of `files` it is from.
     with_image: which have images. content: a digest of the records. total: how many were read.
     held_out: how many are on the side of the holdout that is not used.
     """
@@ -63,48 +59,47 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
     config: the `data` settings (DataSettings or a mapping); bad samples are listed in its
     bad_report, by process 0 alone for what is found here.
     Raises ConfigError for settings; SampleError for files that cannot be read or hold nothing;
-    TooManyBad, by kind of reason, where data.bad_limit is passed, or for an image folder that
+    TooManyBad, by kind of reason, where data.bad_limit is exceeded, or for an image folder that
     holds (nearly) none of the images.
     """
     s = DataSettings.read(config)
     files = data_files(s)
     records, names, file_of = _read(files)
     good, bad, notes = _checked(records, names, s)
-    kept, aside = holdout([records[i] for i in good], s.holdout, s.holdout_seed)
-    if s.holdout_side == "held":
-        kept, aside = aside, kept
-    index = [good[i] for i in kept]
+    train, held = holdout([records[i] for i in good], s.holdout, s.holdout_seed)
+    ours, others = (held, train) if s.holdout_side == "held" else (train, held)
+    index = [good[i] for i in ours]
     used = [_without_null(records[i]) for i in index]
+    ids = [record_id(records[i], i) for i in index]
+    folders = [files[file_of[i]].image_folder for i in index]
+    missing = missing_images(used, folders)
+    bad += [missing_image(index[n], ids[n], path) for n, path in missing.items()]
     found = BadSamples(
         strict=s.bad_samples == "error",
-        limit=math.ceil(s.bad_limit * (len(index) + len(bad))),
-        total=len(index) + len(bad),
+        limit=math.ceil(s.bad_limit * (len(records) - len(others))),
+        total=len(records) - len(others),
         report=report_path(s.bad_report, process_index),
     )
-    missing = missing_images(used, [files[file_of[i]].image_folder for i in index])
-    full = {index[n]: path for n, path in missing.items()}
-    bad += [_missing(i, record_id(records[i], i), path) for i, path in full.items()]
     try:
         found.begin(sorted(bad), say=process_index == 0)
     except TooManyBad:
-        _refuse_wrong_folder(used, index, file_of, files, full)
-        if not used and s.bad_samples == "skip":
-            _refuse_nothing(s, files, found)
-        raise
+        refuse_wrong_folder(used, folders, missing)
+        if used or s.bad_samples == "error":
+            raise
     if not used:
         _refuse_nothing(s, files, found)
     if process_index == 0:
         _say_notes(notes, records, set(index))
     return Dataset(
         used,
-        [record_id(records[i], i) for i in index],
+        ids,
         np.asarray(index, np.int64),
         np.asarray([file_of[i] for i in index], np.int64),
         np.asarray(["image" in r for r in used], bool),
         files,
         _digest(used),
         len(records),
-        len(aside),
+        len(others),
         found,
     )
 
@@ -123,26 +118,20 @@ def report_path(report: str, process_index: int) -> str | None:
     return (f"{report}.{process_index}" if process_index else report) if report else None
 
 
-# Records ------------------------------------------------------------------------------------------
-
-
 def _read(files: Sequence[DataFile]) -> tuple[list[Any], list[str], list[int]]:
     """(records, what errors call each, which file each is of); files of weight 0 are not opened."""
     records: list[Any] = []
     names: list[str] = []
     file_of: list[int] = []
     for n, file in enumerate(files):
-        if not file.weight:
-            continue
-        found = read_records(file.path)
-        records += found
-        short = Path(file.path).name
-        names += [f"{short}[{i}]" for i in range(len(found))]
-        file_of += [n] * len(found)
+        if file.weight:
+            found = read_records(file.path)
+            records += found
+            names += [f"{Path(file.path).name}[{i}]" for i in range(len(found))]
+            file_of += [n] * len(found)
     if not records:
-        raise SampleError(
-            f"{', '.join(f.path for f in files)}: there are no samples", fix="set data.path"
-        )
+        paths = ", ".join(f.path for f in files)
+        raise SampleError(f"{paths}: there are no samples", fix="set data.path")
     return records, names, file_of
 
 
@@ -154,9 +143,10 @@ def _checked(
     bad: list[Bad] = []
     notes: defaultdict[str, list[int]] = defaultdict(list)
     caption = training_version(s.version).kind == "plain"
-    for i, (record, name) in enumerate(zip(records, names)):
+    for i, (record, place) in enumerate(zip(records, names)):
+        name = record_name(record, place)
         try:
-            turns, images = check_record(record, name)
+            turns, images = check_record(record, place)
             if not s.compat:
                 check_turns(turns, images, name, caption=caption)
             if len(images) > s.image_buckets[-1]:
@@ -166,16 +156,33 @@ def _checked(
                     fix="add a larger one to data.image_buckets",
                 )
         except SampleError as e:
-            reason = e.message.removeprefix(f"sample {record_name(record, name)}: ")
-            reason = reason.removeprefix(f"sample {name}: ")
+            reason = e.message.removeprefix(f"sample {name}: ")
             kind = reason.rpartition(": ")[2] if reason.endswith("are not fetched") else ""
             bad.append(bad_sample(i, record_id(record, i), reason, kind=kind, fix=e.fix))
             continue
         good.append(i)
         tags = sum(text.count(IMAGE_TAG) for _, text in turns)
-        if tags != len(images) and (note := tag_note(tags, len(images), caption=caption)):
+        if note := tag_note(tags, len(images), caption=caption):
             notes[note].append(i)
     return good, bad, notes
+
+
+def holdout(records: Sequence[dict], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """(training indices, held-out indices): about `fraction` of the images, by a hash of their paths.
+
+    All records of one image are on the same side, whatever else the data holds and in any order;
+    a record without an image is held out by its id. Raises ConfigError for a fraction outside 0..1.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"data.holdout {fraction} is not a fraction of 0 to below 1")
+    sides: tuple[list[int], list[int]] = ([], [])
+    for i, record in enumerate(records):
+        images = image_paths(record)
+        key = images[0] if images else f"id:{record.get('id', i)}"
+        name = f"{seed}:{key}".encode(errors="surrogatepass")  # JSON can hold half a pair
+        share = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64  # 0 to below 1
+        sides[share < fraction].append(i)
+    return sides
 
 
 def _without_null(record: Any) -> Any:
@@ -189,113 +196,15 @@ def _digest(records: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for record in records:
         turns = [turn["value"] for turn in record["conversations"]]
-        own = (record["turns"],) if "turns" in record else ()  # goes before data.turns
+        own = (record["turns"],) if "turns" in record else ()  # has precedence over data.turns
         digest.update(repr((record.get("id"), record.get("image"), turns, *own)).encode())
     return digest.hexdigest()[:16]
 
 
 def _say_notes(notes: Mapping[str, list[int]], records: Sequence[Any], used: set[int]) -> None:
     """One warning for each way in which tags and images do not match."""
-    for note, places in notes.items():
-        ids = [record_id(records[i], i) for i in places if i in used]
+    for note, indices in notes.items():
+        ids = [record_id(records[i], i) for i in indices if i in used]
         if ids:
-            shown = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
-            means = TAG_NOTES[note]
-            log.warning("%s: %d of %d samples (%s): %s", note, len(ids), len(used), shown, means)
-
-
-# Images -------------------------------------------------------------------------------------------
-
-
-def missing_images(records: Sequence[Any], folders: Sequence[str]) -> dict[int, str]:
-    """{place in `records`: full path of its first image that is not a file}; names in exact case.
-
-    folders: the image folder of each record. Every folder with images is listed once.
-    """
-    listed: dict[tuple[str, str], Callable[[str], bool]] = {}
-    missing: dict[int, str] = {}
-    for n, (record, folder) in enumerate(zip(records, folders)):
-        for path in image_paths(record):
-            head, _, name = path.rpartition("/")
-            holds = listed.get((folder, head))
-            if holds is None:
-                holds = listed[folder, head] = _files_in(os.path.join(folder, head))
-            if not holds(name):
-                missing[n] = os.path.abspath(os.path.join(folder, path)).replace("\0", "")
-                break
-    return missing
-
-
-def _files_in(folder: str) -> Callable[[str], bool]:
-    """Whether a name is that of a file in `folder`."""
-    try:
-        with os.scandir(folder or ".") as entries:
-            return {e.name for e in entries if _is_file(e)}.__contains__
-    except PermissionError:  # a folder that may be entered but not listed
-        return lambda name: os.path.isfile(os.path.join(folder, name))
-    except (OSError, ValueError):  # ValueError: a null byte or half a surrogate pair in the name
-        return lambda name: False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
-
-
-def _missing(index: int, sample_id: str, path: str) -> Bad:
-    folder = os.path.dirname(path)
-    if os.path.isdir(folder):
-        return bad_sample(index, sample_id, f"{path}: the file does not exist", kind=_NO_FILE)
-    kind = f"the folder {folder} does not exist"
-    return bad_sample(index, sample_id, f"{path}: {kind}", kind=kind)
-
-
-_NO_FILE = "the image file does not exist"
-
-
-def _refuse_wrong_folder(
-    records: Sequence[Any],
-    index: Sequence[int],
-    file_of: Sequence[int],
-    files: Sequence[DataFile],
-    missing: dict[int, str],
-) -> None:
-    """Raises SampleError, naming folder and path, where a folder lacks (nearly) all its images."""
-    wanted: Counter[str] = Counter()
-    lost: Counter[str] = Counter()
-    first: dict[str, tuple[str, str]] = {}
-    for record, i in zip(records, index):
-        if "image" in record:
-            folder = files[file_of[i]].image_folder
-            wanted[folder] += 1
-            if i in missing:
-                lost[folder] += 1
-                first.setdefault(folder, (image_paths(record)[0], missing[i]))
-    for folder, count in wanted.items():
-        if lost[folder] < MOST * count:
-            continue
-        path, full = first[folder]
-        what = "none" if lost[folder] == count else f"only {count - lost[folder]:,}"
-        where = f"{folder!r} holds" if folder else "is empty, and the current folder holds"
-        better = next(_folders_with(path, folder), None)
-        raise TooManyBad(
-            f"data.image_folder {where} {what} of the images of {count:,} samples; "
-            f"looked for {full}",
-            fix=f"set data.image_folder={better}"
-            if better
-            else f"set data.image_folder to the folder that {path} is below",
-        )
-
-
-def _folders_with(path: str, folder: str) -> Iterator[str]:
-    """Folders close to `folder` in which `path` is a file."""
-    base = Path(folder or ".").absolute()
-    try:
-        below = sorted(p for p in base.iterdir() if p.is_dir())[:100] if base.is_dir() else []
-    except OSError:
-        below = []
-    for candidate in (base.parent, *below):
-        if (candidate / path).is_file():
-            yield str(candidate)
+            of = f"{len(ids)} of {len(used)} samples ({first_ids(ids)})"
+            log.warning("%s: %s: %s", note, of, TAG_NOTES[note])

@@ -8,9 +8,9 @@ of threads or hosts, sees the same bytes. grain runs the steps ahead of time in 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,18 +19,16 @@ from llava_jax.config import LlavaConfig
 from llava_jax.data.account import Account
 from llava_jax.data.bad import Bad, bad_sample
 from llava_jax.data.check import Dataset, open_data
-from llava_jax.data.epoch import AUGMENT, Epochs
-from llava_jax.data.order import lasting_random
 from llava_jax.data.pixels import Cache, ImageStore, augment
-from llava_jax.data.plan import Plan, Seated, make_plan
-from llava_jax.data.samples import MakeExample, Samples, example_maker
+from llava_jax.data.plan import MakeExample, Plan, Planned, Planner, example_maker
+from llava_jax.data.sampler import AUGMENT, seeded_random
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, ImageError, LlavaError
 from llava_jax.images.decode import CODES
 from llava_jax.text.example import TRUNCATED, Example
 
 Batch = dict[str, np.ndarray]
-Noted = list[tuple[int, tuple[str, ...]]]
+Noted = list[tuple[int, Iterable[str]]]
 """(record, what was done to it) of the samples whose turn it was."""
 
 # What makes step numbers mean the same samples.
@@ -98,15 +96,14 @@ class Loader:
         self._data, self._settings, self._model = data, settings, model_config
         self._parts = parts or (process_count, (process_index,))
         self._first = process_index == 0
-        self._epochs = Epochs(data, settings)
         cache = Cache(settings.cache_mb * 2**20 if settings.cache_images else 0)
-        self._sample = Samples(data, make_example, settings, model_config.image_tokens, cache)
+        self._planner = Planner(data, make_example, settings, model_config.image_tokens, cache)
         self._images = [
             ImageStore(f.image_folder, model_config, cache, settings.image_limits)
             for f in data.files
         ]
         self._bad = data.bad
-        self._account = Account(data, self._epochs, settings.batch_size)
+        self._account = Account(data, self._planner.epochs, settings.batch_size)
         self._step = start
         self._steps = self._start(start)
 
@@ -115,12 +112,12 @@ class Loader:
     @property
     def samples(self) -> int:
         """Samples of an epoch."""
-        return self._epochs.samples
+        return self._planner.epochs.samples
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches that show every sample once; the last may hold empty rows."""
-        return -(-self.samples // self._settings.batch_size)
+        return self._planner.epochs.steps
 
     def __iter__(self) -> Loader:
         return self
@@ -178,9 +175,8 @@ class Loader:
         """
         plan = self.plan(self._step)
         self._step += 1
-        empty = [[] for _ in self._own_rows(plan)]
-        shape = plan.shape._replace(rows=len(empty))
-        return collate(empty, shape, self._model)
+        rows = len(self._own_rows(plan))
+        return collate([], plan.shape._replace(rows=rows), self._model)
 
     def identity(self) -> dict[str, Any]:
         """What makes step numbers mean the same samples, JSON-ready."""
@@ -200,14 +196,7 @@ class Loader:
 
     def plan(self, step: int) -> Plan:
         """The samples of a global batch, their rows and their padded shape. A pure function."""
-        return make_plan(
-            step,
-            self._epochs,
-            self._data,
-            self._settings,
-            self._sample,
-            self._model.image_tokens,
-        )
+        return self._planner.plan(step)
 
     def load(self, step: int) -> tuple[Batch, dict[str, Any]]:
         """The batch of this host at `step`, and its bookkeeping."""
@@ -217,95 +206,83 @@ class Loader:
     def _load(self, step: int) -> tuple[Batch, dict[str, Any], Noted]:
         """(batch, info, records whose turn it was with their notes) of a step."""
         plan = self.plan(step)
-        rows = [self._load_row(plan, row) for row in self._own_rows(plan)]
-        batch = collate(
-            [[x.sample for x in row.seated] for row in rows],
-            plan.shape._replace(rows=len(rows)),
-            self._model,
-        )
-        bad = [*plan.bad, *(b for row in rows for b in row.bad)]
-        image_replaced, image_empty = sum(r.replaced for r in rows), sum(r.empty for r in rows)
-        own = [x for x in plan.seated if not x.stands_in]
+        own_rows = self._own_rows(plan)
+        bad = list(plan.bad)
+        rows = [self._load_row(plan, row, bad) for row in own_rows]
+        examples = [[x.sample for x in row if x] for row in rows]
+        batch = collate(examples, plan.shape._replace(rows=len(rows)), self._model)
+
+        planned = [plan.samples[i] for row in own_rows for i in row]
+        loaded = [x for row in rows for x in row]
+        image_empty = loaded.count(None)
+        image_replaced = sum(x.replaces for x in loaded if x) - sum(x.replaces for x in planned)
+        own = {x.record: x.sample.notes for x in plan.samples if not x.replaces}
         info = {
             "step": step,
             "epoch": plan.epoch,
-            "samples": len(plan.seated),
-            "tokens": sum(x.sample.length(self._model.image_tokens) for x in plan.seated),
-            "ids": [x.sample.id for row in rows for x in row.seated],
+            "samples": len(plan.samples),
+            "tokens": sum(x.sample.length(self._model.image_tokens) for x in plan.samples),
+            "ids": [x.sample.id for x in loaded if x],
             "skipped": [b.id for b in bad],
-            "cut": sum(TRUNCATED in x.sample.notes for x in plan.seated),
+            "cut": sum(TRUNCATED in x.sample.notes for x in plan.samples),
             "given": len(plan.given),
-            "replaced": len(plan.seated) - len(own) + image_replaced,
-            "empty": len(plan.given) - len(plan.seated) + image_empty,
+            "replaced": sum(x.replaces for x in plan.samples) + image_replaced,
+            "empty": len(plan.given) - len(plan.samples) + image_empty,
             "image_replaced": image_replaced,
             "image_empty": image_empty,
             "bad": bad,
         }
-        notes = {x.place: x.sample.notes for x in own}
-        return batch, info, [(place, notes.get(place, ())) for place in plan.given]
+        return batch, info, [(record, own.get(record, ())) for record in plan.given]
 
     def _own_rows(self, plan: Plan) -> list[list[int]]:
         """The rows that this host makes, empty ones included."""
         parts, own = self._parts
         size = plan.shape.rows // parts
-        whole = plan.rows + [[]] * (plan.shape.rows - len(plan.rows))
-        return [row for part in own for row in whole[part * size : (part + 1) * size]]
+        rows = plan.rows + [[]] * (plan.shape.rows - len(plan.rows))
+        return [row for part in own for row in rows[part * size : (part + 1) * size]]
 
-    def _load_row(self, plan: Plan, row: list[int]) -> _Row:
-        """A row with its pixels. One without pixels is replaced by one that fits its place."""
-        seated: list[Seated | None] = [plan.seated[i] for i in row]
-        bad: list[Bad] = []
-        replaced = 0
+    def _load_row(self, plan: Plan, row: list[int], bad: list[Bad]) -> list[Planned | None]:
+        """A row with pixels. What has none is added to `bad`, and replaced by what fits its place."""
+        tokens = self._model.image_tokens
+        loaded: list[Planned | None] = [plan.samples[i] for i in row]
         for n, i in enumerate(row):
-            others = [x.sample for k, x in enumerate(seated) if x and k != n]
-            used = size_of(others, self._model.image_tokens)
-            room = Size(*(size - u for size, u in zip(plan.shape[1:], used)))
-            before = plan.seated[i]
-            now = seated[n] = self._with_pixels(plan.epoch, before, room, bad)
-            replaced += int(now is not None and now.stands_in) - before.stands_in
-        kept = [x for x in seated if x]
-        return _Row(kept, bad, replaced, len(row) - len(kept))
+            others = [x.sample for k, x in enumerate(loaded) if x and k != n]
+            room = Size(*(a - b for a, b in zip(plan.shape.room, size_of(others, tokens))))
+            loaded[n] = self._with_pixels(plan.samples[i], plan.epoch, room, bad)
+        return loaded
 
-    def _with_pixels(self, epoch: int, wanted: Seated, room: Size, bad: list[Bad]) -> Seated | None:
-        """`wanted`, or who stands in for it, with pixels. What has none is added to `bad`."""
-        places = self._epochs[epoch].places
-        candidates = itertools.chain([None], self._epochs.stand_ins(epoch, wanted.seat))
-        for other in candidates:
-            seated = wanted
-            if other is not None:
-                place = int(places[other])
-                try:
-                    seated = Seated(self._sample(place, other, epoch), wanted.seat, other, place)
-                except LlavaError:
-                    continue
-                if not size_of([seated.sample], self._model.image_tokens).fits(room):
-                    continue
+    def _with_pixels(
+        self, wanted: Planned, epoch: int, room: Size, bad: list[Bad]
+    ) -> Planned | None:
+        """`wanted`, or what replaces it, with pixels; None where nothing does."""
+        others = self._planner.replacements(epoch, wanted.entry, room)
+        for planned in itertools.chain([wanted], others):
             try:
-                return replace(seated, sample=self._pixels(seated, epoch))
+                return replace(planned, sample=self._pixels(planned, epoch))
             except ImageError as e:
-                row, name = int(self._data.index[seated.place]), seated.sample.id
-                bad.append(bad_sample(row, name, e.message, kind=CODES[e.code], fix=e.fix))
+                index, name = int(self._data.index[planned.record]), planned.sample.id
+                bad.append(bad_sample(index, name, e.message, kind=CODES[e.code], fix=e.fix))
         return None
 
-    def _pixels(self, seated: Seated, epoch: int) -> Example:
-        """Its sample, with pixels for paths."""
-        store = self._images[self._data.file[seated.place]]
-        found = [store.pixels(path) for path in seated.sample.images]
-        rule = self._settings.augment
-        if rule:
-            key = (self._settings.seed, epoch, seated.at, AUGMENT)
-            found = [augment(p, rule, lasting_random(*key, k)) for k, p in enumerate(found)]
-        return replace(seated.sample, images=tuple(found))
+    def _pixels(self, planned: Planned, epoch: int) -> Example:
+        """Its sample, with pixels for paths. Raises ImageError."""
+        store = self._images[self._data.file[planned.record]]
+        found = [store.pixels(path) for path in planned.sample.images]
+        if rule := self._settings.augment:
+            key = (self._settings.seed, epoch, planned.own_entry, AUGMENT)
+            found = [augment(p, rule, seeded_random(*key, k)) for k, p in enumerate(found)]
+        return replace(planned.sample, images=tuple(found))
 
     def _still_bad(self, index: int) -> bool:
         """Whether the record at `index` of the files cannot be trained as it is today."""
         if index in self._bad:
             return True
-        place = int(np.searchsorted(self._data.index, index))
-        if place == len(self._data) or self._data.index[place] != index:
+        record = int(np.searchsorted(self._data.index, index))
+        if record == len(self._data) or self._data.index[record] != index:
             return False
         try:
-            self._pixels(Seated(self._sample(place, place, 0), 0, 0, place), 0)
+            sample = self._planner.sample(record, record, 0)
+            self._pixels(Planned(sample, record, 0, 0), 0)
         except LlavaError:
             return True
         return False
@@ -318,10 +295,3 @@ class Loader:
         options = grain.ReadOptions(num_threads=s.threads, prefetch_buffer_size=ahead)
         steps = grain.MapDataset.range(step, 2**62).map(self._load)
         return iter(steps.to_iter_dataset(options))
-
-
-class _Row(NamedTuple):
-    seated: list[Seated]  # with pixels
-    bad: list[Bad]
-    replaced: int
-    empty: int

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from llava_jax.config import LlavaConfig
-from llava_jax.data.order import Random
 from llava_jax.errors import ImageError
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits, open_image
 from llava_jax.images.pixels import to_pixels
 
 SHIFT = 4  # pixels that the augmentations move a picture by, at most
+Random = np.random.RandomState | np.random.Generator
 
 
 class Cache:

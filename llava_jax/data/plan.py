@@ -1,4 +1,4 @@
-"""What a step holds: its samples, who stands in for bad ones, their rows and padded shape.
+"""What a step holds: its samples, what replaces bad ones, their rows and padded shape.
 
 A pure function of the step: every host makes the same plan, from texts alone, without looking at an
 image. Hosts agree on shapes by it without talking.
@@ -6,122 +6,176 @@ image. Hosts agree on shapes by it without talking.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from llava_jax.batch import Buckets, Shape, Size, first_fit, shape_of, size_of
+from llava_jax.config import LlavaConfig
 from llava_jax.data.bad import Bad, bad_sample
 from llava_jax.data.check import Dataset
-from llava_jax.data.epoch import Epochs
-from llava_jax.data.records import image_paths
-from llava_jax.data.samples import buckets_of
+from llava_jax.data.pixels import Cache
+from llava_jax.data.sampler import TURNS, Epochs, seeded_random
 from llava_jax.data.settings import DataSettings
-from llava_jax.errors import LlavaError
-from llava_jax.text.example import Example
+from llava_jax.errors import LlavaError, SampleError
+from llava_jax.text.example import Example, sample_turns
+from llava_jax.text.records import image_paths
+from llava_jax.text.sample import ExampleMaker, check_trained
 
-MakeSample = Callable[[int, int, int], Example]
-"""(place, seat, epoch) -> the sample. Raises SampleError."""
+MakeExample = Callable[[Any, str], Example]
+"""(record, id) -> its Example. Raises SampleError."""
 
 
 @dataclass(frozen=True)
-class Seated:
-    """A sample of a step. seat: whose place in the epoch it takes; at: the seat it is of itself.
+class Planned:
+    """A sample of a step.
 
-    They differ where it stands in for a bad one. place: its record.
+    record: its index in the data set. entry: the entry of the epoch whose place it takes;
+    own_entry: the one that it is itself. They differ where it replaces a bad sample.
     """
 
     sample: Example
-    seat: int
-    at: int
-    place: int
+    record: int
+    entry: int
+    own_entry: int
 
     @property
-    def stands_in(self) -> bool:
-        return self.seat != self.at
+    def replaces(self) -> bool:
+        """Whether it takes the place of a bad sample."""
+        return self.entry != self.own_entry
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step holds, the same on every host. `rows` are indices into `seated`.
+    """What a step holds, the same on every host. `rows` are indices into `samples`.
 
-    given: the records whose turn it is; the seats of those that are not in `seated` stay empty.
+    given: the records whose turn it is; the places of those not in `samples` stay empty.
     bad: those that cannot be used for their text.
     """
 
     step: int
     epoch: int
     given: list[int]
-    seated: list[Seated]
+    samples: list[Planned]
     rows: list[list[int]]
     shape: Shape
     bad: list[Bad]
 
 
-def make_plan(
-    step: int,
-    epochs: Epochs,
-    data: Dataset,
-    settings: DataSettings,
-    make: MakeSample,
-    image_tokens: int,
-) -> Plan:
-    """The plan of global step `step`."""
-    s, buckets = settings, buckets_of(settings)
-    number, within = divmod(step, -(-epochs.samples // s.batch_size))
-    epoch = epochs[number]
-    seats = epoch.order[within * s.batch_size : (within + 1) * s.batch_size].tolist()
-    given = epoch.places[seats].tolist()
-    found: list[Seated | None] = []
-    bad: list[Bad] = []
-    for seat, place in zip(seats, given):
-        try:
-            found.append(Seated(make(place, seat, number), seat, seat, place))
-        except LlavaError as e:
-            found.append(None)
-            bad.append(bad_text(data, place, e))
-    room = _room([f.sample for f in found if f], buckets, image_tokens)
-    for n, seat in enumerate(seats):
-        if found[n] is None:
-            own = room or buckets.largest._replace(images=len(image_paths(data.records[given[n]])))
-            found[n] = _stand_in(
-                number, seat, epochs, make, lambda x, own=own: size_of([x], image_tokens).fits(own)
-            )
-    seated = [f for f in found if f]
-    samples = [f.sample for f in seated]
-    if s.pack:
-        rows = first_fit([size_of([x], image_tokens) for x in samples], buckets.largest)
-        count = -(-max(len(rows), 1) // s.row_multiple) * s.row_multiple
-    else:
-        rows, count = [[i] for i in range(len(samples))], s.batch_size
-    in_rows = [[samples[i] for i in row] for row in rows]
-    shape = shape_of(in_rows, count, buckets, image_tokens)
-    return Plan(step, number, given, seated, rows, shape, bad)
+class Planner:
+    """Plans the steps of a run. Threads may share it."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        make: MakeExample,
+        settings: DataSettings,
+        image_tokens: int,
+        cache: Cache,
+    ):
+        self.epochs = Epochs(data, settings)
+        self._data, self._make, self._settings, self._cache = data, make, settings, cache
+        self._image_tokens = image_tokens
+        self._buckets = Buckets(
+            settings.length_buckets, settings.image_buckets, settings.target_buckets
+        )
+
+    def plan(self, step: int) -> Plan:
+        """The plan of global step `step`."""
+        s = self._settings
+        number, within = divmod(step, self.epochs.steps)
+        epoch = self.epochs[number]
+        entries = epoch.order[within * s.batch_size : (within + 1) * s.batch_size].tolist()
+        given = epoch.records[entries].tolist()
+        found: list[Planned | None] = []
+        bad: list[Bad] = []
+        for entry, record in zip(entries, given):
+            try:
+                sample = self.sample(record, entry, number)
+                found.append(Planned(sample, record, entry, entry))
+            except LlavaError as e:
+                found.append(None)
+                bad.append(self._bad(record, e))
+        # A replacement must make no row longer and no shape larger.
+        sizes = [self._size(x.sample) for x in found if x]
+        room = self._buckets.hold(Size(*map(max, zip(*sizes)))) if sizes else None
+        for n, (entry, record) in enumerate(zip(entries, given)):
+            if found[n] is None:
+                images = len(image_paths(self._data.records[record]))
+                own = room or self._buckets.largest._replace(images=images)
+                found[n] = next(self.replacements(number, entry, own), None)
+        samples = [x for x in found if x]
+        rows = [[i] for i in range(len(samples))]
+        count = s.batch_size
+        if s.pack:
+            rows = first_fit([self._size(x.sample) for x in samples], self._buckets.largest)
+            count = -(-max(len(rows), 1) // s.row_multiple) * s.row_multiple
+        filled = [[samples[i].sample for i in row] for row in rows]
+        shape = shape_of(filled, count, self._buckets, self._image_tokens)
+        return Plan(step, number, given, samples, rows, shape, bad)
+
+    def sample(self, record: int, entry: int, epoch: int) -> Example:
+        """What an entry of an epoch shows of a record.
+
+        Raises SampleError for one that cannot be trained, or fits into no bucket.
+        """
+        s = self._settings
+        example = self._example(record)
+        if s.turns_per_sample:
+            rng = seeded_random(s.seed, epoch, entry, TURNS)
+            example = sample_turns(example, s.turns_per_sample, rng)
+        example = example.truncated(s.max_length, self._image_tokens)
+        if not s.compat:
+            check_trained(example, s.max_length)
+        self._buckets.hold(self._size(example), example.id)
+        return example
+
+    def replacements(self, epoch: int, entry: int, room: Size) -> Iterator[Planned]:
+        """Samples within `room` that may take the place of `entry`: of its modality, and usable."""
+        records = self.epochs[epoch].records
+        for other in self.epochs.replacements(epoch, entry):
+            record = int(records[other])
+            try:
+                sample = self.sample(record, other, epoch)
+            except LlavaError:
+                continue
+            if self._size(sample).fits(room):
+                yield Planned(sample, record, entry, other)
+
+    def _size(self, example: Example) -> Size:
+        return size_of([example], self._image_tokens)
+
+    def _bad(self, record: int, error: LlavaError) -> Bad:
+        name = self._data.ids[record]
+        reason = error.message.removeprefix(f"sample {name}: ")
+        return bad_sample(int(self._data.index[record]), name, reason, fix=error.fix)
+
+    def _example(self, record: int) -> Example:
+        found = self._cache.get(record)
+        if found is None:
+            try:
+                found = self._make(self._data.records[record], self._data.ids[record])
+            except SampleError as e:
+                found = e
+            size = 300 if isinstance(found, SampleError) else 12 * len(found.ids) + 600
+            self._cache.put(record, found, size)
+        if isinstance(found, SampleError):
+            raise SampleError(found.message, fix=found.fix)
+        return found
 
 
-def bad_text(data: Dataset, place: int, error: LlavaError) -> Bad:
-    """A Bad of record `place` for what made its sample impossible."""
-    reason = error.message.removeprefix(f"sample {data.ids[place]}: ")
-    return bad_sample(int(data.index[place]), data.ids[place], reason, fix=error.fix)
-
-
-def _room(samples: Sequence[Example], buckets: Buckets, image_tokens: int) -> Size | None:
-    """The buckets that the largest of the samples needs by itself; None without any."""
-    if not samples:
-        return None
-    return buckets.hold(Size(*map(max, zip(*(size_of([x], image_tokens) for x in samples)))))
-
-
-def _stand_in(
-    number: int, seat: int, epochs: Epochs, make: MakeSample, fits: Callable[[Example], bool]
-) -> Seated | None:
-    """Who takes a seat: one of the same modality that makes no row longer and no shape larger."""
-    places = epochs[number].places
-    for other in epochs.stand_ins(number, seat):
-        place = int(places[other])
-        try:
-            sample = make(place, other, number)
-        except LlavaError:
-            continue
-        if fits(sample):
-            return Seated(sample, seat, other, place)
-    return None
+def example_maker(settings: DataSettings, model_config: LlavaConfig, tokenizer: Any) -> MakeExample:
+    """How a run's settings make an Example of a record."""
+    s = settings
+    # Where all independent turns are trained, those that do not fit are left out; a conversation,
+    # and turns that are drawn, are cut when they are given out.
+    early = s.compat or (s.turns == "independent" and not s.turns_per_sample)
+    return ExampleMaker(
+        tokenizer,
+        version=s.version,
+        max_length=s.max_length if early else None,
+        image_tokens=model_config.image_tokens,
+        turns=s.turns,
+        compat=s.compat,
+        use_im_start_end=model_config.use_im_start_end,
+    )

@@ -16,7 +16,7 @@ from llava_jax.data.settings import split_paths
 from llava_jax.errors import ImageError, SampleError
 from llava_jax.images.decode import refuse_address
 from llava_jax.text.constants import IMAGE_TAG
-from llava_jax.text.records import read_images, read_turns
+from llava_jax.text.records import image_paths, read_turns
 from llava_jax.util import Doubled, parse_values, read_text
 
 _PICTURE_KEYS = re.compile(
@@ -87,44 +87,27 @@ def read_all(paths: str | Sequence[str]) -> tuple[list[Any], list[str]]:
     return records, places
 
 
-def record_id(record: Any, index: int) -> str:
-    """The sample's own id, or its index where it has none."""
-    own = record.get("id") if isinstance(record, Mapping) else None
-    return str(index if own is None or own == "" else own)
-
-
 def record_name(record: Any, place: str) -> str:
     """How errors call a record of a file: its place, and its id where it has one."""
     own = record.get("id") if isinstance(record, Mapping) else None
     return place if own is None else f"{place} (id {own!r})"
 
 
-def image_paths(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The relative paths of a checked record's images, in order."""
-    image = record.get("image")
-    if not image:
-        return ()
-    return (image,) if isinstance(image, str) else tuple(image)
-
-
-def check_record(record: Any, place: str) -> tuple[list[tuple[int, str]], list[str]]:
+def check_record(record: Any, place: str) -> tuple[list[tuple[int, str]], tuple[str, ...]]:
     """(role, text) of its turns and the paths of its images.
 
-    Raises SampleError, naming the place and the id, if a record cannot be a conversation.
-
-    So does one that would be trained without the picture it means: a picture under another key, an
-    address, or a path that leaves the image folder.
+    Raises SampleError, naming the place and the id, if a record cannot be a conversation, or would be
+    trained without the picture it means: a picture under another key, an address, or a path that
+    leaves the image folder.
     """
     where = record_name(record, place)
     turns = read_turns(record, where)
     for part in (record, *record["conversations"]):
         if isinstance(part, Doubled):
-            raise SampleError(f"sample {where}: the key {part.key!r} is in it twice")
-    image = record.get("image")
-    if not image:
+            raise SampleError(f"sample {where}: the key {part.key!r} is duplicated")
+    paths = image_paths(record, where)
+    if not paths:
         _refuse_picture_elsewhere(record, turns, where)
-        return turns, []
-    paths = [image] if isinstance(image, str) else read_images(record, where)
     for path in paths:
         _check_path(path, where)
     return turns, paths

@@ -1,6 +1,6 @@
-"""The original's training labels and batches to the id, mistakes included.
+"""The original's training labels to the id, mistakes included.
 
-Follows preprocess_multimodal, preprocess_* and the collator of llava/train/train.py
+Follows preprocess_multimodal and preprocess_* of llava/train/train.py
 (haotian-liu/LLaVA @ c121f04, with tokenizers >= 0.14): prompts are rendered to text, every special
 token written in it counts, and masks come from the lengths of pieces that are tokenised again.
 """
@@ -145,7 +145,7 @@ def _rounds(turns: Turns, rule: TrainingVersion, count: _Tokens) -> _Result:
     rounds, answer_mark = _split_rounds(prompt, template, kind)
     # what a round that is not the first has more or less than when tokenised alone
     shift = {"v1": 0 if legacy else -1, "llama_2": 0, "mpt": 1 if legacy else 0}[kind]
-    tail = 1 if kind == "mpt" else 2  # BOS, and but for mpt the lone space in front of the answer
+    tail = 1 if kind == "mpt" else 2  # BOS, and but for mpt the lone space before the answer
     at = 0 if kind == "mpt" else 1
     labels[:at] = IGNORE
     for i, text in enumerate(rounds):
@@ -176,7 +176,7 @@ def _alternating(turns: Turns) -> list[tuple[int, str]]:
 
 
 def _split_rounds(prompt: str, template: Template, kind: str) -> tuple[list[str], str]:
-    """Question-and-answer rounds of a rendered prompt, and the text in front of each answer."""
+    """Question-and-answer rounds of a rendered prompt, and the text before each answer."""
     if kind != "mpt":
         mark = "[/INST] " if kind == "llama_2" else f"{template.sep}{template.roles[1]}: "
         return prompt.split(template.sep2), mark
@@ -184,20 +184,3 @@ def _split_rounds(prompt: str, template: Template, kind: str) -> tuple[list[str]
     rounds = [template.sep.join(turns[:3])]  # the system prompt goes with the first round
     rounds += [template.sep.join(turns[i : i + 2]) for i in range(3, len(turns), 2)]
     return rounds, template.sep + template.roles[1]
-
-
-def collate_compat(
-    samples: Sequence[CompatSample], tokenizer: Tokenizer, *, max_length: int = 2048
-) -> dict[str, np.ndarray]:
-    """The original's batch: padded on the right, cut at max_length *before* image features go in.
-
-    Returns int64[B, T] input_ids and labels, and bool[B, T] attention_mask (False at every padding
-    id, so also at an `<unk>` in the text).
-    """
-    width = min(max((len(s.ids) for s in samples), default=0), max_length)
-    ids = np.full((len(samples), width), tokenizer.pad_id, np.int64)
-    labels = np.full((len(samples), width), IGNORE, np.int64)
-    for i, sample in enumerate(samples):
-        ids[i, : len(sample.ids)] = sample.ids[:width]
-        labels[i, : len(sample.labels)] = sample.labels[:width]
-    return {"input_ids": ids, "labels": labels, "attention_mask": ids != tokenizer.pad_id}

@@ -1,7 +1,7 @@
-"""The conversation templates of the original, as data, and the one function that lays them out.
+"""The conversation templates of the original, as data, and the one function that applies them.
 
 The wording is part of the trained models (llava/conversation.py of haotian-liu/LLaVA @ c121f04).
-A layout is a list of pieces that keeps apart what the template says from what people say, so that
+A prompt is a list of pieces that keeps apart what the template says from what people say, so that
 ids, label masks and image slots follow from structure and never from searching the text.
 """
 
@@ -23,7 +23,7 @@ Style = Literal["single", "two", "mpt", "llama_2", "plain"]
 class Template:
     """How messages become a prompt.
 
-    single: `sep` behind every turn; two: `sep` behind even turns, `sep2` behind odd ones; mpt: the
+    single: `sep` after every turn; two: `sep` after even turns, `sep2` after odd ones; mpt: the
     role names hold their own markup; llama_2: [INST] brackets; plain: no roles at all (stage 1).
     version: the original's family name, which decides how training masks labels.
     examples: messages that always come first, as (role, text).
@@ -65,7 +65,7 @@ def render(
 ) -> str:
     """The prompt text of messages (role 0 or 1, text); None or "" leaves the turn open.
 
-    A first message (text, image, mode) gets `<image>` and a newline in front, other tags in it
+    A first message (text, image, mode) gets `<image>` and a newline before it, other tags in it
     are removed; templates with "mmtag" in their version put the image in a turn of its own.
     Raises PromptError where the template does not allow the messages.
     """
@@ -76,7 +76,7 @@ def render(
     texts = [(role, text) for role, text in rows]
     return "".join(
         piece.content[0] if isinstance(piece.content, tuple) else piece.content
-        for piece in lay_out(template, texts, with_examples=False)
+        for piece in template_pieces(template, texts, with_examples=False)
     )
 
 
@@ -88,7 +88,7 @@ def _image_first(template: Template, role: int, text: str) -> list[tuple[int, st
     return [(role, f"{IMAGE_TAG}\n{text}")]
 
 
-def lay_out(
+def template_pieces(
     template: Template, messages: Sequence[tuple[int, Any]], *, with_examples: bool = True
 ) -> list[Piece]:
     """The pieces of a prompt. A message's content may be anything; if falsy, its turn stays open.
@@ -102,13 +102,13 @@ def lay_out(
 
 
 def _hide_examples(pieces: list[Piece], examples: int) -> list[Piece]:
-    """Counts messages from behind the built-in ones; what stands before is nobody's answer."""
+    """Counts messages from after the built-in ones; what stands before is nobody's answer."""
     first = next((i for i, piece in enumerate(pieces) if piece.message >= examples), len(pieces))
     before = [p if p.message < 0 else p._replace(message=TEMPLATE_TEXT) for p in pieces[:first]]
-    behind = [
+    after = [
         p if p.message < 0 else p._replace(message=p.message - examples) for p in pieces[first:]
     ]
-    return [p._replace(answer=False) for p in before] + behind if examples else pieces
+    return [p._replace(answer=False) for p in before] + after if examples else pieces
 
 
 def _own(text: str | None, answer: bool = False) -> Piece:
@@ -119,26 +119,17 @@ def _system(template: Template) -> Piece:
     return Piece(template.system, SYSTEM_TEXT, False)
 
 
-def _turns(template: Template, messages: Sequence[tuple[int, Any]], ends: tuple[str | None, ...]):
-    """`ROLE: text` + an end that alternates; `ROLE:` alone for an open turn."""
+def _roles(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
+    """`ROLE: text` and an end, which alternates in style "two"; `ROLE:` alone for an open turn."""
+    ends = (template.sep, template.sep2 if template.style == "two" else template.sep)
+    pieces = [_system(template), _own(template.sep)]
     for i, (role, content) in enumerate(messages):
         says = role == ASSISTANT
-        yield _own(template.roles[role] + ":")
+        pieces.append(_own(template.roles[role] + ":"))
         if content:
             # the space belongs to the answer: its token is `▁` + the answer's first letters
-            yield _own(" ", says)
-            yield Piece(content, i, says)
-            yield _own(ends[i % len(ends)], says)
-
-
-def _single(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
-    ends = (template.sep,)
-    return [_system(template), _own(template.sep), *_turns(template, messages, ends)]
-
-
-def _two(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
-    ends = (template.sep, template.sep2)
-    return [_system(template), _own(template.sep), *_turns(template, messages, ends)]
+            pieces += [_own(" ", says), Piece(content, i, says), _own(ends[i % 2], says)]
+    return pieces
 
 
 def _mpt(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
@@ -164,7 +155,7 @@ def _llama_2(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Pi
             pieces += [_own(" ", True), Piece(content, i, True), _own(" ", True)]
             pieces.append(_own(template.sep2, True))
             continue
-        # `sep` (a BOS) stands between rounds; the first has the prompt's own BOS in front of it
+        # `sep` (a BOS) stands between rounds; the first has the prompt's own BOS before it
         pieces.append(_own((template.sep if i else "") + "[INST] "))
         if i == 0 and template.system:
             pieces += [_own("<<SYS>>\n"), _system(template), _own("\n<</SYS>>\n\n")]
@@ -183,7 +174,7 @@ def _plain(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piec
     return pieces
 
 
-_STYLES = {"single": _single, "two": _two, "mpt": _mpt, "llama_2": _llama_2, "plain": _plain}
+_STYLES = {"single": _roles, "two": _roles, "mpt": _mpt, "llama_2": _llama_2, "plain": _plain}
 
 
 # The templates ------------------------------------------------------------------------------------
@@ -209,7 +200,7 @@ _LLAVA_LLAMA_2_SYSTEM = (
     "You are able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."
 )
-# Meta's default prompt; two spaces behind "safe.".
+# Meta's default prompt; two spaces after "safe.".
 _LLAMA_2_SYSTEM = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
     "while being safe.  Your answers should not include any harmful, unethical, racist, sexist, "
@@ -288,18 +279,3 @@ def find_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise ConfigError(f"no template {name!r}", fix=f"one of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
-
-
-def template_for_model(name: str) -> str:
-    """The template the original's chat programs pick by a checkpoint's name (llava/serve/cli.py)."""
-    name = name.lower()
-    for part, template in (
-        ("llama-2", "llava_llama_2"),
-        ("mistral", "mistral_instruct"),
-        ("v1.6-34b", "chatml_direct"),
-        ("v1", "llava_v1"),
-        ("mpt", "mpt"),
-    ):
-        if part in name:
-            return template
-    return "llava_v0"

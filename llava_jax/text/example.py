@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +26,7 @@ class Example:
     labels: int32[t], the id itself where trained, IGNORE (-100) elsewhere; None in a question.
     turns: int32[t]; 0 = seen by the whole example, n = seen by turn n alone (independent questions
         after a shared prefix). None in an ordinary conversation.
-    id: what errors call it. notes: what was done to it, once each; see ExampleMaker.
+    id: what errors call it. notes: what was done to it, and how often; see ExampleMaker.
 
     Raises SampleError (PromptError without labels) where slots and images differ in number, and
     PromptError for a question without ids.
@@ -36,7 +37,7 @@ class Example:
     labels: np.ndarray | None = None
     turns: np.ndarray | None = None
     id: str = ""
-    notes: tuple[str, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "ids", np.asarray(self.ids, np.int32).reshape(-1))
@@ -88,16 +89,17 @@ class Example:
             return self
         ends = np.cumsum(np.where(self.ids == IMAGE_TOKEN, image_tokens, 1))
         cut = self.select(ends <= max_length)
-        return replace(cut, notes=tuple(dict.fromkeys((*cut.notes, TRUNCATED))))
+        return replace(cut, notes={**cut.notes, TRUNCATED: 1})
 
 
 def sample_turns(example: Example, count: int, rng: np.random.RandomState) -> Example:
     """The example with `count` of its independent turns, in their order; all if it has no more."""
-    total = 0 if example.turns is None else int(example.turns.max(initial=0))
-    if not count or total <= count:
+    turns = example.turns
+    total = 0 if turns is None else int(turns.max(initial=0))
+    if turns is None or not count or total <= count:
         return example
     drawn = np.sort(rng.permutation(total)[:count]) + 1
     number = np.zeros(total + 1, np.int32)  # of each old turn: its new number
     number[drawn] = np.arange(1, count + 1)
-    part = example.select((example.turns == 0) | np.isin(example.turns, drawn))
-    return replace(part, turns=number[part.turns])
+    keep = (turns == 0) | np.isin(turns, drawn)
+    return replace(example.select(keep), turns=number[turns[keep]])

@@ -1,7 +1,7 @@
-"""Which tokens of a training prompt are trained, for every `--version` of the original.
+"""Which tokens of a prompt are trained, for every `--version` of the original.
 
-The prompt is assembled from pieces that know who says them; a token is trained if the piece its
-first character comes from is trained. On ordinary samples this gives the labels of the original
+A prompt is assembled from pieces that know who says them; a token is trained if the piece its first
+character comes from is trained. On ordinary samples this gives the labels of the original
 (llava/train/train.py), which finds them by tokenising parts of the text again and adding up
 lengths; where that sum does not come out, the original trains nothing of the sample and ours is
 still right. The original's own arithmetic is in `compat`.
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
 from llava_jax.text.conversation import (
     ASSISTANT,
@@ -21,11 +23,13 @@ from llava_jax.text.conversation import (
     TEMPLATES,
     Piece,
     Template,
-    lay_out,
+    template_pieces,
 )
 from llava_jax.text.tokenizer import Part, Tokenizer
 
 Kind = Literal["plain", "llama_2", "v1", "mpt", "v0"]
+Message = tuple[int, list[Part]]
+"""(role, what it says)."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,19 @@ def training_version(name: str) -> TrainingVersion:
     return TrainingVersion(name, template, kind)
 
 
-def lay_out_training(version: TrainingVersion, messages: Sequence[tuple[int, list[Part]]]):
+def training_pieces(version: TrainingVersion, messages: Sequence[Message]) -> list[Piece]:
     """The pieces of a training prompt; `Piece.answer` says whether it is trained.
 
-    messages: (role, parts) in turns, starting with the user; the parts of none is an empty list.
+    messages: user and assistant in turn, the user first; no list of parts is empty.
     """
     if version.kind == "plain":
-        return _lay_out_caption(version.template, messages)
+        return _caption(version.template, messages)
     if version.kind == "v0":
-        return _lay_out_v0(version.template, messages)
-    return lay_out(version.template, messages)
+        return _v0(version.template, messages)
+    return template_pieces(version.template, messages)
 
 
-def _lay_out_caption(template: Template, messages: Sequence[tuple[int, list[Part]]]) -> list[Piece]:
+def _caption(template: Template, messages: Sequence[Message]) -> list[Piece]:
     """Stage 1: image slots, caption, line end. The instruction is left out, and no EOS is added."""
     slots: list[Part] = [part for part in messages[0][1] if part == IMAGE_TOKEN]
     return [
@@ -76,10 +80,10 @@ def _lay_out_caption(template: Template, messages: Sequence[tuple[int, list[Part
     ]
 
 
-def _lay_out_v0(template: Template, messages: Sequence[tuple[int, list[Part]]]) -> list[Piece]:
+def _v0(template: Template, messages: Sequence[Message]) -> list[Piece]:
     """The layout of the oldest versions, which is not the one the template renders for chatting.
 
-    Every `###` is trained, also in front of the user's turns: it is how an answer ends.
+    Every `###` is trained, also before the user's turns: it is how an answer ends.
     """
     pieces = [Piece(f"{template.system}\n\n", SYSTEM_TEXT, False)]
     for i, (role, parts) in enumerate(messages):
@@ -93,48 +97,24 @@ def _lay_out_v0(template: Template, messages: Sequence[tuple[int, list[Part]]]) 
     return [*pieces, Piece("### ", TEMPLATE_TEXT, True)]
 
 
-def flatten(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[Part], list[Piece]]:
-    """The tokenizer parts of a layout, and for each part the piece it is from.
+def tokenise(
+    tokenizer: Tokenizer, pieces: Sequence[Piece]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, labels, messages) of a prompt, int32[t] each.
+
+    labels: the id itself where the piece is an answer, IGNORE elsewhere and at image slots.
+    messages: the index of the message an id is from; negative for the template's text and BOS.
 
     Only the template's own text is read as markup; what people say stays as it is.
     """
     parts: list[Part] = []
-    owners: list[Piece] = []
+    answer, message = [False], [TEMPLATE_TEXT]  # of each part; the first is BOS, which has owner -1
     for piece in pieces:
-        own = piece.content
-        more = tokenizer.split_markup(own) if isinstance(own, str) else own
+        text = piece.content
+        more = tokenizer.split_markup(text) if isinstance(text, str) else text
         parts += more
-        owners += [piece] * len(more)
-    return parts, owners
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A tokenised training prompt.
-
-    ids, labels: of equal length; labels are the id itself where trained, IGNORE elsewhere.
-    message: per id, the index of the message it is from; negative for the template's text and BOS.
-    """
-
-    ids: list[int]
-    labels: list[int]
-    message: list[int]
-
-
-def label(
-    tokenizer: Tokenizer, version: TrainingVersion, messages: Sequence[tuple[int, list[Part]]]
-) -> Labelled:
-    """Tokenises a conversation and marks what is trained. Image slots never are."""
-    return tokenise(tokenizer, lay_out_training(version, messages))
-
-
-def tokenise(tokenizer: Tokenizer, layout: Sequence[Piece]) -> Labelled:
-    """The ids of a layout, and what of them is trained."""
-    parts, pieces = flatten(tokenizer, layout)
-    ids, owners = tokenizer.align_parts(parts)
-    trained = [owner >= 0 and pieces[owner].answer for owner in owners]
-    return Labelled(
-        ids,
-        [id_ if yes and id_ != IMAGE_TOKEN else IGNORE for id_, yes in zip(ids, trained)],
-        [pieces[owner].message if owner >= 0 else TEMPLATE_TEXT for owner in owners],
-    )
+        answer += [piece.answer] * len(more)
+        message += [piece.message] * len(more)
+    ids, owners = (np.array(x, np.int32) for x in tokenizer.align_parts(parts))
+    trained = np.array(answer)[owners + 1] & (ids != IMAGE_TOKEN)
+    return ids, np.where(trained, ids, IGNORE), np.array(message, np.int32)[owners + 1]

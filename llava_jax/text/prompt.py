@@ -1,13 +1,14 @@
-"""Messages with images to the ids of a prompt. Image slots come from structure, never from text."""
+"""Messages with images to an Example. Image slots come from structure, never from text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from llava_jax.errors import ConfigError, PromptError, counted
-from llava_jax.text.constants import IM_END, IM_START, IMAGE_TAG, IMAGE_TOKEN
+from llava_jax.errors import ConfigError, PromptError
+from llava_jax.text.constants import IM_END, IM_START, IMAGE_TOKEN
 from llava_jax.text.conversation import (
     ASSISTANT,
     SYSTEM_TEXT,
@@ -15,7 +16,7 @@ from llava_jax.text.conversation import (
     Piece,
     Template,
     find_template,
-    lay_out,
+    template_pieces,
 )
 from llava_jax.text.example import Example
 from llava_jax.text.labels import tokenise
@@ -30,40 +31,36 @@ def build_prompt(
     tokenizer: Tokenizer,
     template: Template | str = "vicuna_v1",
     *,
-    images: Sequence[Any] = (),
-    markup: bool = False,
     use_im_start_end: bool = False,
     open_turn: bool = True,
 ) -> Example:
-    """Lays out messages and tokenises them in one pass.
+    """Lays out messages and tokenises them in one pass; the images are as the messages gave them.
 
     messages: [{"role": "user", "content": ...}, ...] with roles user and assistant in turns, and
         at most one system message, first, in place of the template's own (plain text, like all
         contents). Content is a string or
         a list of strings, {"type": "text", "text": str} and {"type": "image", "image": anything}
-        (or "path", "url", "image_url"); a slot stands where its image stands, in a line of its own.
-    markup: the text is trusted: `<image>` in it is a slot for the next of `images`, and special
-        tokens count. Without it both are plain text.
+        (or "path", "url", "image_url"); each image gets a line of its own, where it stands.
     open_turn: end with the assistant's open turn, ready to be continued. Without it the example
         has labels: what the assistant says is trained, or scored.
 
-    Raises PromptError if roles, contents or the number of images do not fit, ConfigError if the
-    template is unknown or `use_im_start_end` meets a tokenizer without those tokens.
+    Raises PromptError if roles or contents are malformed, ConfigError if the template is unknown or
+    `use_im_start_end` meets a tokenizer without those tokens.
     """
     template = find_template(template) if isinstance(template, str) else template
     system, messages = _take_system(messages)
-    reader = _Reader(tokenizer, template, markup, use_im_start_end, iter(images))
+    slot = partial(slot_parts, tokenizer, template, use_im_start_end)
+    images: list[Any] = []
     turns: list[tuple[int, list[Part] | None]] = []
     for i, message in enumerate(messages):
         role = _role(message, i)
-        turns.append((role, reader.read(message.get("content"), f"message {i}")))
-    reader.close()
+        turns.append((role, _read(message.get("content"), slot, images, f"message {i}")))
     if open_turn:
         if not turns or turns[-1][0] != USER:
             raise PromptError("the last message must be the user's", fix="or pass open_turn=False")
         turns.append((ASSISTANT, None))
-    found = tokenise(tokenizer, _with_system(tokenizer, template, turns, system))
-    return Example(found.ids, tuple(reader.found), None if open_turn else found.labels)
+    ids, labels, _ = tokenise(tokenizer, _with_system(tokenizer, template, turns, system))
+    return Example(ids, tuple(images), None if open_turn else labels)
 
 
 def slot_parts(tokenizer: Tokenizer, template: Template, use_im_start_end: bool) -> list[Part]:
@@ -81,77 +78,45 @@ def slot_parts(tokenizer: Tokenizer, template: Template, use_im_start_end: bool)
     return ["<Image>", *slot, "</Image>"] if "mmtag" in template.version else slot
 
 
-class _Reader:
-    """Reads contents into parts, and collects their images in order."""
-
-    def __init__(self, tokenizer, template, markup, use_im_start_end, given: Iterator[Any]):
-        self.tokenizer, self.markup, self.given = tokenizer, markup, given
-        self.use_im_start_end, self.template = use_im_start_end, template
-        self.found: list[Any] = []
-
-    def read(self, content: Any, where: str) -> list[Part]:
-        items = [content] if isinstance(content, str | Mapping) else content
-        if not isinstance(items, Sequence) or not items:
-            raise PromptError(f"{where} has no content")
-        groups = [self._read_item(item, where) for item in items]
-        parts: list[Part] = []
-        for i, (is_image, group) in enumerate(groups):
-            if i and (is_image or groups[i - 1][0]) and not _breaks(groups[i - 1][1], group):
-                parts.append("\n")
-            parts += group
-        if all(part == "" for part in parts):  # the id 0 is a token, `<unk>`
-            raise PromptError(f"{where} is empty")
-        return parts
-
-    def _read_item(self, item: Any, where: str) -> tuple[bool, list[Part]]:
-        """(whether it is an image, its parts)."""
-        if isinstance(item, str):
-            return False, self._read_text(item)
-        kind = item.get("type") if isinstance(item, Mapping) else None
-        if kind == "text" and isinstance(item.get("text"), str):
-            return False, self._read_text(item["text"])
-        if kind in ("image", "image_url"):
-            self.found.append(_image_of(item, where))
-            return True, slot_parts(self.tokenizer, self.template, self.use_im_start_end)
-        raise PromptError(
-            f"{where}: a content part is neither text nor image",
-            fix='{"type": "text", "text": ...} or {"type": "image", "image": ...}',
-        )
-
-    def _read_text(self, text: str) -> list[Part]:
-        if not self.markup:
-            return [text]
-        parts: list[Part] = []
-        for part in self.tokenizer.split_markup(text, image_tags=True):
-            if part == IMAGE_TOKEN:
-                parts += slot_parts(self.tokenizer, self.template, self.use_im_start_end)
-                self.found.append(next(self.given, _MISSING))
-            else:
-                parts.append(part)
-        return parts
-
-    def close(self) -> None:
-        missing = sum(image is _MISSING for image in self.found)
-        if missing:
-            raise PromptError(
-                f"{counted(missing, f'{IMAGE_TAG} tag')} without an image in the text"
-            )
-        left = len(list(self.given))
-        if left:
-            raise PromptError(f"{counted(left, 'image')} without an {IMAGE_TAG} tag in the text")
+def _read(
+    content: Any, slot: Callable[[], list[Part]], images: list[Any], where: str
+) -> list[Part]:
+    """The parts of a message's content. Its images are added to `images`."""
+    items = [content] if isinstance(content, str | Mapping) else content
+    if not isinstance(items, Sequence) or not items:
+        raise PromptError(f"{where} has no content")
+    parts: list[Part] = []
+    before: str | None = ""  # the text before an item, None after an image
+    for i, item in enumerate(items):
+        text = _text_of(item, where)
+        if text is None:
+            images.append(_image_of(item, where))
+        at_image = i and (text is None or before is None)
+        if at_image and not ((before or "").endswith("\n") or (text or "").startswith("\n")):
+            parts.append("\n")  # unless the text around an image brings its own line break
+        parts += slot() if text is None else [text]
+        before = text
+    if all(part == "" for part in parts):
+        raise PromptError(f"{where} is empty")
+    return parts
 
 
-_MISSING = object()
+def _text_of(item: Any, where: str) -> str | None:
+    """The text of a part of a content, or None for an image."""
+    if isinstance(item, str):
+        return item
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    if kind == "text" and isinstance(item.get("text"), str):
+        return item["text"]
+    if kind in ("image", "image_url"):
+        return None
+    raise PromptError(
+        f"{where}: a content part is neither text nor image",
+        fix='{"type": "text", "text": ...} or {"type": "image", "image": ...}',
+    )
 
 
-def _breaks(before: list[Part], after: list[Part]) -> bool:
-    """Whether the text around an image brings its own line break."""
-    left = before[-1] if before and isinstance(before[-1], str) else ""
-    right = after[0] if after and isinstance(after[0], str) else ""
-    return left.endswith("\n") or right.startswith("\n")
-
-
-def _image_of(item: Mapping[str, Any], where: str) -> Any:
+def _image_of(item: Any, where: str) -> Any:
     for key in _IMAGE_KEYS:
         if item.get(key) is not None:
             return item[key]
@@ -175,7 +140,7 @@ def _role(message: Mapping[str, Any], i: int) -> int:
 
 
 def _take_system(messages: Any) -> tuple[str | None, Sequence[Mapping[str, Any]]]:
-    """The text of a system message in front, and the other messages."""
+    """The text of a leading system message, and the other messages."""
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise PromptError("messages must be a list of {'role', 'content'}")
     first = messages[0] if messages else None
@@ -189,12 +154,12 @@ def _take_system(messages: Any) -> tuple[str | None, Sequence[Mapping[str, Any]]
 def _with_system(
     tokenizer: Tokenizer, template: Template, turns: Sequence[tuple[int, Any]], system: str | None
 ) -> list[Piece]:
-    """The layout with the template's own system prompt, or another one as plain text."""
+    """The prompt with the template's own system prompt, or another one as plain text."""
     if system is None:
-        return lay_out(template, turns)
+        return template_pieces(template, turns)
     head = "<|im_start|>system\n" if template.style == "mpt" else ""
     content = [*tokenizer.split_markup(head), system]
     return [
         piece._replace(content=content) if piece.message == SYSTEM_TEXT else piece
-        for piece in lay_out(replace(template, system=head + system), turns)
+        for piece in template_pieces(replace(template, system=head + system), turns)
     ]

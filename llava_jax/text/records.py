@@ -1,4 +1,4 @@
-"""Reading LLaVA training records: checked turns and images, and the lengths samplers group by."""
+"""Reading LLaVA training records: checked turns and images, and the lengths a sampler groups by."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _OTHER_TURNS = ("messages", "conversation", "turns", "dialog", "dialogue")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a pair; UTF-8 cannot
 
 
-def sample_name(record: Mapping[str, Any], index: int | None = None) -> str:
-    """How errors call a record: its id, or its place in the file."""
-    id_ = record.get("id") if isinstance(record, Mapping) else None
-    return str(id_) if id_ is not None else f"#{index}" if index is not None else "(no id)"
+def record_id(record: Any, index: int | str = "(no id)") -> str:
+    """The sample's own id, or `index` where it has none."""
+    own = record.get("id") if isinstance(record, Mapping) else None
+    return str(index if own is None or own == "" else own)
 
 
 def read_turns(record: Any, name: str) -> list[tuple[int, str]]:
@@ -56,13 +56,13 @@ def _no_text(turn: Any, i: int, name: str) -> SampleError:
     return SampleError(f"sample {name}: turn {i} has no text in `value`")
 
 
-def read_images(record: Mapping[str, Any], name: str) -> list[str]:
-    """The image paths of a record: `image` is absent, one path, or a list of paths."""
+def image_paths(record: Mapping[str, Any], name: str = "") -> tuple[str, ...]:
+    """The image paths of a record, in order: `image` is absent, one path, or a list of paths."""
     images = record.get("image")
-    images = [] if images is None else [images] if isinstance(images, str) else images
+    images = [images] if isinstance(images, str) and images else images or ()
     if not isinstance(images, Sequence) or not all(isinstance(i, str) and i for i in images):
         raise SampleError(f"sample {name}: `image` is neither a path nor a list of paths")
-    return list(images)
+    return tuple(images)
 
 
 def check_turns(
@@ -108,19 +108,15 @@ def tag_note(tags: int, images: int, *, caption: bool = False) -> str | None:
     return "more tags than images" if tags > images else None
 
 
-def lengths(records: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Words of all turns (split at white space), and 128 for an image (`lengths` of train.py)."""
-    return [_words(record) + (128 if "image" in record else 0) for record in records]
-
-
 def modality_lengths(records: Sequence[Mapping[str, Any]]) -> list[int]:
     """Words of all turns, negative for a text-only record (`modality_lengths` of train.py).
 
     A malformed turn counts nothing: the record is reported when it is read for training.
     """
-    return [_words(record) if "image" in record else -_words(record) for record in records]
-
-
-def _words(record: Mapping[str, Any]) -> int:
-    values = (t.get("value") for t in record.get("conversations") or () if isinstance(t, Mapping))
-    return sum(len(value.split()) for value in values if isinstance(value, str))
+    lengths = []
+    for record in records:
+        turns = record.get("conversations") or ()
+        texts = (turn.get("value") for turn in turns if isinstance(turn, Mapping))
+        words = sum(len(text.split()) for text in texts if isinstance(text, str))
+        lengths.append(words if "image" in record else -words)
+    return lengths

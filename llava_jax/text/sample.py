@@ -7,20 +7,21 @@ is plain text, `</s>` included. `compat` gives the original's ids and labels ins
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.compat import compat_sample
 from llava_jax.text.constants import IGNORE, IMAGE_TAG, IMAGE_TOKEN
 from llava_jax.text.conversation import ASSISTANT, USER
 from llava_jax.text.example import TRUNCATED, Example
-from llava_jax.text.labels import Labelled, label, training_version
+from llava_jax.text.labels import tokenise, training_pieces, training_version
 from llava_jax.text.prompt import slot_parts
-from llava_jax.text.records import check_turns, read_images, read_turns, sample_name, tag_note
+from llava_jax.text.records import check_turns, image_paths, read_turns, record_id, tag_note
 from llava_jax.text.tokenizer import Part, Tokenizer
 
 TURNS = ("conversation", "independent")
@@ -30,23 +31,22 @@ Round = tuple[list[Part], list[Part]]
 
 
 class ExampleMaker:
-    """Makes Examples of records, all with the same tokenizer and settings.
+    """Makes Examples of records, all with the same tokenizer and settings. Threads may share it.
 
     version: a `--version` of the original: "v1" for LLaVA-1.5, "plain" for stage 1, ...
     max_length: positions after image features went in; what is longer is cut, never inside the
         features of an image. None: no limit.
     image_tokens: features per image (`LlavaConfig.image_tokens`).
     turns: "conversation", or "independent": every question of a record is trained as if it were
-        alone with the image; the text in front of it and the image are shared by all. A record's own
-        "turns" goes before it, so that one file may hold both.
+        alone with the image; the text before it and the image are shared by all. A record's own
+        "turns" has precedence, so that one file may hold both.
     compat: the original's ids and labels. Tags collapse to one per turn, a sample that it gives up
         has no labels, and text samples are cut at max_length tokens.
 
-    `notes` counts what was done to samples: "truncated" (lost tokens), "turns left out" (did not
-    fit), "empty answers", "unanswered question", "leading answer", "image without tag" (not shown),
-    "tag without image" (trained as text), "more tags than images" (one image serves them all),
-    "kept as a conversation" (independent turns are not possible), "mismatch" (compat: given up).
-    An Example names its own, so that they can be counted by sample.
+    The notes of an Example count what was done to it: "truncated" (lost tokens), "turns left out"
+    (did not fit), "empty answers", "unanswered question", "leading answer", "image without tag" (not
+    shown), "tag without image" (trained as text), "more tags than images" (one image serves them
+    all), "kept as a conversation" (independent turns are not possible), "mismatch" (compat: given up).
     """
 
     def __init__(
@@ -67,73 +67,45 @@ class ExampleMaker:
         self.tokenizer, self.version = tokenizer, training_version(version)
         self.max_length, self.image_tokens = max_length, image_tokens
         self.turns, self.compat, self.use_im_start_end = turns, compat, use_im_start_end
-        caption = self.version.kind == "plain"
-        self._slot = slot_parts(tokenizer, self.version.template, use_im_start_end and not caption)
-        self.notes: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._caption = self.version.kind == "plain"
+        wrapped = use_im_start_end and not self._caption
+        self._slot = slot_parts(tokenizer, self.version.template, wrapped)
 
-    def __call__(self, record: Mapping[str, Any], index: int | None = None) -> Example:
-        """The Example of a record; `index` names it in errors where it has no id.
+    def __call__(self, record: Mapping[str, Any], name: str | None = None) -> Example:
+        """The Example of a record; `name` is its id there and in errors, by default its own.
 
-        Raises SampleError, with the sample's id, if it is malformed or leaves nothing to train.
+        Raises SampleError, with the name, if it is malformed or leaves nothing to train.
         """
-        name = sample_name(record, index)
+        name = record_id(record) if name is None else name
         notes: Counter[str] = Counter()
-        turns, images = read_turns(record, name), read_images(record, name)
+        turns, images = read_turns(record, name), image_paths(record, name)
         tags = sum(text.count(IMAGE_TAG) for _, text in turns)
-        if note := tag_note(tags, len(images), caption=self.version.kind == "plain"):
+        if note := tag_note(tags, len(images), caption=self._caption):
             notes[note] += 1
         if self.compat:
             example = self._compat(record, name, images, notes)
         else:
-            rounds, images = self._rounds(turns, images, name, notes)
-            alone = self._turns_of(record, name) == "independent"
-            example = self._own(rounds, images, name, notes, alone)
+            check_turns(turns, images, name, caption=self._caption)
+            rounds, images = self._rounds(turns, images, notes)
+            if self._independent(record, name, rounds, notes):
+                ids, labels, numbers = self._join(rounds, len(images), notes)
+            else:
+                ids, labels, _ = self._tokenise(rounds)
+                numbers = None
+            example = Example(ids, images, labels, numbers, name)
             example = example.truncated(self.max_length, self.image_tokens)
             check_trained(example, self.max_length)
-        if TRUNCATED in example.notes:
-            notes[TRUNCATED] += 1
-        with self._lock:  # threads share a maker
-            self.notes.update(notes)
-        return replace(example, notes=tuple(notes))
-
-    def _own(
-        self,
-        rounds: list[Round],
-        images: list[str],
-        name: str,
-        notes: Counter[str],
-        alone: bool,
-    ) -> Example:
-        """alone: the rounds are independent, if they can be."""
-        if alone and self.version.kind != "plain" and len(rounds) > 1:
-            if all(IMAGE_TOKEN not in q for q, _ in rounds[1:]) and all(
-                IMAGE_TOKEN not in a for _, a in rounds
-            ):
-                return self._independent(name, rounds, images, notes)
-            notes["kept as a conversation"] += 1
-        labelled = self._label(rounds)
-        return Example(labelled.ids, images, labelled.labels, id=name)
-
-    def _turns_of(self, record: Mapping[str, Any], name: str) -> str:
-        own = record.get("turns")
-        if not isinstance(own, str):  # absent, or some number that means nothing here
-            return self.turns
-        if own not in TURNS:
-            raise SampleError(f"sample {name}: `turns` is {own!r}, not {' or '.join(TURNS)}")
-        return own
+        return replace(example, notes={**notes, **example.notes})
 
     # Reading the turns -------------------------------------------------------------------------
 
     def _rounds(
-        self, turns: list[tuple[int, str]], images: list[str], name: str, notes: Counter[str]
-    ) -> tuple[list[Round], list[str]]:
+        self, turns: list[tuple[int, str]], images: tuple[str, ...], notes: Counter[str]
+    ) -> tuple[list[Round], tuple[str, ...]]:
         """The rounds that have an answer to train, and one image per slot in them.
 
         A question without an answer is left out; its images move to the next question.
         """
-        caption = self.version.kind == "plain"
-        check_turns(turns, images, name, caption=caption)
         if turns[0][0] == ASSISTANT:
             notes["leading answer"] += 1
             turns = turns[1:]
@@ -143,36 +115,31 @@ class ExampleMaker:
         rounds: list[Round] = []
         waiting: list[Part] = []
         for question, answer in zip(messages[::2], messages[1::2]):
-            if any(part.strip() if isinstance(part, str) else True for part in answer):
+            if any(not isinstance(part, str) or part.strip() for part in answer):
                 rounds.append((waiting + question, answer))
                 waiting = []
             else:
                 notes["empty answers"] += 1
                 waiting += [*self._slot, "\n"] * question.count(IMAGE_TOKEN)
-        if not rounds:
-            raise SampleError(f"sample {name}: no turn has an answer to train")
-        slots = sum(part == IMAGE_TOKEN for pair in rounds for parts in pair for part in parts)
+        slots = sum(parts.count(IMAGE_TOKEN) for pair in rounds for parts in pair)
         return rounds, images[:slots]
 
     def _place_images(
-        self, texts: list[str], images: list[str]
-    ) -> tuple[list[list[Part]], list[str]]:
+        self, texts: list[str], images: tuple[str, ...]
+    ) -> tuple[list[list[Part]], tuple[str, ...]]:
         """Turns `<image>` tags into slots, and says which image each slot shows.
 
         A single tag of a turn goes to its front, as in the original; several keep their places.
         One image serves all tags of a record, and several tags in one turn are then one slot.
         """
         if not images:
-            return [[text] for text in texts], []
-        if self.version.kind == "plain" and IMAGE_TAG not in texts[0]:
+            return [[text] for text in texts], ()
+        if self._caption and IMAGE_TAG not in texts[0]:
             texts = [IMAGE_TAG * len(images), *texts[1:]]  # its instruction is discarded anyway
-        texts = [
-            _tag_first(text) if len(images) == 1 or text.count(IMAGE_TAG) == 1 else text
-            for text in texts
-        ]
-        messages = [self._split_tags(text) for text in texts]
+        one = len(images) == 1
+        texts = [_tag_first(t) if one or t.count(IMAGE_TAG) == 1 else t for t in texts]
         slots = sum(text.count(IMAGE_TAG) for text in texts)
-        return messages, images * slots if len(images) == 1 else images[:slots]
+        return [self._split_tags(text) for text in texts], images * slots if one else images[:slots]
 
     def _split_tags(self, text: str) -> list[Part]:
         """Text with tags to parts; never an empty list, which would be an open turn."""
@@ -184,40 +151,53 @@ class ExampleMaker:
 
     # Ids and labels ----------------------------------------------------------------------------
 
-    def _label(self, rounds: Sequence[Round]) -> Labelled:
+    def _tokenise(self, rounds: Sequence[Round]):
         messages = [message for q, a in rounds for message in ((USER, q), (ASSISTANT, a))]
-        return label(self.tokenizer, self.version, messages)
+        return tokenise(self.tokenizer, training_pieces(self.version, messages))
 
     def _independent(
-        self, name: str, rounds: list[Round], images: list[str], notes: Counter[str]
-    ) -> Example:
-        """Every round behind the prefix that all of them share, each as if it were the only one."""
+        self, record: Mapping[str, Any], name: str, rounds: list[Round], notes: Counter[str]
+    ) -> bool:
+        """Whether the rounds are trained as independent turns: wanted, and all images come first."""
+        own = record.get("turns")
+        if isinstance(own, str) and own not in TURNS:
+            raise SampleError(f"sample {name}: `turns` is {own!r}, not {' or '.join(TURNS)}")
+        wanted = own if isinstance(own, str) else self.turns  # a number there means nothing here
+        if wanted != "independent" or self._caption or len(rounds) < 2:
+            return False
+        later = [q for q, _ in rounds[1:]] + [a for _, a in rounds]
+        if any(IMAGE_TOKEN in parts for parts in later):
+            notes["kept as a conversation"] += 1
+            return False
+        return True
+
+    def _join(self, rounds: list[Round], images: int, notes: Counter[str]):
+        """(ids, labels, turns): every round after the prefix that all share, as if it were alone."""
         front = self._front(rounds[0][0])
-        singles = [self._label(rounds[:1])]
-        singles += [self._label([(_behind(front, q), a)]) for q, a in rounds[1:]]
-        start = _shared_prefix(singles)
-        ids, labels, turns = singles[0].ids[:start], singles[0].labels[:start], [0] * start
-        length = start + len(images) * (self.image_tokens - 1)  # no slot is after the prefix
-        for n, single in enumerate(singles, 1):
-            length += len(single.ids) - start
-            if n > 1 and self.max_length is not None and length > self.max_length:
-                length -= len(single.ids) - start
+        alone = [self._tokenise(rounds[:1])]
+        alone += [self._tokenise([(_after(front, q), a)]) for q, a in rounds[1:]]
+        start = _shared_prefix(alone)
+        joined = [(alone[0][0][:start], alone[0][1][:start], np.zeros(start, np.int32))]
+        length = start + images * (self.image_tokens - 1)  # every slot is in the prefix
+        for n, (ids, labels, _) in enumerate(alone, 1):
+            more = len(ids) - start
+            if n > 1 and self.max_length is not None and length + more > self.max_length:
                 notes["turns left out"] += 1  # half a question is worth nothing, but for the first
                 continue
-            ids, labels = ids + single.ids[start:], labels + single.labels[start:]
-            turns = turns + [n] * (len(ids) - len(turns))
-        return Example(ids, images, labels, turns, name)
+            joined.append((ids[start:], labels[start:], np.full(more, n, np.int32)))
+            length += more
+        return (np.concatenate(arrays) for arrays in zip(*joined))
 
     def _front(self, question: list[Part]) -> list[Part]:
         """The part of a question up to its last image slot; empty without one."""
         at = [i for i, part in enumerate(question) if part == IMAGE_TOKEN]
-        behind = len(self._slot) - self._slot.index(IMAGE_TOKEN)  # with what closes the slot
-        return question[: at[-1] + behind] if at else []
+        rest = len(self._slot) - self._slot.index(IMAGE_TOKEN)  # with what closes the slot
+        return question[: at[-1] + rest] if at else []
 
     # The original ------------------------------------------------------------------------------
 
     def _compat(
-        self, record: Mapping[str, Any], name: str, images: list[str], notes: Counter[str]
+        self, record: Mapping[str, Any], name: str, images: tuple[str, ...], notes: Counter[str]
     ) -> Example:
         sample = compat_sample(
             record,
@@ -229,11 +209,10 @@ class ExampleMaker:
         )
         if sample.mismatch:
             notes["mismatch"] += 1
-        ids, labels = sample.ids.tolist(), sample.labels.tolist()
-        labels = [IGNORE if x == IMAGE_TOKEN else x for x in labels]
-        slots = ids.count(IMAGE_TOKEN)
+        labels = np.where(sample.labels == IMAGE_TOKEN, IGNORE, sample.labels)
+        slots = int((sample.ids == IMAGE_TOKEN).sum())
         images = images * slots if len(images) == 1 else images[:slots]
-        example = Example(ids, images, labels, id=name)
+        example = Example(sample.ids, images, labels, id=name)
         example = example.truncated(self.max_length, self.image_tokens)
         # The original takes every padding id for padding, an `<unk>` in the text too, and drops it
         # before image features go in (the attention mask of train.py and llava_arch.py).
@@ -253,23 +232,21 @@ def _tag_first(text: str) -> str:
     return f"{IMAGE_TAG}\n{text.replace(IMAGE_TAG, '').strip()}".strip()
 
 
-def _behind(front: list[Part], question: list[Part]) -> list[Part]:
-    """A question as it reads behind the images of the first one."""
-    text = "".join(part for part in question if isinstance(part, str))
+def _after(front: list[Part], question: list[Part]) -> list[Part]:
+    """A question as it reads after the images of the first one."""
     if not front:
         return question
-    text = text.strip()
+    text = "".join(part for part in question if isinstance(part, str)).strip()
     return [*front, f"\n{text}"] if text else front
 
 
-def _shared_prefix(singles: Sequence[Labelled]) -> int:
+def _shared_prefix(alone: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> int:
     """How many ids all prompts begin with, up to the last slot or, without one, the question."""
-    first = singles[0]
-    if IMAGE_TOKEN in first.ids:
-        limit = len(first.ids) - first.ids[::-1].index(IMAGE_TOKEN)
-    else:
-        limit = next((i for i, m in enumerate(first.message) if m >= 0), 0)
-    for single in singles[1:]:
-        pairs = zip(first.ids[:limit], single.ids)
-        limit = next((i for i, (a, b) in enumerate(pairs) if a != b), min(limit, len(single.ids)))
+    ids, _, messages = alone[0]
+    slots = np.flatnonzero(ids == IMAGE_TOKEN)
+    limit = int(slots[-1]) + 1 if len(slots) else int(np.argmax(messages >= 0))
+    for other, *_ in alone[1:]:
+        limit = min(limit, len(other))
+        differs = np.flatnonzero(ids[:limit] != other[:limit])
+        limit = int(differs[0]) if len(differs) else limit
     return limit

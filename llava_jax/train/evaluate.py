@@ -13,7 +13,7 @@ from typing import Any
 from llava_jax.errors import counted
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
-from llava_jax.text.records import read_images, read_turns, sample_name
+from llava_jax.text.records import image_paths, read_turns, record_id
 from llava_jax.util import write_json
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def questions_of(
     turns: as data.turns. In a "conversation" a question follows those before it and the record's own
     answers to them, as in training; "independent" ones stand alone.
     """
-    name = sample_name(record)
-    paths = [str(Path(image_folder) / path) for path in read_images(record, name)]
+    name = record_id(record)
+    paths = [str(Path(image_folder) / path) for path in image_paths(record, name)]
     image = paths[0] if len(paths) == 1 else paths or None
     pairs = [
         (question.replace(IMAGE_TAG, "").strip(), answer)

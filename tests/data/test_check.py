@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from llava_jax.data.bad import TooManyBad
-from llava_jax.data.check import missing_images, open_data
+from llava_jax.data.check import open_data
+from llava_jax.data.image_files import missing_images
 from llava_jax.data.settings import data_files, split_paths
 from llava_jax.errors import ConfigError, SampleError
 

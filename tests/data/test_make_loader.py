@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from llava_jax.config import LlavaConfig
-from llava_jax.data.check import open_data
+from llava_jax.data.check import holdout, open_data
 from llava_jax.data.loader import make_loader
-from llava_jax.data.order import holdout
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.config import load_config

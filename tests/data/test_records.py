@@ -6,12 +6,11 @@ import pytest
 
 from llava_jax.data.records import (
     check_record,
-    image_paths,
     read_all,
     read_records,
-    record_id,
 )
 from llava_jax.errors import SampleError
+from llava_jax.text.records import image_paths, record_id
 
 TURNS = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
 
@@ -48,7 +47,7 @@ def test_a_key_that_is_twice_in_a_record_is_named(tmp_path):
         (tmp_path / "a.json").write_text(text.replace(old, new))
         (record,) = read_records(tmp_path / "a.json")
         assert record == RECORD
-        with pytest.raises(SampleError, match=f"the key '{key}' is in it twice"):
+        with pytest.raises(SampleError, match=f"the key '{key}' is duplicated"):
             check_record(record, "a.json[0]")
     quoting = {**RECORD, "conversations": [TURNS[0], {"from": "gpt", "value": 'the "image" key'}]}
     (tmp_path / "a.json").write_text(json.dumps([quoting]))

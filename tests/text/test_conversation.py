@@ -6,9 +6,8 @@ from llava_jax.errors import ConfigError, LlavaError, PromptError
 from llava_jax.text.conversation import (
     TEMPLATES,
     find_template,
-    lay_out,
     render,
-    template_for_model,
+    template_pieces,
 )
 from tests.conftest import json_lines
 
@@ -78,7 +77,7 @@ def test_llama_2_must_start_with_the_user():
 
 @pytest.mark.parametrize("name", [n for n in TEMPLATES if TEMPLATES[n].style != "plain"])
 def test_pieces_join_to_the_text_and_know_the_answers(name):
-    pieces = lay_out(TEMPLATES[name], [Q, A])
+    pieces = template_pieces(TEMPLATES[name], [Q, A])
     assert "".join(p.content for p in pieces) == render(name, [Q, A])
     assert [p.content for p in pieces if p.message == 0] == ["Why?"]
     assert [p.content for p in pieces if p.message == 1] == ["So."]
@@ -90,15 +89,6 @@ def test_pieces_join_to_the_text_and_know_the_answers(name):
 def test_unknown_template():
     with pytest.raises(ConfigError, match="vicuna_v2"):
         find_template("vicuna_v2")
-
-
-def test_template_by_model_name():
-    assert template_for_model("liuhaotian/llava-v1.5-7b") == "llava_v1"
-    assert template_for_model("llava-llama-2-13b-chat") == "llava_llama_2"
-    assert template_for_model("llava-v1.6-mistral-7b") == "mistral_instruct"
-    assert template_for_model("llava-v1.6-34b") == "chatml_direct"
-    assert template_for_model("LLaVA-Lightning-MPT-7B") == "mpt"
-    assert template_for_model("llava-13b-delta-v0") == "llava_v0"
 
 
 def test_golden_templates(golden):

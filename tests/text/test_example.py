@@ -28,8 +28,8 @@ def test_what_is_longer_is_cut_but_never_inside_an_image():
     assert cut.ids.tolist() == [1, X, 15, 16]
     assert cut.labels.tolist() == [_, _, 15, 16]
     assert cut.turns.tolist() == [0, 0, 1, 1]
-    assert (cut.images, cut.notes) == (("0.png",), ("truncated",))
-    assert whole.notes == ()
+    assert (cut.images, cut.notes) == (("0.png",), {"truncated": 1})
+    assert whole.notes == {}
     two = example([1, X, 5, X, 6], [_, _, 5, _, 6])
     lengths = [len(two.truncated(n, 10).ids) for n in (0, 1, 10, 11, 12, 21, 22, 23)]
     assert lengths == [0, 1, 1, 2, 3, 3, 4, 5]

@@ -3,8 +3,8 @@ import pytest
 from llava_jax.errors import ConfigError, PromptError
 from llava_jax.text.constants import IMAGE_TOKEN
 from llava_jax.text.conversation import TEMPLATES, render
-from llava_jax.text.explain import text_of
 from llava_jax.text.prompt import build_prompt
+from llava_jax.text.show import text_of
 from tests.text.conftest import trained_text
 
 IMAGE = {"type": "image", "image": "cat.jpg"}
@@ -82,20 +82,6 @@ def test_tags_in_text_are_text(tok):
     assert tok.eos_id not in prompt.ids
 
 
-def test_markup(tok):
-    messages = [user("<image>\nIs it <image>?")]
-    prompt = build_prompt(messages, tok, images=["a", "b"], markup=True)
-    assert prompt.images == ("a", "b")
-    rows = [(0, "<image>\nIs it <image>?"), (1, None)]
-    assert prompt.ids.tolist() == text_ids(tok, "vicuna_v1", rows)
-    with pytest.raises(PromptError, match="1 <image> tag"):
-        build_prompt(messages, tok, images=["a"], markup=True)
-    with pytest.raises(PromptError, match="1 image without an"):
-        build_prompt([user("Hi")], tok, images=["a"], markup=True)
-    with pytest.raises(PromptError, match="1 image without an"):
-        build_prompt(messages, tok, images=["a"])
-
-
 @pytest.mark.parametrize("template", ["vicuna_v1", "llava_llama_2", "mistral_instruct", "mpt"])
 def test_system_message_is_plain_text(tok, template):
     messages = [{"role": "system", "content": "Be </s> brief."}, user("Hi")]
@@ -141,12 +127,6 @@ def test_closed_turns(tok):
 def test_bad_messages(tok, messages, message):
     with pytest.raises(PromptError, match=message):
         build_prompt(messages, tok)
-
-
-def test_a_message_of_nothing_but_the_token_with_id_0(tok):
-    prompt = build_prompt([user("<unk>")], tok, markup=True)
-    assert tok.unk_id == 0
-    assert 0 in prompt.ids
 
 
 def test_unknown_template(tok):

@@ -5,6 +5,7 @@ from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
 from llava_jax.text.conversation import render
 from llava_jax.text.labels import training_version
+from llava_jax.text.records import record_id
 from llava_jax.text.sample import ExampleMaker
 from tests.text.conftest import trained_text
 
@@ -114,17 +115,19 @@ def test_empty_answers_are_left_out_and_counted(tok):
     alone = maker(record("<image>\nWhat?", "A cat"))
     assert example.ids.tolist() == alone.ids.tolist()
     assert example.images == ("a.jpg",)
-    assert maker.notes["empty answers"] == 2
+    assert example.notes == {"empty answers": 2}
 
 
 def test_turns_without_a_partner(tok):
     maker = ExampleMaker(tok)
     plain = maker(record("What?", "A cat", image=None)).ids.tolist()
-    assert maker(record("What?", "A cat", "Why?", image=None)).ids.tolist() == plain
+    asked = maker(record("What?", "A cat", "Why?", image=None))
+    assert asked.ids.tolist() == plain
     late = record("What?", "A cat", image=None)
     late["conversations"].insert(0, {"from": "gpt", "value": "Hi"})
     assert maker(late).ids.tolist() == plain
-    assert maker.notes == {"unanswered question": 1, "leading answer": 1}
+    assert asked.notes == {"unanswered question": 1}
+    assert maker(late).notes == {"leading answer": 1}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_turns_without_a_partner(tok):
 )
 def test_bad_records_are_named(tok, bad, message):
     with pytest.raises(SampleError, match=message):
-        ExampleMaker(tok)(bad, 3)
+        ExampleMaker(tok)(bad, record_id(bad, "#3"))
 
 
 def test_wrong_order(tok):
@@ -185,8 +188,9 @@ def test_tags_without_an_image_are_text(tok):
 
 def test_image_without_a_tag_is_counted(tok):
     maker = ExampleMaker(tok)
-    assert maker(record("What?", "A cat")).images == ()
-    assert maker.notes["image without tag"] == 1
+    example = maker(record("What?", "A cat"))
+    assert example.images == ()
+    assert example.notes == {"image without tag": 1}
 
 
 def test_a_slot_in_an_answer_is_not_trained(tok):
@@ -204,13 +208,13 @@ def test_max_length_counts_image_features(tok):
     assert whole.length(50) == len(whole.ids) + 98
     maker = ExampleMaker(tok, max_length=whole.length(50), image_tokens=50)
     assert maker(rec).images == ("a", "b")
-    assert not maker.notes
+    assert not maker(rec).notes
     second = whole.ids.tolist().index(IMAGE_TOKEN, 80)
     maker = ExampleMaker(tok, max_length=second + 49 + 40, image_tokens=50)
     cut = maker(rec)
     assert cut.images == ("a",)
     assert cut.ids.tolist() == whole.ids[:second].tolist()
-    assert maker.notes["truncated"] == 1
+    assert cut.notes == {"truncated": 1}
 
 
 def test_nothing_trained_within_the_limit(tok):
@@ -256,7 +260,7 @@ def test_independent_turns_within_a_length(tok):
     maker = ExampleMaker(tok, turns="independent", max_length=limit, image_tokens=9)
     example = maker(record(*texts))
     assert sorted(set(example.turns.tolist())) == [0, 1, 3]
-    assert maker.notes["turns left out"] == 1
+    assert example.notes == {"turns left out": 1}
 
 
 def test_images_in_later_turns_keep_the_conversation(tok):
@@ -264,7 +268,7 @@ def test_images_in_later_turns_keep_the_conversation(tok):
     maker = ExampleMaker(tok, turns="independent")
     example = maker(rec)
     assert example.turns is None
-    assert maker.notes["kept as a conversation"] == 1
+    assert example.notes == {"kept as a conversation": 1}
 
 
 def test_a_record_says_how_its_turns_are_trained(tok):
@@ -292,7 +296,7 @@ def test_compat_through_the_maker(tok):
     assert example.images == ("a",)
     given_up = maker(record("Say ASSISTANT: no", "the cat", image=None))
     assert (given_up.labels == IGNORE).all()
-    assert maker.notes["mismatch"] == 1
+    assert given_up.notes["mismatch"] == 1
 
 
 def test_wrong_settings(tok):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from llava_jax.data.order import (
+from llava_jax.data.check import holdout
+from llava_jax.data.sampler import (
     epoch_order,
     group_by_length,
     group_by_modality_length,
-    holdout,
     seeded_permutations,
     split_to_even_chunks,
 )

@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from llava_jax.text.explain import explain, wants_colour
 from llava_jax.text.sample import ExampleMaker
+from llava_jax.text.show import show_example, wants_colour
 
 RECORD = {
     "id": "r1",
@@ -23,7 +23,7 @@ def example(tok):
 
 
 def test_without_colours(example, tok):
-    shown = explain(example, tok, image_tokens=9, colour=False)
+    shown = show_example(example, tok, image_tokens=9, colour=False)
     assert shown.startswith(f"sample r1: {len(example.ids)} tokens, ")
     assert "image 0: a.jpg" in shown
     assert "USER: <image a.jpg> \nWhat? ASSISTANT:⟦ A 鬻 cat</s>⟧USER: Where" in shown
@@ -33,13 +33,13 @@ def test_without_colours(example, tok):
 
 
 def test_with_colours(example, tok):
-    shown = explain(example, tok, colour=True)
+    shown = show_example(example, tok, colour=True)
     assert "ASSISTANT:\033[1;32m A 鬻 cat</s>\033[0mUSER:" in shown
     assert "⟦" not in shown
 
 
 def test_table(example, tok):
-    shown = explain(example, tok, image_tokens=9, colour=False, table=True)
+    shown = show_example(example, tok, image_tokens=9, colour=False, table=True)
     rows = shown.split("\n\n")[-1].splitlines()
     assert len(rows) == 1 + len(example.ids)
     assert sum(" yes " in row for row in rows) == (example.labels >= 0).sum()
@@ -48,7 +48,7 @@ def test_table(example, tok):
 
 
 def test_independent_turns(tok):
-    shown = explain(ExampleMaker(tok, turns="independent")(RECORD), tok, colour=False)
+    shown = show_example(ExampleMaker(tok, turns="independent")(RECORD), tok, colour=False)
     assert "-- turn 1 --" in shown
     assert "-- turn 2 --" in shown
 

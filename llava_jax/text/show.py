@@ -1,4 +1,4 @@
-"""Shows a training example to people: its prompt, and which tokens of it are trained."""
+"""An Example as text for people: its prompt, and which tokens of it are trained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from llava_jax.text.constants import IGNORE, IMAGE_TAG, IMAGE_TOKEN
 from llava_jax.text.example import Example
@@ -22,7 +25,7 @@ def wants_colour(stream=None) -> bool:
     return not os.environ.get("NO_COLOR") and getattr(stream, "isatty", bool)()
 
 
-def explain(
+def show_example(
     example: Example,
     tokenizer: Tokenizer,
     *,
@@ -36,59 +39,66 @@ def explain(
     colour: None asks `wants_colour`.
     """
     colour = wants_colour() if colour is None else colour
-    trained = sum(label != IGNORE for _, _, label in _tokens(example))
-    positions = example.length(image_tokens)
+    tokens = _tokens(example)
     head = [
-        f"sample {example.id}: {len(example.ids)} tokens, {positions} positions with images, "
-        f"{trained} trained",
+        f"sample {example.id}: {len(tokens)} tokens, {example.length(image_tokens)} positions with "
+        f"images, {sum(token.trained for token in tokens)} trained",
         *(f"image {i}: {path}" for i, path in enumerate(example.images)),
     ]
-    text = "".join(_prompt(example, tokenizer, colour))
-    parts = ["\n".join(_paint(printable(line), _HEAD, colour) for line in head), text]
+    parts = ["\n".join(_paint(printable(line), _HEAD, colour) for line in head)]
+    parts.append("".join(_prompt(tokens, example.images, tokenizer, colour)))
     if table:
-        parts.append("\n".join(_rows(example, tokenizer, image_tokens, colour)))
+        parts.append("\n".join(_rows(tokens, tokenizer, image_tokens, colour)))
     return "\n\n".join(parts)
 
 
-def _prompt(example: Example, tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
-    images = iter(example.images)
-    rows = _tokens(example)
-    keyed = ((turn, id_ == IMAGE_TOKEN, label != IGNORE, id_) for turn, id_, label in rows)
+class _Token(NamedTuple):
+    turn: int
+    is_image: bool
+    trained: bool
+    id: int
+
+
+def _tokens(example: Example) -> list[_Token]:
+    none = np.zeros(len(example.ids), int)
+    turns = none if example.turns is None else example.turns
+    labels = none + IGNORE if example.labels is None else example.labels
+    rows = zip(turns.tolist(), example.ids.tolist(), labels.tolist())
+    return [_Token(turn, id_ == IMAGE_TOKEN, label != IGNORE, id_) for turn, id_, label in rows]
+
+
+def _prompt(
+    tokens: Sequence[_Token], images: Sequence[Any], tokenizer: Tokenizer, colour: bool
+) -> Iterator[str]:
+    paths = iter(images)
     last_turn = 0
-    for (turn, is_image, trained), group in groupby(keyed, key=lambda row: row[:3]):
-        ids = [int(row[3]) for row in group]
+    for (turn, is_image, trained), group in groupby(tokens, key=lambda token: token[:3]):
+        ids = [token.id for token in group]
         if turn != last_turn:
             yield "\n" + _paint(f"-- turn {turn} --", _HEAD, colour) + "\n"
             last_turn = turn
+        text = "" if is_image else printable(text_of(ids, tokenizer))
         if is_image:
             for _ in ids:
-                yield _paint(f"<image {printable(next(images, '?'))}>", _IMAGE, colour)
+                yield _paint(f"<image {printable(next(paths))}>", _IMAGE, colour)
         elif trained:
-            text = printable(text_of(ids, tokenizer))
             yield _paint(text, _TRAINED, True) if colour else f"{_OPEN}{text}{_CLOSE}"
         else:
-            yield printable(text_of(ids, tokenizer))
+            yield text
 
 
-def _rows(example: Example, tokenizer: Tokenizer, image_tokens: int, colour: bool) -> Iterator[str]:
+def _rows(
+    tokens: Sequence[_Token], tokenizer: Tokenizer, image_tokens: int, colour: bool
+) -> Iterator[str]:
     yield _paint(f"{'position':>8}  {'id':>6}  {'trained':7}  {'turn':>4}  piece", _HEAD, colour)
     at = 0
-    for turn, id_, label in _tokens(example):
-        is_image, trained = id_ == IMAGE_TOKEN, label != IGNORE
-        piece = printable(tokenizer.token_text(int(id_)), keep="")
+    for turn, is_image, trained, id_ in tokens:
+        piece = printable(tokenizer.token_text(id_), keep="")
         if is_image:
             piece += f" x {image_tokens}"
         row = f"{at:8}  {id_:6}  {'yes' if trained else '':7}  {turn or '':>4}  {piece}"
         yield _paint(row, _TRAINED if trained else _IMAGE, colour) if trained or is_image else row
         at += image_tokens if is_image else 1
-
-
-def _tokens(example: Example) -> list[tuple[int, int, int]]:
-    """(turn, id, label) of each id."""
-    none = [0] * len(example.ids)
-    turns = none if example.turns is None else example.turns.tolist()
-    labels = [IGNORE] * len(none) if example.labels is None else example.labels.tolist()
-    return list(zip(turns, example.ids.tolist(), labels))
 
 
 def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:

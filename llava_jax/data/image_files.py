@@ -1,0 +1,101 @@
+"""Whether the images of a data set are files, found out before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_jax.data.bad import Bad, TooManyBad, bad_sample
+from llava_jax.text.records import image_paths
+
+MOSTLY = 0.9
+"""Part of a folder's images that must be missing for the folder itself to be called wrong."""
+
+_NO_FILE = "the image file does not exist"
+
+
+def missing_images(records: Sequence[Any], folders: Sequence[str]) -> dict[int, str]:
+    """{index in `records`: full path of its first image that is not a file}; names in exact case.
+
+    folders: the image folder of each record. Every folder with images is listed once.
+    """
+    listed: dict[tuple[str, str], Callable[[str], bool]] = {}
+    missing: dict[int, str] = {}
+    for n, (record, folder) in enumerate(zip(records, folders)):
+        for path in image_paths(record):
+            head, _, name = path.rpartition("/")
+            holds = listed.get((folder, head))
+            if holds is None:
+                holds = listed[folder, head] = _files_in(os.path.join(folder, head))
+            if not holds(name):
+                missing[n] = os.path.abspath(os.path.join(folder, path)).replace("\0", "")
+                break
+    return missing
+
+
+def _files_in(folder: str) -> Callable[[str], bool]:
+    """Whether a name is that of a file in `folder`."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {e.name for e in entries if _is_file(e)}.__contains__
+    except PermissionError:  # a folder that may be entered but not listed
+        return lambda name: os.path.isfile(os.path.join(folder, name))
+    except (OSError, ValueError):  # ValueError: a null byte or half a surrogate pair in the name
+        return lambda name: False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def missing_image(index: int, sample_id: str, path: str) -> Bad:
+    """A Bad for the image at full `path`, which is not a file."""
+    folder = os.path.dirname(path)
+    if os.path.isdir(folder):
+        return bad_sample(index, sample_id, f"{path}: the file does not exist", kind=_NO_FILE)
+    kind = f"the folder {folder} does not exist"
+    return bad_sample(index, sample_id, f"{path}: {kind}", kind=kind)
+
+
+def refuse_wrong_folder(
+    records: Sequence[Any], folders: Sequence[str], missing: dict[int, str]
+) -> None:
+    """Raises TooManyBad, naming folder and path, where a folder lacks (nearly) all its images.
+
+    missing: of `missing_images` for the same records and folders.
+    """
+    shown = defaultdict(list)  # folder -> indices of its records with images
+    for n, folder in enumerate(folders):
+        if image_paths(records[n]):
+            shown[folder].append(n)
+    for folder, indices in shown.items():
+        lost = [n for n in indices if n in missing]
+        if len(lost) < MOSTLY * len(indices):
+            continue
+        path, full = image_paths(records[lost[0]])[0], missing[lost[0]]
+        what = "none" if len(lost) == len(indices) else f"only {len(indices) - len(lost):,}"
+        where = f"{folder!r} holds" if folder else "is empty, and the current folder holds"
+        better = _folder_with(path, folder)
+        raise TooManyBad(
+            f"data.image_folder {where} {what} of the images of {len(indices):,} samples; "
+            f"looked for {full}",
+            fix=f"set data.image_folder={better}"
+            if better
+            else f"set data.image_folder to the folder that {path} is below",
+        )
+
+
+def _folder_with(path: str, folder: str) -> str | None:
+    """A folder close to `folder` in which `path` is a file."""
+    base = Path(folder or ".").absolute()
+    try:
+        below = sorted(p for p in base.iterdir() if p.is_dir())[:100] if base.is_dir() else []
+    except OSError:
+        below = []
+    return next((str(near) for near in (base.parent, *below) if (near / path).is_file()), None)
