@@ -11,7 +11,7 @@ from examples.tiny import __main__ as making
 from examples.tiny.language import StandIn, with_words
 from examples.tiny.vocabulary import SPACE
 from llava_jax.convert import load_checkpoint
-from llava_jax.convert.hub import SHIPPED
+from llava_jax.convert.io.hub import SHIPPED
 from llava_jax.quickstart.dataset import make_dataset
 from llava_jax.quickstart.scenes import COLORS, PLACES, SHAPES
 from llava_jax.text.tokenizer import Tokenizer
