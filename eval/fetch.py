@@ -7,7 +7,6 @@ arrives, and a file that differs later is refused (pooch would fetch it anew wit
 
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,106 +24,75 @@ _MMBENCH = "https://download.openmmlab.com/mmclassification/datasets/mmbench"
 _VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 _VIZWIZ = "https://vizwiz.cs.colorado.edu/VizWiz_final"
 _TEXTVQA = "https://dl.fbaipublicfiles.com/textvqa"
+_GQA = "https://downloads.cs.stanford.edu/nlp/data/gqa"
 _HUB = "https://huggingface.co/datasets"
 _COCO = "http://images.cocodataset.org"
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """One file. {org} in the url is the hub organisation. images: large, and only on request."""
-
-    url: str
-    sha256: str = ""
-    images: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
-
-
 _WILD = f"{_HUB}/{{org}}/llava-bench-in-the-wild/resolve/main"
-_RULE = RemoteFile(
-    f"{_LLAVA}/llava/eval/table/rule.json",
-    "dd7345a44ce9f7a24e51a30ee030cdab32346f9d08e3359c80545ff1312b1e07",
-)
+_SEED = f"{_HUB}/{{org}}/SEED-Bench/resolve/main"
+_TABLES = f"{_LLAVA}/llava/eval/table"
+_QA90 = f"{_LLAVA}/playground/data/coco2014_val_qa_eval"
 
-FILES: dict[str, tuple[RemoteFile, ...]] = {
+# Addresses; {org} is the hub organisation.
+FILES: dict[str, tuple[str, ...]] = {
     "vqav2": (
-        RemoteFile(f"{_VQA}/v2_Questions_Val_mscoco.zip"),
-        RemoteFile(f"{_VQA}/v2_Annotations_Val_mscoco.zip"),
-        RemoteFile(f"{_VQA}/v2_Questions_Test_mscoco.zip"),
-        RemoteFile(f"{_COCO}/zips/test2015.zip", images=True),
+        f"{_VQA}/v2_Questions_Val_mscoco.zip",
+        f"{_VQA}/v2_Annotations_Val_mscoco.zip",
+        f"{_VQA}/v2_Questions_Test_mscoco.zip",
     ),
-    "gqa": (
-        RemoteFile("https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip"),
-        RemoteFile("https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip", images=True),
-    ),
-    "vizwiz": (
-        RemoteFile(f"{_VIZWIZ}/vqa_data/Annotations.zip"),
-        RemoteFile(f"{_VIZWIZ}/images/val.zip", images=True),
-        RemoteFile(f"{_VIZWIZ}/images/test.zip", images=True),
-    ),
-    "scienceqa": (
-        RemoteFile(f"{_SQA}/problems.json"),
-        RemoteFile(
-            f"{_SQA}/pid_splits.json",
-            "85c7820b9f136e572579a01dab2c77a7f8140b59211e421fa5182491d45ee3a7",
-        ),
-        RemoteFile("https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip", images=True),
-    ),
+    "gqa": (f"{_GQA}/questions1.2.zip",),
+    "vizwiz": (f"{_VIZWIZ}/vqa_data/Annotations.zip",),
+    "scienceqa": (f"{_SQA}/problems.json", f"{_SQA}/pid_splits.json"),
     "textvqa": (
-        RemoteFile(f"{_TEXTVQA}/data/TextVQA_0.5.1_val.json"),
-        RemoteFile(f"{_TEXTVQA}/data/TextVQA_Rosetta_OCR_v0.2_val.json"),
-        RemoteFile(f"{_TEXTVQA}/images/train_val_images.zip", images=True),
+        f"{_TEXTVQA}/data/TextVQA_0.5.1_val.json",
+        f"{_TEXTVQA}/data/TextVQA_Rosetta_OCR_v0.2_val.json",
     ),
-    "pope": (
-        RemoteFile(
-            f"{_POPE}/coco_pope_random.json",
-            "c16b65d2df6d70bb0814c8a4375833d39cdb09928fd936d3fc546491efa37f35",
-        ),
-        RemoteFile(
-            f"{_POPE}/coco_pope_popular.json",
-            "5b16653023bf4f64d57eb0d168259de6627f5cde7538b85ebed3cc33034aa6cc",
-        ),
-        RemoteFile(
-            f"{_POPE}/coco_pope_adversarial.json",
-            "1d8f0906a9b50c05640f6f23abfac97523be2a1bed28f7eadc63b811699b2d26",
-        ),
-        RemoteFile(f"{_COCO}/zips/val2014.zip", images=True),
-    ),
-    "mmbench": (RemoteFile(f"{_MMBENCH}/mmbench_dev_20230712.tsv"),),
-    "mmbench_cn": (RemoteFile(f"{_MMBENCH}/mmbench_dev_cn_20231003.tsv"),),
-    "seed": (
-        RemoteFile(f"{_HUB}/{{org}}/SEED-Bench/resolve/main/SEED-Bench.json"),
-        RemoteFile(f"{_HUB}/{{org}}/SEED-Bench/resolve/main/SEED-Bench-image.zip", images=True),
-    ),
+    "pope": tuple(f"{_POPE}/coco_pope_{s}.json" for s in ("random", "popular", "adversarial")),
+    "mmbench": (f"{_MMBENCH}/mmbench_dev_20230712.tsv",),
+    "mmbench_cn": (f"{_MMBENCH}/mmbench_dev_cn_20231003.tsv",),
+    "seed": (f"{_SEED}/SEED-Bench.json",),
     "llava_wild": (
-        RemoteFile(f"{_WILD}/questions.jsonl"),
-        RemoteFile(f"{_WILD}/context.jsonl"),
-        RemoteFile(f"{_WILD}/answers_gpt4.jsonl"),
-        _RULE,
-        *(RemoteFile(f"{_WILD}/images/{n:03d}.jpg", images=True) for n in range(1, 25)),
+        f"{_WILD}/questions.jsonl",
+        f"{_WILD}/context.jsonl",
+        f"{_WILD}/answers_gpt4.jsonl",
+        f"{_TABLES}/rule.json",
     ),
-    "mmvet": (RemoteFile("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"),),
+    "mmvet": ("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip",),
     "coco30": (
-        RemoteFile(
-            f"{_LLAVA}/playground/data/coco2014_val_qa_eval/qa90_questions.jsonl",
-            "2a77196696b5602b544244ace9aeac21300513be85b5e53eb2414d00cddbe1c7",
-        ),
-        RemoteFile(
-            f"{_LLAVA}/playground/data/coco2014_val_qa_eval/qa90_gpt4_answer.jsonl",
-            "5fd1a760483fb54e62a717a406add8a986f3e03a40d037b5d6515828cc90dbc5",
-        ),
-        RemoteFile(
-            f"{_LLAVA}/llava/eval/table/caps_boxes_coco2014_val_80.jsonl",
-            "818d3df2b52784699bbdc129b6bc68e035d78ff8f5093c3e2ce5e0f726549b15",
-        ),
-        _RULE,
+        f"{_QA90}/qa90_questions.jsonl",
+        f"{_QA90}/qa90_gpt4_answer.jsonl",
+        f"{_TABLES}/caps_boxes_coco2014_val_80.jsonl",
+        f"{_TABLES}/rule.json",
     ),
     "chair": (
-        RemoteFile(f"{_GITHUB}/LisaAnne/Hallucination/master/data/synonyms.txt"),
-        RemoteFile(f"{_COCO}/annotations/annotations_trainval2014.zip"),
-        RemoteFile(f"{_COCO}/zips/val2014.zip", images=True),
+        f"{_GITHUB}/LisaAnne/Hallucination/master/data/synonyms.txt",
+        f"{_COCO}/annotations/annotations_trainval2014.zip",
+    ),
+}
+# Large, and only on request.
+IMAGES: dict[str, tuple[str, ...]] = {
+    "vqav2": (f"{_COCO}/zips/test2015.zip",),
+    "gqa": (f"{_GQA}/images.zip",),
+    "vizwiz": (f"{_VIZWIZ}/images/val.zip", f"{_VIZWIZ}/images/test.zip"),
+    "scienceqa": ("https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip",),
+    "textvqa": (f"{_TEXTVQA}/images/train_val_images.zip",),
+    "pope": (f"{_COCO}/zips/val2014.zip",),
+    "seed": (f"{_SEED}/SEED-Bench-image.zip",),
+    "llava_wild": tuple(f"{_WILD}/images/{n:03d}.jpg" for n in range(1, 25)),
+    "chair": (f"{_COCO}/zips/val2014.zip",),
+}
+# Of the files that are fixed in a public repository.
+SHA256 = {
+    "rule.json": "dd7345a44ce9f7a24e51a30ee030cdab32346f9d08e3359c80545ff1312b1e07",
+    "pid_splits.json": "85c7820b9f136e572579a01dab2c77a7f8140b59211e421fa5182491d45ee3a7",
+    "coco_pope_random.json": "c16b65d2df6d70bb0814c8a4375833d39cdb09928fd936d3fc546491efa37f35",
+    "coco_pope_popular.json": "5b16653023bf4f64d57eb0d168259de6627f5cde7538b85ebed3cc33034aa6cc",
+    "coco_pope_adversarial.json": "1d8f0906a9b50c05640f6f23abfac97523be2a1bed28f7eadc63b811699b2d26",
+    "qa90_questions.jsonl": "2a77196696b5602b544244ace9aeac21300513be85b5e53eb2414d00cddbe1c7",
+    "qa90_gpt4_answer.jsonl": "5fd1a760483fb54e62a717a406add8a986f3e03a40d037b5d6515828cc90dbc5",
+    "caps_boxes_coco2014_val_80.jsonl": (
+        "818d3df2b52784699bbdc129b6bc68e035d78ff8f5093c3e2ce5e0f726549b15"
     ),
 }
 # Owners' organisations on the hub, where --org names no other.
@@ -151,20 +119,19 @@ def fetch(task: str, out: Path, *, org: str | None = None, images: bool = False)
         raise LlavaError(f"{name}: cannot be downloaded: {BY_HAND[name]}")
     out.mkdir(parents=True, exist_ok=True)
     owner = org or ORGS.get(name, "")
-    for file in FILES[name]:
-        if images or not file.images:
-            yield _get(file, file.url.format(org=owner), out)
+    for url in (*FILES[name], *(IMAGES.get(name, ()) if images else ())):
+        yield _get(url.format(org=owner), out)
 
 
-def _get(file: RemoteFile, url: str, out: Path) -> Path:
+def _get(url: str, out: Path) -> Path:
     pooch = need("pooch", "to fetch a benchmark's files", "llava_jax[eval]")
-    path, record = out / file.name, out / RECORD
-    known = read_object(record, LlavaError) if record.exists() else {}
-    wanted = file.sha256 or known.get(file.name, {}).get("sha256")
+    path, record = out / url.rsplit("/", 1)[-1], out / RECORD
+    known = read_object(record) if record.exists() else {}
+    wanted = SHA256.get(path.name) or known.get(path.name, {}).get("sha256")
     if not path.exists():
         _download(pooch, url, path, wanted)
         digest = pooch.file_hash(str(path))
-        known[file.name] = {"url": url, "sha256": digest, "bytes": path.stat().st_size}
+        known[path.name] = {"url": url, "sha256": digest, "bytes": path.stat().st_size}
         write_json(record, known, indent=1)
     elif wanted and (digest := pooch.file_hash(str(path))) != wanted:
         raise LlavaError(

@@ -5,19 +5,15 @@ line to `TASKS`, and its paper numbers to eval/report/paper.py. Nothing here or 
 """
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_jax.errors import LlavaError, did_you_mean
 from llava_jax.eval.answers import AnswerFile, Coverage, read_answers
-from llava_jax.eval.files import ID, expect, find_optional, read_rows
+from llava_jax.eval.questions import Question, llava_questions
 from llava_jax.util import write_json
-
-# Appended prompts of LLaVA-1.5 (paper Table 8, scripts/v1_5/eval).
-SHORT = "\nAnswer the question using a single word or phrase."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 TASKS = {
     "vqav2": "VQAv2",
@@ -37,22 +33,6 @@ TASKS = {
     "chair": "CHAIR",
 }
 ALIASES = {"sqa": "scienceqa", "seedbench": "seed", "llava_bench": "llava_wild", "vqa": "vqav2"}
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One item of a benchmark.
-
-    key: unique within the task, stable between runs (a resumed run goes by it).
-    prompt: the user's words. The model sees "<image>\\n" before them, once, if there are images.
-    images: file names under the image folder, or bytes of an encoded image.
-    record: what the answer row holds besides `text` (question_id, prompt, …).
-    """
-
-    key: str
-    prompt: str
-    images: tuple[str | bytes, ...]
-    record: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -210,36 +190,6 @@ def get_task(name: str) -> Task:
         fix = did_you_mean(key, [*TASKS, *ALIASES]) or f"one of {', '.join(TASKS)}"
         raise LlavaError(f"unknown benchmark {name!r}", fix=fix)
     return importlib.import_module(f"llava_jax.eval.benchmarks.{key}").TASK
-
-
-def question(key: Any, prompt: str, *images: str | bytes, **record: Any) -> Question:
-    """A question whose answer row holds its id, its prompt, and `record`."""
-    return Question(str(key), prompt, images, {"question_id": key, "prompt": prompt, **record})
-
-
-def llava_questions(
-    data: Path, patterns: Sequence[str], split: str | None = None
-) -> list[Question] | None:
-    """The questions of one of LLaVA's own question files (jsonl: question_id, image, text,
-    category), or None where there is none. The key is the id, with "#2", … where ids repeat."""
-    path = find_optional(data, patterns, "question file of LLaVA", split)
-    if path is None:
-        return None
-    seen: dict[str, int] = {}
-    questions = []
-    for line, row in read_rows(path):
-        optional = {n: str for n in ("image", "category") if row.get(n) is not None}
-        expect(row, f"{path} line {line}", {"question_id": ID, "text": str, **optional})
-        key = str(row["question_id"])
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] > 1:
-            key = f"{key}#{seen[key]}"
-        record = {"question_id": row["question_id"], "prompt": row["text"]}
-        if "category" in row:
-            record["category"] = row["category"]
-        images = (row["image"],) if row.get("image") else ()
-        questions.append(Question(key, row["text"], images, record))
-    return questions
 
 
 def percent(scores: Iterable[float]) -> float:

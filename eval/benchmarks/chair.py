@@ -11,7 +11,8 @@ from pathlib import Path
 from llava_jax.eval.answers import Answer, AnswerFile, as_id, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import ID, find, find_optional, read_checked
-from llava_jax.eval.task import DEFAULT, Question, Result, Sample, Task, TaskSettings
+from llava_jax.eval.questions import Question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
 from llava_jax.util import need, read_json, read_text
 
 PROMPT = "Please describe this image in detail."

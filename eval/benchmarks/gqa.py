@@ -12,18 +12,8 @@ from typing import Any
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import expect, find
-from llava_jax.eval.task import (
-    DEFAULT,
-    SHORT,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    by_group,
-    percent,
-    question,
-)
+from llava_jax.eval.questions import SHORT, Question, question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 from llava_jax.util import read_json
 
 FILES = ("testdev_balanced_questions.json", "*uestions*.json")

@@ -10,7 +10,8 @@ from typing import Any
 
 from llava_jax.eval.files import find
 from llava_jax.eval.judge.reviews import requests, score_reviews
-from llava_jax.eval.task import DEFAULT, Question, Result, Task, TaskSettings, llava_questions
+from llava_jax.eval.questions import Question, llava_questions
+from llava_jax.eval.task import DEFAULT, Result, Task, TaskSettings
 
 
 class LlavaWild(Task):

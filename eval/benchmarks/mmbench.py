@@ -15,16 +15,8 @@ from typing import Any
 from llava_jax.eval.answers import AnswerFile, Coverage, as_id, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import find, find_optional, read_rows, write_xlsx
-from llava_jax.eval.task import (
-    DEFAULT,
-    LETTER,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    by_group,
-)
+from llava_jax.eval.questions import LETTER, Question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group
 
 # What pandas reads as no value at all, in a tsv or an Excel file.
 _NO_VALUE = frozenset(

@@ -12,15 +12,8 @@ from typing import NamedTuple
 
 from llava_jax.eval.answers import Answer, Coverage, Joined, join
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.task import (
-    DEFAULT,
-    SHORT,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-)
+from llava_jax.eval.questions import SHORT, Question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
 from llava_jax.util import read_text, write_text
 
 PERCEPTION = (

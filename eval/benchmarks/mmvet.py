@@ -12,7 +12,8 @@ from llava_jax.eval.answers import Coverage
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
-from llava_jax.eval.task import DEFAULT, Question, Result, Sample, Task, TaskSettings
+from llava_jax.eval.questions import Question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
 from llava_jax.util import read_json
 
 

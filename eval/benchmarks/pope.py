@@ -10,16 +10,8 @@ from pathlib import Path
 from llava_jax.eval.answers import Answer, join
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import ID, expect, find, read_checked
-from llava_jax.eval.task import (
-    DEFAULT,
-    SHORT,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    question,
-)
+from llava_jax.eval.questions import SHORT, Question, question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
 
 SPLITS = ("random", "popular", "adversarial")
 Place = tuple[str, str, str]  # split, image, question: what a label is found by

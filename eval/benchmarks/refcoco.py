@@ -12,16 +12,8 @@ from typing import Any
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import ID, find, find_optional, read_checked
-from llava_jax.eval.task import (
-    DEFAULT,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    percent,
-    question,
-)
+from llava_jax.eval.questions import Question, question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 from llava_jax.util import read_json
 
 Box = list[float]

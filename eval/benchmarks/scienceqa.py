@@ -12,16 +12,8 @@ from typing import Any
 from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
-from llava_jax.eval.task import (
-    DEFAULT,
-    LETTER,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    percent,
-)
+from llava_jax.eval.questions import LETTER, Question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 from llava_jax.util import read_json
 
 LETTERS = "ABCDE"

@@ -10,18 +10,8 @@ from typing import Any
 
 from llava_jax.eval.answers import join
 from llava_jax.eval.files import ID, expect, find, read_list
-from llava_jax.eval.task import (
-    DEFAULT,
-    LETTER,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    by_group,
-    percent,
-    question,
-)
+from llava_jax.eval.questions import LETTER, Question, question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 from llava_jax.util import write_text
 
 FILES = ("SEED-Bench*.json", "SEED_Bench*.json", "annotations.json")

@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join
-from llava_jax.eval.benchmarks.normalize import leave_one_out, m4c_normalize
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import ID, find, find_optional, read_list
-from llava_jax.eval.task import (
-    DEFAULT,
-    SHORT,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    percent,
-)
+from llava_jax.eval.normalize import leave_one_out, m4c_normalize
+from llava_jax.eval.questions import SHORT, Question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 
 FILES = ("TextVQA_[0-9]*val*.json", "TextVQA_val*.json", "*TextVQA*.json")
 _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)

@@ -9,25 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join
-from llava_jax.eval.benchmarks.normalize import (
-    leave_one_out,
-    m4c_normalize,
-    one_line,
-    vqa_normalize,
-)
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import expect, find, read_checked
-from llava_jax.eval.task import (
-    DEFAULT,
-    SHORT,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    by_group,
-    percent,
-)
+from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
+from llava_jax.eval.questions import SHORT, Question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 FIELDS = {"image": str, "question": str}

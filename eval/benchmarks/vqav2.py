@@ -8,27 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import join
-from llava_jax.eval.benchmarks.normalize import (
-    leave_one_out,
-    m4c_normalize,
-    one_line,
-    vqa_normalize,
-)
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import ID, expect, find, find_optional, read_list
-from llava_jax.eval.task import (
-    DEFAULT,
-    SHORT,
-    Question,
-    Result,
-    Sample,
-    Task,
-    TaskSettings,
-    by_group,
-    llava_questions,
-    percent,
-    question,
-)
+from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
+from llava_jax.eval.questions import SHORT, Question, llava_questions, question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 
 QUESTIONS = ("*uestions*.json",)
 FIELDS = {"question_id": ID, "question": str}

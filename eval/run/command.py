@@ -17,9 +17,10 @@ from typing import Any
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.questions import Question
 from llava_jax.eval.report.text import as_text, complete
 from llava_jax.eval.run.predict import Model, answered_lines, choose, merge, predict
-from llava_jax.eval.task import DEFAULT, TASKS, Question, Task, TaskSettings, get_task
+from llava_jax.eval.task import DEFAULT, TASKS, Task, TaskSettings, get_task
 from llava_jax.progress import progress
 from llava_jax.util import read_object, write_json
 

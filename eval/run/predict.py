@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.task import Question
+from llava_jax.eval.questions import Question
 from llava_jax.util import write_text
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from llava_jax.cli import main
 from llava_jax.errors import LlavaError
 from llava_jax.eval import fetch as module
-from llava_jax.eval.fetch import FILES, RemoteFile, fetch
+from llava_jax.eval.fetch import FILES, IMAGES, SHA256, fetch
 from llava_jax.eval.task import TASKS
 
 
@@ -38,10 +38,11 @@ def site(monkeypatch):
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
 
-    def use(*sources):
-        monkeypatch.setitem(
-            FILES, "pope", tuple(RemoteFile(url + s, *more) for s, *more in sources)
-        )
+    def use(*paths, images=(), **hashes):
+        for table, files in ((FILES, paths), (IMAGES, images)):
+            monkeypatch.setitem(table, "pope", tuple(url + path for path in files))
+        for name, digest in hashes.items():
+            monkeypatch.setitem(SHA256, f"{name}.json", digest)
 
     yield type("Site", (), {"pages": pages, "seen": seen, "use": staticmethod(use)})
     server.shutdown()
@@ -51,7 +52,7 @@ def site(monkeypatch):
 def test_files_are_kept_and_remembered(site, tmp_path):
     body = b"labels"
     site.pages["/a.json"] = (200, body)
-    site.use(("/a.json", hashlib.sha256(body).hexdigest()), ("/big.zip", "", True))
+    site.use("/a.json", images=["/big.zip"], a=hashlib.sha256(body).hexdigest())
     assert list(fetch("pope", tmp_path)) == [tmp_path / "a.json"]
     assert list(fetch("pope", tmp_path)) == [tmp_path / "a.json"]
     assert site.seen == ["/a.json"]
@@ -61,7 +62,7 @@ def test_files_are_kept_and_remembered(site, tmp_path):
 
 def test_changed_files_are_refused(site, tmp_path):
     site.pages["/a.json"] = (200, b"one")
-    site.use(("/a.json",))
+    site.use("/a.json")
     list(fetch("pope", tmp_path))
     (tmp_path / "a.json").write_bytes(b"two")
     with pytest.raises(LlavaError, match=r"a\.json: has hash"):
@@ -85,15 +86,15 @@ def archive(**files):
 
 def test_archives_are_unpacked(site, tmp_path):
     site.pages["/{org}/a.zip".format(org="me")] = (200, archive(sub__b="text"))
-    site.use(("/{org}/a.zip",))
+    site.use("/{org}/a.zip")
     list(fetch("pope", tmp_path, org="me"))
     assert (tmp_path / "sub" / "b").read_text() == "text"
     site.pages["/evil.zip"] = (200, archive(**{"..__evil": "x"}))
-    site.use(("/evil.zip",))
+    site.use("/evil.zip")
     with pytest.raises(LlavaError, match="outside itself"):
         list(fetch("pope", tmp_path / "in"))
     site.pages["/bad.zip"] = (200, b"no zip")
-    site.use(("/bad.zip",))
+    site.use("/bad.zip")
     with pytest.raises(LlavaError, match="is not a zip archive"):
         list(fetch("pope", tmp_path))
 
@@ -108,7 +109,7 @@ def test_archives_are_unpacked(site, tmp_path):
 )
 def test_failures_are_worded(site, tmp_path, page, words):
     site.pages["/a.json"] = page
-    site.use(("/a.json",))
+    site.use("/a.json")
     with pytest.raises(LlavaError, match=words):
         list(fetch("pope", tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -118,14 +119,14 @@ def test_failures_are_worded(site, tmp_path, page, words):
 
 def test_broken_record(site, tmp_path):
     (tmp_path / "fetched.json").write_text("{")
-    site.use(("/a.json",))
+    site.use("/a.json")
     with pytest.raises(LlavaError, match=r"fetched\.json: not JSON"):
         list(fetch("pope", tmp_path))
 
 
 def test_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(FILES, "pope", (RemoteFile("http://127.0.0.1:9/a.json"),))
+    monkeypatch.setitem(FILES, "pope", ("http://127.0.0.1:9/a.json",))
     assert main(["eval", "fetch", "pope", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "127.0.0.1:9 cannot be reached ([Errno 111] Connection refused)" in error
@@ -136,5 +137,9 @@ def test_every_task_can_be_got_or_says_how():
     assert set(FILES) | set(module.BY_HAND) == set(TASKS)
     with pytest.raises(LlavaError, match="on request"):
         list(fetch("mme", None))
-    for sources in FILES.values():
-        assert all(s.url.startswith("http") and len(s.sha256) in (0, 64) for s in sources)
+    assert all(
+        url.startswith("http") for table in (FILES, IMAGES) for x in table.values() for url in x
+    )
+    names = {url.rsplit("/", 1)[-1] for urls in FILES.values() for url in urls}
+    assert set(SHA256) < names
+    assert all(len(digest) == 64 for digest in SHA256.values())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_jax.eval.benchmarks.normalize import (
+from llava_jax.eval.normalize import (
     CONTRACTIONS,
     leave_one_out,
     m4c_normalize,

@@ -8,9 +8,10 @@ import pytest
 from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import read_answers
 from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.questions import Question
 from llava_jax.eval.run.command import RunSettings, parse_chunk, run_task
 from llava_jax.eval.run.predict import answered_lines, choose, length_buckets, merge, predict
-from llava_jax.eval.task import Question, get_task
+from llava_jax.eval.task import get_task
 from tests.eval.test_choice_family import ROWS, mmbench_table
 from tests.eval.test_vqa_family import dump, lines
 

@@ -1,0 +1,58 @@
+"""Questions: what a benchmark asks a model, from LLaVA's own question files or made from the owner's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.files import ID, expect, find_optional, read_rows
+
+# Appended prompts of LLaVA-1.5 (paper Table 8, scripts/v1_5/eval).
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item of a benchmark.
+
+    key: unique within the task, stable between runs (a resumed run goes by it).
+    prompt: the user's words. The model sees "<image>\\n" before them, once, if there are images.
+    images: file names under the image folder, or bytes of an encoded image.
+    record: what the answer row holds besides `text` (question_id, prompt, …).
+    """
+
+    key: str
+    prompt: str
+    images: tuple[str | bytes, ...]
+    record: dict[str, Any]
+
+
+def question(key: Any, prompt: str, *images: str | bytes, **record: Any) -> Question:
+    """A question whose answer row holds its id, its prompt, and `record`."""
+    return Question(str(key), prompt, images, {"question_id": key, "prompt": prompt, **record})
+
+
+def llava_questions(
+    data: Path, patterns: Sequence[str], split: str | None = None
+) -> list[Question] | None:
+    """The questions of one of LLaVA's own question files (jsonl: question_id, image, text,
+    category), or None where there is none. The key is the id, with "#2", … where ids repeat."""
+    path = find_optional(data, patterns, "question file of LLaVA", split)
+    if path is None:
+        return None
+    seen: dict[str, int] = {}
+    questions = []
+    for line, row in read_rows(path):
+        optional = {n: str for n in ("image", "category") if row.get(n) is not None}
+        expect(row, f"{path} line {line}", {"question_id": ID, "text": str, **optional})
+        key = str(row["question_id"])
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] > 1:
+            key = f"{key}#{seen[key]}"
+        record = {"question_id": row["question_id"], "prompt": row["text"]}
+        if "category" in row:
+            record["category"] = row["category"]
+        images = (row["image"],) if row.get("image") else ()
+        questions.append(Question(key, row["text"], images, record))
+    return questions
