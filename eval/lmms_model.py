@@ -36,8 +36,8 @@ class LlavaJax(lmms):
 
         if until not in ("task", "model"):
             raise LlavaError(f"until={until}: expected task or model")
-        asked = load_model(pretrained, mesh=mesh, template=conv_template)
-        self.model, self.template = asked.model, asked.template
+        self.model = load_model(pretrained, mesh=mesh, template=conv_template)
+        self.template = self.model.config.template
         self.batch_size, self.until = int(batch_size), until
 
     def generate_until(self, requests: list[Any]) -> list[str]:

@@ -13,16 +13,19 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.questions import Question
 from llava_jax.eval.report.text import as_text, complete
-from llava_jax.eval.run.predict import Model, answered_lines, choose, merge, predict
+from llava_jax.eval.run.predict import answered_lines, choose, merge, predict
 from llava_jax.eval.task import DEFAULT, TASKS, Task, TaskSettings, get_task
 from llava_jax.progress import progress
 from llava_jax.util import read_object, write_json
+
+if TYPE_CHECKING:
+    from llava_jax.model import LlavaModel
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class RunSettings:
     show_progress: bool = True
 
 
-def run_task(model: Model, task: Task, settings: RunSettings) -> dict[str, Any] | None:
+def run_task(model: "LlavaModel", task: Task, settings: RunSettings) -> dict[str, Any] | None:
     """Asks one benchmark and scores it.
 
     Returns:
@@ -60,7 +63,7 @@ def run_task(model: Model, task: Task, settings: RunSettings) -> dict[str, Any] 
     part = choose(chosen, chunk=settings.chunk)
     answers = _part(folder, *settings.chunk)
     if settings.writes:
-        _check_run(folder / "run.json", task, settings, chosen, model.template)
+        _check_run(folder / "run.json", task, settings, chosen, model.config.template)
     with _progress(task.title, len(part), settings) as bar:
         predict(
             model,
@@ -202,6 +205,8 @@ def parse_chunk(text: str) -> tuple[int, int]:
 
 def run_command(args: argparse.Namespace) -> int:
     """The command line's run: all tasks, then the report."""
+    import jax
+
     from llava_jax.eval.cli import task_settings_of
     from llava_jax.eval.run.model import load_model
 
@@ -232,7 +237,7 @@ def run_command(args: argparse.Namespace) -> int:
         chunk=chunk,
         max_new_tokens=args.max_new_tokens,
         task=task_settings,
-        writes=model.first_host,
+        writes=jax.process_index() == 0,
     )
     written = []
     for task in tasks:

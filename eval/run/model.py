@@ -1,42 +1,14 @@
-"""A LlavaModel as the evaluation asks it: requests in, texts out."""
+"""The model that is evaluated, and what its hosts agree on."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llava_jax.errors import LlavaError
 
 if TYPE_CHECKING:
-    from llava_jax.model import Request
+    from llava_jax.model import LlavaModel
 
 logger = logging.getLogger(__name__)
-
-
-class EvalModel:
-    """Answers with a `llava_jax.LlavaModel`, greedily, one batch at a time.
-
-    template: in place of the model's own. first_host: whether this process writes the answers.
-    """
-
-    def __init__(self, model: Any, template: str | None = None, first_host: bool = True):
-        self.model, self.first_host = model, first_host
-        self.template: str = template or model.config.template
-
-    def generate(self, requests: "list[Request]") -> list[str]:
-        """The answers in order. A user's turn is the images, one per line, and then the prompt:
-        "<image>\\n" and the question, as in LLaVA's evaluation."""
-        replies = self.model.generate_batch(requests, batch_size=len(requests))
-        return [reply.text for reply in replies]
-
-    def agree(self, done: list[bool]) -> list[bool]:
-        """What the first host says; with one host, what is given."""
-        import jax
-
-        if jax.process_count() == 1 or not done:
-            return done
-        import numpy as np
-        from jax.experimental.multihost_utils import broadcast_one_to_all
-
-        return np.asarray(broadcast_one_to_all(np.asarray(done))).tolist()
 
 
 def load_model(
@@ -47,7 +19,7 @@ def load_model(
     base: str | None = None,
     vision_tower: str | None = None,
     allow_pickle: bool = False,
-) -> EvalModel:
+) -> "LlavaModel":
     """Loads a checkpoint folder, a hub id, or "tiny".
 
     Args:
@@ -73,10 +45,9 @@ def load_model(
         allow_pickle=allow_pickle,
         template=template,
     )
-    asked = EvalModel(model, template, jax.process_index() == 0)
-    if asked.template != "vicuna_v1":
-        logger.warning("template %s; the paper's is vicuna_v1", asked.template)
-    return asked
+    if model.config.template != "vicuna_v1":
+        logger.warning("template %s; the paper's is vicuna_v1", model.config.template)
+    return model
 
 
 def parse_mesh(text: str) -> tuple[int, int, int]:
@@ -86,3 +57,15 @@ def parse_mesh(text: str) -> tuple[int, int, int]:
     except ValueError:
         raise LlavaError(f"--mesh {text}: expected DATA,FSDP,TENSOR such as 1,-1,1") from None
     return data, fsdp, tensor
+
+
+def agree(answered: list[bool]) -> list[bool]:
+    """What the first host gives, on every host: all must ask the same batches."""
+    import jax
+
+    if jax.process_count() == 1 or not answered:
+        return answered
+    import numpy as np
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return np.asarray(broadcast_one_to_all(np.asarray(answered))).tolist()

@@ -13,30 +13,17 @@ import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.questions import Question
+from llava_jax.eval.run.model import agree
 from llava_jax.util import write_text
 
 if TYPE_CHECKING:
-    from llava_jax.model import Request
+    from llava_jax.model import LlavaModel
 
 logger = logging.getLogger(__name__)
-
-
-class Model(Protocol):
-    """A model that answers several requests at once, greedily, in its conversation template."""
-
-    template: str
-
-    def generate(self, requests: "list[Request]") -> list[str]:
-        """The answers in the order of the requests, stripped."""
-        ...
-
-    def agree(self, done: list[bool]) -> list[bool]:
-        """What the first host says, on every host: all must ask the same batches."""
-        ...
 
 
 def write_questions(questions: Iterable[Question], path: Path) -> int:
@@ -150,7 +137,7 @@ def image_paths(question: Question, folders: Sequence[Path]) -> tuple[Path | byt
 
 
 def predict(
-    model: Model,
+    model: "LlavaModel",
     questions: Sequence[Question],
     out: Path,
     *,
@@ -164,7 +151,7 @@ def predict(
     """Asks what `out` does not hold yet and appends the answers; returns how many were asked.
 
     Args:
-      model: answers batches.
+      model: answers the requests of a batch (generate_batch), greedily, in its own template.
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
       folders: where images may lie, in order.
       progress: told the number of answers after each batch.
@@ -176,25 +163,23 @@ def predict(
     from llava_jax.model import Request
 
     done = answered_lines(out, repair=writes)
-    agreed = model.agree([q.key in done for q in questions])
-    todo = [q for q, answered in zip(questions, agreed) if not answered]
+    answered = agree([q.key in done for q in questions])
+    todo = [q for q, is_answered in zip(questions, answered) if not is_answered]
     found = {q.key: image_paths(q, folders) for q in todo}
     progress(len(questions) - len(todo))
     if writes:
         out.parent.mkdir(parents=True, exist_ok=True)
     with open(out if writes else os.devnull, "a", encoding="utf-8") as f:
         for group in length_buckets(todo, batch):
-            answers = model.generate(
-                [
-                    Request(q.prompt, found[q.key], max_new_tokens, template=model.template)
-                    for q in group
-                ]
-            )
-            if len(answers) != len(group):
+            # A user's turn is the images, one per line, and then the prompt: "<image>\\n" and the
+            # question, as in LLaVA's evaluation.
+            requests = [Request(q.prompt, found[q.key], max_new_tokens) for q in group]
+            replies = model.generate_batch(requests, batch_size=len(requests))
+            if len(replies) != len(group):
                 raise AnswerError(
-                    f"the model gave {len(answers)} answers to {len(group)} questions"
+                    f"the model gave {len(replies)} answers to {len(group)} questions"
                 )
-            f.write("".join(_line(q, a, model_id) for q, a in zip(group, answers)))
+            f.write("".join(_line(q, r.text, model_id) for q, r in zip(group, replies)))
             f.flush()
             progress(len(group))
     return len(todo)

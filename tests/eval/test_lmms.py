@@ -57,8 +57,7 @@ class Recorder:
 @pytest.fixture
 def harness(adapter, monkeypatch):
     recorder = Recorder()
-    asked = SimpleNamespace(model=recorder, template="vicuna_v1")
-    monkeypatch.setattr("llava_jax.eval.run.model.load_model", lambda *a, **k: asked)
+    monkeypatch.setattr("llava_jax.eval.run.model.load_model", lambda *a, **k: recorder)
     ours = adapter.LlavaJax("folder", batch_size="4", device="cuda")
     ours.task_dict = {"t": {"test": [{"images": [image()]}, {"images": []}]}}
     return ours, recorder

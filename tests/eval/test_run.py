@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,20 +20,17 @@ from tests.eval.test_vqa_family import dump, lines
 class Echo:
     """Answers with a rule on the prompt; dies after so many batches."""
 
-    template = "vicuna_v1"
+    config = SimpleNamespace(template="vicuna_v1")
 
     def __init__(self, rule=lambda r: f"to {r.messages}", dies_after=None):
         self.rule, self.left, self.batches = rule, dies_after, []
 
-    def generate(self, requests):
+    def generate_batch(self, requests, batch_size):
         if self.left == 0:
             raise KeyboardInterrupt
         self.left = None if self.left is None else self.left - 1
         self.batches.append(len(requests))
-        return [self.rule(r) for r in requests]
-
-    def agree(self, done):
-        return done
+        return [SimpleNamespace(text=self.rule(r)) for r in requests]
 
 
 def questions(count, images=()):
@@ -92,7 +90,7 @@ def test_foreign_and_doubled_answers_are_refused(tmp_path):
         answered_lines(out)
 
 
-def test_reading_host_leaves_the_file_alone(tmp_path):
+def test_reading_host_leaves_the_file_alone(tmp_path, monkeypatch):
     out = tmp_path / "a.jsonl"
     ask(Echo(), questions(2), out)
     with open(out, "ab") as f:
@@ -100,9 +98,9 @@ def test_reading_host_leaves_the_file_alone(tmp_path):
     before = out.read_bytes()
     assert ask(Echo(), questions(4), out, writes=False) == 2
     assert out.read_bytes() == before
-    host = Echo()
-    host.agree = lambda done: [True] * 3 + [False]  # the writing host is further on
-    assert ask(host, questions(4), out, writes=False) == 1
+    # The writing host is further on.
+    monkeypatch.setattr("llava_jax.eval.run.predict.agree", lambda done: [True] * 3 + [False])
+    assert ask(Echo(), questions(4), out, writes=False) == 1
 
 
 def test_missing_image_is_found_before_asking(tmp_path):
@@ -117,19 +115,23 @@ def test_missing_image_is_found_before_asking(tmp_path):
     assert seen == [tmp_path / "b.png", b"raw"]
 
 
-def test_requests_are_greedy_and_carry_the_template(tmp_path):
-    model, seen = Echo(lambda r: seen.append(r) or "x"), []
-    model.template = "llava_v0"
-    ask(model, [Question("k", "q", (b"i",), {})], tmp_path / "a.jsonl", max_new_tokens=7)
+def test_requests_are_greedy_and_in_the_models_template(tmp_path):
+    seen = []
+    ask(
+        Echo(lambda r: seen.append(r) or "x"),
+        [Question("k", "q", (b"i",), {})],
+        tmp_path / "a.jsonl",
+        max_new_tokens=7,
+    )
     (request,) = seen
     assert (request.messages, request.images, request.max_new_tokens) == ("q", (b"i",), 7)
-    assert (request.temperature, request.template) == (0.0, "llava_v0")
+    assert (request.temperature, request.template) == (0.0, None)
 
 
 def test_wrong_number_of_answers(tmp_path):
     class Short(Echo):
-        def generate(self, requests):
-            return ["x"]
+        def generate_batch(self, requests, batch_size):
+            return [SimpleNamespace(text="x")]
 
     with pytest.raises(AnswerError, match="1 answers to 3 questions"):
         ask(Short(), questions(3), tmp_path / "a.jsonl")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -14,10 +15,9 @@ from llava_jax.cli import main
 from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import read_answers
 from llava_jax.eval.run.command import RunSettings, image_folders, run_task
-from llava_jax.eval.run.model import EvalModel, load_model, parse_mesh
+from llava_jax.eval.run.model import load_model, parse_mesh
 from llava_jax.eval.run.predict import image_paths
 from llava_jax.eval.task import get_task
-from llava_jax.model import Request
 from llava_jax.text.prompt import build_prompt
 from llava_jax.text.show import text_of
 from tests.generate.tiny import model, tokenizer
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory):
 class Oracle:
     """Knows the answer to every prompt about every picture."""
 
-    template = "vicuna_v1"
+    config = SimpleNamespace(template="vicuna_v1")
 
     def __init__(self, sets):
         self.known = {}
@@ -51,11 +51,9 @@ class Oracle:
             for q in task.questions(folder):
                 self.known[q.prompt, pixels(image_paths(q, folders))] = truths[q.key]
 
-    def agree(self, done):
-        return done
-
-    def generate(self, requests):
-        return [self.known[r.messages, pixels(r.images)] for r in requests]
+    def generate_batch(self, requests, batch_size):
+        texts = [self.known[r.messages, pixels(r.images)] for r in requests]
+        return [SimpleNamespace(text=text) for text in texts]
 
 
 def pixels(images):
@@ -98,10 +96,10 @@ def answers_of(asked, sets, out, batch, tasks=("pope", "scienceqa")):
 
 
 def test_batches_change_no_answer(sets, tmp_path):
-    one = answers_of(EvalModel(model()), sets, tmp_path / "1", 1)
+    one = answers_of(model(), sets, tmp_path / "1", 1)
     assert len(one) == 8
     assert len(set(one.values())) > 4
-    assert answers_of(EvalModel(model()), sets, tmp_path / "32", 32) == one
+    assert answers_of(model(), sets, tmp_path / "32", 32) == one
 
 
 @pytest.mark.slow
@@ -109,7 +107,7 @@ def test_devices_change_no_answer(sets, checkpoint, tmp_path):
     assert jax.device_count() == 8
     spread = load_model(str(checkpoint), mesh="4,2,1")
     found = answers_of(spread, sets, tmp_path / "8", 32)
-    assert found == answers_of(EvalModel(model()), sets, tmp_path / "1", 1)
+    assert found == answers_of(model(), sets, tmp_path / "1", 1)
 
 
 def test_prompt_is_the_papers():
@@ -120,21 +118,13 @@ def test_prompt_is_the_papers():
     )
 
 
-def test_model_passes_everything_on():
-    class Model:
-        class config:
-            template = "vicuna_v1"
+def test_template_in_place_of_the_models_own(caplog):
+    assert load_model("tiny", template="llava_v0").config.template == "llava_v0"
+    assert "template llava_v0; the paper's is vicuna_v1" in caplog.text
 
-        def generate_batch(self, requests, batch_size):
-            self.seen = requests, batch_size
-            return [type("Reply", (), {"text": "t"})() for _ in requests]
 
-    stub = Model()
-    requests = [Request("q", (b"i",), 7)] * 2
-    assert EvalModel(stub).generate(requests) == ["t", "t"]
-    assert stub.seen == (requests, 2)
-    assert EvalModel(stub).template == "vicuna_v1"
-    assert EvalModel(stub, "llava_v0").template == "llava_v0"
+def test_mesh():
+    assert parse_mesh("2,-1,1") == (2, -1, 1)
     with pytest.raises(LlavaError, match="expected DATA,FSDP,TENSOR"):
         parse_mesh("2x4")
 
@@ -148,7 +138,7 @@ def words(checkpoint, sets, out, *more):
 
 
 def test_command(sets, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("llava_jax.eval.run.model.load_model", lambda path, **_: EvalModel(model()))
+    monkeypatch.setattr("llava_jax.eval.run.model.load_model", lambda path, **_: model())
     assert main(words("any/tiny-model", sets, tmp_path, "--limit", "2")) == 0
     out = capsys.readouterr().out
     assert "overall_of_answered" in out
