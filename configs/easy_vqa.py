@@ -25,7 +25,7 @@ def get_config():
     c.data.max_length = 168
     c.stages.stage1.steps = 60
     c.stages.stage2.trainable = ("projector", "language", "vision")
-    c.stages.stage2.steps = 1500
+    c.stages.stage2.steps = 900
     c.stages.stage2.data.pack = False  # its samples are of like lengths
     c.exact_match = True
     return c

@@ -26,8 +26,8 @@ def train(
 ) -> Path:
     """Trains on `texts` and writes the model to `path`, byte for byte the same for the same input.
 
-    phrases: made single tokens where they stand behind a space, a newline or punctuation; a
-        leading space belongs to the phrase.
+    phrases: made single tokens where they follow a space, a newline or punctuation; a leading space
+        belongs to the phrase.
     size: entries before the phrases are added; fewer where the text has no more pairs to merge.
 
     Raises ConfigError when `size` has no room for the characters of the text.

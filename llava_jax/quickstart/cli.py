@@ -9,16 +9,17 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `llava-jax quickstart`."""
     parser.description = (
-        "Makes pictures of shapes with questions, makes a tiny CLIP and a tiny Vicuna, trains LLaVA "
-        "on them through both stages, scores it on pictures it never saw, and shows what it says. "
-        "No network, no download, some minutes on two processor cores. Run again to resume."
+        "Draws pictures of shapes with questions about them, trains a tiny LLaVA on them through both "
+        "stages, starting from a tiny CLIP and a tiny Vicuna that ship, scores it on pictures it never "
+        "saw, and shows what it says. No network, no download, a few minutes on two processor cores. "
+        "Run again to resume."
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/quickstart"), help="work directory (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and order")
     parser.add_argument(
-        "--fast", action="store_true", help="half the time, and answers that are often wrong"
+        "--fast", action="store_true", help="a third of stage 2: quicker, and wrong more often"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 

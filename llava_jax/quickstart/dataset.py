@@ -1,8 +1,8 @@
 """Writes the quickstart's data as anyone's LLaVA data lies on disk: JSON files and an image folder.
 
-captions.json      stage 1: one caption a picture
-instruct.json      stage 2: seven short questions a picture, to some its caption or its JSON, each
-                   trained as if alone; for every second picture a conversation besides
+captions.json      stage 1: one caption per picture
+instruct.json      stage 2: seven short questions per picture, for some also its caption or its JSON,
+                   each trained as if alone; for every second picture also a conversation
 heldout.jsonl      one question of every kind on each of some pictures of another seed
 heldout_talks.json a conversation about each of the first HELD_OUT_TALKS of these pictures
 images/, heldout/  the pictures, PNG
@@ -87,9 +87,9 @@ def caption_records(scenes: Scenes, paths: list[str]) -> Iterable[dict]:
 
 
 def instruct_records(scenes: Scenes, paths: list[str], seed: int) -> Iterable[dict]:
-    """Stage 2: every short kind, and now and then a long one. `kinds` names each turn's.
+    """Stage 2: every short kind, now and then a long one, and conversations about some pictures.
 
-    A conversation about every second picture lies among them.
+    `kinds` names the kind of each question.
     """
     for i, objects in enumerate(scenes.objects()):
         rng = random.Random(f"{seed}-{i}")
@@ -108,8 +108,8 @@ def talk_record(
 ) -> dict:
     """A conversation about a scene: questions of any kind, half of them as people type them.
 
-    Those have no prompt that asks for a format. `turns` makes it one sample, not several.
-    every_kind: a long one, which has each of them once.
+    Those carry no prompt that asks for a format. `turns` makes the record one sample, not several.
+    every_kind: a long conversation, with one question of each kind.
     """
     rng = random.Random(f"{name}-{seed}")
     kinds = rng.choices(SHORT_KINDS, k=rng.randint(*_TALK_TURNS))
@@ -124,7 +124,7 @@ def talk_record(
 
 
 def question_rows(scenes: Scenes, paths: list[str], seed: int) -> Iterable[dict]:
-    """Held-out questions with their answers, one of every kind a picture."""
+    """Held-out questions with their answers, one of each kind per picture."""
     number = 0
     for i, objects in enumerate(scenes.objects()):
         rng = random.Random(f"{seed}-{i}")

@@ -167,7 +167,7 @@ KINDS: dict[str, Callable[[list[Object], random.Random], Turn]] = {
 
 
 def plain(turn: Turn) -> Turn:
-    """A turn whose question is asked as people type it, without the prompts behind it."""
+    """The turn with its question as people type it, without the prompts that follow it."""
     question, answer = turn
     return question.partition("\n")[0], answer
 

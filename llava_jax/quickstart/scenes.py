@@ -1,4 +1,4 @@
-"""Pictures for the quickstart: coloured shapes, one per corner at most, drawn with numpy.
+"""Pictures for the quickstart: coloured shapes, at most one per corner, drawn with numpy.
 
 A picture is a smooth dark background with one to three anti-aliased shapes. What stands where is
 held as small integer arrays (`Scenes`), from which both the pixels (`render`) and the questions
