@@ -1,13 +1,13 @@
 """Examples to arrays of few different shapes, for training, generation and likelihood alike.
 
-Everything that can be settled on the host is settled here, in numpy: where image features go, what
-a position sees and predicts, and how rows are padded. One image of I = 3 features:
+Everything that the host can decide is decided here, in numpy: where image features go, what a
+position sees and predicts, and how rows are padded. One image of I = 3 features:
 
 ids         1   -200          15  16   2
 labels      .     .            .  16   2        . is IGNORE
 ----------------------------------------------- becomes, padded to T = 8 with P = 3 targets
 tokens      1    0   0   0    15  16   2   0    0 under features and padding
-slots      -1    0   1   2    -1  -1  -1  -1    which of the row's K * I image features stands here
+slots      -1    0   1   2    -1  -1  -1  -1    which of the row's K * I image features is here
 positions   0    1   2   3     4   5   6   0    RoPE
 segments    1    1   1   1     1   1   1   0    0 is padding, n the n-th example of the row
 turns       0    0   0   0     0   0   0   0    n is seen by turn n alone, see Example
@@ -171,10 +171,10 @@ def expand(example: Example, image_tokens: int) -> dict[str, np.ndarray]:
     Every image slot becomes `image_tokens` positions, as in prepare_inputs_labels_for_multimodal
     (llava/model/llava_arch.py). Raises SampleError for independent turns out of order.
     """
-    is_slot = example.ids == IMAGE_TOKEN
-    repeat = np.where(is_slot, image_tokens, 1)
-    is_image = np.repeat(is_slot, repeat)
-    turns = np.zeros(len(is_image), np.int32)
+    is_slot = example.ids == IMAGE_TOKEN  # [ids]
+    repeat = np.where(is_slot, image_tokens, 1)  # [ids]
+    is_image = np.repeat(is_slot, repeat)  # [t]
+    turns = np.zeros(len(is_image), np.int32)  # [t]
     if example.turns is not None:
         turns = np.repeat(example.turns, repeat)
     arrays = {
@@ -184,17 +184,17 @@ def expand(example: Example, image_tokens: int) -> dict[str, np.ndarray]:
         "turns": turns,
     }
     if example.labels is not None:
-        labels = np.where(is_image, IGNORE, np.repeat(example.labels, repeat))
+        labels = np.where(is_image, IGNORE, np.repeat(example.labels, repeat))  # [t]
         arrays["target_at"], arrays["targets"] = _targets(labels, turns)
     return arrays
 
 
 def _targets(labels: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(positions, ids): each trained token is predicted from the one before it that its turn sees."""
-    trained = np.flatnonzero(labels != IGNORE)
+    trained = np.flatnonzero(labels != IGNORE)  # [p]
     trained = trained[trained > 0]
     before = trained - 1
-    # The first token of a later turn follows the prefix, not the turn that stands before it.
+    # The first token of a later turn follows the prefix, not the turn before it in the row.
     other_turn = (turns[before] != 0) & (turns[before] != turns[trained])
     before[other_turn] = np.count_nonzero(turns == 0) - 1
     return before.astype(np.int32), labels[trained].astype(np.int32)
@@ -256,6 +256,7 @@ def _pixels(rows: Sequence[Row], shape: tuple[int, int], config: LlavaConfig) ->
     size = config.vision.image_size
     shown = [[image for example in row for image in example.images] for row in rows]
     as_float = any(image.dtype != np.uint8 for row in shown for image in row)
+    # One float image makes the batch float; uint8 ones are normalised here, not on the device.
     pixels = np.zeros((*shape, size, size, 3), np.float32 if as_float else np.uint8)
     for r, row in enumerate(shown):
         for k, image in enumerate(row):

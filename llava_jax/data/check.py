@@ -12,14 +12,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llava_jax.data.bad import Bad, BadSamples, TooManyBad, bad_sample, first_ids
 from llava_jax.data.image_files import missing_image, missing_images, refuse_wrong_folder
-from llava_jax.data.records import check_record, read_records, record_name
+from llava_jax.data.records import check_record, read_files, record_name
 from llava_jax.data.settings import DataFile, DataSettings, data_files
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.constants import IMAGE_TAG
@@ -64,8 +63,8 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
     """
     s = DataSettings.read(config)
     files = data_files(s)
-    records, names, file_of = _read(files)
-    good, bad, notes = _checked(records, names, s)
+    records, places, file_of = read_files(files)
+    good, bad, notes = _checked(records, places, s)
     train, held = holdout([records[i] for i in good], s.holdout, s.holdout_seed)
     ours, others = (held, train) if s.holdout_side == "held" else (train, held)
     index = [good[i] for i in ours]
@@ -118,32 +117,15 @@ def report_path(report: str, process_index: int) -> str | None:
     return (f"{report}.{process_index}" if process_index else report) if report else None
 
 
-def _read(files: Sequence[DataFile]) -> tuple[list[Any], list[str], list[int]]:
-    """(records, what errors call each, which file each is of); files of weight 0 are not opened."""
-    records: list[Any] = []
-    names: list[str] = []
-    file_of: list[int] = []
-    for n, file in enumerate(files):
-        if file.weight:
-            found = read_records(file.path)
-            records += found
-            names += [f"{Path(file.path).name}[{i}]" for i in range(len(found))]
-            file_of += [n] * len(found)
-    if not records:
-        paths = ", ".join(f.path for f in files)
-        raise SampleError(f"{paths}: there are no samples", fix="set data.path")
-    return records, names, file_of
-
-
 def _checked(
-    records: Sequence[Any], names: Sequence[str], s: DataSettings
+    records: Sequence[Any], places: Sequence[str], s: DataSettings
 ) -> tuple[list[int], list[Bad], dict[str, list[int]]]:
     """(indices of good records, the others with the reason, {note: indices of records it is on})."""
     good: list[int] = []
     bad: list[Bad] = []
     notes: defaultdict[str, list[int]] = defaultdict(list)
     caption = training_version(s.version).kind == "plain"
-    for i, (record, place) in enumerate(zip(records, names)):
+    for i, (record, place) in enumerate(zip(records, places)):
         name = record_name(record, place)
         try:
             turns, images = check_record(record, place)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llava_jax.data.settings import split_paths
+from llava_jax.data.settings import DataFile
 from llava_jax.errors import ImageError, SampleError
 from llava_jax.images.decode import refuse_address
 from llava_jax.text.constants import IMAGE_TAG
@@ -27,9 +27,9 @@ _PICTURE = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?|heic|mp4)", re.IGNOREC
 
 
 def read_records(path: str | Path) -> list[Any]:
-    """The records of one file, unchecked. A record or turn with a key twice comes as Doubled.
+    """The records of one file, unchecked. A record or turn with a duplicated key comes as Doubled.
 
-    A list, JSON lines or objects after each other are told apart by content, not by the name.
+    A list, JSON lines and concatenated objects are distinguished by content, not by the name.
     Raises SampleError if the file is missing, is not JSON, or holds no list of samples.
     """
     path = Path(path)
@@ -51,19 +51,19 @@ def _records_of(values: list[Any], path: Path) -> list[Any]:
         lists = [repr(k) for k, v in alone.items() if isinstance(v, list)]
         inside = f"an object with a list under {', '.join(lists)}" if lists else "one object"
         raise SampleError(
-            f"{path}: the file holds no list of samples but {inside}", fix="save the list itself"
+            f"{path}: expected a list of samples, found {inside}", fix="save the list itself"
         )
     if any(isinstance(v, list) for v in values):
-        raise SampleError(f"{path}: the file holds several lists", fix="join them to one")
+        raise SampleError(f"{path}: there are several lists", fix="join them into one")
     if alone is not None and not isinstance(alone, Mapping):
-        raise SampleError(f"{path}: the file holds no list of samples but {alone!r:.60}")
+        raise SampleError(f"{path}: expected a list of samples, found {alone!r:.60}")
     return values
 
 
 def _may_have_doubled_keys(text: str, records: list[Any]) -> bool:
-    """Whether a key stands more often in the text than in what was read. Cheap; may cry wolf.
+    """Whether a key is in the text more often than in what was read. Cheap; yes may be wrong.
 
-    Within a string quotes are escaped, so that `"image":` in the raw text is a key.
+    Within a string quotes are escaped, so `"image":` in the raw text is a key.
     """
     dicts = [r for r in records if isinstance(r, Mapping)]
     turns = sum(len(c) for r in dicts if isinstance(c := r.get("conversations"), list))
@@ -74,17 +74,21 @@ def _may_have_doubled_keys(text: str, records: list[Any]) -> bool:
     )
 
 
-def read_all(paths: str | Sequence[str]) -> tuple[list[Any], list[str]]:
-    """(records of all files end to end, where each stands: "file[index]")."""
+def read_files(files: Sequence[DataFile]) -> tuple[list[Any], list[str], list[int]]:
+    """(records, "file[index]" of each, which file each is of); files of weight 0 are not opened."""
     records: list[Any] = []
     places: list[str] = []
-    for path in split_paths(paths):
-        found = read_records(path)
-        records += found
-        places += [f"{Path(path).name}[{i}]" for i in range(len(found))]
+    file_of: list[int] = []
+    for n, file in enumerate(files):
+        if file.weight:
+            found = read_records(file.path)
+            records += found
+            places += [f"{Path(file.path).name}[{i}]" for i in range(len(found))]
+            file_of += [n] * len(found)
     if not records:
+        paths = ", ".join(f.path for f in files)
         raise SampleError(f"{paths}: there are no samples", fix="set data.path")
-    return records, places
+    return records, places, file_of
 
 
 def record_name(record: Any, place: str) -> str:
@@ -124,7 +128,7 @@ def _refuse_picture_elsewhere(record: Mapping[str, Any], turns: Any, where: str)
             tagged = any(IMAGE_TAG in text for _, text in turns)
         if (known and isinstance(value, (str, list, dict))) or (tagged and _names_pictures(value)):
             raise SampleError(
-                f"sample {where}: its picture is under `{key}`, not `image`",
+                f"sample {where}: the picture is under `{key}`, not `image`",
                 fix=f"rename the key `{key}` to `image`",
             )
 

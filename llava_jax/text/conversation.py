@@ -102,7 +102,7 @@ def template_pieces(
 
 
 def _hide_examples(pieces: list[Piece], examples: int) -> list[Piece]:
-    """Counts messages from after the built-in ones; what stands before is nobody's answer."""
+    """Counts messages from after the built-in ones; what is before them is nobody's answer."""
     first = next((i for i, piece in enumerate(pieces) if piece.message >= examples), len(pieces))
     before = [p if p.message < 0 else p._replace(message=TEMPLATE_TEXT) for p in pieces[:first]]
     after = [
@@ -155,7 +155,7 @@ def _llama_2(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Pi
             pieces += [_own(" ", True), Piece(content, i, True), _own(" ", True)]
             pieces.append(_own(template.sep2, True))
             continue
-        # `sep` (a BOS) stands between rounds; the first has the prompt's own BOS before it
+        # `sep` (a BOS) is between rounds; the first has the prompt's own BOS before it
         pieces.append(_own((template.sep if i else "") + "[INST] "))
         if i == 0 and template.system:
             pieces += [_own("<<SYS>>\n"), _system(template), _own("\n<</SYS>>\n\n")]

@@ -40,7 +40,7 @@ def build_prompt(
         at most one system message, first, in place of the template's own (plain text, like all
         contents). Content is a string or
         a list of strings, {"type": "text", "text": str} and {"type": "image", "image": anything}
-        (or "path", "url", "image_url"); each image gets a line of its own, where it stands.
+        (or "path", "url", "image_url"); each image gets a line of its own, where it is.
     open_turn: end with the assistant's open turn, ready to be continued. Without it the example
         has labels: what the assistant says is trained, or scored.
 

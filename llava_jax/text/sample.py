@@ -46,7 +46,7 @@ class ExampleMaker:
     The notes of an Example count what was done to it: "truncated" (lost tokens), "turns left out"
     (did not fit), "empty answers", "unanswered question", "leading answer", "image without tag" (not
     shown), "tag without image" (trained as text), "more tags than images" (one image serves them
-    all), "kept as a conversation" (independent turns are not possible), "mismatch" (compat: given up).
+    all), "trained as a conversation" (independent turns are not possible), "mismatch" (compat: given up).
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class ExampleMaker:
             return False
         later = [q for q, _ in rounds[1:]] + [a for _, a in rounds]
         if any(IMAGE_TOKEN in parts for parts in later):
-            notes["kept as a conversation"] += 1
+            notes["trained as a conversation"] += 1
             return False
         return True
 

@@ -124,7 +124,7 @@ def test_reasons_are_grouped_by_kind(folder):
     with pytest.raises(TooManyBad) as e:
         open_data(settings(folder, [*GOOD, *odd]))
     assert "14 samples are bad, more than data.bad_limit allows (6): " in e.value.message
-    assert "its picture is under `images`, not `image` (9: k0, k1, k2, k3, k4, ...)" in str(e.value)
+    assert "the picture is under `images`, not `image` (9: k0, k1, k2, k3, k4, ...)" in str(e.value)
     assert "no turn has an answer to train (4: e0, e1, e2, e3)" in e.value.message
     assert "_ <image> tags for _ images (1: two)" in e.value.message
     assert "rename the key `images` to `image`" in str(e.value.fix)

@@ -6,9 +6,10 @@ import pytest
 
 from llava_jax.data.records import (
     check_record,
-    read_all,
+    read_files,
     read_records,
 )
+from llava_jax.data.settings import DataFile
 from llava_jax.errors import SampleError
 from llava_jax.text.records import image_paths, record_id
 
@@ -20,8 +21,11 @@ def test_json_and_json_lines(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert read_records(tmp_path / "a.json") == read_records(tmp_path / "b.jsonl") == rows
-    records, places = read_all((str(tmp_path / "a.json"), str(tmp_path / "b.jsonl")))
+    names = ("a.json", "b.jsonl", "none.json")
+    files = [DataFile(str(tmp_path / n), "", float(n != "none.json")) for n in names]
+    records, places, file_of = read_files(files)
     assert records == rows * 2
+    assert file_of == [0, 0, 1, 1]
     assert places == ["a.json[0]", "a.json[1]", "b.jsonl[0]", "b.jsonl[1]"]
 
 
@@ -57,7 +61,7 @@ def test_a_key_that_is_twice_in_a_record_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"images": ["a.jpg"]}, "its picture is under `images`, not `image`"),
+        ({"images": ["a.jpg"]}, "the picture is under `images`, not `image`"),
         ({"Image": "a.jpg"}, "under `Image`"),
         ({"image": None, "image_path": "x/7"}, "under `image_path`"),
         ({"img": "a.jpg"}, "under `img`"),
@@ -102,11 +106,11 @@ def test_other_spellings_are_named(record, message):
     ("name", "text", "message"),
     [
         ("a.json", "[{", r"a\.json: not JSON at line 1, column 3"),
-        ("a.json", '{"id": 1}', "holds no list of samples but one object"),
-        ("a.json", '{"data": []}', "but an object with a list under 'data'"),
-        ("a.json", "3", "holds no list of samples but 3"),
+        ("a.json", '{"id": 1}', "expected a list of samples, found one object"),
+        ("a.json", '{"data": []}', "found an object with a list under 'data'"),
+        ("a.json", "3", "expected a list of samples, found 3"),
         ("a.json", '[{"id": 1}', r"column 11 .*the file ends too early"),
-        ("a.jsonl", "[{}]\n[{}]", "holds several lists"),
+        ("a.jsonl", "[{}]\n[{}]", "there are several lists"),
         ("a.json", "[" + "9" * 5000 + "]", r"a\.json: line 1: a number cannot be read"),
         ("a.json", "[]", "no samples"),
         ("a.json", "[" * 100_000, "nested too deeply"),
@@ -116,7 +120,7 @@ def test_other_spellings_are_named(record, message):
 def test_files_that_cannot_be_read(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(SampleError, match=message):
-        read_all(str(tmp_path / name))
+        read_files([DataFile(str(tmp_path / name), "", 1.0)])
 
 
 def test_missing_and_binary_files(tmp_path):

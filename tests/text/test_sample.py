@@ -268,7 +268,7 @@ def test_images_in_later_turns_keep_the_conversation(tok):
     maker = ExampleMaker(tok, turns="independent")
     example = maker(rec)
     assert example.turns is None
-    assert example.notes == {"kept as a conversation": 1}
+    assert example.notes == {"trained as a conversation": 1}
 
 
 def test_a_record_says_how_its_turns_are_trained(tok):
