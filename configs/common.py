@@ -29,7 +29,7 @@ def get_config() -> Any:
             group[last] = placeholder(get_args(row.type)[0])
         else:  # one value or a tuple of them
             group[last] = FieldReference(row.default, field_type=object)
-    # Several runs after each other: {name: {setting: value}}; each starts from the one before.
+    # Several runs, one after another: {name: {setting: value}}; each starts from the one before.
     c.stages = ConfigDict()
     return lock(c)
 

@@ -153,13 +153,13 @@ def report_exact_match(config: Any, export: Path, workdir: Path, *, quiet: bool)
     from llava_jax.train.distributed import on_main
 
     result = exact_match_on_holdout(config, export, quiet=quiet)
-    said = "no questions"
+    text = "no questions"
     if result["n"]:
-        said = f"{result['mean']:.2%} of {counted(result['n'], 'question')}"
+        text = f"{result['mean']:.2%} of {counted(result['n'], 'question')}"
 
     def write() -> None:
         write_json(workdir / "exact_match.json", result, indent=1, ensure_ascii=False)
-        print(f"exact match on the held-out images: {said}")
+        print(f"exact match on the held-out images: {text}")
 
     on_main(write)
 

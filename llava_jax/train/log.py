@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes: a progress bar or lines, metrics.jsonl, TensorBoard, loss.png."""
+"""What a run writes while it trains: a progress bar or lines, metrics.jsonl, TensorBoard, loss.png."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A training run, to be read from top to bottom: checks, model, mesh, optimizer, restore, loop.
 
-The same function runs stage 1, stage 2, LoRA and the quickstart; configs/ says which. Every process
-of a run goes through it alike; what there is one of is written by the main one.
+The same function runs stage 1, stage 2, LoRA and the quickstart; configs/ says which. All processes
+of a run go through it alike; the main one writes the files.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ from llava_jax.train.lock import hold
 from llava_jax.train.log import NoLog, RunLog
 from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
 from llava_jax.train.optim import make_optimizer, trainable_names, warmup_cosine
-from llava_jax.train.resume import DONE, check_same, read_record, write_settings
+from llava_jax.train.resume import begin, check_same, finish, finished
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
 from llava_jax.train.steps import Feed, Metrics, Saver, open_loader
-from llava_jax.util import write_json
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a finished run leaves: the model folder, the last loss, and the number of steps."""
+    """The model folder of a finished run, its last loss, and the number of steps."""
 
     export: Path
     loss: float
@@ -46,16 +45,18 @@ class TrainResult:
 def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
     """Trains as `config` (see configs/common.py) says, in `workdir`; resumes what is found there.
 
+    config: one stage, checked (llava_jax.train.stages.run_stages does that).
     Raises ConfigError, WeightError or SampleError for what cannot be trained, and Stopped after a
-    SIGTERM or Ctrl-C, once the state is saved. With several processes (see
-    llava_jax.train.distributed.initialize) all of them call it with the same arguments.
+    SIGTERM or Ctrl-C, once the state is saved.
     """
     together(lambda: workdir.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(hold(workdir))
         changed = together(lambda: check_same(config, workdir))
-        if _is_finished(workdir) and not {"steps", "epochs"} & set(changed):
-            return _finished(workdir)
+        earlier = finished(workdir)
+        if earlier and not {"steps", "epochs"} & set(changed):
+            log.info("%s: finished before, %d steps", workdir, earlier["steps"])
+            return TrainResult(workdir / "export", earlier["loss"], earlier["steps"])
 
         # Everything that needs no weights comes first: mesh, headers, tokenizer, data.
         mesh = make_mesh(**config.mesh)
@@ -94,7 +95,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
 
         # Resume.
         checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
-        cleanup.callback(checkpoints.close)  # waits for the write under way
+        cleanup.callback(checkpoints.close)  # waits for the write in progress
         done, last_loss = 0, math.nan
         if checkpoints.latest() is not None:
             state, data_state, meta = checkpoints.restore(state)
@@ -103,7 +104,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
             log.info("resumed at step %d of %d", done, steps)
             if changed:
                 log.info("settings that changed since: %s", ", ".join(changed))
-        on_main(lambda: _begin(config, workdir))
+        on_main(lambda: begin(config, workdir))
 
         # The loop.
         start = {"start": done, "total": steps, "name": config.name}
@@ -133,7 +134,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
                     if flags.stop and done < steps:
                         raise Stopped(
                             f"stopped at step {done} of {steps}, state saved",
-                            fix="run the same command again to go on",
+                            fix="run the same command again to resume",
                         )
                     if due:
                         saver.save(done, state, feed, watch.loss)
@@ -148,36 +149,11 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
         # What the run was for.
         save_model(workdir / "export", opened, state.params)
         report = feed.report()
-        on_main(lambda: _finish(workdir, report, watch.loss, steps))
+        on_main(lambda: finish(workdir, report, watch.loss, steps))
         return TrainResult(workdir / "export", watch.loss, steps)
 
 
 # Helpers -------------------------------------------------------------------------------------------
-
-
-def _begin(config: Any, workdir: Path) -> None:
-    """A run that goes on with more steps is not finished any more."""
-    (workdir / DONE).unlink(missing_ok=True)
-    write_settings(config, workdir)
-
-
-def _is_finished(workdir: Path) -> bool:
-    """Whether an earlier run left its model, or nothing to make it from again."""
-    if not (workdir / DONE).exists():
-        return False
-    return (workdir / "export").exists() or not any((workdir / "checkpoints").glob("[0-9]*"))
-
-
-def _finished(workdir: Path) -> TrainResult:
-    """What an earlier run left."""
-    done = read_record(workdir / DONE)
-    log.info("%s: finished before, %d steps", workdir, done["steps"])
-    return TrainResult(workdir / "export", done["loss"], done["steps"])
-
-
-def _finish(workdir: Path, report: dict[str, Any], loss: float, steps: int) -> None:
-    write_json(workdir / "data_report.json", report, indent=1)
-    write_json(workdir / DONE, {"loss": loss, "steps": steps})
 
 
 def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) -> str:
@@ -194,7 +170,7 @@ def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) 
 
 
 def _like_params(opt_state: Any, shardings: dict[str, NamedSharding], mesh) -> Any:
-    """Moments lie where their parameter lies, counters everywhere."""
+    """Shardings: moments as their parameter, counters replicated."""
 
     def place(path, leaf):
         for key in reversed(path):

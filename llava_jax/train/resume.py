@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
 from llava_jax.settings import TRAINING, Setting, flat
 from llava_jax.train.names import split_stage
-from llava_jax.util import read_object, write_text
-
-log = logging.getLogger(__name__)
+from llava_jax.util import read_object, write_json, write_text
 
 DONE, SETTINGS = "done.json", "config.json"
 
@@ -25,9 +22,24 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged: {e.message}", fix="remove this file") from None
 
 
-def write_settings(config: Any, workdir: Path) -> None:
-    """Writes the settings of a run to its work directory."""
+def begin(config: Any, workdir: Path) -> None:
+    """Records the settings of a run that now trains; one that trains further is no longer done."""
+    (workdir / DONE).unlink(missing_ok=True)
     write_text(workdir / SETTINGS, settings_text(config))
+
+
+def finish(workdir: Path, report: dict[str, Any], loss: float, steps: int) -> None:
+    """Records that a run is done, and what became of its data."""
+    write_json(workdir / "data_report.json", report, indent=1)
+    write_json(workdir / DONE, {"loss": loss, "steps": steps})
+
+
+def finished(workdir: Path) -> dict[str, Any] | None:
+    """{"loss", "steps"} of a run that is done; None where it is not, or its export can be made again."""
+    done, export = workdir / DONE, workdir / "export"
+    if not done.exists() or not (export.exists() or not any(workdir.glob("checkpoints/[0-9]*"))):
+        return None
+    return read_record(done)
 
 
 def shared_settings(config: Any) -> dict[str, Any]:

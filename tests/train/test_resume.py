@@ -9,10 +9,10 @@ from llava_jax.train.config import load_config
 from llava_jax.train.resume import (
     DONE,
     SETTINGS,
+    begin,
     check_same,
     read_record,
     shared_settings,
-    write_settings,
 )
 from llava_jax.util import write_text
 
@@ -43,7 +43,7 @@ def test_without_a_run_nothing_is_wrong(tmp_path):
     ],
 )
 def test_what_only_says_where_and_when_may_change(tmp_path, changes):
-    write_settings(config(), tmp_path)
+    begin(config(), tmp_path)
     assert json.loads((tmp_path / SETTINGS).read_text())["lr"] == 2e-5
     assert check_same(config(*changes), tmp_path) == sorted(c.partition("=")[0] for c in changes)
 
@@ -62,7 +62,7 @@ def test_what_only_says_where_and_when_may_change(tmp_path, changes):
 )
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_would_make_it_another_run_is_an_error(tmp_path, change, finished):
-    write_settings(config(), tmp_path)
+    begin(config(), tmp_path)
     if finished:
         (tmp_path / DONE).write_text("{}")
     name = change.partition("=")[0]
@@ -73,14 +73,14 @@ def test_what_would_make_it_another_run_is_an_error(tmp_path, change, finished):
 
 
 def test_accumulation_is_part_of_the_run_where_micro_batches_are_weighed_alike(tmp_path):
-    write_settings(config("loss_average=micro"), tmp_path)
+    begin(config("loss_average=micro"), tmp_path)
     with pytest.raises(ConfigError, match="grad_accum"):
         check_same(config("loss_average=micro", "grad_accum=2"), tmp_path)
 
 
 def test_more_steps_are_the_same_run_at_a_constant_rate_only(tmp_path):
     constant = ["warmup_ratio=0.0", "lr_end_ratio=1.0"]
-    write_settings(config(*constant, "steps=5"), tmp_path)
+    begin(config(*constant, "steps=5"), tmp_path)
     assert check_same(config(*constant, "steps=9"), tmp_path) == ["steps"]
     with pytest.raises(ConfigError, match="steps was 5 and is 3"):
         check_same(config(*constant, "steps=3"), tmp_path)
@@ -88,7 +88,7 @@ def test_more_steps_are_the_same_run_at_a_constant_rate_only(tmp_path):
 
 def test_a_work_directory_may_be_moved_with_its_stages(tmp_path):
     (tmp_path / "new" / "two").mkdir(parents=True)
-    write_settings(config("model.init=old/one/export"), tmp_path / "new" / "two")
+    begin(config("model.init=old/one/export"), tmp_path / "new" / "two")
     moved = config(f"model.init={tmp_path}/new/one/export")
     assert check_same(moved, tmp_path / "new" / "two") == ["model.init"]
     with pytest.raises(ConfigError, match=r"model\.init"):
@@ -96,7 +96,7 @@ def test_a_work_directory_may_be_moved_with_its_stages(tmp_path):
 
 
 def test_a_setting_that_another_version_of_this_package_has_is_passed_over(tmp_path):
-    write_settings(config(), tmp_path)
+    begin(config(), tmp_path)
     kept = json.loads((tmp_path / SETTINGS).read_text())
     del kept["save_minutes"]
     (tmp_path / SETTINGS).write_text(json.dumps({**kept, "of_old": 1}))
