@@ -93,10 +93,10 @@ class SamplingSettings:
     """How an answer is generated."""
 
     max_new_tokens: int = setting(512, "longest answer in tokens, end token included", low=1)
-    temperature: float = setting(0.0, "0: the likeliest token (greedy); higher: more random", low=0,
-        high=100)
-    top_k: int = setting(0, "sample among this many likeliest tokens; 0: all", low=0, below=2**63)
-    top_p: float = setting(1.0, "sample among the likeliest tokens that reach this probability",
+    temperature: float = setting(0.0, "0: the most likely token (greedy); higher: more random",
+        low=0, high=100)
+    top_k: int = setting(0, "sample from this many most likely tokens; 0: all", low=0, below=2**63)
+    top_p: float = setting(1.0, "sample from the most likely tokens that reach this probability",
         above=0, high=1)
     seed: int | None = setting(None, "makes a sampled answer repeatable; None: a new one",
         low=-(2**63), below=2**63)
@@ -113,10 +113,9 @@ class ImageLimits:
     """What an image may be at most. All but max_bytes are judged from its header."""
 
     max_bytes: int = setting(32 * 2**20, "bytes of an image file", low=1)
-    max_pixels: int = setting(50_000_000,
-        "width times height of an image; Pillow opens no larger one", low=1, high=178_956_970)
-    max_side: int = setting(8192, "pixels of an image's longer side: bounds padding to a square",
-        low=1)
+    # Pillow itself opens no larger image than `high`.
+    max_pixels: int = setting(50_000_000, "width times height of an image", low=1, high=178_956_970)
+    max_side: int = setting(8192, "pixels of an image's longer side", low=1)
     max_decode_bytes: int = setting(280 * 2**20, "estimated peak memory of decoding an image",
         low=1)
     max_decode_work: float = setting(500e6,
@@ -129,7 +128,7 @@ class ModelGroup:
 
     init: str = setting("", "checkpoint folder or hub id to start from", host=True,
         aliases="model model_path model.path model.name model_name_or_path pretrain_mm_mlp_adapter")
-    base: str = setting("", "language model of a LoRA, delta or projector-only checkpoint",
+    base: str = setting("", "language model for a LoRA, delta or projector-only checkpoint",
         host=True)
     vision_tower: str = setting("", "CLIP folder or hub id, for a checkpoint without its own",
         host=True)
@@ -141,19 +140,20 @@ class DataGroup(ImageLimits):
     """The training data. Lengths are in tokens, image features counted."""
 
     path: str | tuple[str, ...] = setting("",
-        "LLaVA JSON or JSON lines; several: a tuple, or commas", resume=True, host=True,
+        "LLaVA JSON or JSON lines; several: a tuple, or with commas", resume=True, host=True,
         aliases="data data_paths dataset dataset_path train_data train_file")
     image_folder: str | tuple[str, ...] = setting("",
-        "where images lie: one folder, or one per file", resume=True, host=True,
+        "folder of the images: one for all files, or one per file", resume=True, host=True,
         aliases="data_root image_dir images")
     weights: tuple[float, ...] = setting((), "how often an epoch shows each file; empty: once",
         low=0)
     version: str = setting("v1", "conversation template: plain, v1, llama_2, mpt, ...")
-    turns: str = setting("conversation", "independent: questions on an image do not see each other",
+    turns: str = setting("conversation",
+        "independent: questions about an image do not see each other",
         choices=("conversation", "independent"))
     turns_per_sample: int = setting(0, "independent turns drawn anew in each epoch; 0: all", low=0,
         needs="data.turns=independent")
-    image_aspect_ratio: str = setting("", "how an image becomes square; empty: as the model says",
+    image_aspect_ratio: str = setting("", "how an image is made square; empty: as the model says",
         choices=("", "pad", "square"))
     max_length: int | None = setting(2048, "longer samples are cut; 0: as the model says", low=0,
         aliases="max_seq_len max_seq_length model_max_length")
@@ -172,9 +172,10 @@ class DataGroup(ImageLimits):
         "image slots per row, padded likewise", low=0)
     target_buckets: tuple[int, ...] = setting((),
         "trained positions per row, padded likewise; empty: powers of two", low=1)
-    holdout: float = setting(0.0, "fraction of the images held out, and scored at the end", low=0,
-        below=1, aliases="val_split validation_split")
-    holdout_seed: int = setting(0, "draws the held-out images", needs="data.holdout")
+    holdout: float = setting(0.0,
+        "fraction of the images held out of training and scored at the end", low=0, below=1,
+        aliases="val_split validation_split")
+    holdout_seed: int = setting(0, "seed that selects the held-out images", needs="data.holdout")
     holdout_side: str = setting("train", "held: read the held-out part instead",
         choices=("train", "held"))
     bad_samples: str = setting("skip", "error: stop at the first bad sample",
@@ -198,8 +199,8 @@ class DataGroup(ImageLimits):
 class MeshGroup:
     """Devices per mesh axis. One axis may be -1: all devices that remain."""
 
-    data: int = setting(1, "copies of the model", resume=True)
-    fsdp: int = setting(-1, "devices that share parameters, optimizer and batch", resume=True)
+    data: int = setting(1, "devices along the batch, each with a copy of the model", resume=True)
+    fsdp: int = setting(-1, "devices that share parameters, optimizer state and batch", resume=True)
     tensor: int = setting(1, "devices that share the width of each layer", resume=True)
 
 
@@ -207,11 +208,13 @@ class MeshGroup:
 class TrainSettings:
     """A training run. A step takes batch_size samples, in grad_accum micro-batches."""
 
-    name: str = setting("train", "name of the run, and of its folder in runs/", resume=True,
+    name: str = setting("train", "name of the run and of its folder in runs/", resume=True,
         aliases="run_name")
-    seed: int = setting(42, "of data order, new parameters and dropout", low=0, aliases="data_seed")
+    seed: int = setting(42, "seed of data order, new parameters and dropout", low=0,
+        aliases="data_seed")
     model: ModelGroup = ModelGroup()
-    trainable: tuple[str, ...] = setting(("projector", "language"), "parts of the model that learn",
+    trainable: tuple[str, ...] = setting(("projector", "language"),
+        "parts of the model that are trained",
         choices=("projector", "language", "embed", "lora", "vision"),
         aliases="lora_enable tune_mm_mlp_adapter")
     lora_rank: int = setting(0, "rank of new LoRA adapters; 0: none", low=0, aliases="lora_r")
@@ -240,8 +243,9 @@ class TrainSettings:
         high=1)
     weight_decay: float = setting(0.0, "decay of matrices; norms and biases have none", low=0,
         aliases="wd")
-    b1: float = setting(0.9, "Adam's decay of the mean", low=0, high=1, aliases="adam_beta1 beta1")
-    b2: float = setting(0.999, "Adam's decay of the square", low=0, high=1,
+    b1: float = setting(0.9, "Adam's decay of the gradients' mean", low=0, high=1,
+        aliases="adam_beta1 beta1")
+    b2: float = setting(0.999, "Adam's decay of their squares' mean", low=0, high=1,
         aliases="adam_beta2 beta2")
     eps: float = setting(1e-8, "Adam's epsilon", low=0, aliases="adam_epsilon")
     muon_adam_lr_ratio: float = setting(0.15,
@@ -249,24 +253,24 @@ class TrainSettings:
     clip_norm: float = setting(1.0, "largest global norm of the gradients; 0: no clipping", low=0,
         aliases="max_grad_norm grad_clip")
     loss_average: str = setting("global",
-        "what counts alike: all tokens of a step (global), or its micro-batches (micro, as in the original)",
+        "average over the tokens of a step (global) or over its micro-batches (micro, as the original)",
         choices=("global", "micro"))
-    loss_groups: int = setting(1, "row groups that count alike: the original's number of devices",
-        low=1)
+    loss_groups: int = setting(1,
+        "row groups averaged one by one: the original's number of devices", low=1)
     mesh: MeshGroup = MeshGroup()
-    dtype: str = setting("bfloat16", "of the computation; trained parameters stay float32",
+    dtype: str = setting("bfloat16", "type of the computation; trained parameters stay float32",
         choices=("float32", "bfloat16"), aliases="bf16 fp16 precision")
-    remat: str = setting("full", "recomputed in the backward pass: full saves most memory",
+    remat: str = setting("full", "what the backward pass recomputes: full saves the most memory",
         choices=("none", "dots", "full"), resume=True, aliases="gradient_checkpointing")
     unroll_layers: bool = setting(False, "no loop over layers: faster for tiny models", resume=True)
-    attention: str = setting("", "kernel of the attention; empty: jax decides",
+    attention: str = setting("", "attention kernel; empty: jax chooses",
         choices=("", "xla", "cudnn"), resume=True, aliases="attn_implementation")
     save_every: int = setting(500, "steps between checkpoints", low=1, resume=True,
         aliases="save_steps save_interval checkpoint_every")
-    save_minutes: float = setting(30.0, "save also after so many minutes without; 0: never", low=0,
-        resume=True)
-    keep_checkpoints: int = setting(2, "checkpoints to keep, the newest", low=1, resume=True,
-        aliases="save_total_limit")
+    save_minutes: float = setting(30.0,
+        "also save after this many minutes without a checkpoint; 0: never", low=0, resume=True)
+    keep_checkpoints: int = setting(2, "how many of the newest checkpoints to keep", low=1,
+        resume=True, aliases="save_total_limit")
     exact_match: bool = setting(False, "answer and score the held-out questions at the end",
         resume=True)
 
