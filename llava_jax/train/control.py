@@ -1,4 +1,4 @@
-"""When a run saves and when it stops: signals, the clock, and flags that all processes share.
+"""When a run stops: signals, and flags that all processes share.
 
 Flags travel with the batch of a step, are joined over all processes within the step, and come back
 with the step's metrics. So every process learns of them after the same step, without waiting.
@@ -7,7 +7,6 @@ with the step's metrics. So every process learns of them after the same step, wi
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,22 +46,6 @@ def with_flags(step: Callable) -> Callable:
         return new, {**metrics, "flags": joined}
 
     return run
-
-
-class Timer:
-    """Says when a save is due: `minutes` after the last one of any kind; 0 is never."""
-
-    def __init__(self, minutes: float):
-        self._seconds = 60 * minutes
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts again, after a save."""
-        self._since = time.monotonic()
-
-    @property
-    def due(self) -> bool:
-        return bool(self._seconds) and time.monotonic() - self._since >= self._seconds
 
 
 class StopFlag:

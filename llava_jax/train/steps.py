@@ -17,7 +17,7 @@ from llava_jax.data.loader import Loader, make_loader
 from llava_jax.errors import LlavaError
 from llava_jax.sharding import own_row_parts, row_parts
 from llava_jax.train.checkpoint import Checkpointer
-from llava_jax.train.control import Flags, Timer
+from llava_jax.train.control import Flags
 from llava_jax.train.distributed import gather, is_main, together
 from llava_jax.train.model_io import Opened
 from llava_jax.train.step import TrainState
@@ -161,10 +161,19 @@ class Metrics:
 
 
 class Saver:
-    """Writes checkpoints of a run, each step at most once."""
+    """Writes checkpoints of a run, each step at most once.
 
-    def __init__(self, checkpoints: Checkpointer, run_log: Any, timer: Timer, saved: int):
-        self._checkpoints, self._log, self._timer, self._saved = checkpoints, run_log, timer, saved
+    minutes: after so long without a checkpoint the next is `late`; 0 is never.
+    """
+
+    def __init__(self, checkpoints: Checkpointer, run_log: Any, minutes: float, saved: int):
+        self._checkpoints, self._log, self._saved = checkpoints, run_log, saved
+        self._seconds, self._since = 60 * minutes, time.monotonic()
+
+    @property
+    def late(self) -> bool:
+        """Whether a checkpoint is due by the clock."""
+        return bool(self._seconds) and time.monotonic() - self._since >= self._seconds
 
     def save(self, done: int, state: TrainState, feed: Feed, loss: float) -> None:
         """Starts writing the state after `done` steps, whose metrics were logged."""
@@ -174,5 +183,4 @@ class Saver:
         with self._log.saving():
             meta = {"step": done, "loss": loss}
             self._checkpoints.save(done, state, feed.state(done), meta)
-        self._saved = done
-        self._timer.reset()
+        self._saved, self._since = done, time.monotonic()

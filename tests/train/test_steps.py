@@ -1,12 +1,17 @@
 """The steps of several processes: what one of them fails to make counts for none."""
 
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import pytest
 
 from llava_jax.data.account import COUNTS
 from llava_jax.errors import SampleError
 from llava_jax.train import steps
-from llava_jax.train.steps import Feed
+from llava_jax.train.log import NoLog
+from llava_jax.train.steps import Feed, Saver
 
 
 class Fake:
@@ -49,3 +54,20 @@ def test_a_step_that_did_not_count_is_not_given(monkeypatch, fails):
     assert state["counts"]["given"] == 8
     if not fails:
         assert feed.state(4)["counts"]["given"] == 16
+
+
+def test_a_save_is_due_by_the_clock_and_each_step_saved_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    saved: list[int] = []
+    checkpoints: Any = SimpleNamespace(save=lambda step, *_: saved.append(step))
+    feed: Any = SimpleNamespace(state=lambda step: {})
+    saver, never = (Saver(checkpoints, NoLog(), minutes, saved=2) for minutes in (1.0, 0.0))
+    assert not saver.late
+    now[0] = 61.0
+    assert saver.late
+    assert not never.late
+    for step in (2, 3, 3):
+        saver.save(step, feed, feed, 0.5)
+    assert saved == [3]
+    assert not saver.late
