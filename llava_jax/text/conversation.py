@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llava_jax.errors import ConfigError, PromptError
-from llava_jax.text.constants import IMAGE_TAG
 
 USER, ASSISTANT = 0, 1
 
@@ -56,36 +55,14 @@ class Piece(NamedTuple):
     answer: bool  # said by the assistant, end mark included: what training is about
 
 
-ImageMessage = tuple[str, Any, Any]
-"""The (text, image, mode) form of a first message that the original's demos use."""
-
-
-def render(
-    template: Template | str, messages: Sequence[tuple[int, str | ImageMessage | None]]
-) -> str:
+def render(template: Template | str, messages: Sequence[tuple[int, str | None]]) -> str:
     """The prompt text of messages (role 0 or 1, text); None or "" leaves the turn open.
 
-    A first message (text, image, mode) gets `<image>` and a newline before it, other tags in it
-    are removed; templates with "mmtag" in their version put the image in a turn of its own.
     Raises PromptError where the template does not allow the messages.
     """
     template = find_template(template) if isinstance(template, str) else template
-    rows = [*template.examples, *((int(role), text) for role, text in messages)]
-    if rows and isinstance(rows[0][1], tuple):
-        rows[:1] = _image_first(template, rows[0][0], rows[0][1][0])
-    texts = [(role, text) for role, text in rows]
-    return "".join(
-        piece.content[0] if isinstance(piece.content, tuple) else piece.content
-        for piece in template_pieces(template, texts, with_examples=False)
-    )
-
-
-def _image_first(template: Template, role: int, text: str) -> list[tuple[int, str]]:
-    text = text.replace(IMAGE_TAG, "").strip()
-    if "mmtag" in template.version:
-        shown = f"<Image>{IMAGE_TAG}</Image>"
-        return [(USER, shown), (ASSISTANT, "Received."), (role, text)]
-    return [(role, f"{IMAGE_TAG}\n{text}")]
+    rows = [*template.examples, *messages]
+    return "".join(p.content for p in template_pieces(template, rows, with_examples=False))
 
 
 def template_pieces(
@@ -103,12 +80,15 @@ def template_pieces(
 
 def _hide_examples(pieces: list[Piece], examples: int) -> list[Piece]:
     """Counts messages from after the built-in ones; what is before them is nobody's answer."""
+    if not examples:
+        return pieces
     first = next((i for i, piece in enumerate(pieces) if piece.message >= examples), len(pieces))
-    before = [p if p.message < 0 else p._replace(message=TEMPLATE_TEXT) for p in pieces[:first]]
-    after = [
+    hidden = [
+        p._replace(answer=False, message=min(p.message, TEMPLATE_TEXT)) for p in pieces[:first]
+    ]
+    return hidden + [
         p if p.message < 0 else p._replace(message=p.message - examples) for p in pieces[first:]
     ]
-    return [p._replace(answer=False) for p in before] + after if examples else pieces
 
 
 def _own(text: str | None, answer: bool = False) -> Piece:
@@ -121,24 +101,15 @@ def _system(template: Template) -> Piece:
 
 def _roles(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
     """`ROLE: text` and an end, which alternates in style "two"; `ROLE:` alone for an open turn."""
+    colon, space = ("", "") if template.style == "mpt" else (":", " ")  # mpt's roles hold their own
     ends = (template.sep, template.sep2 if template.style == "two" else template.sep)
     pieces = [_system(template), _own(template.sep)]
     for i, (role, content) in enumerate(messages):
         says = role == ASSISTANT
-        pieces.append(_own(template.roles[role] + ":"))
+        pieces.append(_own(template.roles[role] + colon))
         if content:
             # the space belongs to the answer: its token is `▁` + the answer's first letters
-            pieces += [_own(" ", says), Piece(content, i, says), _own(ends[i % 2], says)]
-    return pieces
-
-
-def _mpt(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piece]:
-    pieces = [_system(template), _own(template.sep)]
-    for i, (role, content) in enumerate(messages):
-        says = role == ASSISTANT
-        pieces.append(_own(template.roles[role]))
-        if content:
-            pieces += [Piece(content, i, says), _own(template.sep, says)]
+            pieces += [_own(space, says), Piece(content, i, says), _own(ends[i % 2], says)]
     return pieces
 
 
@@ -174,7 +145,7 @@ def _plain(template: Template, messages: Sequence[tuple[int, Any]]) -> list[Piec
     return pieces
 
 
-_STYLES = {"single": _roles, "two": _roles, "mpt": _mpt, "llama_2": _llama_2, "plain": _plain}
+_STYLES = {"single": _roles, "two": _roles, "mpt": _roles, "llama_2": _llama_2, "plain": _plain}
 
 
 # The templates ------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from tests.conftest import json_lines
 Q, A = (0, "Why?"), (1, "So.")
 
 
-def behind_system(name, messages):
+def after_system(name, messages):
     return render(name, messages).removeprefix(TEMPLATES[name].system)
 
 
 def test_vicuna_v1():
-    assert behind_system("vicuna_v1", [Q, A, (0, "And?"), (1, None)]) == (
+    assert after_system("vicuna_v1", [Q, A, (0, "And?"), (1, None)]) == (
         " USER: Why? ASSISTANT: So.</s>USER: And? ASSISTANT:"
     )
     assert TEMPLATES["vicuna_v1"].system.endswith("polite answers to the user's questions.")
@@ -27,7 +27,7 @@ def test_vicuna_v1():
 
 
 def test_llava_v0():
-    assert behind_system("llava_v0", [Q, A, (0, "And?"), (1, None)]) == (
+    assert after_system("llava_v0", [Q, A, (0, "And?"), (1, None)]) == (
         "###Human: Why?###Assistant: So.###Human: And?###Assistant:"
     )
 
@@ -49,7 +49,7 @@ def test_llama_2():
 
 
 def test_mpt():
-    assert behind_system("mpt", [Q, A, (0, "And?"), (1, None)]) == (
+    assert after_system("mpt", [Q, A, (0, "And?"), (1, None)]) == (
         "<|im_end|><|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\nSo.<|im_end|>"
         "<|im_start|>user\nAnd?<|im_end|><|im_start|>assistant\n"
     )
@@ -61,10 +61,24 @@ def test_plain():
         render("plain", [Q, A])
 
 
+def image_first(name, messages):
+    """The demos' form of a first message with an image: its tags go, and one is put before it."""
+    template, (role, text) = TEMPLATES[name], messages[0]
+    if template.examples:  # the message is not the first of its prompt then
+        return messages
+    text = text.replace("<image>", "").strip()
+    if "mmtag" in template.version:
+        shown = [(0, "<Image><image></Image>"), (1, "Received.")]
+        return [*shown, (role, text), *messages[1:]]
+    return [(role, f"<image>\n{text}"), *messages[1:]]
+
+
 def test_first_message_with_an_image():
-    first = (0, ("What <image> is it?", object(), "Pad"))
-    assert "USER: <image>\nWhat  is it? ASSISTANT:" in render("vicuna_v1", [first, (1, None)])
-    assert behind_system("v1_mmtag", [first, (1, None)]) == (
+    asked = [(0, "What <image> is it?"), (1, None)]
+    assert render("vicuna_v1", image_first("vicuna_v1", asked)).endswith(
+        "USER: <image>\nWhat  is it? ASSISTANT:"
+    )
+    assert after_system("v1_mmtag", image_first("v1_mmtag", asked)) == (
         " USER: <Image><image></Image> ASSISTANT: Received.</s>USER: What  is it? ASSISTANT:"
     )
 
@@ -111,7 +125,7 @@ def test_golden_prompts(golden):
     for row in json_lines(golden / "prompts" / "prompts.jsonl"):
         messages = [tuple(m) for m in row["messages"]]
         if row["first_is_image_tuple"]:
-            messages[0] = (messages[0][0], (messages[0][1], None, "Pad"))
+            messages = image_first(row["template"], messages)
         if "error" in row:
             with pytest.raises(LlavaError):
                 render(row["template"], messages)
