@@ -2,8 +2,8 @@
 
     python bench/decode_speed.py [--batch 1 8] [--tokens 64] [--threads 1]
 
-A random model of 65 M parameters (decoder 512 x 8, vocabulary 32000; tower 256 x 8, 64 features an
-image) answers prompts of one image and 64 text tokens, in float32. Times are processor seconds, the
+A random model of 65 M parameters (decoder 512 x 8, vocabulary 32000; tower 256 x 8, 64 features
+per image) answers prompts of one image and 64 text tokens, in float32. Times are processor seconds, the
 best of `--repeats`: on a busy machine wall time says nothing.
 """
 
@@ -97,7 +97,7 @@ def ours(args):
 
 
 def main() -> None:
-    """Prints one line a system and batch size."""
+    """Prints one line per system and batch size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=64)
@@ -117,7 +117,7 @@ def main() -> None:
             step = (whole - prefill) / args.tokens
             print(
                 f"{name:13} batch {rows}: prefill {prefill:.3f} s, "
-                f"decode {step * 1e3:.1f} ms a step, {rows / step:.0f} tokens/s",
+                f"decode {step * 1e3:.1f} ms per step, {rows / step:.0f} tokens/s",
                 flush=True,
             )
 

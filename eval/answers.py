@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llava_jax.errors import counted
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import read_rows
 
@@ -74,14 +75,15 @@ class Coverage:
             )
         if self.doubled:
             shown = [f"{i} (lines {_some(map(str, n))})" for i, n in self.doubled.items()]
-            out.append(f"{len(self.doubled)} ids answered twice, the last counts: {_some(shown)}")
+            ids = counted(len(self.doubled), "id")
+            out.append(f"{ids} answered more than once, the last counts: {_some(shown)}")
         if self.unknown:
             shown = [f"{i} (line {n})" for i, n in self.unknown.items()]
-            out.append(f"{len(self.unknown)} answers belong to no question: {_some(shown)}")
+            answers = counted(len(self.unknown), "answer")
+            out.append(f"{answers} without a question: {_some(shown)}")
         if self.bad_lines:
-            out.append(
-                f"{len(self.bad_lines)} lines are unreadable: {_some(map(str, self.bad_lines))}"
-            )
+            lines = counted(len(self.bad_lines), "unreadable line")
+            out.append(f"{lines}: {_some(map(str, self.bad_lines))}")
         return out
 
     def to_json(self) -> dict[str, Any]:

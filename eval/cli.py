@@ -40,7 +40,9 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--vision-tower", help="CLIP of a checkpoint that comes without its own")
     p.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
     p.add_argument("--tasks", help=f"comma-separated: {', '.join(TASKS)}")
-    p.add_argument("--data", type=Path, help="folder with a sub-folder per benchmark, or one's own")
+    p.add_argument(
+        "--data", type=Path, help="folder with one per benchmark in it, or a benchmark's own"
+    )
     p.add_argument("--images", type=Path, help="image folder, where it is not in the data folder")
     p.add_argument("--out", type=Path, help="folder for answers, results and the report")
     p.add_argument("--batch-size", type=int, default=16, help="questions per batch (default 16)")

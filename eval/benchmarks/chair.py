@@ -126,7 +126,7 @@ class ObjectWords:
             for word in names
         }
         pairs = {p: p for p in _PAIRS}
-        # A baby or adult animal and a passenger train are no persons.
+        # A baby or adult animal and a passenger train are not persons.
         pairs |= {f"{age} {a}": a for a in _ANIMALS for age in ("baby", "adult")}
         pairs |= {f"passenger {v}": v for v in ("jet", "train")}
         # "glas" is what the singular rule makes of "glass".

@@ -174,7 +174,7 @@ def infer_option(text: str, choices: dict[str, str]) -> str:
 
     Args:
       text: the answer.
-      choices: letter -> option text, without those that are no value.
+      choices: letter -> option text, empty ones left out.
     """
     return _by_letter(text, choices) or _by_content(text, choices) or "Z"
 

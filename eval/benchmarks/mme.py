@@ -1,7 +1,7 @@
-"""MME: perception (10 tasks) and cognition (4), up to 200 points a task.
+"""MME: perception (10 tasks) and cognition (4), up to 200 points per task.
 
 Owner's scorer: BradyFU eval_tool/calculation.py. Answers are the tool's `<task>.txt` files (image,
-question, truth, answer by tabs, two lines an image), or LLaVA's jsonl, whose question_id is the
+question, truth, answer by tabs, two lines per image), or LLaVA's jsonl, whose question_id is the
 image and so appears twice; those are joined by (task, image, question).
 """
 

@@ -100,7 +100,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads the owners' pickles, which hold only dicts, lists and strings; refuses all else."""
 
     def find_class(self, module: str, name: str):
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a refs file")
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a refs file")
 
 
 def _from_refs(path: Path, data: Path, split: str) -> dict[str, dict[str, Any]]:

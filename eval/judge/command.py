@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_jax.errors import LlavaError
+from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.benchmarks.mmvet import read_grade
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.judge.endpoint import Endpoint, JudgeError
@@ -110,7 +110,7 @@ def estimate(
     """
     read = sum(len(m) for m in messages) // 4
     written = len(messages) * tokens_out
-    line = f"{len(messages)} requests, about {read:,} tokens read and at most {written:,} written"
+    line = f"{counted(len(messages), 'request')}, about {read:,} tokens read and at most {written:,} written"
     if price_in is not None and price_out is not None:
         line += f", at most ${(read * price_in + written * price_out) / 1e6:.2f}"
     return line
@@ -120,7 +120,7 @@ def judge_command(args: argparse.Namespace) -> int:
     """`llava-jax eval judge`: shows the cost, asks, judges."""
     task = get_task(args.task)
     if not task.judge:
-        raise LlavaError(f"{task.name} needs no judge", fix="use eval score")
+        raise LlavaError(f"{task.name} needs no judge", fix="score it: llava-jax eval score")
     requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
     graded = task.name == "mmvet"
     messages = [m for _, m in requests] * (args.runs if graded else 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llava_jax.errors import LlavaError
+from llava_jax.errors import LlavaError, counted
 from llava_jax.util import need, read_text, write_text
 
 
@@ -98,7 +98,7 @@ class Endpoint:
         return self._replies[key]
 
     def _post(self, body: dict[str, Any]) -> JudgeReply:
-        tries = f"({self.retries + 1} tries)"
+        tries = f"({counted(self.retries + 1, 'time')})"
         try:
             got = self._client.chat.completions.create(**body)
         except self._openai.APIStatusError as e:

@@ -21,11 +21,6 @@ class Interval:
     value: float
     low: float
     high: float
-    units: int
-
-    @property
-    def half(self) -> float:
-        return (self.high - self.low) / 2
 
 
 def statistic(task: str, rows: Rows) -> tuple[int, Statistic]:
@@ -60,10 +55,10 @@ def bootstrap(task: str, rows: Rows, draws: int | None = None, seed: int = 0) ->
     """
     units, headline = statistic(task, rows)
     if not units:
-        return Interval(0.0, 0.0, 0.0, 0)
+        return Interval(0.0, 0.0, 0.0)
     value = headline(np.ones(units))
     if units == 1:  # nothing to draw from
-        return Interval(value, value, value, units)
+        return Interval(value, value, value)
     from scipy import stats
 
     found = stats.bootstrap(
@@ -75,7 +70,7 @@ def bootstrap(task: str, rows: Rows, draws: int | None = None, seed: int = 0) ->
         method="percentile",
         rng=seed,
     ).confidence_interval
-    return Interval(value, float(found.low), float(found.high), units)
+    return Interval(value, float(found.low), float(found.high))
 
 
 def answered(rows: Rows, missing: set[str]) -> Rows:

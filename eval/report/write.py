@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_jax.errors import counted
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.report import collect
 from llava_jax.eval.report.charts import bars, radar
@@ -66,6 +67,7 @@ def _render(
         results=results,
         comparisons=comparisons,
         title=title,
+        counted=counted,
         grid=grid,
         figures=_figures,
         failure_cards=lambda result: _failure_cards(result, pictures),

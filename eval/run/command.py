@@ -175,7 +175,7 @@ def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[
             task.score(answers, data, settings.task), only_answered=settings.limit is not None
         )
     except DataError as e:
-        # test-dev, test: the truth is on a server, which wants the upload file.
+        # test-dev, test: a server has the truth, and takes the upload file.
         logger.warning("%s: not scored here: %s", task.title, e)
         try:
             upload = task.submission(answers, data, folder / "upload.json", settings.task)

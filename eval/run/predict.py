@@ -2,7 +2,7 @@
 
 An answer file belongs to one model and one question list. Each line is flushed when its batch is
 done; a line that a kill cut in half is cut off on the next start, and every question whose key is in
-the file is not asked again: no answer is lost and none doubled.
+the file is not asked again: no answer is lost or duplicated.
 """
 
 import json
@@ -154,7 +154,7 @@ def predict(
       model: answers the requests of a batch (generate_batch), greedily, in its own template.
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
       folders: where images may lie, in order.
-      progress: told the number of answers after each batch.
+      progress: receives the number of answers after each batch.
       writes: whether this process writes; the hosts of one mesh all ask, and one writes.
     Raises:
       DataError: an image is missing (before anything is asked).
@@ -171,7 +171,7 @@ def predict(
         out.parent.mkdir(parents=True, exist_ok=True)
     with open(out if writes else os.devnull, "a", encoding="utf-8") as f:
         for group in length_buckets(todo, batch):
-            # A user's turn is the images, one per line, and then the prompt: "<image>\\n" and the
+            # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
             # question, as in LLaVA's evaluation.
             requests = [Request(q.prompt, found[q.key], max_new_tokens) for q in group]
             replies = model.generate_batch(requests, batch_size=len(requests))

@@ -74,7 +74,7 @@ def test_bad_lines_can_be_counted(tmp_path):
     got = read_answers(path, skip_bad_lines=True)
     assert (len(got.rows), got.bad_lines) == (1, [2, 3])
     _, coverage = join(["1", "2"], got)
-    assert coverage.lines()[-1] == "2 lines are unreadable: 2, 3"
+    assert coverage.lines()[-1] == "2 unreadable lines: 2, 3"
 
 
 def test_other_broken_files(tmp_path):
@@ -117,8 +117,8 @@ def test_coverage_counts_everything():
     assert coverage.unknown == {"9": 2}
     assert coverage.lines() == [
         "2 of 3 questions have no answer and count as wrong: 2, 3",
-        "1 ids answered twice, the last counts: 1 (lines 1, 3, 4)",
-        "1 answers belong to no question: 9 (line 2)",
+        "1 id answered more than once, the last counts: 1 (lines 1, 3, 4)",
+        "1 answer without a question: 9 (line 2)",
     ]
     with pytest.raises(AnswerError, match="2 of 3 questions have no answer"):
         join(["1", "2", "3"], given, strict=True)

@@ -76,7 +76,7 @@ def test_missing_and_doubled_are_said(vqa, capsys):
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "warning: 1 of 2 questions have no answer and count as wrong: 2" in text
-    assert "warning: 1 ids answered twice, the last counts: 1 (lines 1, 2)" in text
+    assert "warning: 1 id answered more than once, the last counts: 1 (lines 1, 2)" in text
     assert main([*words, "--strict"]) == 2
 
 

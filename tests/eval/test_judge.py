@@ -95,7 +95,7 @@ def test_retries_then_gives_up(judge, tmp_path):
     judge.replies = [(429, "{}"), (500, "oops"), "9 9"]
     assert endpoint(judge, tmp_path).ask(**ASK).text == "9 9"
     judge.replies = [(503, "{}")] * 3
-    with pytest.raises(JudgeError, match=r"HTTP 503 \(3 tries\)"):
+    with pytest.raises(JudgeError, match=r"HTTP 503 \(3 times\)"):
         endpoint(judge, tmp_path).ask(**ASK, again=1)
     judge.replies = [(401, '{"error": {"message": "bad key"}}')]
     with pytest.raises(JudgeError, match="HTTP 401 bad key"):
@@ -136,7 +136,7 @@ def test_a_server_without_a_key(judge, tmp_path, monkeypatch):
 
 def test_nobody_there(judge, tmp_path):
     gone = Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "t", retries=0)
-    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9/v1: .*refused.* \(1 tries\)"):
+    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9/v1: .*refused.* \(1 time\)"):
         gone.ask(**ASK)
 
 
@@ -205,7 +205,7 @@ def test_command(judge, tmp_path, capsys):
     files = ["--answers", str(answers), "--data", str(tmp_path), "--out", str(tmp_path / "g.json")]
     words = ["eval", "judge", "mmvet", *files, "--judge-model", "gpt-x", "--endpoint", judge.url]
     assert main([*words, "--yes"]) == 0
-    assert "1 requests, about" in capsys.readouterr().out
+    assert "1 request, about" in capsys.readouterr().out
     assert main(["eval", "score", "mmvet", "--answers", files[-1], "--data", str(tmp_path)]) == 0
     assert "100.00 <" in capsys.readouterr().out
     assert main(["eval", "judge", "pope", *words[3:]]) == 2

@@ -86,7 +86,7 @@ def test_refcoco_official_files(tmp_path):
 
 def test_refcoco_refuses_code_in_a_pickle(tmp_path):
     refs(tmp_path, extra=[print])
-    with pytest.raises(DataError, match="has no place in a refs file"):
+    with pytest.raises(DataError, match="does not belong in a refs file"):
         get_task("refcoco").questions(tmp_path)
 
 

@@ -11,6 +11,7 @@ from llava_jax.eval.errors import DataError
 from llava_jax.eval.report.charts import bars, radar
 from llava_jax.eval.report.collect import asked_object, collect, run_names
 from llava_jax.eval.report.stats import (
+    Interval,
     answered,
     bootstrap,
     flips,
@@ -88,9 +89,11 @@ def check_statistic(task, answers):
 def test_bootstrap_is_as_wide_as_it_should_be():
     interval = bootstrap("vqav2", rows([1.0, 0.0] * 200))
     assert interval.value == 50.0
-    assert interval.half == pytest.approx(1.96 * 50 / 20, rel=0.1)  # 100 sqrt(p q / n)
-    assert bootstrap("vqav2", rows([1.0] * 5)).half == 0.0
-    assert bootstrap("vqav2", {}).units == 0
+    half = (interval.high - interval.low) / 2
+    assert half == pytest.approx(1.96 * 50 / 20, rel=0.1)  # 100 sqrt(p q / n)
+    assert bootstrap("vqav2", rows([1.0] * 5)) == Interval(100.0, 100.0, 100.0)
+    assert bootstrap("vqav2", rows([0.5])) == Interval(50.0, 50.0, 50.0)  # one to draw from
+    assert bootstrap("vqav2", {}) == Interval(0.0, 0.0, 0.0)
 
 
 def test_flips():
@@ -200,7 +203,7 @@ def test_compare(tmp_path):
     ]
     html, text = write_report(paths, tmp_path / "out", compare=True)
     assert "| VQAv2 | one 40.00 | two 75.00 | 1 | 2 | 1 | 0 | 1 |" in text.read_text()
-    assert "1 questions are in one run only" in text.read_text()
+    assert "1 question in one run only, not compared" in text.read_text()
     assert "flips of VQAv2: two" in html.read_text()
     with pytest.raises(DataError, match="nothing to compare"):
         write_report(paths[:1], tmp_path / "out", compare=True)
