@@ -82,7 +82,8 @@ def ours(args):
     import numpy as np
 
     from llava_jax.convert import load_checkpoint
-    from llava_jax.generate import Generator, Sampling
+    from llava_jax.generate import Generator
+    from llava_jax.settings import SamplingSettings
     from llava_jax.text.example import Example
 
     checkpoint = load_checkpoint(args.folder)
@@ -91,7 +92,7 @@ def ours(args):
     prompt = Example([-200, *range(3, 3 + TEXT)], (pixels,))
 
     def answer(rows: int, tokens: int) -> None:
-        generator.generate([prompt] * rows, Sampling(max_new_tokens=tokens))
+        generator.generate([prompt] * rows, SamplingSettings(max_new_tokens=tokens))
 
     return answer
 

@@ -1,6 +1,6 @@
 """How likely a model finds a given answer: the loss over the answer's tokens, the end included."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -41,16 +41,15 @@ class Likelihood:
             use_im_start_end=config.use_im_start_end,
             open_turn=False,
         )
-        example = replace(example, images=tuple(self.model.pixels(i) for i in example.images))
-        self.model.generator.check(example)
+        example = self.model.with_pixels(example)
         shape = prompt_shape([example], config)._replace(targets=room_bucket(example.target_count))
         batch = collate([[example]], shape, config)
-        total, greedy = self._score(self.model.generator._leaves, batch)
+        total, greedy = self._score(self.model.generator.leaves, batch)
         count = example.target_count
         return Score(float(total), -float(total) / count, bool(greedy), count)
 
     def _fn(self, leaves, batch):
-        model = self.model.generator._model(leaves)
+        model = self.model.generator.model(leaves)
         targets = batch["targets"][0]  # [P]
         scored = targets != IGNORE
         logits = model.logits(model(batch)[0, batch["target_at"][0]])  # [P, V]

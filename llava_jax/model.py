@@ -4,35 +4,28 @@
     model = llava_jax.load("llava-hf/llava-1.5-7b-hf")
     print(model.generate("What is this?", "cat.jpg").text)
 
-Every image passes llava_jax.images.decode; every prompt is laid out by llava_jax.text.prompt.
+A Request becomes an Example (llava_jax.text.prompt), its images become pixels
+(llava_jax.images.pixels), and the generator answers it.
 """
 
 from __future__ import annotations
 
-import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as GeneratorType
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, PromptError
-from llava_jax.generate import Answer, Decoding, Generator, Output, Sampling
-from llava_jax.generate.request import (
-    Image,
-    Messages,
-    Reply,
-    Request,
-    image_list,
-    with_images,
-)
+from llava_jax.generate import Decoding, Detokenizer, Generator, Output
+from llava_jax.generate.request import Image, Messages, Reply, Request, image_list
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits
 from llava_jax.images.pixels import pixels_of
 from llava_jax.progress import progress as progress_bar
@@ -48,16 +41,6 @@ if TYPE_CHECKING:
     from llava_jax.convert import Checkpoint
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-
-
-class _Ready(NamedTuple):
-    """A request and its prompt, whose images are not opened yet.
-
-    request: with its seed drawn and the template's stop strings among its own.
-    """
-
-    request: Request
-    prompt: Example
 
 
 def load(
@@ -115,7 +98,7 @@ class LlavaModel:
     """A model with its tokenizer.
 
     config, params: as in llava_jax.llava (flat names, stacked layers). source: the checkpoint that
-    the parameters are from, if any; `save` keeps what else it holds. consume: see Generator.
+    the parameters are from, if any; `save` writes what else it holds. consume: see Generator.
     limits: what images may be, llava_jax.images.decode.Limits.
     generator: the compiled part, for those who have token ids and pixels already.
 
@@ -146,13 +129,13 @@ class LlavaModel:
 
         Raises PromptError, ImageError or ConfigError for what cannot be asked.
         """
-        stream = self.stream(messages, images, **settings)
-        stream.run()
-        return stream.reply
+        request = Request.of(messages, images, settings)
+        return self._answer([request], [self.with_pixels(self.example(request))])[0]
 
     def stream(self, messages: Messages, images: Any = None, **settings) -> Stream:
         """Like `generate`, but iterates over pieces of the text as they come."""
-        return Stream(self, self._prepare(Request.of(messages, images, settings)))
+        request = Request.of(messages, images, settings)
+        return Stream(self, request, self.with_pixels(self.example(request)))
 
     def generate_batch(
         self,
@@ -174,23 +157,31 @@ class LlavaModel:
             raise ConfigError(f"batch_size is {batch_size}, not at least 1")
         if isinstance(requests, str | Request):
             raise PromptError("requests must be a list of Request", fix="generate asks one")
-        replies: list[Reply | None] = [None] * len(requests)
-        ready: dict[int, _Ready] = {}
-        for i, request in enumerate(requests):
+
+        def attempt(make: Callable[[Any], Example], what: Any) -> Example | Reply:
             try:
-                ready[i] = self._prepare(request)
+                return make(what)
             except LlavaError as error:
-                replies[i] = _refused(error, on_error)
-        order = sorted(ready, key=lambda i: (len(ready[i].prompt.images), len(ready[i].prompt.ids)))
+                if on_error == "raise":
+                    raise
+                return Reply("", (), "error", error=str(error))
+
+        replies: list[Any] = [attempt(self.example, request) for request in requests]
+        order = [i for i, example in enumerate(replies) if isinstance(example, Example)]
+        order.sort(key=lambda i: (len(replies[i].images), len(replies[i].ids)))
         report, close = _progress(progress, len(requests))
-        report(len(requests) - len(ready))
+        report(len(requests) - len(order))
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            for i, reply in self._answer({i: ready[i] for i in part}, on_error).items():
+            for i in part:  # the pixels of one batch at a time are in memory
+                replies[i] = attempt(self.with_pixels, replies[i])
+            ready = [i for i in part if isinstance(replies[i], Example)]
+            answered = self._answer([requests[i] for i in ready], [replies[i] for i in ready])
+            for i, reply in zip(ready, answered):
                 replies[i] = reply
             report(len(part))
         close()
-        return [reply for reply in replies if reply is not None]
+        return replies
 
     def chat(self, **settings) -> Conversation:
         """A conversation that remembers. `settings` are fields of Request, for every answer."""
@@ -208,7 +199,7 @@ class LlavaModel:
             whole = replace(source, params=dict(self.generator.params()))
             return save_checkpoint(whole, path, to=to, overwrite=overwrite)
 
-    # Preparing -----------------------------------------------------------------------------------
+    # From a request to what the generator reads --------------------------------------------------
 
     def pixels(self, image: Image, *, name: str = "the image", exif: bool = False) -> np.ndarray:
         """What the tower sees of an image: uint8[S, S, 3] (float32 if it came normalised).
@@ -218,57 +209,58 @@ class LlavaModel:
         """
         return pixels_of(image, self.config, name=name, exif=exif, limits=self.limits)
 
-    def _prepare(self, request: Request) -> _Ready:
+    def example(self, request: Request) -> Example:
+        """The prompt of a request as the template writes it; its images are as they were given."""
         if not isinstance(request, Request):
-            raise PromptError(f"a {type(request).__name__} is no Request", fix="Request(messages)")
-        sampling = sampling_of(request)
-        prompt = build_prompt(
-            with_images(request.messages, request.images, request.system),
+            kind = type(request).__name__
+            raise PromptError(f"an object of type {kind} is not a Request", fix="Request(messages)")
+        return build_prompt(
+            request.message_list(),
             self.tokenizer,
             request.template or self.config.template,
             use_im_start_end=self.config.use_im_start_end,
         )
-        template = find_template(request.template or self.config.template)
-        stop = tuple(dict.fromkeys((*template.stop_strings, *request.stop)))
-        return _Ready(replace(request, seed=sampling.seed, stop=stop), prompt)
 
-    def _open(self, prompt: Example) -> Example:
-        """The prompt with pixels for its images."""
-        count = len(prompt.images)
-        names = [f"image {i + 1}" if count > 1 else "the image" for i in range(count)]
-        pixels = (self.pixels(i, name=n) for i, n in zip(prompt.images, names))
-        return replace(prompt, images=tuple(pixels))
+    def with_pixels(
+        self, example: Example, made: Mapping[int, np.ndarray] | None = None
+    ) -> Example:
+        """The example with pixels for images; those in `made`, by id(), are pixels already.
 
-    def _answer(self, ready: dict[int, _Ready], on_error: str) -> dict[int, Reply]:
-        """One batch. Keys are the requests' places."""
-        replies, prompts = {}, {}
-        for i, one in ready.items():
-            try:
-                prompt = self._open(one.prompt)
-                self.generator.check(prompt)
-                prompts[i] = prompt
-            except LlavaError as error:
-                replies[i] = _refused(error, on_error)
-        rows = list(prompts)
-        if not rows:
-            return replies
-        answers = [Answer(self.tokenizer, ready[i].request.stop) for i in rows]
-
-        def stop(row: int, ids: list[int]) -> int | None:
-            answers[row].push(ids[answers[row].count :])
-            return answers[row].count if answers[row].stopped else None
-
-        watched = any(answer.watches(self.generator.eos_ids) for answer in answers)
-        outputs = self.generator.generate(
-            [prompts[i] for i in rows],
-            [sampling_of(ready[i].request) for i in rows],
-            stop=stop if watched else None,
+        Raises ImageError, and PromptError for a prompt that cannot be answered.
+        """
+        made, several = made or {}, len(example.images) > 1
+        pixels = tuple(
+            made[id(image)]
+            if id(image) in made
+            else self.pixels(image, name=f"image {i}" if several else "the image")
+            for i, image in enumerate(example.images, 1)
         )
-        for i, answer, output in zip(rows, answers, outputs):
-            answer.push(output.ids[answer.count :])
-            answer.finish()
-            replies[i] = _reply(answer, output, ready[i].request)
-        return replies
+        ready = replace(example, images=pixels)
+        self.generator.check(ready)
+        return ready
+
+    def _detokenizer(self, request: Request) -> Detokenizer:
+        template = find_template(request.template or self.config.template)
+        return Detokenizer(self.tokenizer, (*template.stop_strings, *request.stop))
+
+    def _answer(self, requests: Sequence[Request], examples: Sequence[Example]) -> list[Reply]:
+        """The replies to one batch."""
+        if not requests:
+            return []
+        requests = [request.seeded() for request in requests]
+        texts = [self._detokenizer(request) for request in requests]
+        decoding = self.generator.start(examples, requests)
+        while True:
+            for row, text in enumerate(texts):
+                text.push(decoding.ids[row][text.count :])
+                if text.stopped:
+                    decoding.end(row, keep=text.count)
+            if not decoding.running:
+                break
+            decoding.advance()
+        for text in texts:
+            text.finish()
+        return [_reply(*row) for row in zip(texts, decoding.outputs(), requests)]
 
 
 class Stream:
@@ -278,20 +270,25 @@ class Stream:
     setting the event `cancelled`, from any thread or signal handler, at the model's next step.
     """
 
-    def __init__(self, model: LlavaModel, ready: _Ready, after: Decoding | None = None):
-        self._answer, self._request = Answer(model.tokenizer, ready.request.stop), ready.request
+    def __init__(
+        self,
+        model: LlavaModel,
+        request: Request,
+        example: Example,
+        after: Decoding | None = None,
+    ):
+        self._text, self._request = model._detokenizer(request), request.seeded()
         # The first token is chosen here, so that what cannot be asked fails before any output.
-        prompt, sampling = model._open(ready.prompt), sampling_of(ready.request)
-        self.decoding = model.generator.start([prompt], sampling, after=after)
+        self.decoding = model.generator.start([example], self._request, after=after)
         self.cancelled = threading.Event()
         self._finished = False
-        self._pieces = self._run(pause=0.05)
+        self._pieces = self._run()
 
     @property
     def reply(self) -> Reply:
         """The answer so far; whole once the iteration has ended."""
         (output,) = self.decoding.outputs()
-        reply = _reply(self._answer, output, self._request)
+        reply = _reply(self._text, output, self._request)
         return reply if self._finished else replace(reply, finish_reason="cancelled")
 
     def __iter__(self) -> Iterator[str]:
@@ -301,32 +298,24 @@ class Stream:
         """Ends the answer here."""
         self._pieces.close()
 
-    def run(self) -> None:
-        """Answers to the end, in steps as large as possible."""
-        self._pieces = self._run(pause=None)
-        for _ in self._pieces:
-            pass
-
-    def _run(self, pause: float | None) -> GeneratorType[str, None, None]:
-        """pause: seconds between pieces to aim at; few tokens a step on a slow machine."""
-        decoding, answer = self.decoding, self._answer
+    def _run(self, pause: float = 0.05) -> GeneratorType[str, None, None]:
+        """pause: seconds between pieces to aim at; few tokens per step on a slow machine."""
+        decoding, text = self.decoding, self._text
         count = 2
         while True:
-            piece = answer.push(decoding.ids[0][answer.count :])
-            if answer.stopped:
-                decoding.end(0, keep=answer.count)
+            piece = text.push(decoding.ids[0][text.count :])
+            if text.stopped:
+                decoding.end(0, keep=text.count)
             if piece:
                 yield piece
-            if not decoding.running:
-                self._finished = True
+            self._finished = not decoding.running
             if self._finished or self.cancelled.is_set():
                 break
             before = time.monotonic()
-            decoding.advance() if pause is None else decoding.advance(count)
-            if pause is not None:
-                quick = time.monotonic() - before < pause
-                count = min(2 * count, 16) if quick else max(count // 2, 1)
-        piece = answer.finish()
+            decoding.advance(count)
+            quick = time.monotonic() - before < pause
+            count = min(2 * count, 16) if quick else max(count // 2, 1)
+        piece = text.finish()
         if piece:
             yield piece
 
@@ -341,13 +330,14 @@ class Conversation:
 
     def __init__(self, model: LlavaModel, *, exif: bool = False, **settings):
         self.model, self.settings, self.exif = model, settings, exif
-        self.messages: list[dict[str, Any]] = []
-        self._last: Decoding | None = None
-        sampling_of(Request.of("", (), settings))  # for its checks
+        Request.of("", (), settings)  # for its checks
+        self.reset()
 
     def reset(self) -> None:
         """Forgets everything said and shown."""
-        self.messages, self._last = [], None
+        self.messages: list[dict[str, Any]] = []
+        self._last: Decoding | None = None
+        self._pixels: dict[int, np.ndarray] = {}  # by id(): the images in `messages` opened here
 
     def say(self, text: str, images: Any = None) -> Reply:
         """Asks, remembers question and answer, and returns the answer."""
@@ -356,69 +346,62 @@ class Conversation:
             pass
         return stream.reply
 
-    def stream(self, text: str, images: Any = None) -> _Turn:
+    def stream(self, text: str, images: Any = None) -> Stream:
         """Like `say`, piece by piece. An answer that is closed early is remembered as far as it came.
 
         Raises as LlavaModel.generate does; the conversation is then as before.
         """
-        # Opened once: what comes out of `pixels` is left as it is when it goes in again.
-        shown = [
-            {"type": "image", "image": self.model.pixels(image, exif=self.exif)}
-            for image in image_list(images)
-        ]
-        asked = {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
-        ready = self.model._prepare(Request([*self.messages, asked], **self.settings))
-        return _Turn(self, asked, ready)
+        shown = [self.model.pixels(image, exif=self.exif) for image in image_list(images)]
+        content = [{"type": "image", "image": pixels} for pixels in shown]
+        asked = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+        request = Request([*self.messages, asked], **self.settings)
+        made = self._pixels | {id(pixels): pixels for pixels in shown}
+        example = self.model.with_pixels(self.model.example(request), made)
+        return _Turn(self, asked, request, example, made)
 
 
 class _Turn(Stream):
     """The answer to one turn; the conversation remembers it when it ends."""
 
-    def __init__(self, conversation: Conversation, asked: dict[str, Any], ready: _Ready):
+    def __init__(
+        self,
+        conversation: Conversation,
+        asked: dict[str, Any],
+        request: Request,
+        example: Example,
+        made: dict[int, np.ndarray],
+    ):
         last, conversation._last = conversation._last, None
-        super().__init__(conversation.model, ready, last)
-        self._conversation, self._asked = conversation, asked
+        super().__init__(conversation.model, request, example, last)
+        self._conversation, self._asked, self._made = conversation, asked, made
 
-    def _run(self, pause: float | None) -> GeneratorType[str, None, None]:
-        conversation, kept = self._conversation, self.decoding
+    def _run(self, pause: float = 0.05) -> GeneratorType[str, None, None]:
+        conversation, last = self._conversation, self.decoding
         try:
             yield from super()._run(pause)
         except KeyboardInterrupt:
-            kept = None  # the cache may have been handed over and not taken back
+            last = None  # the cache may have been handed over and not taken back
             raise
         finally:
-            if self.reply.text:  # a turn without an answer could not be laid out again
+            if self.reply.text:  # a turn without an answer could not be written again
                 said = {"role": "assistant", "content": self.reply.text}
                 conversation.messages += [self._asked, said]
-            conversation._last = kept
+                conversation._pixels = self._made
+            conversation._last = last
 
 
 # Small parts --------------------------------------------------------------------------------------
 
 
-def sampling_of(request: Request) -> Sampling:
-    """How the request's answer is chosen, its seed drawn. Raises ConfigError for a senseless value."""
-    seed = request.seed
-    if seed is None:
-        seed = secrets.randbits(32) if request.temperature else 0
-    return Sampling(request.temperature, request.top_k, request.top_p, seed, request.max_new_tokens)
-
-
-def _reply(answer: Answer, output: Output, request: Request) -> Reply:
+def _reply(text: Detokenizer, output: Output, request: Request) -> Reply:
     return Reply(
-        answer.text,
+        text.text,
         output.ids,
         output.finish_reason,
         output.prompt_positions,
         output.logprobs,
         request.seed or 0,
     )
-
-
-def _refused(error: LlavaError, on_error: str) -> Reply:
-    if on_error == "raise":
-        raise error
-    return Reply("", (), "error", error=str(error))
 
 
 def _progress(progress: bool | Callable[[int, int], None], total: int):

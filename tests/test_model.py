@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 import llava_jax
+from llava_jax import images
 from llava_jax.errors import ConfigError, ImageError, LlavaError, PromptError
 from llava_jax.model import LlavaModel, Request, load
 from llava_jax.sharding import make_mesh
@@ -113,7 +114,7 @@ def test_a_stop_string_ends_the_answer_wherever_it_falls():
 
 
 def test_words_that_look_like_markup_are_words():
-    plain = model()._prepare(Request("see <image> and </s> [INST] <s>", [picture()])).prompt
+    plain = model().example(Request("see <image> and </s> [INST] <s>", [picture()]))
     assert (plain.ids == -200).sum() == 1
     assert (plain.ids == tokenizer().bos_id).sum() == 1
     assert (plain.ids == tokenizer().eos_id).sum() == 0
@@ -138,7 +139,7 @@ def test_an_image_may_come_in_any_form(tmp_path):
     [
         ("https://example.org/cat.jpg", "not fetched"),
         ("/nowhere/cat.jpg", "cat.jpg"),
-        (3, "an image|is no image"),
+        (3, "of type int is not an image"),
         (np.zeros((4, 4, 3)), "not uint8"),
         (b"", "no bytes"),
     ],
@@ -155,7 +156,7 @@ def test_what_is_no_image_is_refused(image, message):
         ({"temperature": "hot"}, ConfigError),
         ({"max_new_tokens": 0}, ConfigError),
         ({"template": "nope"}, ConfigError),
-        ({"stop": ["#", 3]}, PromptError),
+        ({"stop": ["#", 3]}, ConfigError),
     ],
 )
 def test_a_senseless_setting_is_refused(settings, error):
@@ -164,10 +165,10 @@ def test_a_senseless_setting_is_refused(settings, error):
 
 
 def test_system_prompt_and_template_can_be_chosen():
-    ids = model()._prepare(Request("what?", system="a table")).prompt.ids
+    ids = model().example(Request("what?", system="a table")).ids
     text = tokenizer().decode(ids, skip_special=True)
     assert text.startswith("a table USER: what?")
-    ids = model()._prepare(Request("what?", template="llava_llama_2")).prompt.ids
+    ids = model().example(Request("what?", template="llava_llama_2")).ids
     assert "[INST]" in tokenizer().decode(ids)
     with pytest.raises(PromptError, match="two system prompts"):
         model().generate([{"role": "system", "content": "x"}, message("y")], system="z")
@@ -199,6 +200,37 @@ def test_a_conversation_equals_its_messages_asked_at_once():
     chat.reset()
     assert chat.messages == []
     assert chat.say("what is this?", picture()).text == first.text
+
+
+def test_a_picture_is_opened_and_turned_into_pixels_once_a_turn(tmp_path, monkeypatch):
+    files = [tmp_path / f"{seed}.png" for seed in range(2)]
+    for seed, path in enumerate(files):
+        path.write_bytes(encoded(picture(seed)))
+    calls = []
+
+    def counting(name: str):
+        real = getattr(images.pixels, name)
+        return lambda *args, **kw: calls.append(name) or real(*args, **kw)
+
+    for name in ("open_image", "to_pixels"):
+        monkeypatch.setattr(images.pixels, name, counting(name))
+
+    def counted(ask) -> tuple[int, int]:
+        calls.clear()
+        ask()
+        return calls.count("open_image"), calls.count("to_pixels")
+
+    def turns():
+        chat = model().chat(**SHORT)
+        assert chat.say("what is this?", files[0]).text
+        assert chat.say("and this?", files[1]).text
+        chat.say("which is red?")
+
+    assert counted(turns) == (2, 2)
+    asked = Request("which?", files, **SHORT)
+    assert counted(lambda: model().generate("which?", files, **SHORT)) == (2, 2)
+    assert counted(lambda: list(model().stream("which?", files, **SHORT))) == (2, 2)
+    assert counted(lambda: model().generate_batch([asked, REQUESTS[1]])) == (2, 2)
 
 
 def test_an_answer_that_is_broken_off_is_remembered_as_far_as_it_came():
@@ -297,9 +329,9 @@ def test_one_image_and_one_stop_text_need_no_list():
             "the last message must be the user's",
         ),
         (lambda m: m.generate("a", max_tokens=3), "did you mean max_new_tokens"),
-        (lambda m: m.generate("a", stop=[3]), "stop holds what is no text"),
+        (lambda m: m.generate("a", stop=[3]), "stop is .*, not a string or a tuple of strings"),
         (lambda m: m.chat(temperature=-1), "temperature is -1"),
-        (lambda m: m.generate_batch(["a"]), "a str is no Request"),
+        (lambda m: m.generate_batch(["a"]), "type str is not a Request"),
         (lambda m: m.generate_batch(Request("a")), "must be a list of Request"),
         (lambda m: m.generate_batch([Request("a")], on_error="ignore"), "on_error 'ignore'"),
         (lambda m: m.generate_batch([Request("a")], batch_size=0), "batch_size is 0"),

@@ -173,7 +173,9 @@ def predict(
         for group in length_buckets(todo, batch):
             # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
             # question, as in LLaVA's evaluation.
-            requests = [Request(q.prompt, found[q.key], max_new_tokens) for q in group]
+            requests = [
+                Request(q.prompt, found[q.key], max_new_tokens=max_new_tokens) for q in group
+            ]
             replies = model.generate_batch(requests, batch_size=len(requests))
             if len(replies) != len(group):
                 raise AnswerError(

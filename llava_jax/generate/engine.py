@@ -27,17 +27,20 @@ from llava_jax.batch import check_prompt
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import PromptError
 from llava_jax.generate import weights
-from llava_jax.generate.decoding import CHUNK, Chosen, Decoding, Output, State, Stop, reusable
-from llava_jax.generate.sampling import Controls, Sampling, choose
+from llava_jax.generate.decoding import CHUNK, Decoding, Output, State, StepOutput
+from llava_jax.generate.sampling import Controls, choose_token
 from llava_jax.layers import Compute
 from llava_jax.llama import KVCache, causal_mask, init_cache
 from llava_jax.llava import Llava
+from llava_jax.settings import SamplingSettings
 from llava_jax.sharding import BATCH, batch_sharding, constrain
 from llava_jax.text.example import Example
 
+Settings = SamplingSettings | Sequence[SamplingSettings]
+
 
 class Generator:
-    """A model that answers batches of prompts.
+    """A model that answers batches of prompts: Examples without labels, with pixels for images.
 
     config, params: the model, parameters flat and stacked as in llava_jax.llava.
     compute: dtype of activations and cache; by default that of the parameters.
@@ -69,41 +72,34 @@ class Generator:
             config, params, compute, mesh=mesh, unrolled=self.unrolled, consume=consume
         )
         # A list of leaves is flattened in C++ at every call; a State would be in Python.
-        self._leaves, self._treedef = jax.tree.flatten(self.state)
-        self._rows = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        self.leaves, self._treedef = jax.tree.flatten(self.state)
+        self.row_multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self.compiled: Counter[str] = Counter()
-        jit = jax.jit
-        self._prefill = jit(self._prefill_fn, static_argnames=("capacity", "keep_logits"))
-        self._extend = jit(
-            self._extend_fn, static_argnames=("keep_logits",), donate_argnames=("state",)
-        )
-        self._decode = jit(
-            self._decode_fn, static_argnames=("keep_logits",), donate_argnames=("state",)
-        )
-        self._grow = jit(self._grow_fn, static_argnames=("capacity",))
+        # Donating the state lets XLA update the cache in place.
+        fixed, given = ("capacity", "keep_logits"), ("state",)
+        self.read = jax.jit(self._read, static_argnames=fixed, donate_argnames=given)
+        self.decode = jax.jit(self._decode, static_argnames=fixed[1:], donate_argnames=given)
+        self.grow = jax.jit(self._grow, static_argnames=fixed[:1])
 
     # On the host ---------------------------------------------------------------------------------
 
     def generate(
         self,
         prompts: Sequence[Example],
-        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008  frozen
+        settings: Settings = SamplingSettings(),  # noqa: B008  frozen
         *,
-        stop: Stop | None = None,
         keep_logits: bool = False,
     ) -> list[Output]:
         """Answers the prompts as one batch, in order. See `start` for errors."""
-        decoding = self.start(prompts, sampling, keep_logits=keep_logits)
-        while True:
-            decoding.apply(stop)
-            if not decoding.running:
-                return decoding.outputs()
+        decoding = self.start(prompts, settings, keep_logits=keep_logits)
+        while decoding.running:
             decoding.advance()
+        return decoding.outputs()
 
     def start(
         self,
         prompts: Sequence[Example],
-        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008  frozen
+        settings: Settings = SamplingSettings(),  # noqa: B008  frozen
         *,
         keep_logits: bool = False,
         after: Decoding | None = None,
@@ -116,15 +112,12 @@ class Generator:
         """
         if not prompts:
             raise PromptError("there are no prompts")
-        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-        if len(settings) != len(prompts):
-            raise PromptError(f"{len(settings)} sampling settings for {len(prompts)} prompts")
+        rows = [settings] * len(prompts) if isinstance(settings, SamplingSettings) else settings
+        if len(rows) != len(prompts):
+            raise PromptError(f"{len(rows)} sampling settings for {len(prompts)} prompts")
         for i, prompt in enumerate(prompts):
             self.check(prompt, "the prompt" if len(prompts) == 1 else f"prompt {i} of the batch")
-        reuse = None
-        if after is not None and len(prompts) == 1 and after.state is not None:
-            reuse = reusable(after, prompts[0], self.config)
-        return Decoding(self, prompts, settings, keep_logits, after, reuse)
+        return Decoding(self, prompts, rows, keep_logits, after)
 
     def check(self, prompt: Example, name: str = "the prompt") -> None:
         """Raises PromptError, with `name` in it, for a prompt that `start` would refuse."""
@@ -134,83 +127,67 @@ class Generator:
         """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
         return weights.stacked(self.state)
 
-    def _put(self, tree: Any) -> Any:
+    def put(self, tree: Any) -> Any:
         """Arrays with a leading batch axis -> arrays on the devices."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
         return jax.device_put(tree, batch_sharding(self.mesh))
 
-    def _scope(self):
+    def scope(self):
+        """The context to call `read`, `decode` and `grow` in."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     # On the device -------------------------------------------------------------------------------
 
-    def _model(self, leaves: list[jax.Array]) -> Llava:
+    def model(self, leaves: list[jax.Array]) -> Llava:
+        """The model over `leaves`; cheap enough to call inside jit, with `self.leaves` as argument."""
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
 
-    def _prefill_fn(self, leaves, rows, controls: Controls, *, capacity, keep_logits):
-        """Reads whole prompts into a new cache of `capacity` entries."""
-        self.compiled["prefill"] += 1
-        model = self._model(leaves)
-        b, t = rows["tokens"].shape
-        at = jnp.broadcast_to(jnp.arange(t), (b, t))
-        lengths = _lengths(rows)
-        real = at < lengths[:, None]
-        cache = self._sharded(
-            init_cache(self.config.language, b, capacity, self.compute.dtype, self.unrolled)
-        )
-        hidden, cache = model.language(
-            constrain(model.embed(rows["tokens"], rows["slots"], rows["images"]), BATCH),
-            at,
-            causal_mask(real.astype(jnp.int32)),
-            cache,
-        )
-        key_positions = jnp.pad(
-            jnp.where(real, at, -1), ((0, 0), (0, capacity - t)), constant_values=-1
-        )
-        return self._first(
-            model, hidden, lengths - 1, controls, cache, key_positions, lengths, t, keep_logits
-        )
-
-    def _extend_fn(self, leaves, rows, controls: Controls, state: State, start_B, *, keep_logits):
-        """Reads more tokens behind the cached ones before position `start_B`, dropping the others."""
-        self.compiled["extend"] += 1
-        model = self._model(leaves)
-        b, t = rows["tokens"].shape
-        at = jnp.broadcast_to(jnp.arange(t), (b, t))
-        lengths = _lengths(rows)
-        positions = start_B[:, None] + at
-        kept = jnp.where(state.key_positions < start_B[:, None], state.key_positions, -1)
-        key_positions = jax.lax.dynamic_update_slice_in_dim(
-            kept, jnp.where(at < lengths[:, None], positions, -1), state.slot, axis=1
-        )
-        hidden, cache = model.language(
-            constrain(model.embed(rows["tokens"], rows["slots"], rows["images"]), BATCH),
-            positions,
-            visible(positions, key_positions),
-            state.cache,
-            write_at=state.slot,
-            key_positions_BS=key_positions,
-        )
-        return self._first(
-            model,
-            hidden,
-            lengths - 1,
-            controls,
-            cache,
-            key_positions,
-            start_B + lengths,
-            state.slot + t,
-            keep_logits,
-        )
-
-    def _first(
-        self, model, hidden, last_B, controls, cache, key_positions, lengths, slot, keep_logits
+    def _read(
+        self,
+        leaves,
+        batch,
+        controls: Controls,
+        state: State | None,
+        start_B,
+        *,
+        capacity,
+        keep_logits,
     ):
-        """Chooses the first token from the last real position of each row."""
-        logits = model.logits(hidden[jnp.arange(len(hidden)), last_B])
+        """Reads prompts and chooses the first token of each. Returns (State, StepOutput).
+
+        Without `state`, into a new cache of `capacity` entries. With it, the batch is what follows
+        the cached tokens before position `start_B`; the others are dropped.
+        """
+        self.compiled["prefill" if state is None else "extend"] += 1
+        model = self.model(leaves)
+        b, t = batch["tokens"].shape
+        cache: Any  # never None: a cache goes in
+        lengths = new_lengths = _lengths(batch)  # [B]
+        positions = at = jnp.broadcast_to(jnp.arange(t), (b, t))  # [B, T]
+        real = at < lengths[:, None]  # [B, T]
+        x = constrain(model.embed(batch["tokens"], batch["slots"], batch["images"]), BATCH)
+        if state is None:
+            write_at, where = 0, {}
+            key_positions = jnp.pad(
+                jnp.where(real, at, -1), ((0, 0), (0, capacity - t)), constant_values=-1
+            )  # [B, S]
+            mask = causal_mask(real.astype(jnp.int32))  # [B, T, T]: only these keys are read
+            cache = init_cache(self.config.language, b, capacity, self.compute.dtype, self.unrolled)
+            cache = self._sharded(cache)
+        else:
+            write_at, cache = state.write_at, state.cache
+            positions, lengths = start_B[:, None] + at, start_B + lengths
+            old = jnp.where(state.key_positions < start_B[:, None], state.key_positions, -1)
+            key_positions = jax.lax.dynamic_update_slice_in_dim(
+                old, jnp.where(real, positions, -1), write_at, axis=1
+            )  # [B, S]
+            mask = visible(positions, key_positions)  # [B, T, S]
+            where = {"write_at": write_at, "key_positions_BS": key_positions}
+        hidden, cache = model.language(x, positions, mask, cache, **where)  # [B, T, D]
+        logits = model.logits(hidden[jnp.arange(b), new_lengths - 1])  # [B, V]
         step = jnp.zeros((), jnp.int32)
-        token, logprob = choose(logits, controls, step)
+        token, logprob = choose_token(logits, controls, step)  # [B]
         state = State(
             self._sharded(cache),
             key_positions,
@@ -218,20 +195,17 @@ class Generator:
             token,
             self._ended(token, step + 1, controls),
             step + 1,
-            jnp.asarray(slot, jnp.int32),
+            jnp.asarray(write_at + t, jnp.int32),
         )
         kept = logits[:, None] if keep_logits else None
-        return state, self._gathered(Chosen(token[:, None], logprob[:, None], kept, step + 1))
+        return state, _everywhere(StepOutput(token[:, None], logprob[:, None], kept, step + 1))
 
-    def _decode_fn(
-        self, leaves, state: State, controls: Controls, stopped_B, limit, *, keep_logits
-    ):
+    def _decode(self, leaves, state: State, controls: Controls, stopped_B, limit, *, keep_logits):
         """Gives up to `limit` (at most CHUNK) further tokens; ends early when every row is done."""
         self.compiled["decode"] += 1
-        model = self._model(leaves)
-        b = len(state.token)
-        vocab = self.config.language.vocab_size
-        out = Chosen(
+        model = self.model(leaves)
+        b, vocab = len(state.token), self.config.language.vocab_size
+        out = StepOutput(
             jnp.full((b, CHUNK), -1, jnp.int32),
             jnp.zeros((b, CHUNK), jnp.float32),
             jnp.zeros((b, CHUNK, vocab), jnp.float32) if keep_logits else None,
@@ -244,48 +218,47 @@ class Generator:
 
         def one(carry):
             state, out = carry
-            done = state.done
+            done, i = state.done, out.count
             state, logprob, logits = self._step(model, state, controls)
-            i = out.count
             tokens = out.tokens.at[:, i].set(jnp.where(done, -1, state.token))
             kept = out.logits.at[:, i].set(logits) if keep_logits else None
-            return state, Chosen(tokens, out.logprobs.at[:, i].set(logprob), kept, i + 1)
+            return state, StepOutput(tokens, out.logprobs.at[:, i].set(logprob), kept, i + 1)
 
         state = state._replace(done=state.done | stopped_B)
         state, out = jax.lax.while_loop(more, one, (state, out))
-        return state, self._gathered(out)
+        return state, _everywhere(out)
 
     def _step(self, model: Llava, state: State, controls: Controls):
         """Reads the last chosen token of each row and chooses the next."""
-        at = state.positions[:, None]
+        at = state.positions[:, None]  # [B, 1]
         key_positions = jax.lax.dynamic_update_slice_in_dim(
-            state.key_positions, at, state.slot, axis=1
-        )
+            state.key_positions, at, state.write_at, axis=1
+        )  # [B, S]
         cache: Any  # never None: a cache goes in
         hidden, cache = model.language(
-            model.language.embed(state.token[:, None], self.compute.dtype),
+            model.language.embed(state.token[:, None], self.compute.dtype),  # [B, 1, D]
             at,
-            visible(at, key_positions),
+            visible(at, key_positions),  # [B, 1, S]
             state.cache,
-            write_at=state.slot,
+            write_at=state.write_at,
             key_positions_BS=key_positions,
         )
-        logits = model.logits(hidden[:, 0])
-        token, logprob = choose(logits, controls, state.step)
+        logits = model.logits(hidden[:, 0])  # [B, V]
+        token, logprob = choose_token(logits, controls, state.step)  # [B]
         step = state.step + 1
         done = state.done | self._ended(token, step, controls)
-        state = State(cache, key_positions, state.positions + 1, token, done, step, state.slot + 1)
-        return state, logprob, logits
+        after = state.positions + 1, token, done, step, state.write_at + 1
+        return State(cache, key_positions, *after), logprob, logits
 
     def _ended(self, token_B, step, controls: Controls):
         return jnp.isin(token_B, jnp.asarray(self.eos_ids)) | (step >= controls.budget)
 
-    def _grow_fn(self, state: State, *, capacity: int) -> State:
+    def _grow(self, state: State, *, capacity: int) -> State:
         """The same state with a cache of `capacity` entries."""
         self.compiled["grow"] += 1
         more = capacity - state.key_positions.shape[1]
 
-        def pad(x):
+        def pad(x):  # [..., K, S, H]
             return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
 
         cache = self._sharded(jax.tree.map(pad, state.cache))
@@ -301,20 +274,21 @@ class Generator:
         partition = P(*axes) if self.unrolled else P(None, *axes)
         return jax.tree.map(lambda x: constrain(x, partition), cache)
 
-    def _gathered(self, chosen: Chosen) -> Chosen:
-        """A copy on every device, so that every process can read it."""
-        return jax.tree.map(lambda x: constrain(x, P()), chosen)
-
-
-def _lengths(rows: Mapping[str, jax.Array]) -> jax.Array:
-    """int32[B]: the real positions of each row; 1 in an empty row, so that no softmax is of nothing."""
-    return jnp.maximum((rows["segments"] > 0).sum(1, dtype=jnp.int32), 1)
-
 
 def visible(positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:
     """bool[B, T, S]: a query sees the cached keys up to its own position."""
     keys = key_positions_BS[:, None, :]
     return (keys >= 0) & (keys <= positions_BT[:, :, None])
+
+
+def _lengths(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """int32[B]: real positions of each row; 1 in an empty row, so that no softmax is of nothing."""
+    return jnp.maximum((batch["segments"] > 0).sum(1, dtype=jnp.int32), 1)
+
+
+def _everywhere(out: StepOutput) -> StepOutput:
+    """A copy on every device, so that every process can read it."""
+    return jax.tree.map(lambda x: constrain(x, P()), out)
 
 
 def _platform(mesh: Mesh | None) -> str:

@@ -1,14 +1,14 @@
-"""What is asked and what comes back, in the user's terms. Imports no jax."""
+"""What a caller asks and what comes back. Imports no jax."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llava_jax.errors import ConfigError, PromptError, did_you_mean
-
-MAX_NEW_TOKENS = 512
+from llava_jax.settings import SAMPLING, SamplingSettings
 
 Image = Any
 """An image: a file name or path, encoded bytes or a binary file of them, a `data:` URI, a PIL image,
@@ -21,41 +21,67 @@ text or a list of {"type": "text", "text": str} and {"type": "image", "image": I
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(SamplingSettings):
     """One thing to ask. `images`, one or a list, stand before the first user message, a line each.
 
-    temperature 0 is greedy; top_k 0 and top_p 1 keep every token. seed: None draws a new one.
-    stop: a text or texts that end the answer, besides the template's own. system: in place of the
-    template's system prompt. template: a name of llava_jax.text.conversation.TEMPLATES, by default the model's.
+    The other fields are those of llava_jax.settings.SamplingSettings, by keyword.
+    Raises ConfigError for a setting that is out of range or of the wrong type.
     """
 
-    messages: Messages
-    images: Image | Sequence[Image] = ()
-    max_new_tokens: int = MAX_NEW_TOKENS
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: str | Sequence[str] = ()
-    system: str | None = None
-    template: str | None = None
+    messages: Messages = field(kw_only=False)
+    images: Image | Sequence[Image] = field(default=(), kw_only=False)
 
     def __post_init__(self):
-        stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-        if not all(isinstance(text, str) for text in stop):
-            raise PromptError(f"stop holds what is no text: {stop!r}")
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "images", tuple(image_list(self.images)))
+        super().__post_init__()
 
     @classmethod
     def of(cls, messages: Messages, images: Any, settings: Mapping[str, Any]) -> Request:
-        """A request from the words of a call. Raises ConfigError for a setting that is no field."""
-        known = [f.name for f in fields(cls) if f.name not in ("messages", "images")]
+        """A request from the arguments of a call. Raises ConfigError for an unknown setting."""
         for name in settings:
-            if name not in known:
-                fix = did_you_mean(name, known, cutoff=0.5) or f"one of {', '.join(known)}"
+            if name not in SAMPLING:
+                fix = did_you_mean(name, SAMPLING, cutoff=0.5) or f"one of {', '.join(SAMPLING)}"
                 raise ConfigError(f"no setting {name!r}", fix=fix)
         return cls(messages, images, **settings)
+
+    def seeded(self) -> Request:
+        """The request with a seed: its own, or one drawn now."""
+        if self.seed is not None:
+            return self
+        return replace(self, seed=secrets.randbits(32) if self.temperature else 0)
+
+    def message_list(self) -> list[Mapping[str, Any]]:
+        """The messages with the images in the first user message, and `system` in front.
+
+        Raises PromptError for what is not a list of messages, or asks nothing.
+        """
+        messages = self.messages
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        if not isinstance(messages, list | tuple) or not all(
+            isinstance(m, Mapping) for m in messages
+        ):
+            raise PromptError("messages must be a text or a list of {'role', 'content'}")
+        rows = list(messages)
+        if not rows:
+            raise PromptError("there are no messages")
+        if rows[-1].get("role") == "assistant":
+            raise PromptError("the last message must be the user's, not the assistant's")
+        if self.system is not None:
+            if rows[0].get("role") == "system":
+                raise PromptError("there are two system prompts", fix="give system= or the message")
+            rows.insert(0, {"role": "system", "content": self.system})
+        if self.images:
+            first = next((i for i, row in enumerate(rows) if row.get("role") == "user"), None)
+            if first is None:
+                raise PromptError("there is no user message for the images")
+            words = rows[first].get("content")
+            shown = [{"type": "image", "image": image} for image in self.images]
+            said = [words] if isinstance(words, str) else list(words or [])
+            rows[first] = {**rows[first], "content": [*shown, *said]}
+        return rows
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,7 @@ class Reply:
     finish_reason: "stop" (end token or stop string), "length" (max_new_tokens, or the context is
     full), "cancelled" (a stream that was closed early) or "error" (see generate_batch).
     prompt_tokens: positions the prompt took, image features included. logprobs: one per id.
+    seed: the one that was used. error: why it could not be asked.
     """
 
     text: str
@@ -82,34 +109,3 @@ def image_list(images: Any) -> list[Image]:
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
-
-
-def with_images(
-    messages: Messages, images: Sequence[Image], system: str | None
-) -> list[Mapping[str, Any]]:
-    """A message list in which `images` stand before the words of the first user message.
-
-    Raises PromptError for what is no list of messages, or one that asks nothing.
-    """
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    if not isinstance(messages, list | tuple) or not all(isinstance(m, Mapping) for m in messages):
-        raise PromptError("messages must be a text or a list of {'role', 'content'}")
-    rows = list(messages)
-    if not rows:
-        raise PromptError("there are no messages")
-    if rows[-1].get("role") == "assistant":
-        raise PromptError("the last message must be the user's, not the assistant's")
-    if system is not None:
-        if rows and rows[0].get("role") == "system":
-            raise PromptError("there are two system prompts", fix="give system= or the message")
-        rows.insert(0, {"role": "system", "content": system})
-    if images:
-        first = next((i for i, row in enumerate(rows) if row.get("role") == "user"), None)
-        if first is None:
-            raise PromptError("there is no user message for the images")
-        words = rows[first].get("content")
-        shown = [{"type": "image", "image": image} for image in images]
-        said = [words] if isinstance(words, str) else list(words or [])
-        rows[first] = {**rows[first], "content": [*shown, *said]}
-    return rows

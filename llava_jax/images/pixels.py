@@ -61,7 +61,8 @@ def pixels_of(
     if isinstance(image, str | bytes | bytearray | memoryview) or hasattr(image, "read"):
         return to_pixels(open_image(image, limits, name, exif=exif), config)
     if not isinstance(image, Image.Image):
-        raise ImageError(f"{name}: a {type(image).__name__} is not an image", code="unknown_format")
+        what = f"an object of type {type(image).__name__} is not an image"
+        raise ImageError(f"{name}: {what}", code="unknown_format")
     if 0 in image.size:
         raise refusal("no_size", name)
     try:

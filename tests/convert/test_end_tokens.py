@@ -79,7 +79,7 @@ def test_transformers_ends_at_the_same_token(folder, tmp_path):
     with_ends(tmp_path / "hf", [2, int(free.ids[4])])
     model = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf")
     ours = llava_jax.load(tmp_path / "hf")
-    ids = ours._prepare(Request("what is this")).prompt.ids
+    ids = ours.example(Request("what is this")).ids
     theirs = model.generate(torch.from_numpy(ids[None].astype(np.int64)), max_new_tokens=12)
     new = theirs[0, len(ids) :].tolist()
     assert new == list(ours.generate("what is this", max_new_tokens=12).ids)

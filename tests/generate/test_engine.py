@@ -9,17 +9,18 @@ import pytest
 from llava_jax import llava
 from llava_jax.batch import collate, prompt_shape
 from llava_jax.errors import PromptError, WeightError
-from llava_jax.generate import Generator, Sampling, decoding
+from llava_jax.generate import Generator, decoding
+from llava_jax.settings import SamplingSettings
 from llava_jax.sharding import make_mesh
 from llava_jax.text.example import Example
 from tests.generate.tiny import CONFIG, MIXED, WINDOWED, generator, params, prompt
 
-LONG = Sampling(max_new_tokens=20)
+LONG = SamplingSettings(max_new_tokens=20)
 WARM = [
-    Sampling(temperature=1.3, seed=1, max_new_tokens=20),
-    Sampling(temperature=0.8, top_k=9, seed=2, max_new_tokens=11),
-    Sampling(max_new_tokens=20),
-    Sampling(temperature=1.0, top_p=0.8, top_k=30, seed=3, max_new_tokens=20),
+    SamplingSettings(temperature=1.3, seed=1, max_new_tokens=20),
+    SamplingSettings(temperature=0.8, top_k=9, seed=2, max_new_tokens=11),
+    SamplingSettings(max_new_tokens=20),
+    SamplingSettings(temperature=1.0, top_p=0.8, top_k=30, seed=3, max_new_tokens=20),
 ]
 
 
@@ -104,10 +105,10 @@ def test_end_tokens_end_a_row():
 
 
 def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch):
-    settings = Sampling(max_new_tokens=70)
+    settings = SamplingSettings(max_new_tokens=70)
     whole = generator().generate(MIXED, settings)
     before = generator().compiled["grow"]
-    monkeypatch.setattr(decoding, "_FIRST_ROOM", 32)
+    monkeypatch.setattr(decoding, "_FIRST_ENTRIES", 32)
     assert [o.ids for o in generator().generate(MIXED, settings)] == [o.ids for o in whole]
     assert generator().compiled["grow"] > before
 
@@ -222,7 +223,7 @@ def test_half_precision_parameters_run_in_half_precision():
     half = {n: v.astype(jax.numpy.bfloat16) for n, v in params().items()}
     own = Generator(CONFIG, half)
     assert own.compute.dtype == jax.numpy.bfloat16
-    (out,) = own.generate([prompt(5, 1)], Sampling(max_new_tokens=3))
+    (out,) = own.generate([prompt(5, 1)], SamplingSettings(max_new_tokens=3))
     assert len(out.ids) == 3
 
 
@@ -232,5 +233,5 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_empty_answer(name, value
     broken = {n: np.array(v) for n, v in params(CONFIG).items()}
     broken[name][..., 3] = value
     with pytest.raises(WeightError, match="logits are not finite") as info:
-        Generator(CONFIG, broken).generate([prompt(6)], Sampling(max_new_tokens=4))
+        Generator(CONFIG, broken).generate([prompt(6)], SamplingSettings(max_new_tokens=4))
     assert "inspect MODEL --values" in str(info.value)

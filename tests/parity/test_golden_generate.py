@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from llava_jax.convert import load_checkpoint
-from llava_jax.generate import Generator, Sampling
+from llava_jax.generate import Generator
+from llava_jax.settings import SamplingSettings
 from llava_jax.text.example import Example
 from tests.conftest import shared
 from tests.parity.golden_model import GOLDEN, arrays, cases, models_with
@@ -50,7 +51,7 @@ def test_each_prompt_alone(model):
     folder = shared(f"{GOLDEN}/{model}")
     for i, case in enumerate(cases(folder)["generate"]):
         (one,) = prompts(model, [case["input_ids"]], case["image_index"])
-        sampling = Sampling(max_new_tokens=case["max_new_tokens"])
+        sampling = SamplingSettings(max_new_tokens=case["max_new_tokens"])
         (out,) = generator(model).generate([one], sampling, keep_logits=True)
         n = decided(case["margins"])
         assert list(out.ids[:n]) == case["output_ids"][1 : n + 1]
@@ -68,7 +69,7 @@ def test_one_batch(model):
     images = [i for c in rows for i in c["image_index"]]
     given = prompts(model, [c["input_ids"] for c in rows], images)
     longest = max(c["max_new_tokens"] for c in rows)
-    outputs = generator(model).generate(given, Sampling(max_new_tokens=longest))
+    outputs = generator(model).generate(given, SamplingSettings(max_new_tokens=longest))
     for out, case, ids in zip(outputs, rows, batch["output_ids"], strict=True):
         n = decided(case["margins"])
         assert list(out.ids[:n]) == ids[1 : n + 1]
@@ -81,7 +82,7 @@ def test_the_same_weights_in_hugging_face_s_format(model):
     own, image_id = generator(model, "hf"), golden["image_token_index"]
     for case in golden["generate"]:
         (one,) = prompts(model, [case["input_ids"]], case["image_index"], image_id)
-        (out,) = own.generate([one], Sampling(max_new_tokens=len(case["new_ids"])))
+        (out,) = own.generate([one], SamplingSettings(max_new_tokens=len(case["new_ids"])))
         n = decided(case["margins"])
         assert list(out.ids[:n]) == case["new_ids"][:n]
 
@@ -97,7 +98,7 @@ def test_a_batch_in_hugging_face_s_format(model):
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"])
     ]
     given = prompts(model, rows, batch["image_index"], image_id)
-    sampling = Sampling(max_new_tokens=max(map(len, batch["new_ids"])))
+    sampling = SamplingSettings(max_new_tokens=max(map(len, batch["new_ids"])))
     outputs = generator(model, "hf").generate(given, sampling)
     for name, out, ids in zip(batch["of"], outputs, batch["new_ids"], strict=True):
         n = decided(margins[name])
