@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,7 @@ def write_hf(
     others = {t: n for t, n in tokens.ids.items() if t not in added and n not in added.values()}
     settings = read_json(work / "tokenizer_config.json")
     settings.pop("chat_template", None)  # a template is a program: only our own goes out
-    decoder = settings.get("added_tokens_decoder") or {}
-    decoder = {k: v for k, v in decoder.items() if v.get("content") in others}
-    for token, number in (added | others).items():
-        special = token not in tokens.plain
-        decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": special})
-    settings["added_tokens_decoder"] = dict(sorted(decoder.items(), key=lambda item: int(item[0])))
+    _list_tokens(settings, tokens, added | others, lambda token: token in others)
     settings |= {
         "image_token": IMAGE,
         "pad_token": PAD,
@@ -146,19 +142,29 @@ def copy_original(source: Path | None, work: Path, vocab_size: int) -> None:
 
 def _without(settings: dict[str, Any], tokens: AddedTokens, gone: set[str]) -> None:
     """tokenizer_config.json in place, listing every token that is left."""
-    decoder = settings.get("added_tokens_decoder") or {}
-    decoder = {k: v for k, v in decoder.items() if v.get("content") not in gone}
-    for token, number in tokens.ids.items():
-        if token not in gone:
-            special = token not in tokens.plain
-            decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": special})
-    settings["added_tokens_decoder"] = dict(sorted(decoder.items(), key=lambda item: int(item[0])))
+    left = {t: n for t, n in tokens.ids.items() if t not in gone}
+    _list_tokens(settings, tokens, left, lambda token: token not in gone)
     if IMAGE in gone:
         settings.pop("image_token", None)
     settings.pop("processor_class", None)
     settings |= {"padding_side": "right"}
     if tokens.pad in gone:
         settings["pad_token"] = "<unk>"
+
+
+def _list_tokens(
+    settings: dict[str, Any],
+    tokens: AddedTokens,
+    wanted: Mapping[str, int],
+    stays: Callable[[str], bool],
+) -> None:
+    """added_tokens_decoder in place: the entries that stay, and those of `wanted` that it lacks."""
+    old = settings.get("added_tokens_decoder") or {}
+    decoder = {k: v for k, v in old.items() if stays(v.get("content"))}
+    for token, number in wanted.items():
+        special = token not in tokens.plain
+        decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": special})
+    settings["added_tokens_decoder"] = dict(sorted(decoder.items(), key=lambda item: int(item[0])))
 
 
 def _content(token: Any) -> Any:

@@ -47,6 +47,12 @@ def component(name: str) -> str:
     return "lora" if is_lora(name) else name.partition(".")[0]
 
 
+def same_type(name: str) -> str:
+    """The parameters that must have the type of `name`: those of its component. (Layers of the tower
+    that are not run are apart, because no training touches them.)"""
+    return component(name) if is_run(name) else "the layers that are not run"
+
+
 # Whether these are the parameters -----------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from llava_jax.convert.io.lazy import leaf
 from llava_jax.convert.io.output import Progress
 from llava_jax.convert.source import Source, Target, read_side, write_side
 from llava_jax.errors import ConfigError, WeightError
-from llava_jax.params import check_params, component, parameter_shapes
+from llava_jax.params import check_params, parameter_shapes, same_type
 
 FILE = "llava_jax.json"
 
@@ -29,7 +29,7 @@ def open_jax(folder: Path) -> Source:
         raise WeightError(f"{FILE}: malformed configuration: {error}") from None
     state, files = folders.read_folder(folder, allow_pickle=False)
     shapes = parameter_shapes(config)
-    check_params(state, shapes, folder, types=component)
+    check_params(state, shapes, folder, types=same_type)
     leaves = {name: leaf(name, state[name]) for name in shapes}
     return Source(
         "jax", config, leaves, *read_side(folder), files, folders.tokenizer_folder(folder)

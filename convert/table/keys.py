@@ -17,7 +17,7 @@ import numpy as np
 from llava_jax.config import LlavaConfig
 from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.errors import WeightError
-from llava_jax.params import LINEARS, check_params, component, parameter_shapes
+from llava_jax.params import LINEARS, check_params, component, parameter_shapes, same_type
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def to_jax(
         {name: p.their_shape for name, (p, _) in known.items()},
         where,
         noun="tensor",
-        types=lambda name: component(known[name][0].ours),
+        types=lambda name: same_type(known[name][0].ours),
         mixed=mixed,
     )
     if tied:

@@ -11,6 +11,7 @@ from llava_jax.cli import main
 from llava_jax.convert import Checkpoint, Options, Target, convert, load_checkpoint, save_checkpoint
 from llava_jax.convert.io.lazy import float_dtype
 from llava_jax.errors import WeightError
+from llava_jax.params import is_run
 from tests.convert import tiny
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -132,6 +133,18 @@ def test_parts_say_the_type_of_their_own_tensors(to, tmp_path):
         words = [str(source), str(tmp_path / dtype), "--to", to, "--dtype", dtype]
         assert main(["convert", *words]) == 0
         assert said(tmp_path / dtype) == {name}
+
+
+@pytest.mark.parametrize("to", ["jax", "hf", "original"])
+def test_a_tower_that_was_trained_but_for_the_layers_that_are_not_run(to, tmp_path):
+    """Training's export: float32 up to the feature layer, and the files' float16 after it."""
+    params = tiny.random_params(tiny.ORIGINAL, dtype="float16")
+    params |= {
+        n: p.astype(np.float32) for n, p in params.items() if n.startswith("vision.") and is_run(n)
+    }
+    save_checkpoint(Checkpoint(tiny.ORIGINAL, params), tmp_path / "export", to=to)
+    for name, value in load_checkpoint(tmp_path / "export").params.items():
+        assert value.dtype == params[name].dtype, name
 
 
 # Sums -------------------------------------------------------------------------------------------
