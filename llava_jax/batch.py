@@ -84,17 +84,22 @@ class Buckets(NamedTuple):
 
     def hold(self, size: Size, sample: str = "") -> Size:
         """The smallest buckets that hold `size`. Raises SampleError naming the sample if none do."""
-        names = ("length", "image", "target")
-        return Size(*(bucket(n, b, name, sample) for n, b, name in zip(size, self, names)))
+        return Size(*(bucket(n, b, i, sample) for i, (n, b) in enumerate(zip(size, self))))
 
 
-def bucket(need: int, buckets: Sequence[int], name: str, sample: str) -> int:
-    """The smallest bucket of at least `need`. Raises SampleError naming the sample if none is."""
+def bucket(need: int, buckets: Sequence[int], field: int, sample: str) -> int:
+    """The smallest bucket of at least `need`, where `field` says of which part of Size.
+
+    Raises SampleError naming the sample if none is large enough.
+    """
     for size in buckets:
         if size >= need:
             return size
+    what = ("positions", "images", "trained tokens")[field]
+    name = ("length", "image", "target")[field]
     raise SampleError(
-        f"sample {sample}: needs {need} {name}, the largest bucket is {buckets[-1]}",
+        f"sample {sample}: needs {need} {what}, more than the largest of data.{name}_buckets, "
+        f"{buckets[-1]}",
         fix=f"add a larger one to data.{name}_buckets",
     )
 
@@ -120,9 +125,10 @@ def shape_of(rows: Sequence[Row], count: int, buckets: Buckets, image_tokens: in
     """The smallest buckets that hold every row; `count` is the number of rows, empty ones included."""
     sizes = [(size_of(row, image_tokens), row[0].id) for row in rows if row]
     sizes = sizes or [(Size(1, 0, 1), "")]
-    largest = [max((size[i], sample) for size, sample in sizes) for i in range(3)]
-    names = ("length", "image", "target")
-    padded = (bucket(n, b, name, sample) for (n, sample), b, name in zip(largest, buckets, names))
+    padded = []
+    for i in range(3):
+        need, sample = max((size[i], sample) for size, sample in sizes)
+        padded.append(bucket(need, buckets[i], i, sample))
     return Shape(count, *padded)
 
 

@@ -108,7 +108,10 @@ def test_independent_turns_continue_the_prefix():
 def test_errors_name_the_sample():
     with pytest.raises(SampleError, match="sample 7: independent turns"):
         expand(example([1, 5, 6], [_, 5, 6], [1, 0, 1]), 3)
-    with pytest.raises(SampleError, match=r"sample 7: needs 9 length, the largest bucket is 8"):
+    with pytest.raises(
+        SampleError,
+        match=r"sample 7: needs 9 positions, more than the largest of data.length_buckets, 8",
+    ):
         Buckets((4, 8), (0,), (9,)).hold(Size(9, 0, 1), "7")
 
 
