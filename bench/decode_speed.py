@@ -89,7 +89,7 @@ def ours(args):
     checkpoint = load_checkpoint(args.folder)
     generator = Generator(checkpoint.config, checkpoint.params, consume=True, eos_ids=(-1,))
     pixels = np.zeros((112, 112, 3), np.float32)
-    prompt = Example([-200, *range(3, 3 + TEXT)], (pixels,))
+    prompt = Example(np.asarray([-200, *range(3, 3 + TEXT)], np.int32), (pixels,))
 
     def answer(rows: int, tokens: int) -> None:
         generator.generate([prompt] * rows, SamplingSettings(max_new_tokens=tokens))
