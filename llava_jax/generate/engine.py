@@ -197,8 +197,8 @@ class Generator:
             step + 1,
             jnp.asarray(write_at + t, jnp.int32),
         )
-        kept = logits[:, None] if keep_logits else None
-        return state, _everywhere(StepOutput(token[:, None], logprob[:, None], kept, step + 1))
+        shown = logits[:, None] if keep_logits else None  # [B, 1, V]
+        return state, _everywhere(StepOutput(token[:, None], logprob[:, None], shown, step + 1))
 
     def _decode(self, leaves, state: State, controls: Controls, stopped_B, limit, *, keep_logits):
         """Gives up to `limit` (at most CHUNK) further tokens; ends early when every row is done."""
@@ -221,8 +221,8 @@ class Generator:
             done, i = state.done, out.count
             state, logprob, logits = self._step(model, state, controls)
             tokens = out.tokens.at[:, i].set(jnp.where(done, -1, state.token))
-            kept = out.logits.at[:, i].set(logits) if keep_logits else None
-            return state, StepOutput(tokens, out.logprobs.at[:, i].set(logprob), kept, i + 1)
+            shown = out.logits.at[:, i].set(logits) if keep_logits else None
+            return state, StepOutput(tokens, out.logprobs.at[:, i].set(logprob), shown, i + 1)
 
         state = state._replace(done=state.done | stopped_B)
         state, out = jax.lax.while_loop(more, one, (state, out))

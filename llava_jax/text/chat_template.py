@@ -129,7 +129,7 @@ _CONTENT = (
 def jinja(template: Template, legacy: bool) -> str | None:
     """The Jinja text of a template; None for one with examples of its own, or tags around images.
 
-    legacy: the tokenizer's. Where it is False a space stands behind each image, before the line
+    legacy: the tokenizer's. Where it is False a space follows each image, before the line
     break: so the ids become those of the original, which tokenizes what follows an image as a text
     of its own.
     """

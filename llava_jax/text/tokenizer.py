@@ -303,7 +303,7 @@ class Tokenizer:
     def _without_own_space(self, token: str) -> str:
         """The first piece of a text: its space is the tokenizer's own, not the text's."""
         rest = token.removeprefix(SPACE)
-        # sentencepiece copies a string that is no piece, with the marks for spaces inside it
+        # sentencepiece copies a string that is not a piece, with the marks for spaces inside it
         return rest if self._piece_id(rest) is not None else rest.replace(SPACE, " ")
 
     def _join(self, pieces: list[str]) -> str:

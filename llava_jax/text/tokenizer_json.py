@@ -2,7 +2,7 @@
 
 Folders that transformers 5 saves hold no tokenizer.model. LLaMA's tokenizer.json holds the same
 pieces, and merges in the order of their scores: for such files, and only for them, a sentencepiece
-model can be built that gives the same ids. What is no such file is refused, and the reason named.
+model can be built that gives the same ids. Any other file is refused, and the reason named.
 """
 
 from __future__ import annotations
