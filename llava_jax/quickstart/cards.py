@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llava_jax.train.log import smooth
+
 TITLE = "LLaVA quickstart: what the model says"
 PAPER, CARD, INK, SOFT, LINE = "#f4f5f7", "#ffffff", "#1c2430", "#6b7686", "#e3e7ec"
 RIGHT, WRONG, ACCENT = "#1f8a4c", "#c9302c", "#2f5fd0"
-WINDOW = 15  # steps that the smoothed loss averages
 WRONG_CARDS = 6
 
 
@@ -50,17 +51,17 @@ class Curve:
 
     def points(self, count: int = 200) -> list[tuple[float, float]]:
         """(x, y) from 0 to 1, y upwards on a log scale: the smoothed losses, at most `count`."""
-        smooth = np.log(moving_average(np.asarray(self.losses, float), WINDOW))
-        at = np.unique(np.linspace(0, len(smooth) - 1, count).round().astype(int))
-        low, high = smooth.min(), smooth.max()
-        x, y = at / max(len(smooth) - 1, 1), (smooth[at] - low) / max(high - low, 1e-9)
+        log = np.log(smooth(self.losses))
+        at = np.unique(np.linspace(0, len(log) - 1, count).round().astype(int))
+        low, high = log.min(), log.max()
+        x, y = at / max(len(log) - 1, 1), (log[at] - low) / max(high - low, 1e-9)
         return [(float(a), float(b)) for a, b in zip(x, y)]
 
     @property
     def words(self) -> str:
         """Its first and last value and the number of steps between them."""
-        smooth = moving_average(np.asarray(self.losses, float), WINDOW)
-        return f"loss {number(smooth[0])} to {number(smooth[-1])} in {len(smooth):,} steps"
+        first, last = smooth(self.losses)[0], smooth(self.losses)[-1]
+        return f"loss {number(first)} to {number(last)} in {len(self.losses):,} steps"
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,3 @@ def number(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}"
-
-
-def moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """float[n]: the mean around each value, over up to `window` of them (an odd number)."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    at, half = np.arange(len(values)), window // 2
-    starts, ends = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
-    return (total[ends] - total[starts]) / (ends - starts)
