@@ -64,7 +64,7 @@ def get_config():
         dict(
             trainable=("projector", "language"),
             batch_size=32,
-            steps=600,
+            steps=800,
             lr=0.01,  # at 0.02 the language model loses part of what it was pre-trained to look up
             data=dict(turns="independent", turns_per_sample=6, pack=True, row_multiple=20),
         )

@@ -131,7 +131,7 @@ def text_batches(
 
     shared = dict(image_folder=str(data), pack=True, batch_size=16, max_length=208, threads=1)
     kinds = {
-        "instruct": dict(turns="independent", turns_per_sample=6, row_multiple=12),
+        "instruct": dict(turns="independent", turns_per_sample=6, row_multiple=10),
         "captions": dict(version="plain", row_multiple=4),
     }
     batches = {}

@@ -29,7 +29,7 @@ HELD_OUT_TALKS = 100
 DONE = "dataset.json"
 _TALK_EVERY = 2  # pictures for each that has a conversation too
 _TALK_TURNS = (3, 6)  # the fewest and the most
-_LONG_TALK_EVERY = 8  # pictures for each whose conversation has a question of every kind
+_LONG_TALK_EVERY = 50  # pictures for each that also has a conversation with every kind of question
 _LONG_EVERY = 4  # more long answers, with their many easy tokens, would drown the short ones
 
 
@@ -39,7 +39,7 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
     A folder that already holds this very data set is left as it is.
     """
     folder = Path(folder)
-    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 6}
+    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 5}
     done = folder / DONE
     if done.exists() and json.loads(done.read_text()) == settings:
         return folder
@@ -99,8 +99,10 @@ def instruct_records(scenes: Scenes, paths: list[str], seed: int) -> Iterable[di
         turns = [(kind, questions.KINDS[kind](objects, rng)) for kind in kinds]
         yield _record(f"scene-{i:05d}", paths[i], turns)
         if i % _TALK_EVERY == 0:
-            long = i % _LONG_TALK_EVERY == 0
-            yield talk_record(f"talk-{i:05d}", objects, paths[i], seed, every_kind=long)
+            yield talk_record(f"talk-{i:05d}", objects, paths[i], seed)
+    for i, objects in enumerate(scenes.objects()):
+        if i % _LONG_TALK_EVERY == 0:
+            yield talk_record(f"long-talk-{i:05d}", objects, paths[i], seed, every_kind=True)
 
 
 def talk_record(

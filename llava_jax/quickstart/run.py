@@ -18,7 +18,7 @@ from llava_jax.quickstart.scenes import render, sample
 from llava_jax.quickstart.sheet import write_sheet
 from llava_jax.util import write_json, write_text
 
-PICTURES, HELD_OUT = 8_000, 300
+PICTURES, HELD_OUT = 16_000, 300
 EXAMPLES, EXAMPLE_SIZE, EXAMPLE_SEED = 6, 256, 2_000_003
 STAGES = {"stage1": "stage 1: projector, captions", "stage2": "stage 2: conversations"}
 ROWS = 128  # of a batch of questions: one number for all, so that few shapes are compiled
