@@ -9,6 +9,7 @@ NOT_RUN = {
     r"^python -m build": "asks a package index; tests/test_packaging.py builds wheel and sdist",
     r"^llava-jax quickstart$": "minutes; tests/quickstart/test_run.py runs it with few steps",
     r"^python -m examples\.tiny": "minutes; tests/examples/test_tiny.py runs it with few steps",
+    r"^python -m llava_jax\.settings": "tests/test_settings.py compares what it prints with the page",
     r"convert SRC DST --to FORMAT": "the form of the command, not a command",
 }
 
@@ -24,6 +25,7 @@ PROGRAMS = {
     r"^python examples/benchmark_sets\.py": ("--count", "2"),
     r"^python bench/convert\.py": ("--size", "tiny", "--folder", "disk"),
     r"^python bench/decode_speed\.py": ("--tokens", "2", "--repeats", "1"),
+    r"^python bench/lines\.py": (),
 }
 
 # Appended to a training command, and only this: fewer and smaller steps.
