@@ -25,7 +25,8 @@ def get_config():
     c.data.max_length = 168
     c.stages.stage1.steps = 60
     c.stages.stage2.trainable = ("projector", "language", "vision")
-    c.stages.stage2.steps = 900
-    c.stages.stage2.data.pack = False  # its samples are of like lengths
+    c.stages.stage2.steps = 1600
+    c.stages.stage2.lr = 0.02
+    c.stages.stage2.data.update(pack=False, row_multiple=0)  # its samples are of similar lengths
     c.exact_match = True
     return c
