@@ -6,31 +6,26 @@ llava-jax train --config configs/finetune_7b.py --config.lr=1e-5 --workdir runs/
 llava_jax.settings.TrainSettings is the table that they come from, docs/settings.md its page.
 """
 
-from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
-from ml_collections.config_dict import placeholder
+from ml_collections import ConfigDict
 
 from llava_jax.settings import TRAINING
 
 
 def get_config() -> Any:
-    """All settings, locked: a name that is not among them cannot be set. None stands for "not set"."""
-    c: Any = ConfigDict()
+    """All settings, locked: a name that is not among them cannot be set. None stands for "not set".
+
+    Types are not checked here but with the limits, by llava_jax.train.config.
+    """
+    c: Any = ConfigDict(type_safe=False)
     for name, row in TRAINING.items():
-        parent, _, last = name.rpartition(".")
-        if parent and parent not in c:
-            c[parent] = ConfigDict()
-        group: Any = c[parent] if parent else c
-        if not isinstance(row.type, UnionType):
-            group[last] = row.default
-        elif row.default is None:
-            group[last] = placeholder(get_args(row.type)[0])
-        else:  # one value or a tuple of them
-            group[last] = FieldReference(row.default, field_type=object)
+        group, _, last = name.rpartition(".")
+        if group and group not in c:
+            c[group] = ConfigDict(type_safe=False)
+        (c[group] if group else c)[last] = row.default
     # Several runs, one after another: {name: {setting: value}}; each starts from the one before.
-    c.stages = ConfigDict()
+    c.stages = ConfigDict(type_safe=False)
     return lock(c)
 
 

@@ -2,8 +2,8 @@
 
     llava-jax train --config configs/easy_vqa.py --config.data_folder=data/easy_vqa
 
-The folder holds instruct.json, captions.json and images/. A tenth of the images is kept aside, and
-the questions on them are asked and scored at the end.
+The folder holds instruct.json, captions.json and images/. A tenth of the images is held out, and the
+questions on them are asked and scored at the end.
 
 It starts from the quickstart's models, whose tower never saw easy-VQA's light backgrounds, rectangles
 and half of its colours; so the tower learns too, which the 7B's never does.

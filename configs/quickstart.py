@@ -15,7 +15,6 @@ its prefix, except in records that say `"turns": "conversation"`, from which the
 answer follow-up questions.
 """
 
-from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from llava_jax.configs import common
@@ -51,22 +50,18 @@ def get_config():
     c.mesh.data, c.mesh.fsdp = -1, 1  # small enough for a whole copy on every device
     c.save_every = 200
 
-    c.stages.stage1 = ConfigDict(
-        dict(
-            model=dict(init="tiny-vicuna", vision_tower="tiny-clip"),
-            trainable=("projector",),
-            steps=80,
-            lr=0.02,
-            data=dict(path=folder + "/captions.json", version="plain"),
-        )
+    c.stages.stage1 = dict(
+        model=dict(init="tiny-vicuna", vision_tower="tiny-clip"),
+        trainable=("projector",),
+        steps=80,
+        lr=0.02,
+        data=dict(path=folder + "/captions.json", version="plain"),
     )
-    c.stages.stage2 = ConfigDict(
-        dict(
-            trainable=("projector", "language"),
-            batch_size=32,
-            steps=800,
-            lr=0.01,  # at 0.02 the language model loses part of what it was pre-trained to look up
-            data=dict(turns="independent", turns_per_sample=6, pack=True, row_multiple=20),
-        )
+    c.stages.stage2 = dict(
+        trainable=("projector", "language"),
+        batch_size=32,
+        steps=800,
+        lr=0.01,  # at 0.02 the language model loses part of what it was pre-trained to look up
+        data=dict(turns="independent", turns_per_sample=6, pack=True, row_multiple=20),
     )
     return c

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection
 
 from llava_jax.errors import ConfigError, did_you_mean, nearest
-from llava_jax.settings import TRAINING, Setting, flat
+from llava_jax.settings import TRAINING, Setting
 
 FOREIGN = {name: row.name for row in TRAINING.values() for name in row.aliases.split()}
 """{what another trainer calls a setting: ours}"""
@@ -40,10 +40,8 @@ def known_settings() -> dict[str, Setting]:
     """{dotted name: row} of every setting a config may hold, the quickstart's own included."""
     from llava_jax.configs import quickstart
 
-    values = dict(flat(quickstart.get_config()))
-    own = [n for n in values if n not in TRAINING and not n.startswith("stages.")]
-    kinds = {n: tuple[str, ...] if isinstance(values[n], tuple) else type(values[n]) for n in own}
-    return {**TRAINING, **{n: Setting(n, kinds[n], values[n]) for n in own}}
+    folder = quickstart.get_config().data_folder
+    return {**TRAINING, "data_folder": Setting("data_folder", str, folder)}
 
 
 def check_name(name: str, known: Collection[str], stages: Collection[str] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from llava_jax.errors import ConfigError
 from llava_jax.settings import flat
@@ -68,12 +68,8 @@ def split_stages(config: Any) -> Stages:
     runs = []
     for name, changes in config.stages.items():
         stage = config.copy_and_resolve_references()
-        with stage.unlocked(), stage.data.ignore_type():
-            stage.name, stage.stages = name, ConfigDict()
-            for key in ("path", "image_folder"):  # of one file in `config`, maybe of several here
-                stage.data[key] = FieldReference(stage.data[key], field_type=object)
-        with stage.unlocked():
-            stage.update_from_flattened_dict(dict(flat(changes)))
+        stage.name, stage.stages = name, ConfigDict()
+        stage.update_from_flattened_dict(dict(flat(changes)))
         runs.append((name, stage))
     return runs
 

@@ -26,7 +26,7 @@ def test_quickstart(tmp_path):
 
 
 def test_easy_vqa(tmp_path):
-    """Both stages on the public set, then the questions on the pictures kept aside."""
+    """Both stages on the public set, then the questions on the held-out pictures."""
     data = shared("easy_vqa")
     ok(
         *("train", "--config", "configs/easy_vqa.py", f"--config.data_folder={data}"),

@@ -29,7 +29,7 @@ def _settings(data: Path, model) -> dict:
 
 @pytest.mark.slow
 def test_lora_on_ones_own_data(data, model, tmp_path):
-    """The recipe as it is: batch 128, one epoch; then the answers on the pictures kept aside."""
+    """The recipe as it is: batch 128, one epoch; then the answers on the held-out pictures."""
     workdir = tmp_path / "run"
     done = ok(
         *train_words("finetune_lora_7b", workdir, _settings(data, model) | {"exact_match": True})

@@ -208,10 +208,22 @@ def test_a_stage_s_own_setting_is_changed_and_added():
         load_config("quickstart", ["--config.stages.stage1.lrr=1"])
 
 
+def test_a_stage_s_whole_number_may_become_a_fraction(own):
+    name = own("c.stages.one = {'lr': 1, 'trainable': ['projector']}")
+    ((_, one),) = split_stages(load_config(name, ["--config.stages.one.lr=0.5"]))
+    assert (one.lr, one.trainable) == (0.5, ("projector",))
+
+
 def test_what_depends_on_another_setting_follows_it():
     config = load_config("quickstart", ["--config.data_folder=here"])
     assert config.data.path == "here/instruct.json"
     assert config.stages.stage1.data.path == "here/captions.json"
+
+
+def test_what_cannot_follow_another_setting_is_an_error(own, capsys):
+    text = OWN.replace("finetune_7b", "quickstart").replace("c.data.path", "c.data_folder")
+    assert cli.main(["train", "--config", own("c.data_folder = 3", text), "--show"]) == 2
+    assert "own.py" in capsys.readouterr().err
 
 
 def test_every_foreign_name_leads_to_a_setting():

@@ -1,4 +1,4 @@
-"""The loss on the part kept aside: equal to a sample-by-sample sum, written and printed."""
+"""The loss on the held-out part: equal to a sample-by-sample sum, written and printed."""
 
 import json
 
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     return config, export, folder / "run"
 
 
-def test_it_is_the_mean_over_the_tokens_of_the_samples_kept_aside(trained):
+def test_it_is_the_mean_over_the_tokens_of_the_held_out_samples(trained):
     config, export, workdir = trained
     checkpoint = load_checkpoint(export)
     loss = jax.jit(make_loss(checkpoint.config, Compute(jnp.dtype("float32"), "none")))
