@@ -33,7 +33,8 @@ class Line:
 
 def pages() -> list[Path]:
     """The documents that a reader is sent to; a new page is found by itself."""
-    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+    folders = ("*.md", "docs/*.md", "examples/**/*.md")
+    return [page for folder in folders for page in sorted(ROOT.glob(folder))]
 
 
 def all_lines() -> list[Line]:
