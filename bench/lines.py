@@ -41,8 +41,8 @@ def code_lines(text: str) -> int:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _LAYOUT and token.type != tokenize.ENDMARKER:
             held.update(range(token.start[0], token.end[0] + 1))
+    documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
     for node in ast.walk(ast.parse(text)):
-        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             doc = node.body[0]
             held.difference_update(range(doc.lineno, (doc.end_lineno or doc.lineno) + 1))

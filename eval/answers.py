@@ -108,6 +108,7 @@ def read_answers(
     *,
     id_keys: tuple[str, ...] = ID_KEYS,
     text_keys: tuple[str, ...] = TEXT_KEYS,
+    inside: str = "",
     skip_bad_lines: bool = False,
     empty_is_none: bool = False,
 ) -> AnswerFile:
@@ -115,13 +116,15 @@ def read_answers(
 
     Args:
       id_keys, text_keys: fields that may hold the id and the answer; the first present is used.
+      inside: see `files.read_rows`.
       skip_bad_lines: note unreadable jsonl lines instead of raising.
       empty_is_none: an absent or null answer is "" (spreadsheets) instead of an error.
     Raises:
       AnswerError: naming the file and the line.
     """
     bad: list[int] = []
-    rows = read_rows(path, error=AnswerError, bad_lines=bad if skip_bad_lines else None)
+    bad_lines = bad if skip_bad_lines else None
+    rows = read_rows(path, inside=inside, error=AnswerError, bad_lines=bad_lines)
     if not rows:
         raise AnswerError(f"{path}: no answers in it")
     answers = []
@@ -164,6 +167,7 @@ def join(
     *,
     scored: Iterable[str] | None = None,
     images: Mapping[str, str] | None = None,
+    leaves_out: bool = False,
     strict: bool = False,
 ) -> tuple[Joined, Coverage]:
     """The answer to each question, and how the file covers the questions.
@@ -172,13 +176,15 @@ def join(
       ids: the benchmark's ids, unique, in order.
       scored: those of them that must be answered; all by default.
       images: id -> image name; an answer row that names another image raises.
+      leaves_out: questions without an answer are not in the score (reviews, captions).
       strict: raise where anything is missing, duplicated, unknown or unreadable.
     Raises:
       AnswerError: not one id fits, or an answer names the wrong image.
     """
     wanted = dict.fromkeys(ids)
     scored = list(wanted) if scored is None else list(scored)
-    joined, coverage = Joined(), Coverage(expected=len(scored), bad_lines=answers.bad_lines)
+    joined, coverage = Joined(), Coverage(len(scored), missing_left_out=leaves_out)
+    coverage.bad_lines = answers.bad_lines
     for a in answers.rows:
         if a.id not in wanted:
             coverage.unknown.setdefault(a.id, a.line)

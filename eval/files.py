@@ -17,7 +17,11 @@ Row = tuple[int, dict[str, Any]]  # line number from 1 (of a JSON list: entry), 
 
 
 def read_rows(
-    path: Path, *, error: type[LlavaError] = DataError, bad_lines: list[int] | None = None
+    path: Path,
+    *,
+    inside: str = "",
+    error: type[LlavaError] = DataError,
+    bad_lines: list[int] | None = None,
 ) -> list[Row]:
     """All rows of a file, each with its number.
 
@@ -25,6 +29,7 @@ def read_rows(
     jsonl under another name. An object id -> x becomes rows {"id": id, "text" or fields of x}.
 
     Args:
+      inside: key under which a .json file's object may hold all this ("outputs").
       error: the class raised for a file that cannot be read.
       bad_lines: if given, receives the numbers of jsonl lines that are not JSON objects, which
         raise otherwise.
@@ -38,7 +43,7 @@ def read_rows(
         return list(_table_rows(path, "\t" if kind == ".tsv" else ",", error))
     lines = json_lines(read_text(path, error))
     if kind == ".json" and not (len(lines) > 1 and _is_object(lines[0][1])):
-        return _json_rows(path, error)
+        return _json_rows(path, inside, error)
     return list(_jsonl_rows(path, lines, error, bad_lines))
 
 
@@ -69,8 +74,10 @@ def _jsonl_rows(
             raise error(f"{path} line {number}: {problem}: {line.strip()[:60]!r}")
 
 
-def _json_rows(path: Path, error: type[LlavaError]) -> list[Row]:
+def _json_rows(path: Path, inside: str, error: type[LlavaError]) -> list[Row]:
     value = read_json(path, error)
+    if isinstance(value, dict) and isinstance(value.get(inside), dict):
+        value = value[inside]
     if isinstance(value, dict):
         if "question_id" in value:  # a jsonl file of one line
             return [(1, value)]

@@ -109,7 +109,7 @@ class LlavaJax(lmms):
             max_new_tokens=int(kwargs.get("max_new_tokens") or MAX_NEW_TOKENS),
             temperature=float(kwargs.get("temperature") or 0.0) if drawn else 0.0,
             top_p=float(kwargs.get("top_p") or 1.0),
-            stop=[u for u in until if u] if self.until == "task" else [],
+            stop=tuple(u for u in until if u) if self.until == "task" else (),
             template=self.template,
         )
 

@@ -1,5 +1,6 @@
 """Questions: what a benchmark asks a model, from LLaVA's own question files or made from the owner's."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,18 @@ class Question:
     record: dict[str, Any]
 
 
-def question(key: Any, prompt: str, *images: str | bytes, **record: Any) -> Question:
-    """A question whose answer row holds its id, its prompt, and `record`."""
-    return Question(str(key), prompt, images, {"question_id": key, "prompt": prompt, **record})
+def question(
+    number: Any, prompt: str, /, *images: str | bytes, key: str | None = None, **record: Any
+) -> Question:
+    """A question whose answer row holds its id, its prompt, and `record`. key: by default the id."""
+    record = {"question_id": number, "prompt": prompt, **record}
+    return Question(str(number) if key is None else key, prompt, images, record)
+
+
+def numbered(key: str, seen: Counter[str]) -> str:
+    """`key`, or "key#2", … where `seen` has it already; counts it."""
+    seen[key] += 1
+    return key if seen[key] == 1 else f"{key}#{seen[key]}"
 
 
 def llava_questions(
@@ -41,18 +51,13 @@ def llava_questions(
     path = find_optional(data, patterns, "question file of LLaVA", split)
     if path is None:
         return None
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     questions = []
     for line, row in read_rows(path):
         optional = {n: str for n in ("image", "category") if row.get(n) is not None}
         expect(row, f"{path} line {line}", {"question_id": ID, "text": str, **optional})
-        key = str(row["question_id"])
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] > 1:
-            key = f"{key}#{seen[key]}"
-        record = {"question_id": row["question_id"], "prompt": row["text"]}
-        if "category" in row:
-            record["category"] = row["category"]
         images = (row["image"],) if row.get("image") else ()
-        questions.append(Question(key, row["text"], images, record))
+        more = {"category": row["category"]} if "category" in row else {}
+        key = numbered(str(row["question_id"]), seen)
+        questions.append(question(row["question_id"], row["text"], *images, key=key, **more))
     return questions

@@ -5,6 +5,7 @@ line to `TASKS`, and its paper numbers to eval/report/paper.py. Nothing here or 
 """
 
 import importlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 from llava_jax.errors import LlavaError, did_you_mean
 from llava_jax.eval.answers import AnswerFile, Coverage, read_answers
 from llava_jax.eval.questions import Question, llava_questions
-from llava_jax.util import write_json
+from llava_jax.util import write_text
 
 TASKS = {
     "vqav2": "VQAv2",
@@ -54,39 +55,33 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"score": self.score, "answer": self.answer, "truth": self.truth}
-        for name in ("parsed", "prompt", "image", "groups"):
-            if value := getattr(self, name):
-                out[name] = value
-        return out | self.details
+        optional = {n: getattr(self, n) for n in ("parsed", "prompt", "image", "groups")}
+        return out | {n: value for n, value in optional.items() if value} | self.details
 
 
 @dataclass
 class Result:
     """The scores of one answer file on one benchmark.
 
-    headline: the key of `totals` that stands beside the paper's number.
     totals: name -> number. Where LLaVA's script and the owner's scorer differ, both are here.
     tables: name -> {row: number or dict of numbers}.
     samples: key -> Sample, in the order of the questions.
-    unit: full scale of the headline (100 for a percentage).
     """
 
-    task: str
-    headline: str
+    task: "Task"
     totals: dict[str, Any]
     samples: dict[str, Sample]
     coverage: Coverage
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    unit: float = 100.0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: task, headline, totals, tables, coverage, notes, per_sample."""
         return {
-            "task": self.task,
-            "title": TASKS.get(self.task, self.task),
-            "headline": self.headline,
-            "unit": self.unit,
+            "task": self.task.name,
+            "title": self.task.title,
+            "headline": self.task.headline,
+            "unit": self.task.unit,
             "totals": self.totals,
             "tables": self.tables,
             "coverage": self.coverage.to_json(),
@@ -115,7 +110,7 @@ class Task:
     """Base of the benchmarks: what they have in common, and what each must say."""
 
     name: ClassVar[str]
-    headline: ClassVar[str]  # the key of its totals that stands beside the paper's number
+    headline: ClassVar[str]  # the key of `totals` that stands beside the paper's number
     unit: ClassVar[float] = 100.0  # full scale of the headline
     max_new_tokens: ClassVar[int] = 128
     judge: ClassVar[bool] = False  # a judge model reads the answers before they are scored
@@ -123,9 +118,11 @@ class Task:
     data_files: ClassVar[str]
     llava_files: ClassVar[tuple[str, ...]] = ()  # globs of LLaVA's own question file
     has_splits: ClassVar[bool] = False  # --split chooses among several of those
+    upload_lines: ClassVar[bool] = False  # its server takes jsonl
     # Fields of an answer row, in the order in which they are looked for.
     id_keys: ClassVar[tuple[str, ...]] = ("question_id",)
     text_keys: ClassVar[tuple[str, ...]] = ("text", "answer")
+    answers_in: ClassVar[str] = ""  # key of a results file under which the answers are
 
     @property
     def title(self) -> str:
@@ -152,11 +149,14 @@ class Task:
         """Writes the file that the benchmark's server takes and returns its path."""
         upload = self.upload(answers, data, settings)
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, upload)
+        if self.upload_lines:
+            write_text(out, "".join(json.dumps(row) + "\n" for row in upload))
+        else:
+            write_text(out, json.dumps(upload))
         return out
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> Any:
-        """What `submission` writes, where that is JSON."""
+        """What `submission` writes, where that is JSON or jsonl."""
         raise LlavaError(f"{self.name}: no server takes a submission, it is scored here")
 
     def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
@@ -165,21 +165,10 @@ class Task:
             path,
             id_keys=self.id_keys,
             text_keys=self.text_keys,
+            inside=self.answers_in,
             skip_bad_lines=settings.skip_bad_lines,
             **how,
         )
-
-    def result(
-        self,
-        totals: dict[str, Any],
-        samples: dict[str, Sample],
-        coverage: Coverage,
-        tables: dict[str, dict[str, Any]] | None = None,
-        notes: Iterable[str] = (),
-    ) -> Result:
-        """A Result of this benchmark."""
-        headline, unit, tables = self.headline, self.unit, tables or {}
-        return Result(self.name, headline, totals, samples, coverage, tables, [*notes], unit)
 
 
 def get_task(name: str) -> Task:
@@ -192,23 +181,19 @@ def get_task(name: str) -> Task:
     return importlib.import_module(f"llava_jax.eval.benchmarks.{key}").TASK
 
 
-def percent(scores: Iterable[float]) -> float:
-    """100 times the mean, or 0.0 of nothing."""
+def percent(scores: Iterable[float], digits: int | None = None) -> float:
+    """100 times the mean, or 0.0 of nothing. digits: rounded to, where the owner's scorer does."""
     scores = list(scores)
-    return 100.0 * sum(scores) / len(scores) if scores else 0.0
+    mean = 100.0 * sum(scores) / len(scores) if scores else 0.0
+    return mean if digits is None else round(mean, digits)
 
 
 def by_group(
     samples: Iterable[Sample], group: str, digits: int | None = None
 ) -> dict[str, dict[str, float]]:
-    """Per value of a sample's `group`: {"score": percent, "n": count}, in order of appearance.
-
-    digits: rounds the percentage, where the owner's scorer does.
-    """
+    """Per value of a sample's `group`: {"score": percent, "n": count}, in order of appearance."""
     lists: dict[str, list[float]] = {}
     for s in samples:
         if group in s.groups:
             lists.setdefault(s.groups[group], []).append(s.score)
-    means = {k: percent(v) for k, v in lists.items()}
-    rounded = {k: v if digits is None else round(v, digits) for k, v in means.items()}
-    return {k: {"score": v, "n": len(lists[k])} for k, v in rounded.items()}
+    return {k: {"score": percent(v, digits), "n": len(v)} for k, v in lists.items()}

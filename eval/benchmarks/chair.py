@@ -8,8 +8,8 @@ ships them) after NLTK's word tokenizer, and looked up in the owner's synonyms.t
 from functools import lru_cache
 from pathlib import Path
 
-from llava_jax.eval.answers import Answer, AnswerFile, as_id, join
-from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.answers import join
+from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import ID, find, find_optional, read_checked
 from llava_jax.eval.questions import Question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
@@ -34,36 +34,29 @@ class Chair(Task):
     data_files = "synonyms.txt and instances_*2014.json + captions_*2014.json (or samples.json)"
     id_keys = ("image_id", "question_id")
     text_keys = ("caption", "text")
+    answers_in = "imgToEval"  # of the owner's own caption files
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         path = find(data, ("instances_*2014.json",), "instances file", settings.split)
+        images = {image["id"]: image["file_name"] for image in read_json(path, DataError)["images"]}
         return [
-            Question(
-                str(image["id"]),
-                PROMPT,
-                (image["file_name"],),
-                {"image_id": image["id"], "prompt": PROMPT},
-            )
-            for image in read_json(path, DataError)["images"]
+            Question(str(i), PROMPT, (name,), {"image_id": i, "prompt": PROMPT})
+            for i, name in images.items()
         ]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         words = ObjectWords(find(data, ("synonyms.txt",), "synonyms file"))
         given = self.read(answers, settings)
         truth = _objects({a.id for a in given.rows}, data, words, settings)
-        joined, coverage = join(truth, given, strict=settings.strict)
-        coverage.missing_left_out = True
+        joined, coverage = join(truth, given, leaves_out=True, strict=settings.strict)
         samples = {}
         for key, answer in joined.items():
             named = words.objects(answer.text)
             wrong = [w for w in named if w not in truth[key]]
+            details = {"generated": named, "hallucinated": wrong}
+            objects, right = sorted(truth[key]), float(not wrong)
             samples[key] = Sample(
-                float(not wrong),
-                answer.text,
-                sorted(truth[key]),
-                parsed=named,
-                image=key,
-                details={"generated": named, "hallucinated": wrong},
+                right, answer.text, objects, parsed=named, image=key, details=details
             )
         details = [s.details for s in samples.values()]
         named = sum(len(d["generated"]) for d in details)
@@ -75,17 +68,7 @@ class Chair(Task):
             "captions": len(samples),
         }
         notes = ["CHAIRs and CHAIRi are over the captions given; lower is better"]
-        return self.result(totals, samples, coverage, notes=notes)
-
-    def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
-        """Captions by image_id; also of the owner's own caption files ("imgToEval")."""
-        value = read_json(path, AnswerError) if path.suffix == ".json" else None
-        if isinstance(value, dict) and isinstance(value.get("imgToEval"), dict):
-            captions = enumerate(value["imgToEval"].values(), 1)
-            return AnswerFile(
-                path, [Answer(as_id(c["image_id"]), c["caption"], n, c) for n, c in captions]
-            )
-        return super().read(path, settings, **how)
+        return Result(self, totals, samples, coverage, notes=notes)
 
 
 def _objects(
@@ -117,14 +100,10 @@ class ObjectWords:
     """
 
     def __init__(self, synonyms: Path):
-        lines = read_text(synonyms, DataError).splitlines()
-        # A later line wins where a word is on two.
-        self.object_of = {
-            word: names[0]
-            for line in lines
-            for names in (line.strip().split(", "),)
-            for word in names
-        }
+        self.object_of: dict[str, str] = {}
+        for line in read_text(synonyms, DataError).splitlines():
+            names = line.strip().split(", ")
+            self.object_of |= dict.fromkeys(names, names[0])  # of two lines the later wins
         pairs = {p: p for p in _PAIRS}
         # A baby or adult animal and a passenger train are not persons.
         pairs |= {f"{age} {a}": a for a in _ANIMALS for age in ("baby", "adult")}
@@ -146,20 +125,14 @@ class ObjectWords:
 
 
 def _tokens(text: str) -> list[str]:
-    need("nltk", "to score CHAIR", "llava_jax[chair]")
-    from nltk.tokenize.destructive import (  # pyright: ignore[reportMissingImports]
-        NLTKWordTokenizer,
-    )
-
-    return NLTKWordTokenizer().tokenize(text)
+    words = need("nltk.tokenize.destructive", "to score CHAIR", "llava_jax[chair]")
+    return words.NLTKWordTokenizer().tokenize(text)
 
 
 @lru_cache(maxsize=1 << 16)
 def _singular(word: str) -> str:
-    need("textblob", "to score CHAIR", "llava_jax[chair]")
-    from textblob.en.inflect import singularize  # pyright: ignore[reportMissingImports]
-
-    return singularize(word)
+    rules = need("textblob.en.inflect", "to score CHAIR", "llava_jax[chair]")
+    return rules.singularize(word)
 
 
 TASK = Chair()

@@ -5,7 +5,7 @@ LLaVA: scripts/convert_gqa_for_eval.py strips a final "." and lower-cases, nothi
 """
 
 import string
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.questions import SHORT, Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
-from llava_jax.util import read_json
+from llava_jax.util import read_object
 
 FILES = ("testdev_balanced_questions.json", "*uestions*.json")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -69,23 +69,19 @@ class GQA(Task):
             "distribution": _distribution(samples, questions),
             "lmms_eval_exact_match": percent(lenient.values()),
         }
-        consistency = _consistency(questions, predicted, samples)
-        if consistency is not None:
+        if (consistency := _consistency(questions, predicted, samples)) is not None:
             totals["consistency"] = consistency
         tables = {
             f"per {g}": by_group(scores, g) for g in ("structural", "semantic", "steps", "length")
         }
-        return self.result(totals, samples, coverage, tables)
+        return Result(self, totals, samples, coverage, tables)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The predictions file of eval.py and of the server: [{questionId, prediction}]."""
-        return [
-            {
-                "questionId": a.row.get("question_id", a.id),
-                "prediction": gqa_prediction(a.row, a.text),
-            }
-            for a in self.read(answers, settings).rows
-        ]
+        rows = self.read(answers, settings).rows
+        ids = [a.row.get("question_id", a.id) for a in rows]
+        given = [gqa_prediction(a.row, a.text) for a in rows]
+        return [{"questionId": i, "prediction": text} for i, text in zip(ids, given)]
 
 
 def gqa_prediction(row: dict[str, Any], text: str) -> str:
@@ -95,19 +91,16 @@ def gqa_prediction(row: dict[str, Any], text: str) -> str:
 
 def _read_truth(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]:
     path = find(data, FILES, "questions file", settings.split)
-    value = read_json(path, DataError)
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: not a GQA questions file (id -> question, answer, …)")
-    for key, q in value.items():
+    questions = read_object(path, DataError)
+    for key, q in questions.items():
         where = f"{path}: question {key}"
         expect(q, where, {"question": str, "answer": str})
+        expect(q, where, {n: list for n in ("semantic", "entailed") if n in q})
         if "types" in q:
             expect(q["types"], f"{where}: types", {"structural": str, "semantic": str})
-        for name in ("semantic", "entailed"):
-            expect(q, where, {name: list} if name in q else {})
         for n, step in enumerate(q.get("semantic", ())):
             expect(step, f"{where}: step {n}", {"operation": str, "argument": str})
-    return value
+    return questions
 
 
 def _groups(q: dict[str, Any]) -> dict[str, str]:
@@ -125,20 +118,19 @@ def _groups(q: dict[str, Any]) -> dict[str, str]:
 def _distribution(samples: dict[str, Sample], questions: dict[str, dict[str, Any]]) -> float:
     """Chi-square between gold and predicted answers per global group, weighted by group size, over
     100 (lower is better)."""
-    gold: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    predicted: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    gold: dict[str, Counter[str]] = defaultdict(Counter)
+    predicted: dict[str, Counter[str]] = defaultdict(Counter)
     for i, s in samples.items():
         groups = questions[i].get("groups")
         group = groups.get("global") if isinstance(groups, dict) else None
         if isinstance(group, str):
             gold[group][s.truth] += 1
             predicted[group][s.parsed] += 1
-    weighted = size = 0.0
+    weighted = 0.0
     for group, answers in gold.items():
-        n = sum(answers.values())
-        chi = sum((predicted[group].get(a, 0) - e) ** 2 / e for a, e in answers.items())
-        weighted += chi * n
-        size += n
+        chi = sum((predicted[group][a] - e) ** 2 / e for a, e in answers.items())
+        weighted += chi * answers.total()
+    size = sum(answers.total() for answers in gold.values())
     return weighted / size / 100 if size else 0.0
 
 

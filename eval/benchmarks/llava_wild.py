@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.files import find
-from llava_jax.eval.judge.reviews import requests, score_reviews
+from llava_jax.eval.answers import join
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import ID, find, read_checked
+from llava_jax.eval.judge.reviews import message, read_reviews, summary
 from llava_jax.eval.questions import Question, llava_questions
-from llava_jax.eval.task import DEFAULT, Result, Task, TaskSettings
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
+from llava_jax.util import read_object
 
 
 class LlavaWild(Task):
@@ -19,21 +22,87 @@ class LlavaWild(Task):
     headline = "all"
     max_new_tokens = 1024
     judge = True
-    boxes = False
-    prefix = "llava_bench_"
+    boxes = False  # the judge sees COCO captions and boxes instead of a caption
+    prefix = "llava_bench_"  # of a category's name in rule.json
     files = ("questions.jsonl", "*questions.jsonl")
     data_files = "questions.jsonl, context.jsonl, answers_gpt4.jsonl, rule.json (to judge)"
+    text_keys = ("text",)
 
     def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:
         return llava_questions(find(data, self.files, "questions file"), ("*",)) or []
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
-        """Summarises a file of stored reviews."""
-        return score_reviews(self, answers, data, settings)
+        """The result of a file of reviews. The questions are used, where `data` has them, only to
+        say how many reviews are missing: the mean is over the reviews, as LLaVA's."""
+        reviews = read_reviews(answers, settings.skip_bad_lines)
+        groups: dict[str, list[list[float]]] = {"all": []}
+        samples: dict[str, Sample] = {}
+        for n, r in enumerate(reviews.rows):
+            reference, model = scores = r.row["tuple"]
+            category = {"category": r.row["category"]} if "category" in r.row else {}
+            for group in ("all", *category.values()):
+                groups.setdefault(group, []).append(scores)
+            samples[r.id if r.id not in samples else f"{r.id}#{n}"] = Sample(
+                model,
+                r.text,
+                reference,
+                parsed=scores,
+                groups=category,
+                details={"reference": reference, "model": model},
+            )
+        table = {name: summary(pairs) for name, pairs in sorted(groups.items())}
+        totals: dict[str, Any] = {name: row["relative"] for name, row in table.items()}
+        totals |= {"reference": table["all"]["reference"], "model": table["all"]["model"]}
+        totals["unread_reviews"] = groups["all"].count([-1.0, -1.0])
+        judges = {str(r.row["judge"]) for r in reviews.rows if r.row.get("judge")}
+        totals["judge"] = ", ".join(sorted(judges)) or "not recorded (LLaVA used gpt-4-0314)"
+        files = sorted(data.glob("*questions.jsonl")) if data.is_dir() else []
+        asked = read_checked(files[0], {"question_id": ID}) if files else []
+        ids = [str(r["question_id"]) for r in asked] or [r.id for r in reviews.rows]
+        _, coverage = join(ids, reviews, leaves_out=True, strict=settings.strict)
+        return Result(self, totals, samples, coverage, {"per category": table})
 
     def requests(self, answers: Path, data: Path) -> Iterator[tuple[dict[str, Any], str]]:
-        """(review row, judge's message) per question; all must be answered."""
-        return requests(answers, data, boxes=self.boxes, prefix=self.prefix)
+        """(review row to fill, judge's message) per question, in order; all must be answered."""
+        fields = {"question_id": ID, "image": str, "text": str, "category": str}
+        patterns = ("questions.jsonl", "qa90_questions.jsonl", "*questions.jsonl")
+        questions = read_checked(find(data, patterns, "questions file"), fields)
+        context = find(data, ("context.jsonl", "caps_boxes_*.jsonl"), "context file")
+        contexts = {row["image"]: row for row in read_checked(context, {"image": str})}
+        patterns = ("answers_gpt4.jsonl", "gpt4_answers.jsonl", "*gpt4_answer*.jsonl")
+        gpt4 = find(data, patterns, "reference answers")
+        rows = read_checked(gpt4, {"question_id": ID, "text": str})
+        references = {str(r["question_id"]): r for r in rows}
+        rules = read_object(find(data, ("rule.json",), "judge's rules"), DataError)
+        given = self.read(answers, DEFAULT)
+        joined, _ = join((str(q["question_id"]) for q in questions), given, strict=True)
+        for n, q in enumerate(questions, 1):
+            key, category = str(q["question_id"]), self.prefix + q["category"]
+            for what, where, table in (
+                (category, "rule.json", rules),
+                (q["image"], context.name, contexts),
+                (key, gpt4.name, references),
+            ):
+                if what not in table:
+                    raise DataError(f"{data}: question {key}: {what!r} is not in {where}")
+            answer, reference = joined[key], references[key]
+            row = {
+                "id": n,
+                "question_id": q["question_id"],
+                "answer1_id": reference.get("answer_id", q["question_id"]),
+                "answer2_id": answer.row.get("answer_id", q["question_id"]),
+                "category": category,
+            }
+            shown = _context(contexts[q["image"]], self.boxes)
+            yield row, message(rules[category], shown, q["text"], reference["text"], answer.text)
+
+
+def _context(row: dict[str, Any], boxes: bool) -> str:
+    if not boxes:
+        caption = row["caption"]
+        return "\n".join(caption) if isinstance(caption, list) else caption
+    lines = [f"{i['category']}: {i['bbox']}" for i in row["instances"]]
+    return "\n".join(row["captions"]) + "\n\n" + "\n".join(lines)
 
 
 TASK = LlavaWild()

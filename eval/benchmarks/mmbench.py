@@ -114,8 +114,8 @@ class MMBench(Task):
         }
         tables = {f"per {g}": table for g in GROUPS if (table := by_group(scores, g))}
         notes = ["the file has no rotations: circular_acc is vanilla accuracy"]
-        return self.result(
-            totals, samples, coverage, tables, notes if len(rows) == len(samples) else []
+        return Result(
+            self, totals, samples, coverage, tables, notes if len(rows) == len(samples) else []
         )
 
     def submission(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llava_jax.eval.answers import Answer, Coverage, Joined, join
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.questions import SHORT, Question
+from llava_jax.eval.questions import SHORT, Question, numbered, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
 from llava_jax.util import read_text, write_text
 
@@ -45,8 +45,8 @@ class Mme(Task):
         questions = []
         for task, image, asked, _ in _read_release(data):
             prompt, path = asked.replace(YES_NO, "").strip() + SHORT, f"{task}/{image}"
-            record = {"question_id": path, "prompt": prompt, "category": task}
-            questions.append(Question(f"{path}/{asked}", prompt, (path,), record))
+            key = f"{path}/{asked}"
+            questions.append(question(path, prompt, path, key=key, category=task))
         return questions
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
@@ -61,9 +61,9 @@ class Mme(Task):
             "perception": sum(table[t]["score"] for t in PERCEPTION if t in table),
             "cognition": sum(table[t]["score"] for t in COGNITION if t in table),
         }
-        absent = [t for t in TASKS if t not in table]
-        notes = [f"no answers to, and no points for: {', '.join(absent)}"] if absent else []
-        return self.result(totals, samples, coverage, {"per task": table}, notes)
+        absent = ", ".join(t for t in TASKS if t not in table)
+        notes = [f"no answers to, and no points for: {absent}"] if absent else []
+        return Result(self, totals, samples, coverage, {"per task": table}, notes)
 
     def submission(
         self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
@@ -100,9 +100,7 @@ class Mme(Task):
 def _key(task: str, image: str, question: str, seen: Counter[str]) -> str:
     """Task, image and question without what LLaVA and MME append to it; "#2", … where all repeat."""
     asked = question.replace(SHORT.strip(), "").replace(YES_NO, "").strip()
-    key = f"{task}/{image.split('/')[-1].split('.')[0]}/{asked}"
-    seen[key] += 1
-    return key if seen[key] == 1 else f"{key}#{seen[key]}"
+    return numbered(f"{task}/{image.split('/')[-1].split('.')[0]}/{asked}", seen)
 
 
 def mme_answer(text: str) -> str:
@@ -116,16 +114,10 @@ def mme_task(samples: list[Sample]) -> dict[str, float]:
     pairs: dict[str, list[float]] = {}
     for s in samples:
         pairs.setdefault(s.groups["pair"], []).append(s.score)
-    acc = sum(s.score for s in samples) / len(samples)
-    plus = sum(sum(p) == 2 for p in pairs.values()) / len(pairs)
+    acc = sum(s.score for s in samples) / len(samples) * 100
+    plus = sum(sum(p) == 2 for p in pairs.values()) / len(pairs) * 100
     other = sum(s.parsed == "other" for s in samples)
-    return {
-        "score": acc * 100 + plus * 100,
-        "acc": 100 * acc,
-        "acc+": 100 * plus,
-        "other": other,
-        "n": len(samples),
-    }
+    return {"score": acc + plus, "acc": acc, "acc+": plus, "other": other, "n": len(samples)}
 
 
 def _sample(item: Item, text: str) -> Sample:

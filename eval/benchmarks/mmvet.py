@@ -5,16 +5,17 @@ table row per question, temperature 0, three tokens. `eval judge` writes the gra
 """
 
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import Coverage
+from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
-from llava_jax.eval.questions import Question
-from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
-from llava_jax.util import read_json
+from llava_jax.eval.questions import Question, question
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
+from llava_jax.util import read_json, read_object
 
 
 class MMVet(Task):
@@ -31,14 +32,16 @@ class MMVet(Task):
         questions = []
         for key, row in rows.items():
             expect(row, f"{path}: {key}", {"question": str, "imagename": str})
-            number, prompt = key.removeprefix("v1_"), row["question"]
-            record = {"question_id": int(number) if number.isdigit() else key, "prompt": prompt}
-            questions.append(Question(key, prompt, (row["imagename"],), record))
+            number = key.removeprefix("v1_")
+            number = int(number) if number.isdigit() else key
+            questions.append(question(number, row["question"], row["imagename"], key=key))
         return questions
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Sums a grade file: {id: {"model": […], "content": […], "score": [a grade per run]}}."""
         capabilities, grades = _capabilities(data), _grades(answers)
+        rows = [Answer(key, "", n, grade) for n, (key, grade) in enumerate(grades.items(), 1)]
+        _, coverage = join(capabilities, AnswerFile(answers, rows), strict=settings.strict)
         runs = min(len(g["score"]) for g in grades.values())
         samples = {}
         for key, names in capabilities.items():
@@ -51,7 +54,7 @@ class MMVet(Task):
                 groups={"integration": "_".join(names)},
                 details={"runs": scores, "capabilities": names},
             )
-        per_run = [_mean([s.details["runs"][r] for s in samples.values()]) for r in range(runs)]
+        per_run = [percent(s.details["runs"][r] for s in samples.values()) for r in range(runs)]
         centre = sum(per_run) / runs
         judges = {str(m) for g in grades.values() for m in g.get("model", ())}
         totals: dict[str, Any] = {
@@ -61,25 +64,17 @@ class MMVet(Task):
             "n": len(samples),
             "judge": ", ".join(sorted(judges)),
         }
-        capability: dict[str, list[float]] = {}
-        integration: dict[str, list[float]] = {}
+        capability: dict[str, list[float]] = defaultdict(list)
+        integration: dict[str, list[float]] = defaultdict(list)
         for s in samples.values():
-            integration.setdefault(s.groups["integration"], []).append(s.score)
+            integration[s.groups["integration"]].append(s.score)
             for c in s.details["capabilities"]:
-                capability.setdefault(c, []).append(s.score)
+                capability[c].append(s.score)
         tables = {
-            "per capability": {c: _row(capability[c]) for c in sorted(capability)},
-            "per integration": {g: _row(scores) for g, scores in integration.items()},
+            "per capability": _table(dict(sorted(capability.items()))),
+            "per integration": _table(integration),
         }
-        missing = [i for i in capabilities if i not in grades]
-        unknown = [i for i in grades if i not in capabilities]
-        coverage = Coverage(
-            expected=len(capabilities),
-            answered=len(capabilities) - len(missing),
-            missing=missing,
-            unknown={i: n for n, i in enumerate(unknown, 1)},
-        )
-        return self.result(totals, samples, coverage, tables)
+        return Result(self, totals, samples, coverage, tables)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> dict[str, str]:
         """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}."""
@@ -103,13 +98,18 @@ class MMVet(Task):
 def _read_file(data: Path, *patterns: str) -> tuple[Path, dict[str, Any]]:
     """MM-Vet's file, or one of capabilities alone: its path, and id -> row."""
     path = find(data, patterns, "question file")
-    return path, expect(read_json(path, DataError), str(path))
+    return path, read_object(path, DataError)
+
+
+def first_word(reply: str) -> str:
+    """What a judge's reply of three tokens is read by."""
+    return reply.split(" ")[0].strip()
 
 
 def read_grade(reply: str) -> float | None:
     """The judge's grade, if its first word is a number from 0 to 1."""
     try:
-        grade = float(reply.split(" ")[0].strip())
+        grade = float(first_word(reply))
     except ValueError:
         return None
     return grade if 0.0 <= grade <= 1.0 else None
@@ -149,12 +149,8 @@ def _grades(path: Path) -> dict[str, dict[str, Any]]:
     return grades
 
 
-def _mean(grades: list[float]) -> float:
-    return 100.0 * sum(grades) / len(grades)
-
-
-def _row(grades: list[float]) -> dict[str, float]:
-    return {"score": _round(_mean(grades)), "n": len(grades)}
+def _table(groups: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {name: {"score": _round(percent(g)), "n": len(g)} for name, g in groups.items()}
 
 
 def _round(x: float) -> float:

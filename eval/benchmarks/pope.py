@@ -24,17 +24,13 @@ class Pope(Task):
     llava_files = ("llava_pope_*.jsonl",)
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
-        return [
-            question(
-                f"{split}/{row['question_id']}",
-                row["text"] + SHORT,
-                row["image"],
-                category=split,
-                image=row["image"],
-            )
-            for split, rows in _read_labels(data).items()
-            for row in rows
-        ]
+        questions = []
+        for split, rows in _read_labels(data).items():
+            for row in rows:
+                number, image = f"{split}/{row['question_id']}", row["image"]
+                more = {"category": split, "image": image}
+                questions.append(question(number, row["text"] + SHORT, image, **more))
+        return questions
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         labels, asked = _read_labels(data), self._asked(data)
@@ -72,7 +68,7 @@ class Pope(Task):
         if len(ours) < len(SPLITS):
             notes.append(f"splits in it: {', '.join(ours)}")
         tables = {"per split": ours, "LLaVA script (zip by position)": script}
-        return self.result(totals, samples, coverage, tables, notes)
+        return Result(self, totals, samples, coverage, tables, notes)
 
     def _asked(self, data: Path) -> dict[str, Place]:
         """Question id -> its place, from LLaVA's question file, else from our own numbering of the

@@ -57,7 +57,7 @@ class RefCoco(Task):
         totals = {f"acc@{t}": percent(float(x >= t) for x in overlaps) for t in THRESHOLDS}
         totals["mean_iou"] = sum(overlaps) / len(overlaps)
         totals["center_acc"] = percent(float(s.details["center"]) for s in samples.values())
-        return self.result(totals, samples, coverage)
+        return Result(self, totals, samples, coverage)
 
 
 def _read_truth(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]:
@@ -110,9 +110,8 @@ def _from_refs(path: Path, data: Path, split: str) -> dict[str, dict[str, Any]]:
             refs = _PlainUnpickler(f, encoding="utf-8").load()
     except (pickle.UnpicklingError, EOFError, ValueError) as e:
         raise DataError(f"{path}: not a refs pickle ({e})") from None
-    instances = read_json(
-        find(data, ("instances.json", "instances*.json"), "instances file"), DataError
-    )
+    where = find(data, ("instances.json", "instances*.json"), "instances file")
+    instances = read_json(where, DataError)
     sizes = {i["id"]: i for i in instances["images"]}
     boxes = {a["id"]: a["bbox"] for a in instances["annotations"]}
     truth = {}
@@ -123,12 +122,9 @@ def _from_refs(path: Path, data: Path, split: str) -> dict[str, dict[str, Any]]:
         x, y, w, h = boxes[ref["ann_id"]]
         width, height = image["width"], image["height"]
         box = [x / width, y / height, (x + w) / width, (y + h) / height]
+        row = {"box": box, "image": image["file_name"]}
         for sentence in ref["sentences"]:
-            truth[str(sentence["sent_id"])] = {
-                "expression": sentence["raw"],
-                "box": box,
-                "image": image["file_name"],
-            }
+            truth[str(sentence["sent_id"])] = {"expression": sentence["raw"], **row}
     if not truth:
         raise DataError(
             f"{path}: no refs of split {split!r}", fix="--split val, testA, testB or test"

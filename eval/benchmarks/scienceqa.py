@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import Answer, AnswerFile, join
+from llava_jax.eval.answers import Answer, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
-from llava_jax.eval.questions import LETTER, Question
+from llava_jax.eval.questions import LETTER, Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
-from llava_jax.util import read_json
+from llava_jax.util import read_object
 
 LETTERS = "ABCDE"
 _ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
@@ -26,6 +26,7 @@ class ScienceQA(Task):
     max_new_tokens = 1024
     data_files = "problems.json, pid_splits.json; or llava_test_CQM-A.json to ask"
     id_keys = ("question_id", "id")
+    answers_in = "outputs"  # id -> text, in the results files of LLaVA's scripts
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
@@ -36,8 +37,8 @@ class ScienceQA(Task):
             lines += [f"{a}. {c}" for a, c in zip(LETTERS, p["choices"])]
             prompt = "\n".join(lines).strip() + LETTER
             images = (f"{pid}/{p['image']}",) if p.get("image") else ()
-            record = {"question_id": pid, "prompt": f"<image>\n{prompt}" if images else prompt}
-            questions.append(Question(pid, prompt, images, record))
+            recorded = f"<image>\n{prompt}" if images else prompt
+            questions.append(question(pid, prompt, *images, prompt=recorded))
         return questions
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
@@ -58,21 +59,12 @@ class ScienceQA(Task):
             "img_acc_missing_wrong": percent(s.score for s in with_image),
             "unreadable_answers": sum(s.parsed == "FAILED" for s in scores),
         }
-        tables = {}
-        if table := categories(problems, samples):
-            tables["official categories"] = table
+        table = categories(problems, samples)
+        tables = {"official categories": table} if table else {}
         if "gpt4" in settings.options:
             gpt4, again = (self._texts(settings.options.get(n)) for n in ("gpt4", "requery"))
             tables["GPT-4 ensemble"] = _ensemble(problems, joined, gpt4, again)
-        return self.result(totals, samples, coverage, tables)
-
-    def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
-        """An answer file, or a results file as LLaVA's scripts write them ("outputs": id -> text)."""
-        value = read_json(path, AnswerError) if path.suffix == ".json" else None
-        if isinstance(value, dict) and isinstance(value.get("outputs"), dict):
-            rows = [Answer(i, t, n, {}) for n, (i, t) in enumerate(value["outputs"].items(), 1)]
-            return AnswerFile(path, rows)
-        return super().read(path, settings, **how)
+        return Result(self, totals, samples, coverage, tables)
 
     def _texts(self, path: str | None) -> dict[str, str]:
         return {a.id: a.text for a in self.read(Path(path), DEFAULT).rows} if path else {}
@@ -82,8 +74,8 @@ def _read_problems(data: Path, settings: TaskSettings) -> dict[str, dict[str, An
     path = find(data, ("problems.json",), "problems file")
     splits = find(data, ("pid_splits.json",), "split file")
     name = settings.split or "test"
-    problems = expect(read_json(path, DataError), str(path))
-    ids = expect(read_json(splits, DataError), f"{splits}: split", {name: list})[name]
+    problems = read_object(path, DataError)
+    ids = expect(read_object(splits, DataError), f"{splits}: split", {name: list})[name]
     chosen = {}
     for i in ids:
         where = f"{path}: problem {i}"
@@ -135,8 +127,7 @@ def categories(
     """NAT SOC LAN / TXT IMG NO / G1-6 G7-12 as the owner's evaluate_acc.py cuts them."""
     if not all({"subject", "grade", "hint"} <= p.keys() for p in problems.values()):
         return {}
-    low = {f"grade{i}" for i in range(1, 7)}
-    high = {f"grade{i}" for i in range(7, 13)}
+    low, high = ({f"grade{i}" for i in grades} for grades in (range(1, 7), range(7, 13)))
     cuts = {
         "NAT": lambda p: p["subject"] == "natural science",
         "SOC": lambda p: p["subject"] == "social science",
@@ -152,7 +143,7 @@ def categories(
     for name, inside in cuts.items():
         scores = [samples[i].score for i, p in problems.items() if inside(p)]
         if scores:
-            table[name] = {"score": round(percent(scores), 2), "n": len(scores)}
+            table[name] = {"score": percent(scores, 2), "n": len(scores)}
     return table
 
 

@@ -4,7 +4,6 @@ Scorer: LLaVA scripts/convert_seed_for_submission.py: the answer is exactly the 
 takes the first character whatever the case ("B." is right there), so both numbers are given.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from llava_jax.eval.answers import join
 from llava_jax.eval.files import ID, expect, find, read_list
 from llava_jax.eval.questions import LETTER, Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
-from llava_jax.util import write_text
 
 FILES = ("SEED-Bench*.json", "SEED_Bench*.json", "annotations.json")
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
@@ -24,6 +22,7 @@ class Seed(Task):
     data_files = "SEED-Bench.json; or llava-seed-bench.jsonl to ask"
     llava_files = ("llava-seed*.jsonl", "llava_seed*.jsonl")
     text_keys = ("text", "prediction", "answer")
+    upload_lines = True
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
@@ -44,6 +43,7 @@ class Seed(Task):
         for key, q in truth.items():
             text = joined.text(key)
             first, number = text.strip()[:1], q["question_type_id"]
+            kind = types.get(number, str(number))
             samples[key] = Sample(
                 float(key in joined and text == q["answer"]),
                 text,
@@ -51,30 +51,22 @@ class Seed(Task):
                 parsed=first.upper(),
                 prompt=str(q.get("question", "")),
                 image=_image(q),
-                groups={
-                    "question_type": types.get(number, str(number)),
-                    "data_type": q["data_type"],
-                },
+                groups={"question_type": kind, "data_type": q["data_type"]},
                 details={"lmms_eval": float(first.lower() == q["answer"].lower())},
             )
         scores = samples.values()
         per_type = by_group(scores, "question_type", digits=2)
-        totals = {"all": round(percent(s.score for s in scores), 2)}
+        totals = {"all": percent((s.score for s in scores), 2)}
         totals |= {k: row["score"] for k, row in by_group(scores, "data_type", digits=2).items()}
         totals["lmms_eval_first_char_all"] = percent(s.details["lmms_eval"] for s in scores)
         tables = {"per question type": {n: per_type[n] for n in types.values() if n in per_type}}
-        return self.result(totals, samples, coverage, tables)
+        return Result(self, totals, samples, coverage, tables)
 
-    def submission(
-        self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
-    ) -> Path:
+    def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The leaderboard's jsonl: question_id and prediction of every question."""
         ids = [q["question_id"] for q in _read_truth(data)["questions"]]
         joined, _ = join(map(str, ids), self.read(answers, settings), strict=True)
-        rows = [{"question_id": i, "prediction": joined[str(i)].text} for i in ids]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, "".join(json.dumps(r) + "\n" for r in rows))
-        return out
+        return [{"question_id": i, "prediction": joined[str(i)].text} for i in ids]
 
 
 def _read_truth(data: Path) -> dict[str, Any]:

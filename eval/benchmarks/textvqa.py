@@ -5,6 +5,7 @@ question_id is the *image* id and repeats, so answers are joined by (image id, q
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import ID, find, find_optional, read_list
 from llava_jax.eval.normalize import leave_one_out, m4c_normalize
-from llava_jax.eval.questions import SHORT, Question
+from llava_jax.eval.questions import SHORT, Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 
 FILES = ("TextVQA_[0-9]*val*.json", "TextVQA_val*.json", "*TextVQA*.json")
@@ -41,10 +42,8 @@ class TextVQA(Task):
             prompt = row["question"].capitalize()
             if _with_ocr(settings):
                 prompt += f"\nReference OCR token: {', '.join(tokens.get(row['image_id'], ()))}"
-            prompt += SHORT
-            record = {"question_id": row["image_id"], "prompt": prompt}
-            image = f"{row['image_id']}.jpg"
-            questions.append(Question(str(row["question_id"]), prompt, (image,), record))
+            image, key = row["image_id"], str(row["question_id"])
+            questions.append(question(image, prompt + SHORT, f"{image}.jpg", key=key))
         return questions
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
@@ -65,7 +64,7 @@ class TextVQA(Task):
             "accuracy": percent(s.score for s in samples.values()),
             "llava_script_over_given_answers": percent(over_given),
         }
-        return self.result(totals, samples, coverage)
+        return Result(self, totals, samples, coverage)
 
 
 def _with_ocr(settings: TaskSettings) -> bool:
@@ -91,24 +90,19 @@ def _by_question(given: AnswerFile, keys: dict[tuple[str, str], str]) -> AnswerF
         prompt = a.row.get("prompt")
         if not isinstance(prompt, str):  # mmf's own prediction files: question_id is the question's
             return a.id
-        try:
-            question = question_of(prompt)
-        except ValueError:
+        asked = question_of(prompt)
+        if asked is None:
             raise AnswerError(
                 f"{given.path} line {a.line}, question_id {a.id}: no question found in the prompt "
                 f"{prompt[:60]!r}"
-            ) from None
-        return keys.get((a.id, question), f"{a.id}/{question}")
+            )
+        return keys.get((a.id, asked), f"{a.id}/{asked}")
 
     return given.with_ids(id_of)
 
 
-def question_of(prompt: str) -> str:
-    """The question inside a prompt of any of LLaVA's three layouts, lower-cased.
-
-    Raises:
-      ValueError: the prompt has none of them.
-    """
+def question_of(prompt: str) -> str | None:
+    """The question inside a prompt of any of LLaVA's three layouts, lower-cased, or None."""
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
         if match := _OCR_FIRST.search(prompt):
@@ -117,7 +111,7 @@ def question_of(prompt: str) -> str:
         return lines[prompt.startswith("Reference OCR token:")].lower()
     elif len(lines) == 2:
         return lines[0].lower()
-    raise ValueError(prompt)
+    return None
 
 
 def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
@@ -148,7 +142,7 @@ def _ocr_tokens(data: Path) -> dict[str, list[str]]:
 
 def _without_ocr(q: Question) -> Question:
     prompt = "\n".join(x for x in q.prompt.split("\n") if not x.startswith("Reference OCR token:"))
-    return Question(q.key, prompt, q.images, q.record | {"prompt": prompt})
+    return replace(q, prompt=prompt, record=q.record | {"prompt": prompt})
 
 
 TASK = TextVQA()

@@ -53,7 +53,7 @@ class VizWiz(Task):
         scores = list(samples.values())
         says_unanswerable = [s.details["says_unanswerable"] for s in scores]
         totals: dict[str, float] = {
-            "overall": round(percent(s.score for s in scores), 2),
+            "overall": percent((s.score for s in scores), 2),
             # lmms-eval normalises the annotators' answers as well.
             "lmms_eval_normalised_gt": percent(s.details["normalised_gt"] for s in scores),
             "unanswerable_share": sum(says_unanswerable) / len(scores),
@@ -62,7 +62,7 @@ class VizWiz(Task):
             labels = [row["answerable"] == 0 for row in truth.values()]
             totals |= unanswerability(labels, says_unanswerable)
         tables = {"per answer type": by_group(scores, "answer_type")}
-        return self.result(totals, samples, coverage, tables)
+        return Result(self, totals, samples, coverage, tables)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, str]]:
         """The upload of LLaVA's script: [{image, answer}] through the m4c processor, every image."""

@@ -59,19 +59,14 @@ class VQAv2(Task):
             )
         scores = samples.values()
         totals = {
-            "overall": round(percent(s.score for s in scores), 2),
+            "overall": percent((s.score for s in scores), 2),
             # lmms-eval, VLMEvalKit and m4c normalise even where all ten annotators agree.
             "always_normalised": percent(s.details["always_normalised"] for s in scores),
             # What the server computes from the file LLaVA uploads.
-            "after_llava_submission": round(
-                percent(s.details["after_submission"] for s in scores), 2
-            ),
+            "after_llava_submission": percent((s.details["after_submission"] for s in scores), 2),
         }
-        tables = {
-            "per answer type": by_group(scores, "answer_type", digits=2),
-            "per question type": by_group(scores, "question_type", digits=2),
-        }
-        return self.result(totals, samples, coverage, tables)
+        tables = {f"per {t} type": by_group(scores, f"{t}_type", 2) for t in ("answer", "question")}
+        return Result(self, totals, samples, coverage, tables)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The EvalAI file: every id of test2015, in the question file's order, "" where a model

@@ -31,23 +31,11 @@ class ModelResult:
 
     @property
     def title(self) -> str:
-        return TASKS.get(self.task, self.task)
+        return self.file["title"]
 
     @property
     def samples(self) -> dict[str, dict[str, Any]]:
         return self.file["per_sample"]
-
-    @property
-    def totals(self) -> list[tuple[str, str]]:
-        return [(name, number(value)) for name, value in self.file["totals"].items()]
-
-    @property
-    def tables(self) -> dict[str, dict[str, Any]]:
-        return self.file.get("tables", {})
-
-    @property
-    def notes(self) -> list[str]:
-        return [*self.file.get("notes", ())]
 
     @property
     def comparable(self) -> str:
@@ -78,7 +66,6 @@ class ModelResult:
 class Comparison:
     """Two runs of one benchmark."""
 
-    title: str
     first: ModelResult
     second: ModelResult
     flips: Flips
@@ -92,35 +79,34 @@ def collect(paths: Sequence[Path]) -> list[ModelResult]:
         names = run_names(paths)
     found = []
     for path, result in zip(paths, results):
-        interval = bootstrap(result["task"], result["per_sample"])
         official = result["totals"][result["headline"]]  # rounded as its owner rounds it
-        interval = replace(interval, value=float(official))
+        noise = bootstrap(result["task"], result["per_sample"])
         paper: dict[str, float] = dict(zip(ROWS, PAPER.get(result["task"], ())))
+        interval = replace(noise, value=float(official))
         found.append(ModelResult(str(names[path]), result, interval, paper))
-    order = {t: n for n, t in enumerate(TASKS)}
-    return sorted(found, key=lambda e: order.get(e.task, len(order)))
+    order = [*TASKS]
+    return sorted(found, key=lambda r: order.index(r.task) if r.task in TASKS else len(order))
 
 
 def run_names(paths: Sequence[Path]) -> dict[Path, str]:
     """A name for each file: its folder's where the folders differ, else its own."""
     folders = {p.resolve().parent for p in paths}
-    name = {p: p.resolve().parent.name if len(folders) > 1 else p.stem for p in paths}
-    if len(folders) > 1 and len({f.name for f in folders}) < len(folders):
-        name = {p: str(p.parent) for p in paths}
-    return name
+    if len(folders) == 1:
+        return {p: p.stem for p in paths}
+    if len({f.name for f in folders}) < len(folders):
+        return {p: str(p.parent) for p in paths}
+    return {p: p.resolve().parent.name for p in paths}
 
 
 def comparisons_of(results: Sequence[ModelResult]) -> list[Comparison]:
     """Each later run of a benchmark against its first."""
     first: dict[str, ModelResult] = {}
     found = []
-    for e in results:
-        if e.task not in first:
-            first[e.task] = e
-            continue
-        base = first[e.task]
-        both = flips(e.task, base.samples, e.samples)
-        found.append(Comparison(e.title, base, e, both))
+    for result in results:
+        base = first.setdefault(result.task, result)
+        if base is not result:
+            both = flips(result.task, base.samples, result.samples)
+            found.append(Comparison(base, result, both))
     return found
 
 
@@ -179,7 +165,7 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """Cells of the table of flips."""
     return [
         [
-            c.title,
+            c.first.title,
             f"{c.first.run} {number(c.first.interval.value)}",
             f"{c.second.run} {number(c.second.interval.value)}",
             str(c.flips.both),

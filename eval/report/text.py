@@ -14,7 +14,8 @@ def read_result(path: Path) -> dict[str, Any]:
     keys = {"task", "totals", "per_sample", "headline", "coverage"}
     if not isinstance(value, dict) or not keys <= value.keys():
         raise DataError(f"{path}: not a result file", fix="write one with eval score --json")
-    return value
+    title = TASKS.get(value["task"], value["task"])
+    return {"title": title, "tables": {}, "notes": [], **value}
 
 
 def number(value: Any) -> str:
@@ -39,8 +40,8 @@ def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
     from llava_jax.eval.report.stats import answered, headline_of  # numpy, only where it is used
 
     samples = answered(value["per_sample"], gone)
-    name = f"{result.headline}_of_answered"
-    value["totals"][name] = headline_of(result.task, samples)
+    name = f"{result.task.headline}_of_answered"
+    value["totals"][name] = headline_of(result.task.name, samples)
     if only_answered:
         total = result.coverage.expected
         value |= {"headline": name, "per_sample": samples}
@@ -54,42 +55,36 @@ def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
 
 
 def as_text(result: dict[str, Any], tables: bool = True) -> str:
-    """The totals, tables and coverage of a result, for a terminal."""
-    lines = [f"{result.get('title', TASKS.get(result['task'], result['task']))}"]
+    """The totals, tables and coverage of a result as `complete` gives it, for a terminal."""
+    lines = [result["title"]]
     width = max(map(len, result["totals"]))
     for name, value in result["totals"].items():
         mark = " <" if name == result["headline"] else ""
         lines.append(f"  {name:{width}}  {number(value)}{mark}")
-    for title, table in result.get("tables", {}).items() if tables else ():
-        lines.append(f"{title}:")
-        lines += [f"  {row}" for row in columns(table)]
+    for title, table in result["tables"].items() if tables else ():
+        lines += [f"{title}:", *columns(table)]
     coverage = result["coverage"]
     lines.append(f"answered {coverage['answered']} of {coverage['expected']}")
     lines += [f"warning: {line}" for line in coverage["details"]]
-    lines += [f"note: {line}" for line in result.get("notes", ())]
+    lines += [f"note: {line}" for line in result["notes"]]
     return "\n".join(lines)
 
 
 def columns(table: dict[str, Any]) -> list[str]:
     """A table in aligned columns, its header first."""
     header, rows = grid(table)
-    cells = [header, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    first, *others = (max(map(len, cells)) for cells in zip(header, *rows))
     return [
-        "  ".join(
-            f"{c:{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths))
-        )
-        for row in cells
+        "  ".join([f"  {name:{first}}", *(f"{c:>{w}}" for c, w in zip(cells, others))])
+        for name, *cells in (header, *rows)
     ]
 
 
 def grid(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table {row: number or {column: number}}, as text."""
-    names = list(dict.fromkeys(k for v in table.values() if isinstance(v, dict) for k in v)) or [
-        "value"
+    cells = {k: v if isinstance(v, dict) else {"value": v} for k, v in table.items()}
+    names = list(dict.fromkeys(name for row in cells.values() for name in row)) or ["value"]
+    rows = [
+        [str(k), *(number(row[n]) if n in row else "" for n in names)] for k, row in cells.items()
     ]
-    rows = []
-    for row, value in table.items():
-        cells = value if isinstance(value, dict) else {"value": value}
-        rows.append([str(row), *(number(cells[n]) if n in cells else "" for n in names)])
     return ["", *names], rows

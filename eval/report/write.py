@@ -103,7 +103,7 @@ def _figures(result: ModelResult) -> list[tuple[str, str]]:
     """(caption, SVG) of what a model sees that is not there (POPE, CHAIR)."""
     found = []
     if result.task == "pope":
-        ratios = {k: float(v["Yes ratio"]) for k, v in result.tables["per split"].items()}
+        ratios = {k: float(v["Yes ratio"]) for k, v in result.file["tables"]["per split"].items()}
         truth = [s["truth"] == "yes" for s in result.samples.values()]
         found.append(("share of “yes”; line: truth", bars(ratios, 1.0, sum(truth) / len(truth))))
     if seen := collect.hallucinated(result):
@@ -114,8 +114,7 @@ def _figures(result: ModelResult) -> list[tuple[str, str]]:
 def _failure_cards(result: ModelResult, pictures: Pictures | None) -> list[dict[str, Any]]:
     cards = []
     for key, s in collect.failures(result):
-        truth, image = s["truth"], s.get("image", "")
-        parsed = s.get("parsed")
+        truth, image, parsed = s["truth"], s.get("image", ""), s.get("parsed")
         lines = {
             "": key,
             "question": s.get("prompt", ""),

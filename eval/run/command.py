@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +63,9 @@ def run_task(model: "LlavaModel", task: Task, settings: RunSettings) -> dict[str
     answers = _part(folder, *settings.chunk)
     if settings.writes:
         _check_run(folder / "run.json", task, settings, chosen, model.config.template)
-    with _progress(task.title, len(part), settings) as bar:
+    quiet = not (settings.writes and settings.show_progress)
+    # Time per answer over the whole run, so that the first compilations do not mislead for long.
+    with progress(len(part), task.title, "q", quiet=quiet, smoothing=0.05) as bar:
         predict(
             model,
             part,
@@ -73,7 +74,7 @@ def run_task(model: "LlavaModel", task: Task, settings: RunSettings) -> dict[str
             max_new_tokens=settings.max_new_tokens or task.max_new_tokens,
             batch=settings.batch,
             folders=image_folders(settings, data, task),
-            progress=bar.update if bar is not None else lambda n: None,
+            progress=bar.update,
             writes=settings.writes,
         )
     if not settings.writes or not _joined(folder, settings.chunk, questions, len(chosen)):
@@ -103,16 +104,15 @@ def task_folder(data: Path, task: Task) -> Path:
 
 def image_folders(settings: RunSettings, data: Path, task: Task) -> list[Path]:
     """Where images may lie: the given folder, the data folder, and the usual places in them."""
-    roots = [settings.images / task.name, settings.images] if settings.images else []
-    roots += [data]
+    images = settings.images
+    roots = [images / task.name, images, data] if images else [data]
     usual = ("", "images", "test2015", "val2014", "test", "val", "train_images", "coco/val2014",
              "images/test", "mm-vet/images", "MME_Benchmark_release_version")  # fmt: skip
     return [f for root in roots for name in usual if (f := root / name).is_dir()]
 
 
 def _part(folder: Path, index: int, parts: int) -> Path:
-    name = "answers.jsonl" if parts == 1 else f"answers-{index}-of-{parts}.jsonl"
-    return folder / name
+    return folder / ("answers.jsonl" if parts == 1 else f"answers-{index}-of-{parts}.jsonl")
 
 
 def _joined(
@@ -123,12 +123,10 @@ def _joined(
     It is then in the order of `questions`, which the scripts of LLaVA and POPE rely on.
     """
     parts = [_part(folder, i, chunk[1]) for i in range(chunk[1])]
-    if not all(p.exists() for p in parts):
-        return False
-    if sum(len(answered_lines(p)) for p in parts) < count:
-        return False
-    merge(parts, questions, _part(folder, 0, 1))
-    return True
+    complete = sum(len(answered_lines(p)) for p in parts) >= count
+    if complete:
+        merge(parts, questions, _part(folder, 0, 1))
+    return complete
 
 
 def _check_run(
@@ -151,8 +149,7 @@ def _check_run(
     }
     if path.exists():
         old = read_object(path, AnswerError)
-        changed = [k for k, v in run.items() if old.get(k) != v]
-        if changed:
+        if changed := [k for k, v in run.items() if old.get(k) != v]:
             was = ", ".join(f"{k} was {old.get(k)!r}" for k in changed if k != "prompts")
             raise AnswerError(
                 f"{path.parent}: holds answers of another run ({was or 'other prompts'})",
@@ -171,9 +168,7 @@ def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[
         print(f"{task.title}: answered; now: llava-jax eval judge {task.name} --answers {answers}")
         return None
     try:
-        result = complete(
-            task.score(answers, data, settings.task), only_answered=settings.limit is not None
-        )
+        scored = task.score(answers, data, settings.task)
     except DataError as e:
         # test-dev, test: a server has the truth, and takes the upload file.
         logger.warning("%s: not scored here: %s", task.title, e)
@@ -183,16 +178,10 @@ def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[
         except LlavaError as no:
             logger.warning("%s: no upload file either: %s", task.title, no)
         return None
+    result = complete(scored, only_answered=settings.limit is not None)
     result["run"] = settings.model_id
     write_json(folder / "result.json", result, indent=1, ensure_ascii=False)
     return result
-
-
-def _progress(title: str, total: int, settings: RunSettings):
-    if not (settings.writes and settings.show_progress):
-        return nullcontext()
-    # Time per answer over the whole run, so that the first compilations do not mislead for long.
-    return progress(total, title, "q", smoothing=0.05)
 
 
 def parse_chunk(text: str) -> tuple[int, int]:

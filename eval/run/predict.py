@@ -11,7 +11,9 @@ import math
 import os
 import random
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,20 +55,16 @@ def choose(
     ceil(n / parts) as LLaVA's scripts do.
 
     Raises:
-      DataError: two questions have one key, or there is no such chunk.
+      DataError: two questions have one key.
     """
-    seen: set[str] = set()
-    for q in questions:
-        if q.key in seen:
-            raise DataError(f"two questions have the key {q.key!r}")
-        seen.add(q.key)
+    key, count = next(iter(Counter(q.key for q in questions).most_common(1)), ("", 0))
+    if count > 1:
+        raise DataError(f"two questions have the key {key!r}")
     chosen = list(questions)
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(chosen)
     chosen = chosen[:limit]
     index, parts = chunk
-    if not 0 <= index < parts:
-        raise DataError(f"no chunk {index} of {parts}", fix="chunks count from 0")
     size = math.ceil(len(chosen) / parts)
     return chosen[index * size : (index + 1) * size]
 
@@ -78,12 +76,10 @@ def length_buckets(questions: Sequence[Question], batch: int) -> Iterator[list[Q
     Args:
       batch: size of all batches but the last of each number of images.
     """
-    kinds: dict[int, list[Question]] = {}
-    for q in questions:
-        kinds.setdefault(len(q.images), []).append(q)
-    for _, group in sorted(kinds.items(), reverse=True):
-        # Stable: questions of one length keep their order, whatever was done before a restart.
-        group.sort(key=lambda q: -len(q.prompt))
+    # Stable: questions of one length keep their order, whatever was done before a restart.
+    ordered = sorted(questions, key=lambda q: (-len(q.images), -len(q.prompt)))
+    for _, same in groupby(ordered, key=lambda q: len(q.images)):
+        group = list(same)
         for start in range(0, len(group), batch):
             yield group[start : start + batch]
 
@@ -158,7 +154,7 @@ def predict(
       writes: whether this process writes; the hosts of one mesh all ask, and one writes.
     Raises:
       DataError: an image is missing (before anything is asked).
-      AnswerError: the model returned another number of answers, or the file is not ours.
+      AnswerError: the file is not ours.
     """
     from llava_jax.model import Request
 
@@ -177,11 +173,8 @@ def predict(
                 Request(q.prompt, found[q.key], max_new_tokens=max_new_tokens) for q in group
             ]
             replies = model.generate_batch(requests, batch_size=len(requests))
-            if len(replies) != len(group):
-                raise AnswerError(
-                    f"the model gave {len(replies)} answers to {len(group)} questions"
-                )
-            f.write("".join(_line(q, r.text, model_id) for q, r in zip(group, replies)))
+            answers = zip(group, replies, strict=True)
+            f.write("".join(_line(q, reply.text, model_id) for q, reply in answers))
             f.flush()
             progress(len(group))
     return len(todo)
@@ -199,7 +192,7 @@ def _line(q: Question, text: str, model_id: str) -> str:
     return json.dumps(row) + "\n"
 
 
-def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> int:
+def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> None:
     """Joins the answer files of several processes, in the order of the questions.
 
     Raises:
@@ -211,6 +204,4 @@ def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> in
         if again := next((key for key in found if key in lines), None):
             raise AnswerError(f"{part}: {again!r} is answered in another part as well")
         lines |= found
-    ordered = [lines[q.key] for q in questions if q.key in lines]
-    write_text(out, "".join(f"{line}\n" for line in ordered))
-    return len(ordered)
+    write_text(out, "".join(f"{lines[q.key]}\n" for q in questions if q.key in lines))

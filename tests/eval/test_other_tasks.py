@@ -166,7 +166,8 @@ def test_review_scores(review, scores):
 
 
 def test_unread_reviews_stay_in_the_mean(tmp_path):
-    assert summary([[8, 6], [-1, -1]]) == [71.4, 35.0, 25.0]
+    means = {"relative": 71.4, "reference": 35.0, "model": 25.0, "n": 2}
+    assert summary([[8, 6], [-1, -1]]) == means
     rows = [
         {"question_id": 0, "category": "llava_bench_conv", "content": "8 6\n"},
         {"question_id": 1, "category": "llava_bench_conv", "content": "none", "judge": "gpt-x"},

@@ -204,8 +204,7 @@ def test_textvqa_prompts(tmp_path):
     assert question_of("Reference OCR token: a\nWhat?\nAnswer") == "what?"
     assert question_of("What?\nReference OCR token: a\nAnswer") == "what?"
     for bad in ("What?", "a\nb\nc", "OCR tokens: a"):
-        with pytest.raises(ValueError):
-            question_of(bad)
+        assert question_of(bad) is None
     with pytest.raises(AnswerError, match=r"line 1, question_id i: no question found"):
         textvqa(
             tmp_path, [("i", "q", ["a"] * 10)], [{"question_id": "i", "prompt": "q", "text": ""}]
