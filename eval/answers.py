@@ -7,7 +7,7 @@ question the last counts (as in LLaVA's scripts), and both are listed, as are an
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,41 +66,25 @@ class Coverage:
 
     def lines(self) -> list[str]:
         """One sentence per thing that is not as it should be."""
-        out = []
-        if self.missing:
-            how = "are left out" if self.missing_left_out else "count as wrong"
-            out.append(
-                f"{len(self.missing)} of {self.expected} questions have no answer and {how}: "
-                f"{_some(self.missing)}"
-            )
-        if self.doubled:
-            shown = [f"{i} (lines {_some(map(str, n))})" for i, n in self.doubled.items()]
-            ids = counted(len(self.doubled), "id")
-            out.append(f"{ids} answered more than once, the last counts: {_some(shown)}")
-        if self.unknown:
-            shown = [f"{i} (line {n})" for i, n in self.unknown.items()]
-            answers = counted(len(self.unknown), "answer")
-            out.append(f"{answers} without a question: {_some(shown)}")
-        if self.bad_lines:
-            lines = counted(len(self.bad_lines), "unreadable line")
-            out.append(f"{lines}: {_some(map(str, self.bad_lines))}")
-        return out
+        how = "are left out" if self.missing_left_out else "count as wrong"
+        doubled = [f"{i} (lines {_some(n)})" for i, n in self.doubled.items()]
+        unknown = [f"{i} (line {n})" for i, n in self.unknown.items()]
+        found = {
+            f"{len(self.missing)} of {self.expected} questions have no answer and {how}": self.missing,
+            f"{counted(len(doubled), 'id')} answered more than once, the last counts": doubled,
+            f"{counted(len(unknown), 'answer')} without a question": unknown,
+            counted(len(self.bad_lines), "unreadable line"): self.bad_lines,
+        }
+        return [f"{what}: {_some(items)}" for what, items in found.items() if items]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "expected": self.expected,
-            "answered": self.answered,
-            "missing": len(self.missing),
-            "doubled": len(self.doubled),
-            "unknown": len(self.unknown),
-            "bad_lines": len(self.bad_lines),
-            "details": self.lines(),
-        }
+        counts = {n: len(getattr(self, n)) for n in ("missing", "doubled", "unknown", "bad_lines")}
+        numbers = {"expected": self.expected, "answered": self.answered, **counts}
+        return numbers | {"details": self.lines()}
 
 
-def _some(items: Iterable[str], limit: int = 5) -> str:
-    items = list(items)
-    return ", ".join(items[:limit]) + (", …" if len(items) > limit else "")
+def _some(items: Sequence[Any], limit: int = 5) -> str:
+    return ", ".join(map(str, items[:limit])) + (", …" if len(items) > limit else "")
 
 
 def read_answers(

@@ -52,32 +52,25 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--max-new-tokens", type=int, help="per answer (default: the paper's)")
     p.add_argument("--mesh", help="DATA,FSDP,TENSOR (default: split over all devices)")
     p.add_argument("--template", help="conversation template (default: the model's own)")
-    p.add_argument("--split", help="part of a file name, where several fit")
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="see score")
     p.add_argument("--name", help="model_id in the answers (default: the model's folder name)")
+    _reading_arguments(p)
+
+
+def _reading_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--split", help="part of a file name, where several fit")
+    options = "an option of one benchmark (textvqa: ocr=no; scienceqa: gpt4=FILE, requery=FILE)"
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=options)
 
 
 def _task_arguments(p: argparse.ArgumentParser, answers: bool = True) -> None:
     p.add_argument("task", metavar="TASK", help=", ".join(TASKS))
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the owner's files")
-    p.add_argument("--split", help="part of a file name, where several fit")
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of one benchmark (textvqa: ocr=no; scienceqa: gpt4=FILE, requery=FILE)",
-    )
+    _reading_arguments(p)
     if answers:
+        strict, skip = "fail unless every question is answered once", "count unreadable lines"
         p.add_argument("--answers", type=Path, required=True, metavar="FILE")
-        p.add_argument(
-            "--strict", action="store_true", help="fail unless every question is answered once"
-        )
-        p.add_argument(
-            "--skip-bad-lines",
-            action="store_true",
-            help="count unreadable lines instead of failing",
-        )
+        p.add_argument("--strict", action="store_true", help=strict)
+        p.add_argument("--skip-bad-lines", action="store_true", help=f"{skip} instead of failing")
 
 
 def _score_arguments(p: argparse.ArgumentParser) -> None:
@@ -158,8 +151,8 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    path = get_task(args.task).submission(args.answers, args.data, args.out, task_settings_of(args))
-    print(f"wrote {path}")
+    task, settings = get_task(args.task), task_settings_of(args)
+    print(f"wrote {task.submission(args.answers, args.data, args.out, settings)}")
     return 0
 
 
@@ -167,8 +160,8 @@ def _questions(args: argparse.Namespace) -> int:
     from llava_jax.eval.run.predict import write_questions
 
     questions = get_task(args.task).questions(args.data, task_settings_of(args))
-    count = write_questions(questions, args.out)
-    print(f"wrote {count} questions to {args.out}")
+    write_questions(questions, args.out)
+    print(f"wrote {len(questions)} questions to {args.out}")
     return 0
 
 

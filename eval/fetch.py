@@ -153,23 +153,19 @@ def _download(pooch: Any, url: str, path: Path, sha256: str | None) -> None:
         pooch.retrieve(url, sha256, fname=path.name, path=path.parent, downloader=download)
     except exceptions.HTTPError as e:
         code = e.response.status_code if e.response is not None else 0
-        gated = code in (401, 403)
-        words = f"is gated (HTTP {code})" if gated else f"HTTP {code}"
-        fix = f"{'ask for access' if gated else 'try --org'}, {by_hand}"
-        raise LlavaError(f"{url}: {words}", fix=fix) from None
+        words, fix = f"HTTP {code}", "try --org"
+        if code in (401, 403):
+            words, fix = f"is gated ({words})", "ask for access"
+        raise LlavaError(f"{url}: {words}", fix=f"{fix}, {by_hand}") from None
     except exceptions.ChunkedEncodingError:
         raise LlavaError(f"{url}: the connection ended early", fix="fetch again") from None
     except exceptions.RequestException as e:
         reason = str(getattr(e.args[0], "reason", e) if e.args else e).rpartition(": ")[2]
-        host = urlsplit(url).netloc
-        raise LlavaError(
-            f"{host} cannot be reached ({reason})", fix=f"go online, {by_hand}"
-        ) from None
+        words = f"{urlsplit(url).netloc} cannot be reached ({reason})"
+        raise LlavaError(words, fix=f"go online, {by_hand}") from None
     except ValueError:  # pooch's, of the hash
-        raise LlavaError(
-            f"{url}: the file has another hash than {str(sha256)[:12]}…",
-            fix="fetch again; or the owner changed it",
-        ) from None
+        words = f"{url}: the file has another hash than {str(sha256)[:12]}…"
+        raise LlavaError(words, fix="fetch again; or the owner changed it") from None
 
 
 def _unpack(path: Path, out: Path) -> None:

@@ -88,19 +88,13 @@ def _vqav2(folder: Path, pictures: list[bytes], shapes: list[list[Shape]], rng) 
             key = {"question_id": 10 * i + n, "image_id": i}
             questions.append({**key, "question": question})
             # Nine agree and one does not, so that answers are normalised.
-            answers = enumerate([answer] * 9 + ["unsure"], 1)
-            annotations.append(
-                {
-                    **key,
-                    "question_type": " ".join(question.split()[:2]).lower(),
-                    "answer_type": kind,
-                    "multiple_choice_answer": answer,
-                    "answers": [
-                        {"answer": a, "answer_confidence": "yes", "answer_id": k}
-                        for k, a in answers
-                    ],
-                }
-            )
+            answers = [
+                {"answer": a, "answer_confidence": "yes", "answer_id": k}
+                for k, a in enumerate([answer] * 9 + ["unsure"], 1)
+            ]
+            kinds = {"question_type": " ".join(question.split()[:2]).lower(), "answer_type": kind}
+            row = {**key, **kinds, "multiple_choice_answer": answer, "answers": answers}
+            annotations.append(row)
     meta = {"data_subtype": "val2014", "info": {"description": "quickstart scenes"}}
     write_json(folder / "v2_questions.json", {**meta, "questions": questions})
     write_json(folder / "v2_annotations.json", {**meta, "annotations": annotations})

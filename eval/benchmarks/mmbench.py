@@ -9,6 +9,7 @@ Scorer: VLMEvalKit dataset/utils/multiple_choice.py and utils/matching_util.py a
 import base64
 import csv
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +50,20 @@ class MMBench(Task):
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
         for row in self._table(data, settings):
-            prompt = row["question"]
-            if not _is_none(row.get("hint")):
-                prompt = f"{row['hint']}\n{prompt}"
-            shown = []
-            for letter in "ABCD":  # LLaVA stops at the first option that is not a value
-                if _is_none(row.get(letter)):
-                    break
-                shown.append(row[letter])
-                prompt += f"\n{letter}. {row[letter]}"
+            # LLaVA stops at the first option that is not a value.
+            options = [*takewhile(lambda x: not _is_none(x), map(row.get, "ABCD"))]
+            lines = [] if _is_none(row.get("hint")) else [row["hint"]]
+            lines += [row["question"], *(f"{c}. {x}" for c, x in zip("ABCD", options))]
+            prompt = "\n".join(lines)
             record = {
                 "question_id": int(_index(row["index"])),
                 "round_id": 0,
                 "prompt": prompt,
-                "options": shown,
-                "option_char": list("ABCD"[: len(shown)]),
+                "options": options,
+                "option_char": list("ABCD"[: len(options)]),
             }
-            image = _image_bytes(row)
-            questions.append(Question(str(row["index"]), prompt + self.suffix, (image,), record))
+            images = (_image_bytes(row),)
+            questions.append(Question(str(row["index"]), prompt + self.suffix, images, record))
         return questions
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
@@ -114,9 +111,8 @@ class MMBench(Task):
         }
         tables = {f"per {g}": table for g in GROUPS if (table := by_group(scores, g))}
         notes = ["the file has no rotations: circular_acc is vanilla accuracy"]
-        return Result(
-            self, totals, samples, coverage, tables, notes if len(rows) == len(samples) else []
-        )
+        notes = notes if len(rows) == len(samples) else []
+        return Result(self, totals, samples, coverage, tables, notes)
 
     def submission(
         self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT

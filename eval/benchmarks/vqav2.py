@@ -71,18 +71,17 @@ class VQAv2(Task):
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The EvalAI file: every id of test2015, in the question file's order, "" where a model
         was not asked (test-dev), answers passed through the m4c processor as LLaVA does."""
-        ids = self._upload_ids(data, settings)
-        joined, _ = join(map(str, ids), self.read(answers, settings))
-        return [{"question_id": i, "answer": m4c_normalize(joined.text(str(i)))} for i in ids]
-
-    def _upload_ids(self, data: Path, settings: TaskSettings) -> list[Any]:
         patterns = ("llava_vqav2_mscoco_test2015.jsonl", *self.llava_files)
         llavas = llava_questions(data, patterns, settings.split)
         if llavas is not None:
-            return [q.record["question_id"] for q in llavas]
-        patterns = ("*test2015_questions.json", *QUESTIONS)
-        path = find(data, patterns, "questions file", settings.split)
-        return [q["question_id"] for q in read_list(path, "questions", FIELDS)[1]]
+            rows = [q.record for q in llavas]
+        else:
+            patterns = ("*test2015_questions.json", *QUESTIONS)
+            path = find(data, patterns, "questions file", settings.split)
+            _, rows = read_list(path, "questions", FIELDS)
+        ids = [row["question_id"] for row in rows]
+        joined, _ = join(map(str, ids), self.read(answers, settings))
+        return [{"question_id": i, "answer": m4c_normalize(joined.text(str(i)))} for i in ids]
 
 
 def _image(meta: dict[str, Any], row: dict[str, Any]) -> str:

@@ -40,11 +40,9 @@ class ModelResult:
     @property
     def comparable(self) -> str:
         """Why the number is not the paper's kind of number, or ""."""
-        wanted = PAPER_SIZE.get(self.task)
-        have = self.file["coverage"]["expected"]
-        if self.task in ("mmbench", "mmbench_cn"):
-            have = self.file["totals"].get("groups", have)
-        if wanted and have < 0.9 * wanted:
+        wanted = PAPER_SIZE.get(self.task, 0)
+        have = self.file["totals"].get("groups", self.file["coverage"]["expected"])  # MMBench
+        if have < 0.9 * wanted:
             return f"{have:,} of the paper's {wanted:,} questions"
         if self.task in OTHER_SPLIT:
             return f"the paper's split is {OTHER_SPLIT[self.task]}"
@@ -120,12 +118,10 @@ def failures(result: ModelResult, limit: int = 12) -> list[tuple[str, dict[str, 
 def hallucinated(result: ModelResult, limit: int = 12) -> dict[str, int]:
     """The objects a model most often sees where they are not (POPE, CHAIR)."""
     counts: Counter[str] = Counter()
-    if result.task not in ("pope", "chair"):
-        return {}
     for s in result.samples.values():
         if result.task == "chair":
             counts.update(s["hallucinated"])
-        elif s.get("parsed") == "yes" and s["truth"] == "no":
+        elif result.task == "pope" and s.get("parsed") == "yes" and s["truth"] == "no":
             counts[asked_object(s["prompt"])] += 1
     return dict(counts.most_common(limit))
 

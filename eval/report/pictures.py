@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from llava_jax.errors import LlavaError
+from llava_jax.eval.files import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -46,27 +47,24 @@ class Pictures:
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
     def _source(self, name: str) -> Path | bytes | None:
-        table, hash_, row = name.rpartition("#")
-        if hash_ and table.endswith(".tsv"):
+        table, _, row = name.rpartition("#")
+        if table.endswith(".tsv"):
             return self._inside(table, row)
-        path = self._find(name)
-        return self.folder / path if path else None
+        return self._find(name)
 
-    def _find(self, name: str) -> str | None:
+    def _find(self, name: str) -> Path | None:
         found = self._by_name.get(name.split("/")[-1], [])
-        exact = [p for p in found if p == name or p.endswith("/" + name)]
-        if exact:
-            return exact[0]
-        return found[0] if len(found) == 1 and ".." not in name else None
+        exact = [p for p in found if f"/{p}".endswith(f"/{name}")]
+        if not exact and len(found) == 1 and ".." not in name:
+            exact = found
+        return self.folder / exact[0] if exact else None
 
     def _inside(self, table: str, row: str) -> bytes | None:
         path = self._find(table)
         if path is None:
             return None
         if table not in self._tables:
-            from llava_jax.eval.files import read_rows
-
-            rows = read_rows(self.folder / path)
+            rows = read_rows(path)
             self._tables[table] = {str(r.get("index")): r.get("image") or "" for _, r in rows}
         try:
             return base64.b64decode(self._tables[table].get(row, "")) or None

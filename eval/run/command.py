@@ -230,8 +230,7 @@ def run_command(args: argparse.Namespace) -> int:
     )
     written = []
     for task in tasks:
-        result = run_task(model, task, settings)
-        if result is not None:
+        if result := run_task(model, task, settings):
             print(as_text(result, tables=False))
             written.append(args.out / task.name / "result.json")
     if written:

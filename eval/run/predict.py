@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def write_questions(questions: Iterable[Question], path: Path) -> int:
+def write_questions(questions: Iterable[Question], path: Path) -> None:
     """Writes questions as LLaVA's question files are (question_id, image, text, category)."""
     lines = []
     for q in questions:
@@ -41,7 +41,6 @@ def write_questions(questions: Iterable[Question], path: Path) -> int:
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(lines))
-    return len(lines)
 
 
 def choose(
@@ -169,10 +168,8 @@ def predict(
         for group in length_buckets(todo, batch):
             # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
             # question, as in LLaVA's evaluation.
-            requests = [
-                Request(q.prompt, found[q.key], max_new_tokens=max_new_tokens) for q in group
-            ]
-            replies = model.generate_batch(requests, batch_size=len(requests))
+            asked = [Request(q.prompt, found[q.key], max_new_tokens=max_new_tokens) for q in group]
+            replies = model.generate_batch(asked, batch_size=len(asked))
             answers = zip(group, replies, strict=True)
             f.write("".join(_line(q, reply.text, model_id) for q, reply in answers))
             f.flush()
@@ -181,13 +178,8 @@ def predict(
 
 
 def _line(q: Question, text: str, model_id: str) -> str:
-    row = {
-        **q.record,
-        "text": text,
-        "answer_id": uuid.uuid4().hex[:22],
-        "model_id": model_id,
-        "metadata": {"key": q.key},
-    }
+    ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": {"key": q.key}}
+    row = {**q.record, "text": text, **ids}
     # Escaped (ensure_ascii), so that a cut-off line can never be half a character.
     return json.dumps(row) + "\n"
 
