@@ -77,25 +77,8 @@ COMMANDS = {
     ),
 }
 
-# {package: the extra that brings it}, for the error about a missing one.
-EXTRAS = {
-    "torch": "torch",
-    "transformers": "torch",
-    "gguf": "gguf",
-    "openpyxl": "eval",
-    "pooch": "eval",
-    "openai": "eval",
-    "jinja2": "eval",
-    "textblob": "chair",
-    "nltk": "chair",
-    "lmms_eval": "lmms",
-    "fastapi": "serve",
-    "uvicorn": "serve",
-    "sse_starlette": "serve",
-    "httpx": "serve",
-    "gradio": "demo",
-}
-
+# {package: the extra that brings it}, for those that are imported without llava_jax.util.need.
+EXTRAS = {"torch": "torch", "transformers": "torch", "lmms_eval": "lmms"}
 
 EPILOG = """\
 llava-jax COMMAND --help explains a command.

@@ -76,39 +76,28 @@ def check_settings(c: Any) -> None:
             "the adapters would stay as they are",
             fix="--config.trainable=projector,lora trains them, --config.lora_rank=0 leaves them out",
         )
-    _check_rows(c)
-    _check_data(c)
-
-
-def _check_rows(c: Any) -> None:
-    rows, groups = c.batch_size // c.grad_accum, c.data.groups
-    if c.batch_size % c.grad_accum:
-        raise ConfigError(
-            f"batch_size {c.batch_size} is not a multiple of grad_accum {c.grad_accum}"
-        )
     if c.loss_groups > 1 and c.data.pack:
         raise ConfigError(
             f"loss_groups is {c.loss_groups}, but with data.pack rows hold several samples",
             fix="leave loss_groups at 1, or data.pack off",
         )
-    if rows % c.loss_groups:
-        raise ConfigError(
-            f"the {rows} rows of a micro-batch are not a multiple of loss_groups {c.loss_groups}"
-        )
-    if c.data.group_by_modality and c.batch_size % groups:
-        raise ConfigError(f"batch_size {c.batch_size} is not a multiple of data.groups {groups}")
-
-
-def _check_data(c: Any) -> None:
-    # The original trains an unknown version as vicuna_v1 without a word.
-    if c.data.version not in TEMPLATES:
-        allowed = ", ".join(TEMPLATES)
-        raise ConfigError(f"data.version {c.data.version!r} is unknown", fix=f"one of {allowed}")
     if c.exact_match and not c.data.holdout:
         raise ConfigError(
             "exact_match is set, but data.holdout is 0: there are no questions to ask",
             fix="--config.data.holdout=0.1 holds out a tenth of the images",
         )
+    # The original trains an unknown version as vicuna_v1 without a word.
+    if c.data.version not in TEMPLATES:
+        allowed = ", ".join(TEMPLATES)
+        raise ConfigError(f"data.version {c.data.version!r} is unknown", fix=f"one of {allowed}")
+    batch, rows = f"batch_size {c.batch_size} is", c.batch_size // c.grad_accum
+    for what, count, name, parts in (
+        (batch, c.batch_size, "grad_accum", c.grad_accum),
+        (batch, c.batch_size, "data.groups", c.data.groups if c.data.group_by_modality else 1),
+        (f"the {rows} rows of a micro-batch are", rows, "loss_groups", c.loss_groups),
+    ):
+        if count % parts:
+            raise ConfigError(f"{what} not a multiple of {name} {parts}")
     for file in data_files(c.data):
         if file.weight and not Path(file.path).is_file():
             raise ConfigError(f"{file.path}: no such data file", fix="set data.path")

@@ -35,9 +35,9 @@ class Question:
 
     def messages(self) -> list[dict[str, str]]:
         """The conversation up to the question."""
-        rounds = [text for pair in self.before for text in pair]
-        roles = ("user", "assistant")
-        return [{"role": roles[i % 2], "content": x} for i, x in enumerate((*rounds, self.text))]
+        texts = *itertools.chain(*self.before), self.text
+        roles = itertools.cycle(("user", "assistant"))
+        return [{"role": role, "content": text} for role, text in zip(roles, texts)]
 
 
 def questions_of(
@@ -45,7 +45,7 @@ def questions_of(
 ) -> list[Question]:
     """Every question of a LLaVA record; `kinds`, where given, names them.
 
-    turns: as data.turns. In a "conversation" a question follows those before it and the record's own
+    turns: as data.turns; a record's own has precedence. In a "conversation" a question follows those before it and the record's own
     answers to them, as in training; "independent" ones stand alone.
     """
     name = record_id(record)
@@ -57,24 +57,12 @@ def questions_of(
         if (asks, answers) == (USER, ASSISTANT)
     ]
     kinds = record.get("kinds") or ["all"] * len(pairs)
-    before = [tuple(pairs[:i]) if turns == "conversation" else () for i in range(len(pairs))]
-    return [
-        Question(image, text, answer, kind, talk)
-        for (text, answer), kind, talk in zip(pairs, kinds, before)
-    ]
-
-
-def turns_of(record: dict[str, Any], setting: str) -> str:
-    """ "conversation" or "independent": the record's own, which overrides data.turns."""
     own = record.get("turns")
-    return own if isinstance(own, str) else setting
-
-
-def exact_match(
-    model: Any, questions: Sequence[Question], *, batch_size: int = 256, quiet: bool = False
-) -> dict[str, Any]:
-    """`score` of the `answers` of a LlavaModel."""
-    return score(questions, answers(model, questions, batch_size=batch_size, quiet=quiet))
+    follow = (own if isinstance(own, str) else turns) == "conversation"
+    return [
+        Question(image, text, answer, kind, tuple(pairs[:i]) if follow else ())
+        for i, ((text, answer), kind) in enumerate(zip(pairs, kinds))
+    ]
 
 
 def answers(
@@ -128,23 +116,18 @@ def score(questions: Sequence[Question], replies: Sequence[str | None]) -> dict[
     mean: over kinds, each with the same weight; None without questions. n: all but those with a reply
     of None, which count nowhere.
     """
-    right, count, wrong = defaultdict(int), defaultdict(int), []
-    for q, reply in zip(questions, replies, strict=True):
-        if reply is None:
-            continue
-        count[q.kind] += 1
-        if reply == q.answer.strip():
-            right[q.kind] += 1
-        elif len(wrong) < 50:
-            wrong.append({**dataclasses.asdict(q), "said": reply})
-    kinds = {kind: right[kind] / count[kind] for kind in count}
-    mean = sum(kinds.values()) / len(kinds) if kinds else None
+    asked = [(q, r) for q, r in zip(questions, replies, strict=True) if r is not None]
+    hits = defaultdict(list)
+    for q, reply in asked:
+        hits[q.kind].append(reply == q.answer.strip())
+    kinds = {kind: sum(right) / len(right) for kind, right in hits.items()}
+    wrong = [(q, reply) for q, reply in asked if reply != q.answer.strip()]
     return {
-        "mean": mean,
-        "n": sum(count.values()),
-        "right": sum(right.values()),
+        "mean": sum(kinds.values()) / len(kinds) if kinds else None,
+        "n": len(asked),
+        "right": len(asked) - len(wrong),
         "kinds": kinds,
-        "wrong": wrong,
+        "wrong": [{**dataclasses.asdict(q), "said": reply} for q, reply in wrong[:50]],
     }
 
 
@@ -183,9 +166,7 @@ def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) ->
         q
         for record, file, index in zip(held.records, held.file, held.index)
         if int(index) not in held.bad
-        for q in questions_of(
-            record, held.files[file].image_folder, turns_of(record, config.data.turns)
-        )
+        for q in questions_of(record, held.files[file].image_folder, config.data.turns)
     ]
     if not questions:
         return score([], [])

@@ -25,50 +25,46 @@ LOCK = "run.lock"
 BEAT = 5.0
 """Seconds between two heartbeats."""
 
-_held: dict[Path, int] = {}  # how often by this process: a run may have a stage in its own folder
-
 
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of `workdir`; the processes of one run hold it together.
+    """Makes `workdir` and keeps other runs out of it; the processes of one run hold it together.
 
     Raises ConfigError, naming the holder, where another run holds it, and where the processes of this
     run do not see the same folder.
     """
     path = workdir.absolute() / LOCK
-    first, file = path not in _held, None
-    if first:
-        file = together(lambda: _take(path) if is_main() else None)
-    _held[path] = _held.get(path, 0) + 1
+    together(lambda: workdir.mkdir(parents=True, exist_ok=True))
+    file = together(lambda: _take(path) if is_main() else None)
     try:
-        if first:
-            together(lambda: _check_shared(path, file))
+        together(lambda: _check_shared(path))
         with contextlib.nullcontext() if file is None else _alive(path):
             yield
     finally:
-        _held[path] -= 1
-        if not _held[path]:
-            del _held[path]
-            _release(file)
+        if file is not None:
+            file.truncate(0)  # the file stays: removing it would let two runs lock two files
+            file.close()
 
 
 def _take(path: Path) -> IO[str]:
     import fcntl
 
-    file, locked = path.open("a+"), True
+    file, taken, locked = path.open("a"), False, True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = _read(file)
-        file.close()
-        raise _refused(path, holder) from None
+        taken = True
     except OSError:
         locked = False  # a file system without locks: the heartbeat alone decides
-    holder = _read(file)
+    holder = _read(path)
     here = locked and holder.get("host") == socket.gethostname()
-    if holder and not here and _beats(path):
+    if taken or (holder and not here and _beats(path)):
         file.close()
-        raise _refused(path, holder)
+        by = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        raise ConfigError(
+            f"{path.parent} is in use by {by}, since {holder.get('since', '?')}",
+            fix="wait for that run, stop it, or name another --workdir",
+        )
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
     file.truncate(0)
@@ -78,27 +74,13 @@ def _take(path: Path) -> IO[str]:
     return file
 
 
-def _release(file: IO[str] | None) -> None:
-    if file is not None:
-        file.truncate(0)  # the file stays: removing it would let two runs lock two files
-        file.close()
-
-
-def _read(file: IO[str]) -> dict[str, Any]:
-    file.seek(0)
+def _read(path: Path) -> dict[str, Any]:
+    """What the lock says; empty where it is not there or damaged."""
     try:
-        found = json.loads(file.read() or "{}")
-    except json.JSONDecodeError:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _refused(path: Path, holder: dict[str, Any]) -> ConfigError:
-    by = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-    return ConfigError(
-        f"{path.parent} is in use by {by}, since {holder.get('since', '?')}",
-        fix="wait for that run, stop it, or name another --workdir",
-    )
 
 
 def _beats(path: Path) -> bool:
@@ -131,16 +113,10 @@ def _alive(path: Path) -> Iterator[None]:
         thread.join()
 
 
-def _check_shared(path: Path, file: IO[str] | None) -> None:
+def _check_shared(path: Path) -> None:
     """Raises ConfigError unless all processes of the run see what the main one wrote."""
-    (wrote, *_) = gather(_read(file) if file is not None else None)
-    seen = wrote
-    if file is None:
-        seen = None
-        if path.exists():
-            with path.open() as theirs:
-                seen = _read(theirs)
-    if seen != wrote:
+    seen = _read(path)
+    if seen != gather(seen)[0]:
         raise ConfigError(
             f"{path.parent} on {socket.gethostname()} is not the folder that process 0 writes to",
             fix="name a --workdir that all hosts share",

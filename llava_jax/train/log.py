@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llava_jax.progress import progress
 from llava_jax.util import json_lines, write_text
@@ -107,12 +110,7 @@ def status(row: dict[str, Any], total: int, rate: dict[str, float]) -> str:
         return text
     seconds = rate["seconds"]
     samples, tokens = rate["samples"] / seconds, rate["tokens"] / seconds
-    minutes, rest = divmod(round(seconds * (total - row["step"])), 60)
-    left = (
-        f"{minutes // 60} h {minutes % 60:02} min"
-        if minutes >= 60
-        else f"{minutes} min {rest:02} s"
-    )
+    left = datetime.timedelta(seconds=round(seconds * (total - row["step"])))
     return f"{text}, {samples:.1f} samples/s, {tokens:,.0f} tokens/s, {left} left"
 
 
@@ -161,12 +159,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     Of 40 values it takes 3 at a time, of 5,000 it takes 251; near the ends fewer, so that the curve
     begins and ends where the values do and a straight line stays one.
     """
-    total = [0.0]
-    for value in values:
-        total.append(total[-1] + value)
-    count, half = len(values), round(len(values) / 40)
-    out = []
-    for i in range(count):
-        reach = min(half, i, count - 1 - i)
-        out.append((total[i + reach + 1] - total[i - reach]) / (2 * reach + 1))
-    return out
+    total = np.cumsum([0.0, *values])
+    i = np.arange(len(values))
+    reach = np.minimum(round(len(values) / 40), np.minimum(i, i[::-1]))
+    return ((total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)).tolist()

@@ -7,7 +7,6 @@ of a run go through it alike; the main one writes the files.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -22,7 +21,6 @@ from llava_jax.sharding import make_mesh, put_batch, replicated
 from llava_jax.train.checkpoint import Checkpointer, NotSaved
 from llava_jax.train.control import Flags, StopFlag, put_flags, with_flags
 from llava_jax.train.distributed import check_alike, is_main, on_main, together
-from llava_jax.train.lock import hold
 from llava_jax.train.log import NoLog, RunLog
 from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
 from llava_jax.train.optim import make_optimizer, trainable_names, warmup_cosine
@@ -33,30 +31,20 @@ from llava_jax.train.steps import Feed, Metrics, Saver, open_loader
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """The model folder of a finished run, its last loss, and the number of steps."""
+def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
+    """Trains as `config` (see configs/common.py) says; resumes what is found in `workdir`.
 
-    export: Path
-    loss: float
-    steps: int
-
-
-def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
-    """Trains as `config` (see configs/common.py) says, in `workdir`; resumes what is found there.
-
-    config: one stage, checked (llava_jax.train.stages.run_stages does that).
+    config: one stage, checked; workdir: held by this run (llava_jax.train.stages.run_stages does both).
+    Returns the number of steps; the model is in `workdir`/export.
     Raises ConfigError, WeightError or SampleError for what cannot be trained, and Stopped after a
     SIGTERM or Ctrl-C, once the state is saved.
     """
-    together(lambda: workdir.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as cleanup:
-        cleanup.enter_context(hold(workdir))
         changed = together(lambda: check_same(config, workdir))
         earlier = finished(workdir)
         if earlier and not {"steps", "epochs"} & set(changed):
             log.info("%s: finished before, %d steps", workdir, earlier["steps"])
-            return TrainResult(workdir / "export", earlier["loss"], earlier["steps"])
+            return earlier["steps"]
 
         # Everything that needs no weights comes first: mesh, headers, tokenizer, data.
         mesh = make_mesh(**config.mesh)
@@ -150,7 +138,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> TrainResult:
         save_model(workdir / "export", opened, state.params)
         report = feed.report()
         on_main(lambda: finish(workdir, report, watch.loss, steps))
-        return TrainResult(workdir / "export", watch.loss, steps)
+        return steps
 
 
 # Helpers -------------------------------------------------------------------------------------------

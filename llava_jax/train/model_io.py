@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +37,14 @@ class Opened:
     name: str
 
 
+_AS_SETTINGS = {
+    r"--allow-pickle(?: \(allow_pickle=True\))?": "--config.model.allow_pickle=True",
+    r"--vision-tower\b": "--config.model.vision_tower",
+    r"--base\b": "--config.model.base",
+}
+"""{option of `llava-jax convert`, as the fix of its errors names it: setting of a run}"""
+
+
 def open_model(config: Any) -> Opened:
     """The model that config.model names; reads no weights.
 
@@ -51,8 +57,13 @@ def open_model(config: Any) -> Opened:
     if not m.init:
         raise ConfigError("model.init is empty", fix="name a checkpoint folder or hub id")
     options = Options(m.base or None, m.vision_tower or None, m.allow_pickle)
-    with fixes_as_settings():
+    try:
         source = open_source(m.init, options)
+    except WeightError as error:
+        fix = error.fix or ""
+        for option, setting in _AS_SETTINGS.items():
+            fix = re.sub(option, setting, fix)
+        raise WeightError(error.message, fix=fix or None) from error
     tokenizer = load_fitting(source.tokenizer, source.config.language.vocab_size, m.init)
     return Opened(fit_model(config, source.config), source, tokenizer, str(m.init))
 
@@ -82,28 +93,6 @@ def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
     if "lora" in config.trainable and lora is None:
         raise ConfigError("'lora' is in trainable, but there are no adapters", fix="set lora_rank")
     return dataclasses.replace(model, lora=lora, max_length=length or model.max_length)
-
-
-_AS_SETTINGS = {
-    r"--allow-pickle(?: \(allow_pickle=True\))?": "--config.model.allow_pickle=True",
-    r"--vision-tower\b": "--config.model.vision_tower",
-    r"--base\b": "--config.model.base",
-}
-"""{option of `llava-jax convert`: setting of a run}"""
-
-
-@contextlib.contextmanager
-def fixes_as_settings() -> Iterator[None]:
-    """Within it, the fix of a WeightError names settings of a run, not options of `convert`."""
-    try:
-        yield
-    except WeightError as error:
-        fix = error.fix
-        for option, setting in _AS_SETTINGS.items():
-            fix = fix and re.sub(option, setting, fix)
-        if fix == error.fix:
-            raise
-        raise WeightError(error.message, fix=fix) from error
 
 
 def compute_of(config: Any) -> Compute:
@@ -136,11 +125,11 @@ def check_finite(params: Params, name: str) -> None:
     """
     used = {n: v for n, v in params.items() if is_run(n)}
     finite = jax.device_get(jax.jit(_finite_by_layer)(used))
-    bad = [n for n in used if not np.all(finite[n])]
+    bad = [n for n in used if not finite[n].all()]
     if not bad:
         return
     first = bad[0]
-    layer = f" in layer {int(np.argmin(finite[first]))}" if np.ndim(finite[first]) else ""
+    layer = f" in layer {finite[first].argmin()}" if finite[first].ndim else ""
     more = f", nor are {len(bad) - 1} more tensors" if len(bad) > 1 else ""
     raise WeightError(
         f"{name}: {first} is not finite{layer}{more}",
@@ -149,11 +138,11 @@ def check_finite(params: Params, name: str) -> None:
 
 
 def _finite_by_layer(params: Params) -> dict[str, jax.Array]:
-    def one(name: str, value: jax.Array) -> jax.Array:
-        axes = tuple(range(is_stacked(name), value.ndim))
-        return jnp.isfinite(value).all(axes)
-
-    return {name: one(name, value) for name, value in params.items()}
+    """bool[L] of stacked parameters, bool[] of others."""
+    return {
+        name: jnp.isfinite(value).all(tuple(range(is_stacked(name), value.ndim)))
+        for name, value in params.items()
+    }
 
 
 def split_params(params: Params, names: set[str], dtype: Any) -> tuple[Params, Params]:

@@ -82,22 +82,13 @@ def hint(name: str, known: Collection[str], form: str = "{}") -> str | None:
     last = name.rpartition(".")[2].lower()
     if last in HINTS:
         return HINTS[last]
-    found = near_setting(name, known)
-    return f"did you mean {form.format(found)}?" if found else None
-
-
-def near_setting(name: str, known: Collection[str]) -> str | None:
-    """The setting that `name` means or is nearest to, looked for in every group: path, data.path."""
-    last = name.rpartition(".")[2].lower()
     foreign = FOREIGN.get(name.lower(), FOREIGN.get(last))
-    if foreign in known:
-        return foreign
-    last_parts = {key.rpartition(".")[2]: key for key in reversed(list(known))}
-    if last in last_parts:
-        return last_parts[last]
-    if found := nearest(name, known):
-        return found
-    if foreign := nearest(last, FOREIGN, cutoff=0.85):
-        return FOREIGN[foreign]
-    found = nearest(last, last_parts)
-    return last_parts[found] if found else None
+    by_last = {key.rpartition(".")[2]: key for key in reversed(list(known))}
+    found = (
+        (foreign if foreign in known else None)
+        or by_last.get(last)  # in any group: path is data.path
+        or nearest(name, known)
+        or FOREIGN.get(nearest(last, FOREIGN, cutoff=0.85) or "")
+        or by_last.get(nearest(last, by_last) or "")
+    )
+    return f"did you mean {form.format(found)}?" if found else None

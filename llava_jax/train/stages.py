@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -37,28 +38,26 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
     check_joined()
     check_alike(shared_settings(config))
     stages = together(lambda: _checked_stages(config))
-    together(lambda: workdir.mkdir(parents=True, exist_ok=True))
+    folders = [workdir / name for name, _ in stages]
+    exports = [folder / "export" for folder in folders]
+    for (_, stage), before in zip(stages[1:], exports):
+        stage.model.init = str(before)
     with hold(workdir):
-        export: Path | None = None
-        curves = {}
-        for name, stage in stages:
-            stage.model.init = str(export or stage.model.init)
-            folder = workdir / name if name else workdir
-            result = train(stage, folder, quiet=quiet)
-            export = result.export
-            curves[name or config.name] = folder / METRICS
+        for (name, stage), folder in zip(stages, folders):
+            with hold(folder) if name else contextlib.nullcontext():
+                steps = train(stage, folder, quiet=quiet)
+        curves = {n or config.name: f / METRICS for (n, _), f in zip(stages, folders)}
         on_main(lambda: plot_losses(curves, workdir / "loss.png"))
-        model = cast(Path, export)  # there is at least one stage
-        if not model.exists():
+        if not exports[-1].exists():
             raise ConfigError(
-                f"{folder} holds a finished run, but its export and checkpoints are gone",
+                f"{folders[-1]} holds a finished run, but its export and checkpoints are gone",
                 fix="name another --workdir to train again",
             )
         if stage.data.holdout:
-            report_heldout(stage, model, workdir, result.steps)
+            report_heldout(stage, exports[-1], workdir, steps)
         if stage.exact_match:
-            report_exact_match(stage, model, workdir, quiet=quiet)
-    return model
+            report_exact_match(stage, exports[-1], workdir, quiet=quiet)
+    return exports[-1]
 
 
 def split_stages(config: Any) -> Stages:

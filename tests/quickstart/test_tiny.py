@@ -7,7 +7,7 @@ import llava_jax
 from llava_jax.convert.io.hub import SHIPPED
 from llava_jax.quickstart.dataset import question_rows, talk_record
 from llava_jax.quickstart.scenes import render, sample
-from llava_jax.train.evaluate import Question, exact_match, questions_of
+from llava_jax.train.evaluate import Question, answers, questions_of, score
 
 
 def test_it_is_small():
@@ -24,7 +24,7 @@ def test_it_answers_about_pictures_it_never_saw(tmp_path):
         Question(row["image"], row["text"], row["answer"], row["kind"])
         for row in question_rows(scenes, paths, seed)
     ]
-    result = exact_match(llava_jax.load("tiny"), questions, quiet=True)
+    result = score(questions, answers(llava_jax.load("tiny"), questions, quiet=True))
     assert result["mean"] >= 0.95, result["wrong"]
     assert np.isclose(result["mean"], np.mean(list(result["kinds"].values())))
 

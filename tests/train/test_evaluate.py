@@ -7,7 +7,6 @@ from llava_jax.train.evaluate import (
     Question,
     answers,
     conversation_match,
-    exact_match,
     score,
 )
 from tests.generate.tiny import model
@@ -37,7 +36,7 @@ def test_follow_ups_see_what_the_model_said_before(picture):
 def test_alone_a_question_is_alone(picture):
     question = Question(picture, "what?", "x")
     want = model().generate("what?", picture, max_new_tokens=40).text.strip()
-    (row,) = exact_match(model(), [question], quiet=True)["wrong"]
+    (row,) = score([question], answers(model(), [question], quiet=True))["wrong"]
     assert want.startswith(row["said"][:5])
     assert row["before"] == ()
 

@@ -48,12 +48,13 @@ def test_another_run_is_refused_and_the_holder_named(other, tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
-def test_stages_hold_it_again_and_it_is_free_afterwards(tmp_path):
-    with hold(tmp_path):
-        with hold(tmp_path):
+def test_a_stage_s_folder_is_held_as_well_and_all_is_free_afterwards(tmp_path):
+    locks = [tmp_path / LOCK, tmp_path / "one" / LOCK]
+    with hold(tmp_path), hold(tmp_path / "one"):
+        assert all(lock.read_text() for lock in locks)
+        with pytest.raises(ConfigError, match="in use by process"), hold(tmp_path / "one"):
             pass
-        assert (tmp_path / LOCK).read_text()
-    assert (tmp_path / LOCK).read_text() == ""
+    assert [lock.read_text() for lock in locks] == ["", ""]
     with hold(tmp_path):
         pass
 

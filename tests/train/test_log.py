@@ -87,8 +87,8 @@ def test_a_resumed_run_shows_its_first_step_and_a_quiet_one_none(tmp_path, clock
 def test_a_progress_line_says_how_long_it_takes():
     rate = {"seconds": 4.5, "tokens": 100.0, "samples": 8.0}
     line = status(row(1200, 1.25), 5198, rate)
-    assert line == "loss 1.2500, lr 0.001, 1.8 samples/s, 22 tokens/s, 4 h 59 min left"
-    assert status(row(9), 10, {**rate, "seconds": 2.0}).endswith("0 min 02 s left")
+    assert line == "loss 1.2500, lr 0.001, 1.8 samples/s, 22 tokens/s, 4:59:51 left"
+    assert status(row(9), 10, {**rate, "seconds": 2.0}).endswith("0:00:02 left")
 
 
 @pytest.mark.parametrize("count", [1, 2, 12, 40, 500])

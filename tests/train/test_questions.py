@@ -1,6 +1,6 @@
 """Questions made of training records: only what has an answer, about the images it shows."""
 
-from llava_jax.train.evaluate import Question, questions_of, turns_of
+from llava_jax.train.evaluate import Question, questions_of
 
 
 def record(*turns: tuple[str, str], **more) -> dict:
@@ -51,5 +51,12 @@ def test_a_follow_up_stands_after_what_the_record_says_before_it():
 
 
 def test_a_record_s_own_turns_go_before_the_setting():
-    assert turns_of({"turns": "independent"}, "conversation") == "independent"
-    assert turns_of({"turns": 3}, "conversation") == turns_of({}, "conversation") == "conversation"
+    turns = (("human", "What?"), ("gpt", "red"), ("human", "Where?"), ("gpt", "left"))
+
+    def follows(setting, **own):
+        return bool(questions_of(record(*turns, **own), "f", setting)[1].before)
+
+    assert not follows("conversation", turns="independent")
+    assert follows("independent", turns="conversation")
+    assert follows("conversation", turns=3)
+    assert follows("conversation")
