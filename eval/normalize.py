@@ -81,9 +81,7 @@ def m4c_normalize(text: str) -> str:
 def leave_one_out(prediction: str, answers: list[str]) -> float:
     """Soft accuracy in 0..1: for each annotator min(1, matches among the others / 3), averaged.
 
-    Args:
-      prediction: the answer, normalised as the benchmark asks.
-      answers: the annotators' answers (ten, usually), likewise.
+    Both sides come normalised as the benchmark asks.
     """
     matches = answers.count(prediction)
     # Added one by one, as the scorers do: the last bit of 0.9 depends on the order.

@@ -166,12 +166,8 @@ class MMBench(Task):
 
 
 def infer_option(text: str, choices: dict[str, str]) -> str:
-    """The option letter an answer means, or "Z", by VLMEvalKit's rules without GPT.
-
-    Args:
-      text: the answer.
-      choices: letter -> option text, empty ones left out.
-    """
+    """The option letter an answer means, or "Z", by VLMEvalKit's rules without GPT. choices: letter ->
+    option text, empty ones left out."""
     return _by_letter(text, choices) or _by_content(text, choices) or "Z"
 
 

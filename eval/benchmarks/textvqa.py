@@ -55,11 +55,7 @@ class TextVQA(Task):
         # The script's denominator is the answer file; ours is the questions. Equal when complete.
         order = {a.id: None for a in given.rows if a.id in truth} | dict.fromkeys(truth)
         samples = {i: _sample(joined.get(i), truth[i]) for i in order}
-        over_given = [
-            samples[a.id].score if joined[a.id] is a else _sample(a, truth[a.id]).score
-            for a in given.rows
-            if a.id in truth
-        ]
+        over_given = [_sample(a, truth[a.id]).score for a in given.rows if a.id in truth]
         totals = {
             "accuracy": percent(s.score for s in samples.values()),
             "llava_script_over_given_answers": percent(over_given),

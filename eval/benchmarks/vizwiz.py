@@ -123,11 +123,8 @@ def unanswerability(labels: list[bool], said: list[bool]) -> dict[str, float]:
     f1 = 2 * hits / (positives + predicted) if positives + predicted else 0.0
     base = positives / len(labels) if labels else 0.0
     average = precision * recall + base * (1 - recall) if positives else 0.0
-    return {
-        "unanswerable_ap": round(100 * average, 2),
-        "unanswerable_f1": round(100 * f1, 2),
-        "unanswerable_recall": round(100 * recall, 2),
-    }
+    found = {"ap": average, "f1": f1, "recall": recall}
+    return {f"unanswerable_{name}": round(100 * value, 2) for name, value in found.items()}
 
 
 TASK = VizWiz()

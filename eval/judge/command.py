@@ -95,9 +95,7 @@ def estimate(
 ) -> str:
     """A line that says what judging will take, at four characters per token.
 
-    Args:
-      messages: all user messages. tokens_out: most tokens of one reply.
-      price_in, price_out: dollars per million tokens, if known.
+    tokens_out: most tokens of one reply. price_in, price_out: dollars per million tokens, if known.
     """
     read = sum(len(m) for m in messages) // 4
     written = len(messages) * tokens_out

@@ -24,12 +24,7 @@ class Interval:
 
 
 def statistic(task: str, rows: Rows) -> tuple[int, Statistic]:
-    """The number of units of a result, and the headline as a function of their weights.
-
-    Args:
-      task: the benchmark's name.
-      rows: `per_sample` of a result.
-    """
+    """The number of units of a result's `per_sample`, and the headline as a function of their weights."""
     values = list(rows.values())
     if task == "pope":
         return _pope(values)

@@ -1,7 +1,7 @@
 """The model that is evaluated, and what its hosts agree on."""
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_jax.errors import LlavaError
 
@@ -11,22 +11,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load_model(
-    path: str,
-    *,
-    mesh: str | None = None,
-    template: str | None = None,
-    base: str | None = None,
-    vision_tower: str | None = None,
-    allow_pickle: bool = False,
-) -> "LlavaModel":
+def load_model(path: str, *, mesh: str | None = None, **how: Any) -> "LlavaModel":
     """Loads a checkpoint folder, a hub id, or "tiny".
 
     Args:
       mesh: "DATA,FSDP,TENSOR" sizes, of which one may be -1 for what is left; by default the model
         is split over all devices there are, and not at all on one.
-      template: conversation template; by default the model's own.
-      base, vision_tower, allow_pickle: as in llava_jax.load.
+      how: template, base, vision_tower, allow_pickle as in llava_jax.load.
     """
     import jax
 
@@ -37,14 +28,7 @@ def load_model(
         chosen = make_mesh() if jax.device_count() > 1 else None
     else:
         chosen = make_mesh(*parse_mesh(mesh))
-    model = load(
-        path,
-        mesh=chosen,
-        base=base,
-        vision_tower=vision_tower,
-        allow_pickle=allow_pickle,
-        template=template,
-    )
+    model = load(path, mesh=chosen, **how)
     if model.config.template != "vicuna_v1":
         logger.warning("template %s; the paper's is vicuna_v1", model.config.template)
     return model

@@ -143,10 +143,9 @@ def predict(
     progress: Callable[[int], Any] = lambda n: None,
     writes: bool = True,
 ) -> int:
-    """Asks what `out` does not hold yet and appends the answers; returns how many were asked.
+    """Asks what `out` does not hold yet, greedily, and appends the answers; returns how many were asked.
 
     Args:
-      model: answers the requests of a batch (generate_batch), greedily, in its own template.
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
       folders: where images may lie, in order.
       progress: receives the number of answers after each batch.
