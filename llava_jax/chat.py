@@ -13,7 +13,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llava_jax.errors import LlavaError, PromptError, counted, did_you_mean
@@ -23,11 +24,8 @@ from llava_jax.util import printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from llava_jax.images.decode import Limits
-    from llava_jax.model import Conversation, LlavaModel
+    from llava_jax.model import LlavaModel, Reply, Stream
 
-SHIPPED = "tiny"
-YOU, MODEL = "you> ", "model> "
 SHIPPED_NOTE = (
     "tiny answers, the small model that comes with llava_jax; it only knows coloured shapes: "
     "give --model FOLDER for another"
@@ -77,32 +75,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command. Raises LlavaError for a model, image or setting that cannot be used."""
+    from llava_jax.images.decode import Limits, open_image
+    from llava_jax.text.conversation import find_template
+
     prompt: str | None = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     if prompt is not None and not prompt.strip():
         raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
-    images = check(args)
+    # All is checked before the model is loaded: that takes minutes, and a mistyped name need not wait.
+    settings = given(args, SAMPLING)
+    if template := SamplingSettings(**settings).template:
+        find_template(template)
+    open_file = partial(open_image, limits=Limits(**given(args, LIMITS)), exif=not args.no_exif)
+    images = [open_file(file) for file in args.image]
     if args.model is None:
         print(SHIPPED_NOTE, file=sys.stderr, flush=True)
     if prompt is None:
-        print(f"loading {args.model or SHIPPED} ...", flush=True)
-        return Session(load_model(args), args, images).talk()
-    return Session(load_model(args), args, images).once(prompt)
-
-
-def check(args: argparse.Namespace) -> list[Image]:
-    """The images of the command line, opened. Raises LlavaError for what cannot be shown or set.
-
-    Before the model is loaded: that takes minutes, and a mistyped name need not wait for it.
-    """
-    from llava_jax.text.conversation import find_template
-
-    settings = SamplingSettings(**given(args, SAMPLING))
-    if settings.template is not None:
-        find_template(settings.template)
-    limits_of(args)
-    return [open_picture(file, args) for file in args.image]
+        print(f"loading {args.model or 'tiny'} ...", flush=True)
+    session = Session(load_model(args, template), settings, images, open_file)
+    session.talk() if prompt is None else session.once(prompt)
+    return 0
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -110,149 +103,143 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def limits_of(args: argparse.Namespace) -> Limits:
-    """What images may be. Raises ConfigError for a limit that means nothing."""
-    from llava_jax.images.decode import Limits
-
-    return Limits(**given(args, LIMITS))
-
-
-def open_picture(file: str, args: argparse.Namespace) -> Image:
-    """The image in a file. Raises ImageError."""
-    from llava_jax.images.decode import open_image
-
-    return open_image(file, limits_of(args), exif=not args.no_exif)
-
-
-def load_model(args: argparse.Namespace) -> LlavaModel:
+def load_model(args: argparse.Namespace, template: str | None) -> LlavaModel:
     """The model that the command line names. Compiled programs are kept for the next time."""
     from llava_jax.generate.compile_cache import use_compile_cache
     from llava_jax.model import load
 
     use_compile_cache()
     return load(
-        args.model or SHIPPED,
+        args.model or "tiny",
         dtype=args.dtype,
         base=args.base,
         vision_tower=args.vision_tower,
         allow_pickle=args.allow_pickle,
-        template=getattr(args, "template", None),
+        template=template,
     )
 
 
 class Session:
-    """One conversation at a terminal, or one answer in a pipe."""
+    """One conversation at a terminal, or one answer in a pipe.
+
+    settings: fields of Request. images: go with the next message. open_file: makes an image of a
+    file's name.
+    """
 
     # Not cmd.Cmd: it takes one line at a time, so messages of several pasted lines and Ctrl-C within
     # an answer would need its loop written anew, and dispatch is five lines.
 
-    def __init__(self, model: LlavaModel, args: argparse.Namespace, images: list[Image]):
-        self.model, self.args, self.settings = model, args, given(args, SAMPLING)
-        self.pending = list(images)  # they go with the next message
+    def __init__(
+        self,
+        model: LlavaModel,
+        settings: dict[str, Any],
+        images: Sequence[Image],
+        open_file: Callable[[str], Image],
+    ):
+        self.model, self.settings, self.open_file = model, settings, open_file
+        self.pending = list(images)
         self.unread = ""  # what was pasted after a command
+        self.interrupted = threading.Event()  # by Ctrl-C; a second one leaves
         self.commands: dict[str, Callable[[str], None]] = {
             "image": self.show,
             "system": self.set_system,
             "reset": lambda _: self.reset(),
             "help": lambda _: print(HELP),
         }
-        self.conversation = self._begin()
+        self.conversation = model.chat(**settings)
 
-    def _begin(self) -> Conversation:
-        return self.model.chat(**self.settings)
-
-    def once(self, prompt: str) -> int:
+    def once(self, prompt: str) -> None:
         """Answers one prompt on standard output. Ctrl-C is left to the caller."""
-        stream = self.conversation.stream(prompt.strip(), self.pending)
-        for piece in stream:
-            print(printable(piece), end="", flush=True)
-        print()
-        if not stream.reply.text:
-            print("(no answer)", file=sys.stderr)
-        if stream.reply.finish_reason == "length":
-            print(f"(cut off after {len(stream.reply.ids)} tokens)", file=sys.stderr)
-        return 0
+        reply = print_pieces(self.conversation.stream(prompt.strip(), self.pending))
+        for note in notes(reply):
+            print(f"({note})", file=sys.stderr)
 
     # A conversation ------------------------------------------------------------------------------
 
-    def talk(self) -> int:
+    def talk(self) -> None:
         """Reads messages until the user leaves."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives input() line editing and a history
         shown = f", {counted(len(self.pending), 'image')} shown" if self.pending else ""
         print(f"ready{shown}. Type a message, or /help.")
-        interrupted = False
         while True:
             try:
-                text = self._read().strip()
+                text = self.read().strip()
+                name, rest = command(text)
+                if name in ("quit", "exit"):
+                    return
+                self.interrupted.clear()
+                if name is not None:
+                    self.run_command(name, rest)
+                elif text:
+                    self.ask(text.removeprefix("/"))
+            except LlavaError as error:
+                print(f"\r! {printable(str(error))}")
             except EOFError:
                 break
             except KeyboardInterrupt:
-                if interrupted:
+                if self.interrupted.is_set():
                     break
-                interrupted = True
+                self.interrupted.set()
                 print("\n(Ctrl-C once more leaves)")
-                continue
-            name, rest = command(text)
-            if name in ("quit", "exit"):
-                return 0
-            interrupted = False
-            try:
-                if name is not None:
-                    self._command(name, rest)
-                elif text:
-                    interrupted = self._ask(text.removeprefix("/"))
-            except KeyboardInterrupt:  # the second one within an answer
-                break
-            except LlavaError as error:
-                print(f"\r! {printable(str(error))}")
         print()
-        return 0
 
-    def _read(self) -> str:
-        """The next message or command. Of pasted lines, one that begins with a command ends there."""
-        text, self.unread = self.unread or read_message(), ""
-        if command(text.strip())[0] is not None:
+    def read(self) -> str:
+        """The next command, or the next message: what is typed up to Enter, or pasted.
+
+        Raises EOFError and KeyboardInterrupt, as input() does.
+        """
+        # A terminal with bracketed paste hands readline a paste as one line, newlines in it; without,
+        # or for a paste made while the model was answering, its lines come one by one, but at once.
+        text, self.unread = self.unread or input("you> "), ""
+        if command(text.strip())[0] is not None:  # it ends with its line
             text, _, self.unread = text.strip().partition("\n")
+            return text
+        with contextlib.suppress(EOFError):
+            while more_waits():
+                text += "\n" + input()
         return text
 
-    def _command(self, name: str, rest: str) -> None:
+    def run_command(self, name: str, rest: str) -> None:
+        """Carries a command out. Raises PromptError for one that does not exist."""
         if name in self.commands:
-            self.commands[name](rest)
-            return
+            return self.commands[name](rest)
         fix = did_you_mean(name, [*self.commands, "quit"], "/{}") or "see /help"
         if os.path.isfile(f"/{name} {rest}".strip()):  # dropped into the terminal, perhaps
             fix = "/image FILE shows a file"
         raise PromptError(f"there is no /{name}", fix=fix)
 
-    def _ask(self, text: str) -> bool:
-        """Prints the answer as it comes. Whether Ctrl-C stopped it."""
-        with stoppable() as stopped:
-            print(MODEL, end="", flush=True)
+    def ask(self, text: str) -> None:
+        """Prints the answer as it comes. Ctrl-C ends it between two steps of the model."""
+
+        def interrupt(*_):
+            if self.interrupted.is_set():
+                raise KeyboardInterrupt
+            self.interrupted.set()
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            print("model> ", end="", flush=True)
             stream = self.conversation.stream(text, self.pending)
-            stream.cancelled = stopped
+            stream.cancelled = self.interrupted
             shown, self.pending = self.pending, []
-            for piece in stream:
-                print(printable(piece), end="", flush=True)
-        print()
-        reply = stream.reply
-        if reply.finish_reason == "length":
-            print(f"(cut off after {len(reply.ids)} tokens)")
+            reply = print_pieces(stream)
+        finally:
+            signal.signal(signal.SIGINT, before)
         if not reply.text:  # such a turn is not remembered
             self.pending = shown
-            again = f"; {_waiting(shown)}" if shown else ""
-            print(f"(no answer{again})")
-        if stopped.is_set():
-            print("(stopped)")
-        return stopped.is_set()
+        for note in notes(reply):
+            print(f"({note})")
+        if self.pending:
+            print(f"({waiting(self.pending)})")
 
     def show(self, rest: str) -> None:
         """/image: opens files for the next message; all of them or none."""
         files = file_names(rest)
         if not files:
             raise PromptError("which file?", fix="/image FILE")
-        self.pending += [open_picture(file, self.args) for file in files]
-        print(f"({_waiting(self.pending)})")
+        self.pending += [self.open_file(file) for file in files]
+        print(f"({waiting(self.pending)})")
 
     def set_system(self, text: str) -> None:
         """/system: another system prompt, and a new conversation."""
@@ -261,8 +248,31 @@ class Session:
 
     def reset(self) -> None:
         """/reset: a new conversation."""
-        self.conversation, self.pending = self._begin(), []
+        self.conversation, self.pending = self.model.chat(**self.settings), []
         print("(a new conversation)")
+
+
+def print_pieces(stream: Stream) -> Reply:
+    """Prints an answer as it comes, and returns it."""
+    for piece in stream:
+        print(printable(piece), end="", flush=True)
+    print()
+    return stream.reply
+
+
+def notes(reply: Reply) -> list[str]:
+    """What a reader of the answer's text would not see."""
+    said = {
+        "no answer": not reply.text,
+        f"cut off after {len(reply.ids)} tokens": reply.finish_reason == "length",
+        "stopped": reply.finish_reason == "cancelled",
+    }
+    return [note for note, is_so in said.items() if is_so]
+
+
+def waiting(images: Sequence[Image]) -> str:
+    """What /image says of the images that the next message will show."""
+    return f"{counted(len(images), 'image')} to go with your next message"
 
 
 def command(text: str) -> tuple[str | None, str]:
@@ -271,24 +281,6 @@ def command(text: str) -> tuple[str | None, str]:
         return None, text
     name, _, rest = text[1:].partition(" ")
     return name, rest.strip()
-
-
-def read_message() -> str:
-    """What the user types up to Enter, or pastes: lines that arrive together are one message.
-
-    A command is its line alone. Raises EOFError and KeyboardInterrupt, as input() does.
-    """
-    # A terminal with bracketed paste hands readline a paste as one line, newlines in it; without,
-    # or for a paste made while the model was answering, its lines come one by one, but at once.
-    text = input(YOU)
-    if command(text.strip())[0] is not None:
-        return text
-    while more_waits():
-        try:
-            text += "\n" + input()
-        except EOFError:
-            break
-    return text
 
 
 def more_waits() -> bool:
@@ -311,24 +303,3 @@ def file_names(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError:  # an apostrophe in a name
         return [text]
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, between two steps of the model; the second raises."""
-    stopped = threading.Event()
-
-    def interrupt(*_):
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _waiting(images: Sized) -> str:
-    return f"{counted(len(images), 'image')} to go with your next message"

@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_jax.config import LlavaConfig
 from llava_jax.errors import SampleError
 from llava_jax.params import component, is_run
 
 if TYPE_CHECKING:
-    from llava_jax.config import LlavaConfig
     from llava_jax.convert import Source
     from llava_jax.text.tokenizer import Tokenizer
 
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
         from llava_jax.convert.values import not_finite
 
         facts["not_finite"] = not_finite(source)
-    print(json.dumps(facts, indent=2) if args.json else checkpoint_text(facts, args.tensors))
+    as_text = checkpoint_text(source.config, facts, args.tensors)
+    print(json.dumps(facts, indent=2) if args.json else as_text)
     return 1 if facts.get("not_finite") else 0
 
 
@@ -86,7 +87,7 @@ def open_checkpoint(path: str, args: argparse.Namespace) -> Source:
         base=args.base,
         vision_tower=args.vision_tower,
         allow_pickle=args.allow_pickle,
-        template=getattr(args, "template", None),
+        template=args.template,
     )
     return open_source(path, options)
 
@@ -99,18 +100,15 @@ def checkpoint_facts(source: Source, path: str) -> dict[str, Any]:
     from llava_jax.convert import KINDS
     from llava_jax.convert.io.lazy import dtype_name
 
-    tensors = {
-        name: {"shape": list(leaf.shape), "dtype": dtype_name(leaf.dtype), "bytes": leaf.nbytes}
-        for name, leaf in sorted(source.leaves.items())
-    }
-    parts: dict[str, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
+    tensors, parts = {}, {}
+    for name, leaf in sorted(source.leaves.items()):
+        dtype, count = dtype_name(leaf.dtype), math.prod(leaf.shape)
+        tensors[name] = {"shape": list(leaf.shape), "dtype": dtype, "bytes": leaf.nbytes}
         title = component(name) if is_run(name) else f"{component(name)} (not run)"
         part = parts.setdefault(title, {"parameters": 0, "bytes": 0, "dtypes": Counter()})
-        count = math.prod(tensor["shape"])
         part["parameters"] += count
-        part["bytes"] += tensor["bytes"]
-        part["dtypes"][tensor["dtype"]] += count
+        part["bytes"] += leaf.nbytes
+        part["dtypes"][dtype] += count
     return {
         "path": str(path),
         "format": KINDS.get(source.kind, source.kind),
@@ -125,45 +123,37 @@ def checkpoint_facts(source: Source, path: str) -> dict[str, Any]:
     }
 
 
-def checkpoint_text(facts: dict[str, Any], tensors: bool = False) -> str:
+def checkpoint_text(config: LlavaConfig, facts: dict[str, Any], tensors: bool = False) -> str:
     """The facts for a person: about ten lines, and one per parameter with `tensors`."""
-    config = facts["config"]
-    vision, language = config["vision"], config["language"]
-    kv_bytes = 2 * 2 * language["layers"] * language["kv_heads"] * language["head_width"]
-    per_side = vision["image_size"] // vision["patch_size"]
-    rows = [
-        ("format", facts["format"]),
-        (
-            "vision",
-            f"CLIP, {vision['image_size']} px, patch {vision['patch_size']} ({per_side}x{per_side}), "
-            f"{vision['layers']} layers, width {vision['width']}; "
-            f"features of layer {config['feature_layer']}",
-        ),
-        ("projector", f"{config['projector']}, {vision['width']} -> {language['width']}"),
-        (
-            "language",
-            f"{language['layers']} layers, width {language['width']}, {language['heads']} heads "
-            f"({language['kv_heads']} for keys), vocabulary {language['vocab_size']}",
-        ),
-        (
-            "prompt",
-            f"template {config['template']}, {facts['image_tokens']} tokens per image "
-            f"({config['image_aspect_ratio']}), context {language['max_positions']}",
-        ),
-    ]
-    if config["lora"]:
-        rows.append(("lora", f"rank {config['lora']['rank']}, alpha {config['lora']['alpha']:g}"))
-    rows += [
-        ("weights", f"{facts['parameters']:,} parameters, {in_bytes(facts['bytes'])}"),
-        *((f"  {name}", part_text(part)) for name, part in facts["parts"].items()),
-        ("cache", f"{in_bytes(kv_bytes)} per token in bf16"),
-        ("tokenizer", facts["tokenizer"] or "none: its files are missing"),
-        ("files", file_list(facts["files"])),
-    ]
+    vision, language = config.vision, config.language
+    side = vision.image_size // vision.patch_size
+    kv_bytes = 2 * 2 * language.layers * language.kv_heads * language.head_width
+    rows = {
+        "format": facts["format"],
+        "vision": f"CLIP, {vision.image_size} px, patch {vision.patch_size} ({side}x{side}), "
+        f"{vision.layers} layers, width {vision.width}; features of layer {config.feature_layer}",
+        "projector": f"{config.projector}, {vision.width} -> {language.width}",
+        "language": f"{language.layers} layers, width {language.width}, {language.heads} heads "
+        f"({language.kv_heads} for keys), vocabulary {language.vocab_size}",
+        "prompt": f"template {config.template}, {config.image_tokens} tokens per image "
+        f"({config.image_aspect_ratio}), context {language.max_positions}",
+    }
+    if config.lora:
+        rows["lora"] = f"rank {config.lora.rank}, alpha {config.lora.alpha:g}"
+    rows["weights"] = f"{facts['parameters']:,} parameters, {in_bytes(facts['bytes'])}"
+    for name, part in facts["parts"].items():
+        types = ", ".join(dtype for dtype, _ in part["dtypes"].most_common())
+        rows[f"  {name}"] = f"{part['parameters']:,} ({types}, {in_bytes(part['bytes'])})"
+    rows |= {
+        "cache": f"{in_bytes(kv_bytes)} per token in bf16",
+        "tokenizer": facts["tokenizer"] or "none: its files are missing",
+        "files": file_list(facts["files"]),
+    }
     if "not_finite" in facts:
-        rows.append(("values", values_text(facts["not_finite"])))
-    width = max(len(name) for name, _ in rows) + 2
-    lines = [facts["path"], *(f"  {name:{width}}{text}" for name, text in rows)]
+        bad = facts["not_finite"]
+        rows["values"] = f"NaN or infinity in {first(bad, 10)}" if bad else "all finite"
+    width = max(map(len, rows)) + 2
+    lines = [facts["path"], *(f"  {name:{width}}{text}" for name, text in rows.items())]
     if tensors:
         lines += [
             f"  {name}  {t['dtype']}{t['shape']}  {in_bytes(t['bytes'])}"
@@ -172,36 +162,29 @@ def checkpoint_text(facts: dict[str, Any], tensors: bool = False) -> str:
     return "\n".join(lines)
 
 
-def part_text(part: dict[str, Any]) -> str:
-    """One line about a component: how many parameters, in which types."""
-    types = ", ".join(name for name, _ in part["dtypes"].most_common())
-    return f"{part['parameters']:,} ({types}, {in_bytes(part['bytes'])})"
-
-
-def file_list(files: list[str], limit: int = 3) -> str:
+def file_list(files: list[str]) -> str:
     """The names of the first files, with their folders where two are alike, and how many more."""
-    count = Counter(Path(f).name for f in files)
-    paths = [Path(f) for f in files[:limit]]
-    names = ", ".join(p.name if count[p.name] == 1 else f"{p.parent.name}/{p.name}" for p in paths)
-    names = names or "none"
-    return f"{names} and {len(files) - limit} more" if len(files) > limit else names
+    paths = [Path(f) for f in files]
+    count = Counter(p.name for p in paths)
+    names = [p.name if count[p.name] == 1 else f"{p.parent.name}/{p.name}" for p in paths]
+    return first(names, 3) or "none"
 
 
-def values_text(not_finite: list[str], limit: int = 10) -> str:
-    """One line about NaN and infinity: the tensors that hold them."""
-    if not not_finite:
-        return "all finite"
-    more = f" and {len(not_finite) - limit} more" if len(not_finite) > limit else ""
-    return f"NaN or infinity in {', '.join(not_finite[:limit])}{more}"
+def first(names: list[str], limit: int) -> str:
+    """The first `limit` names, and how many more."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def in_bytes(n: float) -> str:
     """A number of bytes for a person: 14.1 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
+    if n < 1000:
+        return f"{n:.0f} B"
+    for unit in ("kB", "MB"):
         n /= 1000
-    return f"{n:.1f} TB"
+        if n < 1000:
+            return f"{n:.1f} {unit}"
+    return f"{n / 1000:.1f} GB"
 
 
 # A training sample ------------------------------------------------------------------------------
@@ -266,7 +249,6 @@ def find_record(path: str, wanted: str) -> tuple[int, Any]:
 
 def prompt_of(args: argparse.Namespace) -> tuple[Tokenizer, LlavaConfig]:
     """(tokenizer, config) of --model: a checkpoint, or a tokenizer.model with LLaVA-1.5's config."""
-    from llava_jax.config import LlavaConfig
     from llava_jax.text.tokenizer import Tokenizer
     from llava_jax.text.vocabulary import load_fitting
 
@@ -274,9 +256,8 @@ def prompt_of(args: argparse.Namespace) -> tuple[Tokenizer, LlavaConfig]:
         note = "tokens of tiny, the small model that comes with llava_jax: --model names another"
         print(note, file=sys.stderr)
     model = args.model or "tiny"
-    path = Path(model)
-    if path.suffix == ".model" and path.is_file():
-        return Tokenizer.load(path), LlavaConfig.v15_7b()
+    if model.endswith(".model") and Path(model).is_file():
+        return Tokenizer.load(model), LlavaConfig.v15_7b()
     source = open_checkpoint(model, args)
     rows = source.config.language.vocab_size
     return load_fitting(source.tokenizer, rows, model), source.config

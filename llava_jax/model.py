@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from llava_jax.convert import Checkpoint
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+SECONDS_PER_PIECE = 0.05
+"""What a stream aims at, by more or fewer tokens per step of the model."""
 
 
 def load(
@@ -81,12 +83,11 @@ def load(
         need_tokenizer=True,
         template=template,
     )
-    rows = checkpoint.config.language.vocab_size
-    tokenizer = load_fitting(checkpoint.tokenizer, rows, path)
+    config = checkpoint.config
     return LlavaModel(
-        checkpoint.config,
+        config,
         checkpoint.params,
-        tokenizer,
+        load_fitting(checkpoint.tokenizer, config.language.vocab_size, path),
         mesh=mesh,
         source=checkpoint,
         consume=True,
@@ -169,8 +170,8 @@ class LlavaModel:
         replies: list[Any] = [attempt(self.example, request) for request in requests]
         order = [i for i, example in enumerate(replies) if isinstance(example, Example)]
         order.sort(key=lambda i: (len(replies[i].images), len(replies[i].ids)))
-        report, close = _progress(progress, len(requests))
-        report(len(requests) - len(order))
+        done, total = len(requests) - len(order), len(requests)
+        bar = progress_bar(total, "answers", "answer", quiet=progress is not True, initial=done)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             for i in part:  # the pixels of one batch at a time are in memory
@@ -179,8 +180,11 @@ class LlavaModel:
             answered = self._answer([requests[i] for i in ready], [replies[i] for i in ready])
             for i, reply in zip(ready, answered):
                 replies[i] = reply
-            report(len(part))
-        close()
+            done += len(part)
+            bar.update(len(part))
+            if callable(progress):
+                progress(done, total)
+        bar.close()
         return replies
 
     def chat(self, **settings) -> Conversation:
@@ -228,14 +232,12 @@ class LlavaModel:
 
         Raises ImageError, and PromptError for a prompt that cannot be answered.
         """
-        made, several = made or {}, len(example.images) > 1
-        pixels = tuple(
-            made[id(image)]
-            if id(image) in made
-            else self.pixels(image, name=f"image {i}" if several else "the image")
-            for i, image in enumerate(example.images, 1)
-        )
-        ready = replace(example, images=pixels)
+        pixels, several = [], len(example.images) > 1
+        for i, image in enumerate(example.images, 1):
+            name = f"image {i}" if several else "the image"
+            known = (made or {}).get(id(image))
+            pixels.append(self.pixels(image, name=name) if known is None else known)
+        ready = replace(example, images=tuple(pixels))
         self.generator.check(ready)
         return ready
 
@@ -271,16 +273,13 @@ class Stream:
     """
 
     def __init__(
-        self,
-        model: LlavaModel,
-        request: Request,
-        example: Example,
-        after: Decoding | None = None,
+        self, model: LlavaModel, request: Request, example: Example, after: Decoding | None = None
     ):
         self._text, self._request = model._detokenizer(request), request.seeded()
         # The first token is chosen here, so that what cannot be asked fails before any output.
         self.decoding = model.generator.start([example], self._request, after=after)
         self.cancelled = threading.Event()
+        self.at_end: Callable[[], Any] = lambda: None
         self._finished = False
         self._pieces = self._run()
 
@@ -298,26 +297,26 @@ class Stream:
         """Ends the answer here."""
         self._pieces.close()
 
-    def _run(self, pause: float = 0.05) -> GeneratorType[str, None, None]:
-        """pause: seconds between pieces to aim at; few tokens per step on a slow machine."""
-        decoding, text = self.decoding, self._text
-        count = 2
-        while True:
-            piece = text.push(decoding.ids[0][text.count :])
-            if text.stopped:
-                decoding.end(0, keep=text.count)
-            if piece:
+    def _run(self) -> GeneratorType[str, None, None]:
+        decoding, text, count = self.decoding, self._text, 2
+        try:
+            while True:
+                piece = text.push(decoding.ids[0][text.count :])
+                if text.stopped:
+                    decoding.end(0, keep=text.count)
+                if piece:
+                    yield piece
+                self._finished = not decoding.running
+                if self._finished or self.cancelled.is_set():
+                    break
+                before = time.monotonic()
+                decoding.advance(count)
+                quick = time.monotonic() - before < SECONDS_PER_PIECE
+                count = min(2 * count, 16) if quick else max(count // 2, 1)
+            if piece := text.finish():
                 yield piece
-            self._finished = not decoding.running
-            if self._finished or self.cancelled.is_set():
-                break
-            before = time.monotonic()
-            decoding.advance(count)
-            quick = time.monotonic() - before < pause
-            count = min(2 * count, 16) if quick else max(count // 2, 1)
-        piece = text.finish()
-        if piece:
-            yield piece
+        finally:
+            self.at_end()
 
 
 class Conversation:
@@ -357,40 +356,17 @@ class Conversation:
         request = Request([*self.messages, asked], **self.settings)
         made = self._pixels | {id(pixels): pixels for pixels in shown}
         example = self.model.with_pixels(self.model.example(request), made)
-        return _Turn(self, asked, request, example, made)
+        last, self._last = self._last, None
+        stream = Stream(self.model, request, example, last)
 
+        def remember() -> None:
+            if answer := stream.reply.text:  # a turn without one could not be written again
+                self.messages += [asked, {"role": "assistant", "content": answer}]
+                self._pixels = made
+            self._last = stream.decoding
 
-class _Turn(Stream):
-    """The answer to one turn; the conversation remembers it when it ends."""
-
-    def __init__(
-        self,
-        conversation: Conversation,
-        asked: dict[str, Any],
-        request: Request,
-        example: Example,
-        made: dict[int, np.ndarray],
-    ):
-        last, conversation._last = conversation._last, None
-        super().__init__(conversation.model, request, example, last)
-        self._conversation, self._asked, self._made = conversation, asked, made
-
-    def _run(self, pause: float = 0.05) -> GeneratorType[str, None, None]:
-        conversation, last = self._conversation, self.decoding
-        try:
-            yield from super()._run(pause)
-        except KeyboardInterrupt:
-            last = None  # the cache may have been handed over and not taken back
-            raise
-        finally:
-            if self.reply.text:  # a turn without an answer could not be written again
-                said = {"role": "assistant", "content": self.reply.text}
-                conversation.messages += [self._asked, said]
-                conversation._pixels = self._made
-            conversation._last = last
-
-
-# Small parts --------------------------------------------------------------------------------------
+        stream.at_end = remember
+        return stream
 
 
 def _reply(text: Detokenizer, output: Output, request: Request) -> Reply:
@@ -402,18 +378,3 @@ def _reply(text: Detokenizer, output: Output, request: Request) -> Reply:
         output.logprobs,
         request.seed or 0,
     )
-
-
-def _progress(progress: bool | Callable[[int, int], None], total: int):
-    """(function that takes how many more are answered, function that ends the display)."""
-    if not callable(progress):
-        bar = progress_bar(total, "answers", "answer", quiet=not progress)
-        return bar.update, bar.close
-    done = 0
-
-    def report(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(done, total)
-
-    return report, lambda: None

@@ -1,6 +1,5 @@
 """The terminal chat: in a pipe, and at a real (pseudo) terminal."""
 
-import argparse
 import contextlib
 import io
 import json
@@ -19,6 +18,7 @@ import pytest
 
 from llava_jax import chat, cli
 from llava_jax.errors import ImageError
+from llava_jax.images.decode import open_image
 from llava_jax.model import LlavaModel, load
 from llava_jax.util import printable
 from tests.generate.tiny import model
@@ -127,13 +127,12 @@ def test_an_empty_answer_is_said_and_its_image_is_not_lost(capsys):
     params = dict(talker.generator.params())
     params["language.head.kernel"] = np.zeros_like(params["language.head.kernel"])
     silent = LlavaModel(talker.config, params, talker.tokenizer)
-    args = argparse.Namespace(
-        **dict(system=None, temperature=0, top_p=1, top_k=0, seed=0, max_new_tokens=4),
-        template=None,
+    session = chat.Session(
+        silent, {"max_new_tokens": 4}, [PIL.Image.new("RGB", (9, 9))], open_image
     )
-    session = chat.Session(silent, args, [PIL.Image.new("RGB", (9, 9))])
-    assert not session._ask("what is this?")
-    assert "(no answer; 1 image to go with your next message)" in capsys.readouterr().out
+    session.ask("what is this?")
+    said = capsys.readouterr().out
+    assert "(no answer)\n(cut off after 4 tokens)\n(1 image to go with your next message)" in said
     assert len(session.pending) == 1
     session.once("what is this?")
     assert capsys.readouterr().err.startswith("(no answer)\n")

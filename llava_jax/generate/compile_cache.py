@@ -1,6 +1,7 @@
-"""Compiled programs kept between processes, for programs that a person waits for.
+"""A cache of compiled programs on disk, for commands that a person waits for.
 
-The first answer of a process is mostly XLA's compiling; read back from a file it takes a moment.
+Most of the time until a process's first answer is XLA's compilation; reading the program back takes
+a moment.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ log = logging.getLogger(__name__)
 VARIABLE = "LLAVA_JAX_CACHE"
 """Environment variable: another folder for the cache, or "off" for none."""
 
-_MOST_BYTES = 2**30  # the least recently used programs go first
-_WORTH_SECONDS = 0.2  # to compile; what is quicker is not kept
+_MOST_BYTES = 2**30  # beyond it, the least recently used programs are deleted
+_WORTH_SECONDS = 0.2  # programs that compile faster are not cached
 
 
 def use_compile_cache() -> Path | None:
-    """Makes jax keep compiled programs, from now on and for the whole process; returns the folder.
+    """Turns jax's compilation cache on for the rest of the process; returns its folder.
 
-    It is $LLAVA_JAX_CACHE, else llava_jax/compiled in $XDG_CACHE_HOME or ~/.cache. Does nothing,
-    and returns None, where $LLAVA_JAX_CACHE is "off", jax has a cache already (say, by
-    $JAX_COMPILATION_CACHE_DIR), or the folder cannot be written to.
+    The folder is in $LLAVA_JAX_CACHE, else in llava_jax/compiled of $XDG_CACHE_HOME or ~/.cache.
+    Does nothing and returns None if $LLAVA_JAX_CACHE is "off", jax has a cache already (such as
+    $JAX_COMPILATION_CACHE_DIR), or the folder is not writable.
     """
     import jax
 
@@ -49,9 +50,9 @@ def use_compile_cache() -> Path | None:
 
 
 def _processor() -> str:
-    """A name for this kind of processor.
+    """A name for this type of processor.
 
-    A home folder may be shared, and XLA's programs for one processor can hold instructions that
+    Machines may share a home folder, and XLA's code for one processor can contain instructions that
     another lacks.
     """
     facts = platform.machine() + platform.processor()

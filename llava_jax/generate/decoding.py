@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +36,11 @@ class State(NamedTuple):
     done: jax.Array  # bool[B]
     step: jax.Array  # int32[], tokens chosen so far
     write_at: jax.Array  # int32[], the cache entry that takes the next key
+
+    @property
+    def capacity(self) -> int:
+        """S"""
+        return self.key_positions.shape[1]
 
 
 class StepOutput(NamedTuple):
@@ -90,7 +95,7 @@ class Decoding:
         self.logits: list[list[np.ndarray]] = [[] for _ in range(n)]
         self.done = np.zeros(n, bool)
         self._stopped = np.zeros(n, bool)  # ended by the caller
-        self.state: State | None = None
+        self.state: Any = None  # a State; None while a call has it, or once it is given away
         self.cached: list[int] = []  # of a single prompt: the ids whose keys the cache holds
         self._read(settings, after)
 
@@ -99,34 +104,32 @@ class Decoding:
         """Whether some row is not done."""
         return not self.done.all()
 
-    def advance(self, most: int = CHUNK) -> list[list[int]]:
-        """Up to `most` (and CHUNK) further tokens per row; returns the new ids of each row."""
+    def advance(self, most: int = CHUNK) -> None:
+        """Up to `most` (and CHUNK) further tokens for each row that is not done."""
         if not self.running:
-            return [[] for _ in self.prompts]
+            return
         left = max(b - len(i) for b, i, d in zip(self.budgets, self.ids, self.done) if not d)
         count = max(1, min(most, CHUNK, left))
         stopped = np.ones(len(self._controls.budget), bool)  # padded rows stay so
         stopped[: len(self.prompts)] = self._stopped
         g = self.generator
+        # Its buffers are donated: where Ctrl-C cuts this call off, no other may go on from it.
+        state, self.state = self.state, None
         with g.scope():
-            if self._write_at + count > self._capacity():
+            if self._write_at + count > state.capacity:
                 room = room_bucket(self._write_at + count - self._base)
-                self.state = g.grow(self.state, capacity=self._base + room)
-            self.state, out = g.decode(
-                g.leaves,
-                self.state,
-                self._controls,
-                g.put(stopped),
-                np.int32(count),
-                keep_logits=self.keep_logits,
+                state = g.grow(state, capacity=self._base + room)
+            limit = np.int32(count)
+            keep = self.keep_logits
+            state, out = g.decode(
+                g.leaves, state, self._controls, g.put(stopped), limit, keep_logits=keep
             )
-        before = [len(ids) for ids in self.ids]
         taken = int(out.count)
         if len(self.prompts) == 1:  # the last token of the call is not read yet
             self.cached += [self.ids[0][-1], *np.asarray(out.tokens)[0, : taken - 1].tolist()]
         self._write_at += taken
         self._take(out)
-        return [ids[n:] for ids, n in zip(self.ids, before)]
+        self.state = state
 
     def end(self, row: int, keep: int | None = None) -> None:
         """Ends a row, with its first `keep` ids if given. The other rows go on as before."""
@@ -137,14 +140,13 @@ class Decoding:
 
     def outputs(self) -> list[Output]:
         """The rows as they stand."""
-        return [self._output(row) for row in range(len(self.prompts))]
-
-    def _output(self, row: int) -> Output:
-        ids = self.ids[row]
-        stop = self._stopped[row] or (ids and ids[-1] in self.generator.eos_ids)
-        logits = np.stack(self.logits[row]) if self.keep_logits and ids else None
-        reason = "stop" if stop else "length"
-        return Output(tuple(ids), reason, self.lengths[row], tuple(self.logprobs[row]), logits)
+        found = []
+        for row, (ids, length) in enumerate(zip(self.ids, self.lengths)):
+            stop = self._stopped[row] or (ids and ids[-1] in self.generator.eos_ids)
+            reason = "stop" if stop else "length"
+            logits = np.stack(self.logits[row]) if self.keep_logits and ids else None
+            found.append(Output(tuple(ids), reason, length, tuple(self.logprobs[row]), logits))
+        return found
 
     def _read(self, settings: Sequence[SamplingSettings], after: Decoding | None) -> None:
         """Reads the prompts, as far as the cache of `after` lacks them; chooses the first tokens."""
@@ -162,17 +164,17 @@ class Decoding:
         spare = shape.rows - len(unread)
         settings = [*settings, *[SamplingSettings()] * spare]
         self._controls = g.put(Controls.of(settings, self.budgets + [1] * spare))
-        self.state, self._write_at = state, write_at + shape.length
+        self._write_at = write_at + shape.length
         self._base = length_bucket(self._write_at)  # entries before those of new tokens
         capacity = self._base + room_bucket(min(max(self.budgets), _FIRST_ENTRIES))
         with g.scope():
-            if state is not None and capacity > self._capacity():
-                self.state = g.grow(state, capacity=capacity)
+            if state is not None and capacity > state.capacity:
+                state = g.grow(state, capacity=capacity)
             self.state, out = g.read(
                 g.leaves,
                 g.put(batch),
                 self._controls,
-                self.state,
+                state,
                 None if state is None else g.put(np.full(shape.rows, start, np.int32)),
                 capacity=capacity if state is None else None,
                 keep_logits=self.keep_logits,
@@ -199,9 +201,6 @@ class Decoding:
         if start < length - start or used > 2 * length_bucket(length):
             return None
         return known, start
-
-    def _capacity(self) -> int:
-        return 0 if self.state is None else self.state.key_positions.shape[1]
 
     def _take(self, out: StepOutput) -> None:
         """Adds the tokens of one call to the rows.

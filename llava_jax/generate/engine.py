@@ -256,7 +256,7 @@ class Generator:
     def _grow(self, state: State, *, capacity: int) -> State:
         """The same state with a cache of `capacity` entries."""
         self.compiled["grow"] += 1
-        more = capacity - state.key_positions.shape[1]
+        more = capacity - state.capacity
 
         def pad(x):  # [..., K, S, H]
             return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])

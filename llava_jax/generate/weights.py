@@ -1,7 +1,7 @@
-"""Parameters as generation wants them: placed, and with a layer's arrays apart where that is faster.
+"""Parameters for generation: placed on the devices, decoder layers unstacked where that is faster.
 
-A scan over stacked layers copies each layer's weights out of the stack at every decoded token, which
-on CPU costs more than the arithmetic; a list of layers is read in place.
+A scan over stacked layers copies each layer's weights out of the stack for every decoded token. On
+CPU that costs more than the arithmetic; separate layers are read in place.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _pick = jax.jit(lambda stacked, i: jax.lax.dynamic_index_in_dim(stacked, i, keep
 
 
 def graph(config: LlavaConfig, compute: Compute, unrolled: bool) -> tuple[Any, nnx.State]:
-    """(graphdef, abstract state) of the model, its decoder a list of layers when `unrolled`."""
+    """(graphdef, abstract state) of the model; its decoder is a list of layers if `unrolled`."""
 
     def make():
         model = Llava(config, compute, rngs=nnx.Rngs(0))
@@ -51,10 +51,10 @@ def load(
     unrolled: bool,
     consume: bool,
 ) -> tuple[Any, nnx.State]:
-    """(graphdef, state) over `params`, the flat stacked parameters, placed on the mesh if given.
+    """(graphdef, state) of a model over `params`, the flat stacked parameters.
 
-    consume: takes the arrays out of `params`, one by one, so that a large model never exists twice.
-    Raises WeightError naming a missing, unknown or misshapen parameter.
+    consume: removes the arrays from `params` one by one, so that a large model never exists twice.
+    Raises WeightError for a missing, unknown or misshapen parameter.
     """
     check_params(params, parameter_shapes(config))
     shardings = llava.param_shardings(config, mesh) if mesh else {}
@@ -70,8 +70,8 @@ def load(
         del value
     graphdef, abstract = graph(config, compute, unrolled)
     filled = [
-        (path, variable.replace(placed[".".join(map(str, path))]))
-        for path, variable in nnx.to_flat_state(abstract)
+        (path, v.replace(placed[".".join(map(str, path))]))
+        for path, v in nnx.to_flat_state(abstract)
     ]
     return graphdef, nnx.from_flat_state(filled)
 
@@ -91,8 +91,7 @@ def stacked(state: nnx.State) -> Iterator[tuple[str, Any]]:
     """(name, array) of the flat stacked parameters, one at a time: the inverse of `load`."""
     groups: dict[str, dict[int, Any]] = {}
     for name, value in llava.flatten(state).items():
-        match = _LAYER.match(name)
-        if match:
+        if match := _LAYER.match(name):
             groups.setdefault(f"{STACK}{match[2]}", {})[int(match[1])] = value
         else:
             yield name, value

@@ -1,4 +1,4 @@
-"""Whether a tokenizer and the rows of a model's vocabulary fit together."""
+"""Whether the tokens of a tokenizer fit the embedding rows of a model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from llava_jax.errors import ConfigError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.tokenizer import Tokenizer
 
-PADDING = ("<pad>", "[PAD]", "<PAD>")  # as people spell it; folders often name another one as well
+PADDING = ("<pad>", "[PAD]", "<PAD>")  # usual spellings; a folder may name another pad token too
 
 
 def load_fitting(folder: Path | None, rows: int, where: str | Path) -> Tokenizer:
-    """The tokenizer in `folder` for the model at `where`, whose vocabulary has `rows` rows.
+    """The tokenizer in `folder` for the model at `where`, whose embedding has `rows` rows.
 
-    Raises ConfigError if there is no tokenizer, or it has tokens that the model lacks.
+    Raises ConfigError if there is no tokenizer, and as `fitted` does.
     """
     if folder is None:
         raise ConfigError(
@@ -25,21 +25,21 @@ def load_fitting(folder: Path | None, rows: int, where: str | Path) -> Tokenizer
 
 
 def fitted(tokenizer: Tokenizer, rows: int, where: str | Path = "the tokenizer") -> Tokenizer:
-    """`tokenizer` for a model of `rows` rows, without those tokens past them that no text becomes.
+    """`tokenizer` without the tokens beyond the last row that text never becomes (see `never_text`).
 
-    See `never_text`: transformers and the original run such a folder, and so do we, padding with
-    `<unk>`. Raises ConfigError, naming them, for other tokens past the last row.
+    transformers and the original run such a checkpoint, and so do we; we pad with `<unk>` then.
+    Raises ConfigError for any other token beyond the last row, naming the first.
     """
     if len(tokenizer) <= rows:
         return tokenizer
-    past = {token: id_ for token, id_ in tokenizer.added.items() if id_ >= rows}
+    past = [token for token, id_ in tokenizer.added.items() if id_ >= rows]
     used = [token for token in past if not never_text(token, tokenizer.pad_token)]
     if tokenizer.vocab_size > rows or used:
         named = used[0] if used else tokenizer.token_text(rows)
         raise ConfigError(
             f"{where}: the tokenizer has {len(tokenizer)} tokens, the model {rows} rows: "
             f"none for {named!r}",
-            fix="use the tokenizer of this model, or give the model rows for them",
+            fix="use the tokenizer of this model, or add rows to the model",
         )
     added = {token: id_ for token, id_ in tokenizer.added.items() if token not in past}
     pad = tokenizer.unk_token if tokenizer.pad_token in past else None
@@ -47,8 +47,8 @@ def fitted(tokenizer: Tokenizer, rows: int, where: str | Path = "the tokenizer")
 
 
 def never_text(token: str, pad: str | None) -> bool:
-    """Whether a token never reaches the embedding: `<image>`, and padding, `pad` or by its spelling.
+    """Whether a token never reaches the embedding: `<image>`, `pad`, or another spelling of padding.
 
-    Llama 2's `<pad>`, id 32000 of 32,000 rows, is one.
+    An example is Llama 2's `<pad>`, whose id is 32000 where the model has 32,000 rows.
     """
     return token in (IMAGE_TAG, pad, *PADDING)
