@@ -14,7 +14,7 @@ FORMATS = ("jax", "hf", "original", "projector", "lora", "peft", "gguf")
 PARTS = ("projector", "lora", "peft")  # of a model, without its base
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+def add_source_arguments(parser: argparse._ActionsContainer) -> None:
     """The options of how to open a checkpoint."""
     parser.add_argument(
         "--base", help="model that an adapter, projector or delta belongs to (folder or hub id)"

@@ -93,23 +93,12 @@ def run(args: argparse.Namespace) -> int:
         print(SHIPPED_NOTE, file=sys.stderr, flush=True)
     if prompt is None:
         print(f"loading {args.model or 'tiny'} ...", flush=True)
-    session = Session(load_model(args, template), settings, images, open_file)
-    session.talk() if prompt is None else session.once(prompt)
-    return 0
 
-
-def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the settings that the command line has."""
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
-
-
-def load_model(args: argparse.Namespace, template: str | None) -> LlavaModel:
-    """The model that the command line names. Compiled programs are kept for the next time."""
     from llava_jax.generate.compile_cache import use_compile_cache
     from llava_jax.model import load
 
     use_compile_cache()
-    return load(
+    model = load(
         args.model or "tiny",
         dtype=args.dtype,
         base=args.base,
@@ -117,6 +106,14 @@ def load_model(args: argparse.Namespace, template: str | None) -> LlavaModel:
         allow_pickle=args.allow_pickle,
         template=template,
     )
+    session = Session(model, settings, images, open_file)
+    session.talk() if prompt is None else session.once(prompt)
+    return 0
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the settings that the command line has."""
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 class Session:

@@ -23,6 +23,8 @@ DATA_SUFFIXES = {".json", ".jsonl", ".ndjson"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `llava-jax inspect`: a checkpoint, or a data file and which sample of it."""
+    from llava_jax.convert.cli import add_source_arguments
+
     parser.add_argument(
         "path", help="a checkpoint (folder, projector file or hub id), or a training data file"
     )
@@ -32,12 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--values", action="store_true", help="read all weights and name those with NaN or infinity"
     )
     whole.add_argument("--json", action="store_true", help="print JSON instead of text")
-    whole.add_argument("--base", help="model that an adapter, projector or delta belongs to")
-    whole.add_argument("--vision-tower", help="CLIP folder or hub id, if it has none of its own")
     whole.add_argument("--template", metavar="NAME", help="replaces the checkpoint's template")
-    whole.add_argument(
-        "--allow-pickle", action="store_true", help="read .bin files (their tensors, nothing else)"
-    )
+    add_source_arguments(whole)
     sample = parser.add_argument_group("a training sample")
     sample.add_argument(
         "--sample", default="0", help="its index in the file, or its id (default 0)"

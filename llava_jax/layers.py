@@ -47,9 +47,9 @@ def is_variable(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Variable)
 
 
-def normal(key: jax.Array, shape: tuple[int, ...], std: float, dtype=jnp.float32) -> jax.Array:
-    """float[shape] of N(0, std^2)."""
-    return jax.random.normal(key, shape, dtype) * std
+def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
+    """float32[shape] of N(0, std^2)."""
+    return jax.random.normal(key, shape, jnp.float32) * std
 
 
 class Linear(nnx.Module):

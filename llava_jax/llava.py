@@ -124,12 +124,11 @@ class Llava(nnx.Module):
 # Parameters as a flat dict: dotted name -> array ------------------------------------------------
 
 
-def init_params(config: LlavaConfig, seed: int = 0, dtype=jnp.float32) -> dict[str, jax.Array]:
-    """{dotted name: array} of random parameters, compiled as one program."""
+def init_params(config: LlavaConfig, seed: int = 0) -> dict[str, jax.Array]:
+    """{dotted name: float32 array} of random parameters, compiled as one program."""
 
     def make():
-        state = nnx.state(Llava(config, rngs=nnx.Rngs(seed)))
-        return {name: value.astype(dtype) for name, value in flatten(state).items()}
+        return flatten(nnx.state(Llava(config, rngs=nnx.Rngs(seed))))
 
     with nnx.use_eager_sharding(False):
         return jax.jit(make)()
@@ -148,13 +147,13 @@ def init_sharded(
         return jax.jit(make, out_shardings=dict(shardings))()
 
 
-def abstract_model(config: LlavaConfig, compute: Compute | None = None, dtype=jnp.float32):
+def abstract_model(config: LlavaConfig, compute: Compute | None = None):
     """(graphdef, state of ShapeDtypeStructs) of a model that was never built: no memory used."""
     with nnx.use_eager_sharding(False):
         graphdef, state = nnx.split(
             nnx.eval_shape(lambda: Llava(config, compute, rngs=nnx.Rngs(0)))
         )
-    return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), state)
+    return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), state)
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:
@@ -162,15 +161,10 @@ def flatten(state: nnx.State) -> dict[str, Any]:
     return {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(state)}
 
 
-def abstract_params(config: LlavaConfig, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_params(config: LlavaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """{dotted name: shape and dtype} of every parameter the configuration has."""
-    state = abstract_model(config, dtype=dtype)[1]
+    state = abstract_model(config)[1]
     return {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(state)}
-
-
-def unflatten(config: LlavaConfig, params: Mapping[str, Any]) -> nnx.State:
-    """{dotted name: array} -> NNX state. Raises WeightError naming a missing, unknown or misshapen one."""
-    return _fill(nnx.to_flat_state(abstract_model(config)[1]), params)
 
 
 def _fill(flat: Any, params: Mapping[str, Any]) -> nnx.State:

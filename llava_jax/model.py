@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from llava_jax.batch import check_prompt
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, PromptError
 from llava_jax.generate import Decoding, Detokenizer, Generator, Output
@@ -238,7 +239,7 @@ class LlavaModel:
             known = (made or {}).get(id(image))
             pixels.append(self.pixels(image, name=name) if known is None else known)
         ready = replace(example, images=tuple(pixels))
-        self.generator.check(ready)
+        check_prompt(ready, self.config)
         return ready
 
     def _detokenizer(self, request: Request) -> Detokenizer:

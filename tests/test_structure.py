@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "data": {"text", "images", "batch"},
     "convert": NETWORK | {"sharding", "text", "batch"},
     "generate": NETWORK | {"sharding", "text", "images", "batch"},
-    "model": NETWORK | {"sharding", "text", "images", "generate", "convert"},
+    "model": NETWORK | {"sharding", "text", "images", "batch", "generate", "convert"},
     "train": NETWORK
     | {"sharding", "text", "images", "data", "convert", "generate", "model", "configs"},
     "chat": {"text", "images", "generate", "model"},

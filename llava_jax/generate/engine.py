@@ -67,7 +67,8 @@ class Generator:
             compute = Compute(dtype=jnp.dtype(params["language.embed.embedding"].dtype))
         self.config, self.compute, self.mesh = config, compute, mesh
         self.eos_ids = tuple(eos_ids or config.language.eos_ids)
-        self.unrolled = _platform(mesh) == "cpu" if unroll is None else unroll
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        self.unrolled = device.platform == "cpu" if unroll is None else unroll
         self.graphdef, self.state = weights.load(
             config, params, compute, mesh=mesh, unrolled=self.unrolled, consume=consume
         )
@@ -116,12 +117,9 @@ class Generator:
         if len(rows) != len(prompts):
             raise PromptError(f"{len(rows)} sampling settings for {len(prompts)} prompts")
         for i, prompt in enumerate(prompts):
-            self.check(prompt, "the prompt" if len(prompts) == 1 else f"prompt {i} of the batch")
+            name = "the prompt" if len(prompts) == 1 else f"prompt {i} of the batch"
+            check_prompt(prompt, self.config, name)
         return Decoding(self, prompts, rows, keep_logits, after)
-
-    def check(self, prompt: Example, name: str = "the prompt") -> None:
-        """Raises PromptError, with `name` in it, for a prompt that `start` would refuse."""
-        check_prompt(prompt, self.config, name)
 
     def params(self):
         """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
@@ -144,15 +142,7 @@ class Generator:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
 
     def _read(
-        self,
-        leaves,
-        batch,
-        controls: Controls,
-        state: State | None,
-        start_B,
-        *,
-        capacity,
-        keep_logits,
+        self, leaves, batch, controls, state: State | None, start_B, *, capacity, keep_logits
     ):
         """Reads prompts and chooses the first token of each. Returns (State, StepOutput).
 
@@ -163,7 +153,9 @@ class Generator:
         model = self.model(leaves)
         b, t = batch["tokens"].shape
         cache: Any  # never None: a cache goes in
-        lengths = new_lengths = _lengths(batch)  # [B]
+        # 1 in an empty row, so that no softmax is of nothing.
+        new_lengths = jnp.maximum((batch["segments"] > 0).sum(1, dtype=jnp.int32), 1)  # [B]
+        lengths = new_lengths
         positions = at = jnp.broadcast_to(jnp.arange(t), (b, t))  # [B, T]
         real = at < lengths[:, None]  # [B, T]
         x = constrain(model.embed(batch["tokens"], batch["slots"], batch["images"]), BATCH)
@@ -281,16 +273,6 @@ def visible(positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:
     return (keys >= 0) & (keys <= positions_BT[:, :, None])
 
 
-def _lengths(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """int32[B]: real positions of each row; 1 in an empty row, so that no softmax is of nothing."""
-    return jnp.maximum((batch["segments"] > 0).sum(1, dtype=jnp.int32), 1)
-
-
 def _everywhere(out: StepOutput) -> StepOutput:
     """A copy on every device, so that every process can read it."""
     return jax.tree.map(lambda x: constrain(x, P()), out)
-
-
-def _platform(mesh: Mesh | None) -> str:
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return device.platform

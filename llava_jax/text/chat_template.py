@@ -27,7 +27,7 @@ _ROLES = (
     (re.compile(_ROLE), "user assistant system"),
 )  # fmt: skip
 
-# Name -> what must be said. The first that fits and whose system prompt is said, else the first that fits.
+# Name -> what must be said. Of several that fit, the first whose system prompt is said, else the first.
 _MUST = {
     "vicuna_v1": ("USER", "ASSISTANT"),
     "llava_v1": ("USER", "ASSISTANT"),
@@ -43,7 +43,7 @@ _MARKS = ("<<SYS>>", "<</SYS>>", "[INST]", "[/INST]", "<s>", "</s>", IMAGE_TAG)
 
 
 def recognise(text: str) -> str | None:
-    """The name of our template that a Jinja chat template is equal to; None for a foreign one.
+    """The name of our template that says what a Jinja chat template says; None for a foreign one.
 
     Our own exports are known by their text, others by what they can say. A system prompt may be
     missing: Hugging Face's spelling of Vicuna's template has none.

@@ -211,7 +211,7 @@ class Tokenizer:
             ids, at = self._encode_run(SPACE * pad + text, pad)
             # a lone space in front of a special token is dropped, at the start only
             after = runs[i + 1].text if i + 1 < len(runs) else None
-            if pad and after in self._special_ids and self._pieces(ids) == [SPACE]:
+            if pad and after in self._special_ids and self._sp.id_to_piece(ids) == [SPACE]:
                 continue
             yield ids, [indices[max(bisect.bisect_right(begins, a) - 1, 0)] for a in at]
 
@@ -231,9 +231,6 @@ class Tokenizer:
         cut = self._unk_length if after_unk else 0
         ids, begins = _encode_with_begins(self._sp, text)
         return ids[cut:], [begin - pad for begin in begins[cut:]]
-
-    def _pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self._sp.id_to_piece(i) for i in ids]
 
     # Ids to text ---------------------------------------------------------------------------------
 

@@ -38,7 +38,9 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
     names = {name: token for name, token in names.items() if token}
     file, own_space = (folder / MODEL if folder else path), "slow"
     if file.is_file():
-        model = _model_bytes(file)
+        model = file.read_bytes()
+        if found := instead_of_file(model):
+            raise ConfigError(f"{file} {found[0]}", fix=found[1])
         legacy = legacy_of(path) if legacy is None else legacy
     else:
         file = path / tokenizer_json.FILE
@@ -50,7 +52,7 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
         names.setdefault("unk_token", made.unk_token)
         if made.around != (names.get("bos_token", "<s>"), "$A"):
             _warn_once(f"{file}: its form {' '.join(made.around)} of a text has no effect here")
-    tokens = _added_tokens(folder, named)
+    tokens = added_tokens(folder)
     try:
         return Tokenizer(
             model,
@@ -65,12 +67,12 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
         raise ConfigError(f"{file}: {e.message.removeprefix('tokenizer: ')}", fix=e.fix) from e
 
 
-def legacy_of(path: Path, default: bool = True) -> bool:
+def legacy_of(path: Path) -> bool:
     """`legacy` of a tokenizer's folder: that of tokenizer_config.json.
 
     Where that is missing or null it is what tokenizer.json does, if that stands there without
-    tokenizer.model or was saved by transformers 5; else `default`, which is True as in
-    transformers 4.37.2 (transformers 5 reads the same folder as False).
+    tokenizer.model or was saved by transformers 5; else True, as in transformers 4.37.2
+    (transformers 5 reads the same folder as False).
     """
     config = _read_json(path / CONFIG) if path.is_dir() else {}
     legacy, fast = config.get("legacy"), path / tokenizer_json.FILE
@@ -78,9 +80,8 @@ def legacy_of(path: Path, default: bool = True) -> bool:
     if path.is_dir() and fast.is_file() and (saved_by_5 or not (path / MODEL).is_file()):
         return tokenizer_json.pipeline(_read_json(fast), fast)[0]
     if legacy is None:
-        log.info("%s: `legacy` is not set, so it is %s, as in transformers 4.37", path, default)
-        return default
-    return bool(legacy)
+        log.info("%s: `legacy` is not set, so it is True, as in transformers 4.37", path)
+    return legacy is None or bool(legacy)
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -> None:
@@ -145,28 +146,22 @@ class AddedTokens(NamedTuple):
     pad: str | None
 
 
-def added_tokens(folder: Path) -> AddedTokens:
+def added_tokens(folder: Path | None) -> AddedTokens:
     """The added tokens of a folder, of whichever of its files lists them; no model is read.
 
     Raises ConfigError if a JSON file is malformed.
     """
+    if folder is None:
+        return AddedTokens({}, (), None)
     named = _named(_read_json(folder / CONFIG), _read_json(folder / SPECIAL))
-    return _added_tokens(folder, named)
-
-
-def _added_tokens(folder: Path | None, named: dict) -> AddedTokens:
     extra = named.get("extra_special_tokens") or ()
     listed = [*(named.get("additional_special_tokens") or ())]
     listed += extra.values() if isinstance(extra, dict) else extra
     listed += [named.get(f"{n}_token") for n in ("bos", "eos", "unk", "pad")]
     special = {_content(token) for token in listed}
-    added: dict[str, int] = {}
-    entries: list[dict[str, Any]] = []
-    if folder:
-        fast = folder / tokenizer_json.FILE
-        if fast.is_file():  # transformers 5 has them there and nowhere else
-            entries += tokenizer_json.added_tokens(_read_json(fast), fast)
-        added = {t["content"]: t["id"] for t in entries} | _read_json(folder / ADDED)
+    fast = folder / tokenizer_json.FILE  # transformers 5 has them there and nowhere else
+    entries = [*tokenizer_json.added_tokens(_read_json(fast), fast)]
+    added: dict[str, int] = {t["content"]: t["id"] for t in entries} | _read_json(folder / ADDED)
     for id_, entry in (named.get("added_tokens_decoder") or {}).items():
         added[_content(entry)] = int(id_)  # type: ignore[index]
         if isinstance(entry, dict):
@@ -212,10 +207,3 @@ def _entry(token: str) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return read_object(path, ConfigError) if path.is_file() else {}
-
-
-def _model_bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    if found := instead_of_file(data):
-        raise ConfigError(f"{path} {found[0]}", fix=found[1])
-    return data

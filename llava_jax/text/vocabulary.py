@@ -37,8 +37,7 @@ def fitted(tokenizer: Tokenizer, rows: int, where: str | Path = "the tokenizer")
     if tokenizer.vocab_size > rows or used:
         named = used[0] if used else tokenizer.token_text(rows)
         raise ConfigError(
-            f"{where}: the tokenizer has {len(tokenizer)} tokens, the model {rows} rows: "
-            f"none for {named!r}",
+            f"{where} has {len(tokenizer)} tokens, the model {rows} rows: none for {named!r}",
             fix="use the tokenizer of this model, or add rows to the model",
         )
     added = {token: id_ for token, id_ in tokenizer.added.items() if token not in past}
