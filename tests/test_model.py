@@ -243,6 +243,25 @@ def test_an_answer_that_is_broken_off_is_remembered_as_far_as_it_came():
     assert chat.say("and now?", picture(1)).finish_reason in ("stop", "length")
 
 
+def test_ctrl_c_within_a_step_leaves_a_conversation_that_goes_on(monkeypatch):
+    chat = model().chat(**SHORT)
+    stream = chat.stream("what is this?", picture())
+    decode = model().generator.decode
+
+    def interrupted(*args, **how):
+        decode(*args, **how)  # the cache is given away, and not taken back
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model().generator, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+    monkeypatch.undo()
+    so_far = list(chat.messages)
+    assert (
+        chat.say("and now?").text == model().generate([*so_far, message("and now?")], **SHORT).text
+    )
+
+
 def test_a_turn_that_fails_leaves_the_conversation_as_it_was():
     chat = model().chat(**SHORT)
     first = chat.say("what is this?", picture())

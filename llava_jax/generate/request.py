@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llava_jax.errors import ConfigError, PromptError, did_you_mean
-from llava_jax.settings import SAMPLING, SamplingSettings
+from llava_jax.errors import PromptError
+from llava_jax.settings import SAMPLING, SamplingSettings, check_all
 
 Image = Any
 """An image: a file name or path, encoded bytes or a binary file of them, a `data:` URI, a PIL image,
@@ -40,10 +40,8 @@ class Request(SamplingSettings):
     @classmethod
     def of(cls, messages: Messages, images: Any, settings: Mapping[str, Any]) -> Request:
         """A request from the arguments of a call. Raises ConfigError for an unknown setting."""
-        for name in settings:
-            if name not in SAMPLING:
-                fix = did_you_mean(name, SAMPLING, cutoff=0.5) or f"one of {', '.join(SAMPLING)}"
-                raise ConfigError(f"no setting {name!r}", fix=fix)
+        # The names alone: a Request checks the values, and takes None for no stop strings.
+        check_all(SAMPLING, {n: v for n, v in settings.items() if n not in SAMPLING})
         return cls(messages, images, **settings)
 
     def seeded(self) -> Request:

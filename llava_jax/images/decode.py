@@ -26,7 +26,7 @@ from PIL import Image
 from llava_jax.errors import ImageError
 from llava_jax.images.cost import decode_bytes, decode_work, webp_size
 from llava_jax.images.png import without_long_texts
-from llava_jax.settings import ImageLimits, check, rows
+from llava_jax.settings import ImageLimits, check_all, rows
 
 CODES = {
     "address": "addresses are not fetched",
@@ -57,8 +57,7 @@ class Limits(ImageLimits):
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
     def __post_init__(self):
-        for name, row in LIMITS.items():
-            check(row, getattr(self, name))
+        check_all(LIMITS, {name: getattr(self, name) for name in LIMITS})
         if self.max_pixels > (Image.MAX_IMAGE_PIXELS or LIMITS["max_pixels"].high):
             # Who raises the limit above where Pillow warns has no use for the warning.
             warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -29,14 +29,13 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
     legacy: None takes that of the folder (see `legacy_of`).
     Raises ConfigError if both are missing or unreadable, or a JSON file is malformed.
     """
-    folder = path if path.is_dir() else None
-    config = _read_json(folder / CONFIG) if folder else {}
-    named = _named(config, _read_json(folder / SPECIAL) if folder else {})
+    config = _read_json(path / CONFIG)  # {} where `path` is a single file
+    named = _named(config, _read_json(path / SPECIAL))
     if ignored := _ignored(config):
         _warn_once(f"{path / CONFIG}: settings without effect here: {', '.join(ignored)}")
     names = {f"{n}_token": _content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk")}
     names = {name: token for name, token in names.items() if token}
-    file, own_space = (folder / MODEL if folder else path), "slow"
+    file, own_space = (path / MODEL if path.is_dir() else path), "slow"
     if file.is_file():
         model = file.read_bytes()
         if found := instead_of_file(model):
@@ -44,7 +43,7 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
         legacy = legacy_of(path) if legacy is None else legacy
     else:
         file = path / tokenizer_json.FILE
-        if not folder or not file.is_file():
+        if not file.is_file():
             fix = f"copy {MODEL} of the base model into the folder"
             raise ConfigError(f"{path}: no {MODEL}", fix=fix)
         made = tokenizer_json.convert(_read_json(file), file, names.get("unk_token"))
@@ -52,7 +51,7 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
         names.setdefault("unk_token", made.unk_token)
         if made.around != (names.get("bos_token", "<s>"), "$A"):
             _warn_once(f"{file}: its form {' '.join(made.around)} of a text has no effect here")
-    tokens = added_tokens(folder)
+    tokens = added_tokens(path)
     try:
         return Tokenizer(
             model,
@@ -74,10 +73,10 @@ def legacy_of(path: Path) -> bool:
     tokenizer.model or was saved by transformers 5; else True, as in transformers 4.37.2
     (transformers 5 reads the same folder as False).
     """
-    config = _read_json(path / CONFIG) if path.is_dir() else {}
+    config = _read_json(path / CONFIG)
     legacy, fast = config.get("legacy"), path / tokenizer_json.FILE
     saved_by_5 = legacy is None and config.get("backend") == "tokenizers"
-    if path.is_dir() and fast.is_file() and (saved_by_5 or not (path / MODEL).is_file()):
+    if fast.is_file() and (saved_by_5 or not (path / MODEL).is_file()):
         return tokenizer_json.pipeline(_read_json(fast), fast)[0]
     if legacy is None:
         log.info("%s: `legacy` is not set, so it is True, as in transformers 4.37", path)
@@ -115,13 +114,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -
     special: dict[str, Any] = {name: _entry(token) for name, token in named.items()}
     if additional:
         special["additional_special_tokens"] = [_entry(t) for t in additional]
-    files: dict[str, Any] = {CONFIG: config, SPECIAL: special}
-    if tokenizer.added:
-        files[ADDED] = tokenizer.added
-    else:
-        (folder / ADDED).unlink(missing_ok=True)
-    for name, data in files.items():
-        write_text(folder / name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    for name, data in ((CONFIG, config), (SPECIAL, special), (ADDED, tokenizer.added)):
+        if data:
+            write_text(folder / name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        else:  # one of a tokenizer that was there before
+            (folder / name).unlink(missing_ok=True)
 
 
 def _named(config: dict, special: dict) -> dict:
@@ -146,13 +143,11 @@ class AddedTokens(NamedTuple):
     pad: str | None
 
 
-def added_tokens(folder: Path | None) -> AddedTokens:
+def added_tokens(folder: Path) -> AddedTokens:
     """The added tokens of a folder, of whichever of its files lists them; no model is read.
 
     Raises ConfigError if a JSON file is malformed.
     """
-    if folder is None:
-        return AddedTokens({}, (), None)
     named = _named(_read_json(folder / CONFIG), _read_json(folder / SPECIAL))
     extra = named.get("extra_special_tokens") or ()
     listed = [*(named.get("additional_special_tokens") or ())]
