@@ -25,9 +25,10 @@ import numpy as np
 from llava_jax.config import PRESETS, LlavaConfig
 from llava_jax.convert import Source, Target
 from llava_jax.convert.checkpoint import save
-from llava_jax.convert.io import output, safetensors
+from llava_jax.convert.compare import same_bytes
+from llava_jax.convert.io import output
 from llava_jax.convert.io.folder import read_folder
-from llava_jax.convert.io.lazy import Lazy, Leaf, dtypes
+from llava_jax.convert.io.lazy import DTYPES, Lazy, Leaf
 from llava_jax.params import is_stacked, parameter_shapes
 
 _RUN = """
@@ -47,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     args.folder.mkdir(parents=True, exist_ok=True)
     first, jax, back, copy = (args.folder / n for n in ("hf", "jax", "back", "copy"))
-    config = LlavaConfig.preset(args.size)
+    config = PRESETS[args.size]()
     if args.layers:
         config = replace(config, language=replace(config.language, layers=args.layers))
     source = random_source(config)
@@ -71,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
 
 def random_source(config: LlavaConfig) -> Source:
     """A checkpoint of bfloat16 noise, made block by block as it is written."""
-    noise = np.random.default_rng(0).normal(size=1 << 22).astype(dtypes()["BF16"])
+    noise = np.random.default_rng(0).normal(size=1 << 22).astype(DTYPES["BF16"])
 
     def lazy(shape: tuple[int, ...], name: str, i: int) -> Lazy:
         def read() -> np.ndarray:
@@ -127,15 +128,8 @@ def equal(a: Path, b: Path) -> bool:
     """Whether two folders hold the same tensors, byte by byte."""
     one, other = (read_folder(p, allow_pickle=False)[0] for p in (a, b))
     return one.keys() == other.keys() and all(
-        one[n].dtype == other[n].dtype
-        and one[n].shape == other[n].shape
-        and _bytes(one[n]) == _bytes(other[n])
-        for n in one
+        one[n].dtype == other[n].dtype and same_bytes(one[n].read(), other[n].read()) for n in one
     )
-
-
-def _bytes(lazy: Lazy) -> memoryview:
-    return safetensors.contiguous(lazy.read()).reshape(-1).view(np.uint8).data
 
 
 def report(step: str, seconds: float, cpu: float, size: int, yardstick: float, peak: float) -> None:

@@ -24,18 +24,6 @@ _LAZY = {
     **dict.fromkeys(("open_source", "read_leaves", "save_checkpoint"), "checkpoint"),
     **dict.fromkeys(("KINDS", "Options", "Source", "Target"), "source"),
 }
-__all__ = [
-    "KINDS",
-    "Checkpoint",
-    "Options",
-    "Source",
-    "Target",
-    "convert",
-    "load_checkpoint",
-    "open_source",
-    "read_leaves",
-    "save_checkpoint",
-]
 
 
 def __getattr__(name: str):

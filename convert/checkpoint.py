@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_READERS: dict[str, Callable[[Path, Options], Source]] = {
+    "jax": open_jax,
+    "hf": hf.open_hf,
+    "original": original.open_original,
+    "projector": projector.open_projector,
+    "lora": adapter.open_adapter,
+    "llama": language.open_joined,
+}
 _WRITERS: dict[str, Callable[[Source, Path, Target, Progress | None], None]] = {
     "jax": write_jax,
     "hf": hf.write_hf,
@@ -55,23 +63,12 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
     kind = identify(path)
     if kind in ("hf", "jax") and options.base is not None:
         log.warning("%s is complete: its base %s is not used", path, options.base)
-    if kind == "jax":
-        source = open_jax(path)
-    elif kind == "hf":
-        source = hf.open_hf(path, options)
-    elif kind == "original":
-        source = language.apply_delta(original.open_original(path, options), options)
-    elif kind == "projector":
-        source = projector.open_projector(path, options)
-    elif kind == "lora":
-        source = adapter.open_adapter(path, options)
-    elif kind == "llama":
-        source = language.open_joined(path, options)
-    else:
+    if kind not in _READERS:
         raise WeightError(
-            f"{path} is a vision tower alone",
+            f"{path} is a {KINDS[kind]}",
             fix="open the language model, with --vision-tower for this folder",
         )
+    source = _READERS[kind](path, options)
     template = options.template or _template(source, path, kind, name)
     source.config = replace(source.config, template=template)
     if options.merge and source.config.lora:
@@ -106,8 +103,6 @@ def save(source: Source, dst: str | Path, target: Target, progress: Progress | N
     if target.to != "jax":
         vocabulary.check_tokens(source)
     dtype = None if target.dtype is None else tensors.float_dtype(target.dtype)
-    if target.to in ("lora", "peft") and source.config.lora is None:
-        raise WeightError("the checkpoint has no LoRA adapters to write")
     if target.to in _MERGED:
         source = adapter.merge(source, dtype)
     source = replace(source, leaves=tensors.cast_all(source.leaves, dtype))
@@ -142,42 +137,32 @@ class Checkpoint:
 def load_checkpoint(
     path: str | Path,
     *,
-    base: str | Path | None = None,
-    vision_tower: str | Path | None = None,
-    allow_pickle: bool = False,
-    dtype: str | None = None,
     mesh: Mesh | None = None,
     shardings: Mapping[str, Sharding] | None = None,
-    merge: bool = False,
-    projector: str = "mlp2x_gelu",
-    seed: int = 0,
-    mixed: bool = False,
     need_tokenizer: bool = False,
-    template: str | None = None,
+    **options: Any,
 ) -> Checkpoint:
     """Loads any supported checkpoint: a folder, a projector file, or a hub id.
 
-    base, vision_tower, allow_pickle, dtype, merge, projector, seed, mixed, template: see Options.
     mesh: every parameter goes shard by shard to where llava_jax.sharding places it; `shardings`
     ({name: Sharding}) decides instead where given. Without either the arrays stay on the host.
     need_tokenizer: raises ConfigError, before a tensor is read, where the tokenizer is missing,
     unreadable, or has tokens that the model lacks.
+    options: the fields of Options, such as base="vicuna-7b" or dtype="bf16".
     Raises WeightError, naming the file or tensor, for anything missing, unknown or misshapen.
     """
-    options = Options(
-        base, vision_tower, allow_pickle, dtype, merge, projector, seed, mixed, template
-    )
-    source = open_source(path, options)
+    source = open_source(path, Options(**options))
     if need_tokenizer:
         load_fitting(source.tokenizer, source.config.language.vocab_size, path)
     if shardings is None and mesh is not None:
         from llava_jax.llava import param_shardings
 
         shardings = param_shardings(source.config, mesh)
-    if shardings is None:
-        params: dict[str, Any] = {name: leaf.read() for name, leaf in source.leaves.items()}
-    else:
-        params = read_leaves(source.leaves, shardings)
+    params = (
+        {name: leaf.read() for name, leaf in source.leaves.items()}
+        if shardings is None
+        else read_leaves(source.leaves, shardings)
+    )
     provenance = {"kind": source.kind, "path": str(path), "files": [str(f) for f in source.files]}
     return Checkpoint(
         source.config, params, source.tokenizer, provenance, source.metadata, source.buffers
@@ -185,42 +170,33 @@ def load_checkpoint(
 
 
 def read_leaves(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding]) -> dict[str, Any]:
-    """{name: jax array} of an open source's leaves, each shard read straight to where it lies."""
-    return {name: _placed(name, leaf, shardings) for name, leaf in leaves.items()}
+    """{name: jax array} of an open source's leaves, each shard read straight to where it lies.
 
-
-def _placed(name: str, leaf: Leaf, shardings: Mapping[str, Sharding]):
-    """A jax array whose shards are read one by one; equal shards (replicas) are read once."""
+    Equal shards (replicas) are read once.
+    """
     import jax
 
-    if name not in shardings:
-        raise WeightError(f"no sharding for parameter {name}")
-    seen: dict[tuple, np.ndarray] = {}
+    def placed(name: str, leaf: Leaf):
+        if name not in shardings:
+            raise WeightError(f"no sharding for parameter {name}")
+        seen: dict[tuple, np.ndarray] = {}
 
-    def read(index) -> np.ndarray:
-        key = tuple((s.start, s.stop, s.step) for s in index)
-        if key not in seen:
-            seen[key] = leaf.read(index)
-        return seen[key]
+        def read(index) -> np.ndarray:
+            key = tuple((s.start, s.stop, s.step) for s in index)
+            if key not in seen:
+                seen[key] = leaf.read(index)
+            return seen[key]
 
-    return jax.make_array_from_callback(leaf.shape, shardings[name], read)
+        return jax.make_array_from_callback(leaf.shape, shardings[name], read)
+
+    return {name: placed(name, leaf) for name, leaf in leaves.items()}
 
 
-def save_checkpoint(
-    checkpoint: Checkpoint,
-    dst: str | Path,
-    *,
-    to: str = "jax",
-    dtype: str | None = None,
-    layout: str | None = None,
-    shard_size: int = output.DEFAULT_SHARD,
-    overwrite: bool = False,
-    command: str = "",
-) -> Path:
-    """Writes a checkpoint to the folder `dst`: to "jax", "hf", "original", "projector", "lora", "peft".
+def save_checkpoint(checkpoint: Checkpoint, dst: str | Path, **target: Any) -> Path:
+    """Writes a checkpoint to the folder `dst`, which appears whole or not at all.
 
-    The folder appears whole or not at all. jax arrays are fetched one at a time (all shards must be
-    addressable from this process). For the other arguments see Target.
+    jax arrays are fetched one at a time (all shards must be addressable from this process).
+    target: the fields of Target, such as to="hf"; without `to` the format is ours.
     """
     source = Source(
         "memory",
@@ -231,12 +207,7 @@ def save_checkpoint(
         tokenizer=checkpoint.tokenizer,
     )
     made = {"from": checkpoint.provenance.get("kind", "memory"), "versions": _versions()}
-    if command:
-        made["command"] = command
-    target = Target(
-        to, layout, dtype=dtype, shard_size=shard_size, overwrite=overwrite, provenance=made
-    )
-    return save(source, dst, target)
+    return save(source, dst, Target(**target, provenance=made))
 
 
 def _leaf(name: str, array: Any) -> Leaf:

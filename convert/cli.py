@@ -91,28 +91,25 @@ def run(args: argparse.Namespace) -> int:
         mixed=args.mixed_types,
         template=args.template,
     )
-    shard_size, source = parse_size(args.shard_size), None
-    if args.overwrite:
+    target = Target(
+        to=args.to,
+        layout=args.layout,
+        tower=args.tower,
+        shard_size=parse_size(args.shard_size),
+        overwrite=args.overwrite,
+    )
+    source, quiet, overwrite = None, not sys.stderr.isatty(), args.overwrite
+    if overwrite:
         refuse_foreign(Path(args.dst).expanduser())
     if args.check:
         _refuse_unreadable(args)
-    with tqdm(
-        unit="B", unit_scale=True, desc=f"to {args.to}", disable=not sys.stderr.isatty()
-    ) as bar:
+    with tqdm(unit="B", unit_scale=True, desc=f"to {args.to}", disable=quiet) as bar:
         if args.to == "gguf":
-            kind, again = args.quantize, args.overwrite
-            write_gguf(args.src, args.dst, options, kind, overwrite=again, progress=bar.update)
+            write_gguf(args.src, args.dst, options, args.quantize, overwrite, bar.update)
         else:
-            target = Target(
-                to=args.to,
-                layout=args.layout,
-                tower=args.tower,
-                shard_size=shard_size,
-                overwrite=args.overwrite,
-            )
             source = convert(args.src, args.dst, target, options, bar.update)
     print(args.dst)
-    return _check(args, options, source) if args.check and source else 0
+    return _check(args, options, source) if source and args.check else 0
 
 
 def _refuse_unreadable(args: argparse.Namespace) -> None:
@@ -147,28 +144,21 @@ def _refuse_unreadable(args: argparse.Namespace) -> None:
         read_folder(base, args.allow_pickle)
 
 
-def _tower(args: argparse.Namespace, options: Options, source: Source) -> Path | None:
-    """The tower beside the source, which its parts name relative to themselves and so would not find."""
-    from llava_jax.convert.formats.tower import find_tower
-    from llava_jax.convert.io import hub
-
-    path = hub.resolve(args.src, args.allow_pickle)
-    name = ((source.metadata.get("original") or {}).get("tower") or {}).get("name") or ""
-    folder = path.parent if path.is_file() else path
-    return find_tower(str(name), folder, options, must=False)
-
-
 def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
     from dataclasses import replace
 
-    from llava_jax.convert import compare
+    from llava_jax.convert import Options, compare
+    from llava_jax.convert.formats.tower import find_tower
+    from llava_jax.convert.io import hub
+    from llava_jax.convert.io.output import write_json
 
     # What was just written may hold pickles of ours.
-    back = replace(
-        options, base=None, vision_tower=None, allow_pickle=True, dtype=None, mixed=False
-    )
+    back = Options(allow_pickle=True, merge=options.merge, template=options.template)
     if args.to in PARTS:  # read back over the same base
-        tower = _tower(args, options, source)
+        # The tower beside the source, which its parts name relative to themselves, would not be found.
+        path = hub.resolve(args.src, args.allow_pickle)
+        name = ((source.metadata.get("original") or {}).get("tower") or {}).get("name") or ""
+        tower = find_tower(str(name), path.parent if path.is_file() else path, options, must=False)
         back = replace(back, base=args.base or args.src, vision_tower=tower)
     elif args.tower == "none":
         back = replace(back, vision_tower=args.vision_tower)
@@ -177,5 +167,5 @@ def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
     report = compare.compare(args.src, args.dst, options, back, part=args.to in PARTS)
     print(compare.table(report))
     if args.report:
-        compare.write_report(report, args.report)
+        write_json(Path(args.report), report)
     return 0 if report["equal"] else 1

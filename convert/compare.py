@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from llava_jax.convert.cli import add_source_arguments
 from llava_jax.convert.formats.adapter import merge
 from llava_jax.convert.io import hub
 from llava_jax.convert.io.lazy import Leaf, dtype_name
+from llava_jax.convert.io.output import write_json
 from llava_jax.convert.source import Options, Source, identify
-from llava_jax.convert.values import all_finite, rounding, rounding_text
+from llava_jax.convert.values import all_finite, distance, rounding, rounding_text
 from llava_jax.errors import LlavaError
 from llava_jax.params import component
 from llava_jax.text.vocabulary import never_text
@@ -54,17 +53,17 @@ def run(args: argparse.Namespace) -> int:
     report = compare(args.a, args.b, one, other, logits=args.logits)
     print(table(report, everything=args.all))
     if args.json:
-        write_report(report, args.json)
+        write_json(Path(args.json), report)
     return 0 if report["equal"] else 1
 
 
 def _options(path: str, other: str, options: Options) -> Options:
     """`options` for `path`. The base is an adapter's or projector's, where one of the two is that."""
-    parts = ("lora", "projector")
-    kind, beside = (identify(hub.resolve(p, options.allow_pickle)) for p in (path, other))
-    if kind in parts or beside not in parts:
-        return options
-    return replace(options, base=None)
+    part, other_part = (
+        identify(hub.resolve(p, options.allow_pickle)) in ("lora", "projector")
+        for p in (path, other)
+    )
+    return replace(options, base=None) if other_part and not part else options
 
 
 def compare(
@@ -78,17 +77,17 @@ def compare(
 ) -> dict[str, Any]:
     """A report on two checkpoints: "equal", "tensors" (one row each), "config", "probe", and more.
 
-    Vocabulary rows that Hugging Face's format added to one of them are left out of the comparison
-    and counted; adapters that only one of them has are merged. Equal means byte by byte, in the
-    types that both have, and logits within LOGITS_BAR with the same greedy tokens; nothing
-    is, where weights are "not_finite". "cast": what `options_a` rounded, see values.rounding.
+    Vocabulary rows that Hugging Face's format added to one of them are not compared, and adapters
+    that only one of them has are merged. Equal are tensors of the same type and bytes, and logits
+    within LOGITS_BAR with the same greedy tokens. Checkpoints with weights that are NaN or infinite
+    ("not_finite") are never equal. "cast": what `options_a` rounded, see values.rounding.
     part: b is an adapter or projector over a base, which may be of another type than in a.
     """
     options_a = options_a or Options()
     opened = open_source(a, options_a), open_source(b, options_b)
     one, other = _aligned(*opened)
     rows = [
-        _row(name, one.leaves.get(name), other.leaves.get(name), part and _of_base(name))
+        _row(name, one.leaves.get(name), other.leaves.get(name), any_type=part and _of_base(name))
         for name in sorted({*one.leaves, *other.leaves})
     ]
     settings = _settings(one, other)
@@ -133,21 +132,8 @@ def _aligned(a: Source, b: Source) -> tuple[Source, Source]:
     return _rows(a, size), _rows(b, size)
 
 
-def _tokens(a: Source, b: Source) -> dict[str, list[Any]]:
-    """{"token NAME": [its id in a, in b]} of added tokens that only one has, or that differ."""
-    if a.tokenizer is None or b.tokenizer is None:
-        return {}
-    one, other = vocabulary.tokens_of(a), vocabulary.tokens_of(b)
-    listed = {*one.ids, *other.ids} - {"<s>", "</s>", "<unk>"}  # the basic three need not be
-    return {
-        f"token {t}": [one.ids.get(t), other.ids.get(t)]
-        for t in sorted(listed)
-        if one.ids.get(t) != other.ids.get(t)
-        and not (never_text(t, one.pad) or never_text(t, other.pad))
-    }
-
-
 def _rows(source: Source, size: int) -> Source:
+    """`source` with the first `size` rows of its vocabulary, if the others are not needed."""
     language = source.config.language
     if language.vocab_size == size:
         return source
@@ -156,12 +142,10 @@ def _rows(source: Source, size: int) -> Source:
         log.warning("rows that only one of the two has: %s", needed.text())
         return source
     log.info("%d rows of the vocabulary are not compared", language.vocab_size - size)
-    config = replace(source.config, language=replace(language, vocab_size=size))
-    leaves = vocabulary.cut(source.leaves, size)
-    return replace(vocabulary.without_hf(source), config=config, leaves=leaves)
+    return vocabulary.with_rows(source, size)
 
 
-def _row(name: str, a: Leaf | None, b: Leaf | None, any_type: bool = False) -> dict[str, Any]:
+def _row(name: str, a: Leaf | None, b: Leaf | None, *, any_type: bool) -> dict[str, Any]:
     """The report's row of one parameter. any_type: it may be cast, either way, to the other's type."""
     if a is None or b is None:
         return {"name": name, "equal": False, "why": f"only in {'b' if a is None else 'a'}"}
@@ -177,20 +161,12 @@ def _row(name: str, a: Leaf | None, b: Leaf | None, any_type: bool = False) -> d
     worst = 0.0
     for one, other in zip(a.parts, b.parts):
         x, y = one.read(), other.read()
-        same = x.dtype == y.dtype and _same_bytes(x, y)
-        row["not_finite"] += [
-            part.origin or name
-            for part, array in ((one, x), (other, y))[: 1 if same else 2]
-            if not all_finite(array)
-        ]
-        if same or (any_type and _same_but_for_type(x, y)):
-            continue
-        row["equal"] = False
-        with np.errstate(invalid="ignore"):
-            off = np.abs(x.astype(np.float32) - y.astype(np.float32))
-        worst = max(
-            worst, float(np.nan_to_num(off, nan=float(np.finfo(np.float32).max)).max(initial=0.0))
-        )
+        same = x.dtype == y.dtype and same_bytes(x, y)
+        read = [(one, x)] if same else [(one, x), (other, y)]
+        row["not_finite"] += [part.origin or name for part, v in read if not all_finite(v)]
+        if not same and not (any_type and _same_but_for_type(x, y)):
+            row["equal"] = False
+            worst = max(worst, distance(x, y, nan=float(np.finfo(np.float32).max)))
     if not row["equal"]:
         same_type = row["dtypes"][0] == row["dtypes"][1]
         row |= {"why": "values" if same_type else "types", "max_abs": worst}
@@ -200,11 +176,11 @@ def _row(name: str, a: Leaf | None, b: Leaf | None, any_type: bool = False) -> d
 def _same_but_for_type(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether one is the other, cast: a base that training held in its compute type."""
     with np.errstate(over="ignore"):
-        return _same_bytes(x.astype(y.dtype), y) or _same_bytes(x, y.astype(x.dtype))
+        return same_bytes(x.astype(y.dtype), y) or same_bytes(x, y.astype(x.dtype))
 
 
-def _same_bytes(x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether two arrays of one type hold the same bits."""
+def same_bytes(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two arrays of one type have the same shape and bits."""
     kind = {2: np.uint16, 4: np.uint32}.get(x.dtype.itemsize)
     return np.array_equal(x, y) if kind is None else np.array_equal(x.view(kind), y.view(kind))
 
@@ -233,26 +209,39 @@ def _unsaid(source: Source) -> set[str]:
 
 def _vocabulary(a: Source, b: Source) -> dict[str, list[Any]]:
     """The two sizes of the vocabulary, unless Hugging Face's format accounts for the difference."""
-    small, large = sorted((a, b), key=lambda s: s.config.language.vocab_size)
-    more = large.config.language.vocab_size - small.config.language.vocab_size
+    large = max(b, a, key=lambda s: s.config.language.vocab_size)
+    sizes = [s.config.language.vocab_size for s in (a, b)]
+    more = abs(sizes[0] - sizes[1])
     if more == 0 or ("hf" in large.metadata and more <= HF_ROWS):
         return {}
-    return {"language.vocab_size": [s.config.language.vocab_size for s in (a, b)]}
+    return {"language.vocab_size": sizes}
+
+
+def _tokens(a: Source, b: Source) -> dict[str, list[Any]]:
+    """{"token NAME": [its id in a, in b]} of added tokens that only one has, or that differ."""
+    if a.tokenizer is None or b.tokenizer is None:
+        return {}
+    one, other = vocabulary.tokens_of(a), vocabulary.tokens_of(b)
+    basic = {"<s>", "</s>", "<unk>"}  # which need not be listed
+    return {
+        f"token {t}": [one.ids.get(t), other.ids.get(t)]
+        for t in sorted({*one.ids, *other.ids} - basic)
+        if one.ids.get(t) != other.ids.get(t)
+        and not (never_text(t, one.pad) or never_text(t, other.pad))
+    }
 
 
 def _tokenizers(a: Source, b: Source) -> dict[str, list[Any]]:
     """{"tokenizer": [a's, b's]} where only one has one, or a piece differs: the first such piece."""
-    folders = [s.tokenizer for s in (a, b)]
-    if None in folders:
-        lacks = ["none" if f is None else "its files are there" for f in folders]
-        return {} if folders[0] == folders[1] else {"tokenizer": lacks}
-    models = [f / "tokenizer.model" for f in folders if f]
-    if all(m.is_file() for m in models) and models[0].read_bytes() == models[1].read_bytes():
-        return {}
+    if a.tokenizer is None or b.tokenizer is None:
+        found = ["its files are there" if s.tokenizer else "none" for s in (a, b)]
+        return {} if found[0] == found[1] else {"tokenizer": found}
     from llava_jax.text.tokenizer import Tokenizer
 
     try:
-        one, other = (Tokenizer.load(f) for f in folders if f)
+        one, other = (Tokenizer.load(folder) for folder in (a.tokenizer, b.tokenizer))
+        if one.model == other.model:
+            return {}
     except LlavaError as error:
         log.warning("the tokenizers are not compared: %s", error)
         return {}
@@ -266,6 +255,7 @@ def _tokenizers(a: Source, b: Source) -> dict[str, list[Any]]:
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"language.width": 32, ...}."""
     out: dict[str, Any] = {}
     for key, value in data.items():
         nested = isinstance(value, dict)
@@ -282,43 +272,40 @@ def _probe(a: Source, b: Source, logits: str, not_finite: list[str]) -> dict[str
         return {"note": "not run: --logits no"}
     if not_finite:
         return {"note": "not run: there are weights that are not finite"}
-    shapes = [{n: leaf.shape for n, leaf in merge(s).leaves.items()} for s in (a, b)]
-    if shapes[0] != shapes[1] or a.config.image_tokens != b.config.image_tokens:
+    one, other = ({n: leaf.shape for n, leaf in merge(s).leaves.items()} for s in (a, b))
+    if one != other or a.config.image_tokens != b.config.image_tokens:
         return {"note": "not run: the models are of different shapes"}
     if logits == "auto" and max(a.nbytes, b.nbytes) > MAX_PROBE:
-        return {"note": "the models are large: --logits yes runs them, in fp32"}
+        return {"note": "not run: the models are large (--logits yes runs them, in fp32)"}
     from llava_jax.convert import probe
 
     b = replace(b, tokenizer=a.tokenizer)  # the same prompt for both
     reference = probe.jax_answer(a)
-    out: dict[str, Any] = {"a in JAX, b in JAX": _against(reference, lambda: probe.jax_answer(b))}
+    out: dict[str, Any] = {"a in JAX, b in JAX": _against(reference, probe.jax_answer(b))}
     if all(importlib.util.find_spec(m) for m in ("torch", "transformers")):
         whole = merge(b)  # transformers knows no adapters without PEFT
         if a.config.lora:
             reference = probe.jax_answer(merge(a))
-        out["a in JAX, b in torch"] = _against(reference, lambda: probe.torch_answer(whole))
+        out["a in JAX, b in torch"] = _against(reference, probe.torch_answer(whole))
     else:
         out["note"] = "torch is not installed, so transformers was not run"
     return out
 
 
-def _against(reference, answer: Callable) -> dict[str, Any]:
-    logits, tokens = answer()
-    same_shape = reference[0].shape == logits.shape  # else the two read the prompt differently
-    off = float(np.abs(reference[0] - logits).max()) if same_shape else float("inf")
-    same = reference[1] == tokens
-    return {
-        "max_abs_logits": off,
-        "tokens": [reference[1], tokens],
-        "ok": bool(off <= LOGITS_BAR and same),
-    }
+def _against(reference: tuple[np.ndarray, list[int]], answer: tuple[np.ndarray, list[int]]) -> dict:
+    """How far the (logits, tokens) of an answer are from the reference."""
+    (want, wanted), (logits, tokens) = reference, answer
+    same_shape = want.shape == logits.shape  # else the two read the prompt differently
+    off = float(np.abs(want - logits).max()) if same_shape else float("inf")
+    ok = off <= LOGITS_BAR and wanted == tokens
+    return {"max_abs_logits": off, "tokens": [wanted, tokens], "ok": ok}
 
 
 # The report -------------------------------------------------------------------------------------
 
 
 def table(report: dict[str, Any], everything: bool = False) -> str:
-    """The report as text: what is off (or everything), and a verdict in the last line."""
+    """The report as text: what differs (or everything), and a verdict in the last line."""
     lines = []
     shown = [r for r in report["tensors"] if everything or not r["equal"]]
     width = max((len(r["name"]) for r in shown), default=0)
@@ -332,20 +319,17 @@ def table(report: dict[str, Any], everything: bool = False) -> str:
     for key, value in report["probe"].items():
         if isinstance(value, dict):
             same = "the same" if value["tokens"][0] == value["tokens"][1] else "OTHER"
-            lines.append(
-                f"{key}: logits within {value['max_abs_logits']:.3g}, {same} greedy tokens"
-            )
-        else:
-            lines.append(f"probe: {value}")
+            value = f"logits within {value['max_abs_logits']:.3g}, {same} greedy tokens"
+        lines.append(f"{'probe' if key == 'note' else key}: {value}")
     lines += [f"{name}: holds NaN or infinity" for name in report["not_finite"]]
     types = [r["dtypes"] for r in report["tensors"] if r["equal"] and len(set(r["dtypes"])) > 1]
     if types:
         kinds = sorted({" and ".join(t) for t in types})
         lines.append(f"{len(types)} tensors of the base are of another type: {', '.join(kinds)}")
-    return "\n".join([*lines, verdict(report)])
+    return "\n".join([*lines, _verdict(report)])
 
 
-def verdict(report: dict[str, Any]) -> str:
+def _verdict(report: dict[str, Any]) -> str:
     """The last line: how many tensors are equal, and whether the checkpoints are."""
     rows, cast = report["tensors"], report["cast"]
     equal = sum(r["equal"] for r in rows)
@@ -359,8 +343,3 @@ def verdict(report: dict[str, Any]) -> str:
     if equal == len(rows) and not report["config"] and report["not_finite"]:
         return f"{lead}: the answers cannot be compared, with weights that are not finite"
     return f"{lead}: the checkpoints are NOT equal"
-
-
-def write_report(report: dict[str, Any], path: str | Path) -> None:
-    """The report as JSON."""
-    Path(path).write_text(json.dumps(report, indent=1) + "\n", "utf-8")

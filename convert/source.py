@@ -188,7 +188,7 @@ def identify(path: Path) -> str:
         return "jax"
     if (path / "adapter_config.json").is_file():
         return "lora"
-    if folders.weight_files(path):
+    if folders.weight_files(path)[0]:
         return _identify_config(path)
     if projector_file(path):
         return "projector"

@@ -72,7 +72,8 @@ def write_hf(
     listed = {t: n for t, n in listed.items() if t in others}
     write_json(work / "added_tokens.json", {**listed, **added})
     if tokenizer_json.write(work, config, others | added, tokens.plain):
-        tokenizer_json.settings(work)
+        settings.pop("add_bos_token", None)
+        write_json(work / "tokenizer_config.json", settings | tokenizer_json.SETTINGS)
     else:
         _add_to_fast(work / "tokenizer.json", added)
 
@@ -123,12 +124,20 @@ def copy_original(source: Path | None, work: Path, vocab_size: int) -> None:
         settings |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
     elif not gone:
         return
-    _without(settings, tokens, gone)
+    left = {t: n for t, n in tokens.ids.items() if t not in gone}
+    _list_tokens(settings, tokens, left, lambda token: token not in gone)
+    settings.pop("processor_class", None)
+    settings["padding_side"] = "right"
+    if tokens.pad in gone:
+        settings["pad_token"] = "<unk>"
+    if IMAGE in gone:
+        settings.pop("image_token", None)
     write_json(work / "tokenizer_config.json", settings)
     special = read_json(work / "special_tokens_map.json")
     if IMAGE in gone:
         special.pop("image_token", None)
-    if _content(special.get("pad_token")) in gone:
+    pad = special.get("pad_token")
+    if (pad.get("content") if isinstance(pad, dict) else pad) in gone:
         special["pad_token"] = "<unk>"
     if special:
         write_json(work / "special_tokens_map.json", special)
@@ -138,18 +147,6 @@ def copy_original(source: Path | None, work: Path, vocab_size: int) -> None:
     if left:
         write_json(work / "added_tokens.json", left)
     (work / "tokenizer.json").unlink(missing_ok=True)  # the slow tokenizer reads none
-
-
-def _without(settings: dict[str, Any], tokens: AddedTokens, gone: set[str]) -> None:
-    """tokenizer_config.json in place, listing every token that is left."""
-    left = {t: n for t, n in tokens.ids.items() if t not in gone}
-    _list_tokens(settings, tokens, left, lambda token: token not in gone)
-    if IMAGE in gone:
-        settings.pop("image_token", None)
-    settings.pop("processor_class", None)
-    settings |= {"padding_side": "right"}
-    if tokens.pad in gone:
-        settings["pad_token"] = "<unk>"
 
 
 def _list_tokens(
@@ -165,10 +162,6 @@ def _list_tokens(
         special = token not in tokens.plain
         decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": special})
     settings["added_tokens_decoder"] = dict(sorted(decoder.items(), key=lambda item: int(item[0])))
-
-
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
 
 
 # Processor and chat template --------------------------------------------------------------------

@@ -13,12 +13,18 @@ from itertools import pairwise
 from pathlib import Path
 
 from llava_jax.config import LlavaConfig
-from llava_jax.convert.io.output import write_json
 from llava_jax.errors import LlavaError
 
 log = logging.getLogger(__name__)
 
 SPACE = "▁"
+# What tokenizer_config.json says beside it, so that it is taken as it is.
+SETTINGS = {
+    # As a LlamaTokenizer, transformers 5 would rebuild the pipeline by its own rules.
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    # Whose default in transformers 4 adds token_type_ids, which LLaVA's generate refuses.
+    "model_input_names": ["input_ids", "attention_mask"],
+}
 _PROBES = (
     "A chat between a curious user and an assistant. USER: What is  this?\n  1 2 ASSISTANT:",
     " leading", "  two", "trailing  ", "é 図 🙂 \t x", "", " ", "def f(x):\n    return x**2",
@@ -30,8 +36,8 @@ def write(
 ) -> bool:
     """Writes tokenizer.json beside the tokenizer.model of `folder`; False if that cannot be done.
 
-    added: tokens, text -> id, those of the model itself are known anyway; plain: those that are not
-    special. The result is kept only if it gives our own tokenizer's ids for a few hard texts.
+    added: {token: id} beside the model's own pieces. plain: those of them that are not special.
+    It is written only if it gives the ids of our own tokenizer for a few hard texts.
     """
     model = folder / "tokenizer.model"
     if not model.is_file():
@@ -92,7 +98,7 @@ def build(model: Path, legacy: bool, added: Mapping[str, int], plain: Collection
 
 
 def _merges(sp, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The pairs that make each piece, the best-scored pieces first: sentencepiece's own order."""
+    """The pairs that merge into each piece, pieces by falling score: sentencepiece's own order."""
     found = []
     for piece, number in vocab.items():
         if sp.is_byte(number) or sp.is_control(number) or sp.is_unknown(number):
@@ -105,7 +111,7 @@ def _merges(sp, vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _pipeline(fast, legacy: bool) -> None:
-    """Spaces become SPACE, and one more stands before the text: with `legacy` also after every
+    """Spaces become SPACE, and one more is put before the text: with `legacy` also after every
     special token, else only at the very start."""
     from tokenizers import decoders, normalizers, pre_tokenizers
 
@@ -144,15 +150,3 @@ def _agrees(fast, folder: Path, config: LlavaConfig) -> bool:
     except LlavaError as error:
         log.warning("%s", error)
         return False
-
-
-def settings(folder: Path) -> None:
-    """Makes tokenizer_config.json say that tokenizer.json is to be taken as it is."""
-    path = folder / "tokenizer_config.json"
-    data = json.loads(path.read_text("utf-8"))
-    # As a LlamaTokenizer, transformers 5 would rebuild the pipeline by its own rules.
-    data["tokenizer_class"] = "PreTrainedTokenizerFast"
-    # Whose default in transformers 4 adds token_type_ids, which LLaVA's generate refuses.
-    data["model_input_names"] = ["input_ids", "attention_mask"]
-    data.pop("add_bos_token", None)
-    write_json(path, data)

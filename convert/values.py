@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,8 @@ def not_finite(values: Source | Mapping[str, Any], limit: int | None = None) -> 
     ("model.safetensors: language_model.lm_head.weight", a layer of a stack as "...[3]"), or
     {name: array} with numpy or jax arrays of any floating type.
     """
-    found = []
-    for name, array in _arrays(values):
-        if limit is not None and len(found) >= limit:
-            break
-        if not all_finite(array):
-            found.append(name)
-    return found
+    found = (name for name, array in _arrays(values) if not all_finite(array))
+    return list(islice(found, limit))
 
 
 def all_finite(array: Any) -> bool:
@@ -92,12 +88,9 @@ def rounding(
     if not cast and not merged:
         return None
     exact = align(open_source(path, replace(options, dtype="fp32")))
-    worst, where, rounded = 0.0, "", 0
-    for name in sorted(wanted):
-        off = _furthest(exact, written, name)
-        rounded += off > 0
-        if off > worst:
-            worst, where = off, name
+    off = {name: _furthest(exact, written, name) for name in sorted(wanted)}
+    where = max(off, key=off.__getitem__, default="")
+    rounded = sum(d > 0 for d in off.values())
     if not cast and not rounded:
         return None
     return {
@@ -105,8 +98,8 @@ def rounding(
         "from": before,
         "to": after,
         "rounded": rounded,
-        "max_abs": worst,
-        "name": where,
+        "max_abs": off.get(where, 0.0),
+        "name": where if rounded else "",
     }
 
 
@@ -122,12 +115,15 @@ def _before(path: str | Path, options: Options) -> tuple[list[str], bool]:
 
 def _furthest(exact: Source, written: Source, name: str) -> float:
     """The largest distance of a value in `written` from what it was."""
-    worst = 0.0
-    for x, y in zip(exact.leaves[name].parts, written.leaves[name].parts):
-        with np.errstate(invalid="ignore"):
-            off = np.abs(x.read() - y.read().astype(np.float32))
-        worst = max(worst, float(np.nan_to_num(off).max(initial=0.0)))
-    return worst
+    parts = zip(exact.leaves[name].parts, written.leaves[name].parts)
+    return max(distance(x.read(), y.read()) for x, y in parts)
+
+
+def distance(x: np.ndarray, y: np.ndarray, nan: float = 0.0) -> float:
+    """The largest |x - y| in float32; `nan` stands where it is not a number."""
+    with np.errstate(invalid="ignore"):
+        off = np.abs(x.astype(np.float32) - y.astype(np.float32))
+    return float(np.nan_to_num(off, nan=nan).max(initial=0.0))
 
 
 def rounding_text(cast: dict[str, Any]) -> str:

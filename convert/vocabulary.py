@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -70,7 +72,7 @@ def needed_rows(source: Source, start: int) -> Needed:
         formal |= {configs.image_token(data), data.get("pad_token_id")}
     used = {t: n for t, n in tokens.ids.items() if start <= n < rows and n not in formal}
     free = [n for n in range(start, rows) if n not in formal and n not in used.values()]
-    unnamed = tuple(n for n in _trained(source, start, free))
+    unnamed = tuple(_trained(source, start, free))
     last = max([start - 1, *used.values(), *unnamed])
     return Needed(last + 1, dict(sorted(used.items(), key=lambda item: item[1])), unnamed)
 
@@ -80,25 +82,23 @@ def _trained(source: Source, start: int, rows: list[int]) -> list[int]:
     if not rows or not start:
         return []
     table = source.leaves[EMBED].read()
-    total, squares = np.zeros(table.shape[1]), 0.0
-    for first in range(0, start, 1024):
-        part = table[first : min(first + 1024, start)].astype(np.float64)
-        total += part.sum(axis=0)
-        squares += float(np.square(part).sum())
-    mean = total / start
-    spread = max(squares / start - float(mean @ mean), 0.0) ** 0.5
+    mean = sum((p.sum(axis=0) for p in _blocks(table, start)), np.zeros(table.shape[1])) / start
+    square = sum(float(np.square(part).sum()) for part in _blocks(table, start)) / start
+    spread = max(square - float(mean @ mean), 0.0) ** 0.5
     far = np.linalg.norm(table[rows].astype(np.float64) - mean, axis=1) > _UNTRAINED * spread
     return [n for n, off in zip(rows, far) if off and table[n].any()]
 
 
+def _blocks(table: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """The first `count` rows in float64, 1024 at a time: a table whole in float64 is a gigabyte."""
+    for first in range(0, count, 1024):
+        yield table[first : min(first + 1024, count)].astype(np.float64)
+
+
 def _ranges(numbers: tuple[int, ...]) -> str:
     """1, 2, 3, 7 as "1-3, 7"."""
-    parts: list[list[int]] = []
-    for n in numbers:
-        if parts and parts[-1][-1] == n - 1:
-            parts[-1].append(n)
-        else:
-            parts.append([n])
+    runs = groupby(enumerate(numbers), key=lambda item: item[1] - item[0])
+    parts = [[n for _, n in run] for _, run in runs]
     return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
 
@@ -162,18 +162,21 @@ def original_vocabulary(source: Source) -> int:
 
 def original_rows(source: Source) -> Source:
     """`source` without the vocabulary rows that Hugging Face's format had added."""
-    size = original_vocabulary(source)
-    if size == source.config.language.vocab_size:
-        return source
+    return with_rows(source, original_vocabulary(source))
+
+
+def with_rows(source: Source, size: int) -> Source:
+    """`source` with the first `size` rows of its vocabulary.
+
+    The files of Hugging Face's format, which no longer describe it, go.
+    """
     language = source.config.language
+    if size == language.vocab_size:
+        return source
     pad = language.pad_id if language.pad_id < size else 0
     config = replace(source.config, language=replace(language, vocab_size=size, pad_id=pad))
-    return replace(without_hf(source), config=config, leaves=cut(source.leaves, size))
-
-
-def without_hf(source: Source) -> Source:
-    """`source` without the files of Hugging Face's format, which no longer describe it."""
-    return replace(source, metadata={k: v for k, v in source.metadata.items() if k != "hf"})
+    metadata = {k: v for k, v in source.metadata.items() if k != "hf"}
+    return replace(source, config=config, leaves=cut(source.leaves, size), metadata=metadata)
 
 
 # Rows ---------------------------------------------------------------------------------------------
@@ -195,14 +198,10 @@ def _grown(lazy: Lazy, axis: int, old: int, new: int) -> Lazy:
     def read() -> np.ndarray:
         array = lazy.read()
         # float64 in one fixed order: the same bytes on every run.
-        total = np.zeros(array.shape[1 - axis], np.float64)
-        for start in range(0, old, 1024):
-            rows = array[start : start + 1024] if axis == 0 else array[:, start : start + 1024].T
-            total += rows.astype(np.float64).sum(axis=0)
-        row = (total / old).astype(np.float32).astype(lazy.dtype)
-        shape = (new - old, len(row)) if axis == 0 else (len(row), new - old)
-        more = np.broadcast_to(row if axis == 0 else row[:, None], shape)
-        return np.concatenate([array, more], axis=axis)
+        table = array if axis == 0 else array.T
+        mean = sum((p.sum(axis=0) for p in _blocks(table, old)), np.zeros(table.shape[1])) / old
+        row = np.expand_dims(mean.astype(np.float32).astype(lazy.dtype), axis)
+        return np.concatenate([array, row.repeat(new - old, axis)], axis)
 
     shape = list(lazy.shape)
     shape[axis] = new

@@ -24,10 +24,10 @@ _MLP = re.compile(r"^mlp([1-9]\d*)x_gelu$")
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """How a picture becomes the tower's image_size x image_size pixels, as CLIPImageProcessor does it.
+    """How an image becomes the tower's image_size x image_size pixels, as CLIPImageProcessor does it.
 
     resize_to: (shortest edge,) or exactly (height, width), in pixels; None is the shortest edge to
-    image_size. crop: the centre, black beyond a smaller picture. rescale: factor of the values 0 to
+    image_size. crop: the centre, black beyond a smaller image. rescale: factor of the values 0 to
     255. normalize: whether mean and std of VisionConfig are taken out.
     """
 
@@ -39,11 +39,7 @@ class PixelConfig:
     normalize: bool = True
 
     def __post_init__(self):
-        if self.resample not in RESAMPLES:
-            raise ConfigError(
-                f"vision.pixels.resample {self.resample!r} is unknown",
-                fix=f"one of {', '.join(RESAMPLES)}",
-            )
+        _one_of("vision.pixels.resample", self.resample, RESAMPLES)
 
 
 @dataclass(frozen=True)
@@ -63,14 +59,9 @@ class VisionConfig:
     pixels: PixelConfig = field(default_factory=PixelConfig)
 
     def __post_init__(self):
-        if self.image_size % self.patch_size:
-            raise ConfigError(
-                f"vision.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
-        if self.width % self.heads:
-            raise ConfigError(f"vision.width {self.width} is not a multiple of heads {self.heads}")
-        if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise ConfigError(f"vision.hidden_act {self.hidden_act!r} is none of quick_gelu, gelu")
+        _multiple(self, "vision", "image_size", "patch_size")
+        _multiple(self, "vision", "width", "heads")
+        _one_of("vision.hidden_act", self.hidden_act, ("quick_gelu", "gelu"))
 
     @property
     def units(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -96,8 +87,7 @@ class RopeScaling:
     original_max_positions: int = 8192
 
     def __post_init__(self):
-        if self.kind not in ("linear", "llama3"):
-            raise ConfigError(f"rope scaling {self.kind!r} is not supported: linear or llama3")
+        _one_of("rope_scaling.kind", self.kind, ("linear", "llama3"))
 
 
 @dataclass(frozen=True)
@@ -140,10 +130,7 @@ class LanguageConfig:
     more_eos_ids: tuple[int, ...] = ()  # further tokens at which an answer ends
 
     def __post_init__(self):
-        if self.heads % self.kv_heads:
-            raise ConfigError(
-                f"language.heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
-            )
+        _multiple(self, "language", "heads", "kv_heads")
         if self.head_width % 2:
             raise ConfigError(f"language.head_width {self.head_width} is odd: RoPE needs pairs")
 
@@ -174,28 +161,18 @@ class LlavaConfig:
             raise ConfigError(
                 f"projector {self.projector!r} is unknown", fix="use linear, mlpNx_gelu or identity"
             )
-        if self.feature_select not in FEATURE_SELECTS:
-            raise ConfigError(
-                f"feature_select {self.feature_select!r} is unknown", fix="use patch or cls_patch"
-            )
-        if self.image_aspect_ratio not in ASPECT_RATIOS:
-            raise ConfigError(
-                f"image_aspect_ratio {self.image_aspect_ratio!r} is unknown",
-                fix="use pad or square",
-            )
+        _one_of("feature_select", self.feature_select, FEATURE_SELECTS)
+        _one_of("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         if self.projector == "identity" and self.vision.width != self.language.width:
             raise ConfigError(
                 f"projector identity needs equal widths: vision {self.vision.width}, "
                 f"language {self.language.width}"
             )
         pixels = self.vision.pixels
-        if (
-            not pixels.crop
-            and len(pixels.resize_to or (0,)) == 1
-            and self.image_aspect_ratio != "pad"
-        ):
+        keeps_sides = not pixels.crop and len(pixels.resize_to or (0,)) == 1
+        if keeps_sides and self.image_aspect_ratio != "pad":
             raise ConfigError(
-                "do_center_crop of preprocessor_config.json is false: pictures that are not square "
+                "do_center_crop of preprocessor_config.json is false: images that are not square "
                 "would not fit the tower"
             )
         self.vision_layers_run  # noqa: B018  raises when the feature layer does not exist
@@ -268,13 +245,6 @@ class LlavaConfig:
             max_length=1024,
         )
 
-    @classmethod
-    def preset(cls, name: str) -> LlavaConfig:
-        """The configuration called `name`: one of PRESETS. Raises ConfigError for another name."""
-        if name not in PRESETS:
-            raise ConfigError(f"no preset {name!r}", fix=f"one of {', '.join(PRESETS)}")
-        return getattr(cls, PRESETS[name])()
-
     # As plain data -------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -284,31 +254,44 @@ class LlavaConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LlavaConfig:
         """Inverse of `to_dict`. Raises ConfigError for an unknown key."""
-        data = dict(data)
-        language = dict(data.get("language", {}))
-        if language.get("rope_scaling"):
-            language["rope_scaling"] = _build(RopeScaling, language["rope_scaling"], "rope_scaling")
-        vision = dict(data.get("vision", {}))
-        if "pixels" in vision:
-            vision["pixels"] = _build(PixelConfig, vision["pixels"], "vision.pixels")
-        data["vision"] = _build(VisionConfig, vision, "vision")
-        data["language"] = _build(LanguageConfig, language, "language")
-        if data.get("lora"):
-            data["lora"] = _build(LoraConfig, data["lora"], "lora")
         return _build(cls, data, "model")
 
 
 PRESETS = {
-    "llava-v1.5-7b": "v15_7b",
-    "llava-v1.5-13b": "v15_13b",
-    "llava-v1-7b": "v1_7b",
-    "tiny": "tiny",
+    "llava-v1.5-7b": LlavaConfig.v15_7b,
+    "llava-v1.5-13b": LlavaConfig.v15_13b,
+    "llava-v1-7b": LlavaConfig.v1_7b,
+    "tiny": LlavaConfig.tiny,
 }
+_PARTS = {
+    "vision": VisionConfig,
+    "pixels": PixelConfig,
+    "language": LanguageConfig,
+    "rope_scaling": RopeScaling,
+    "lora": LoraConfig,
+}
+_MAY_BE_NONE = ("rope_scaling", "lora")
 
 
 def _build(cls: type, data: Mapping[str, Any], where: str):
+    """A dataclass of this file from plain data; lists become tuples."""
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(data) - known)
     if unknown:
         raise ConfigError(f"{where}: unknown setting {unknown[0]!r}", fix=f"known: {sorted(known)}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    for key, part in _PARTS.items():
+        if key in values and not (values[key] is None and key in _MAY_BE_NONE):
+            values[key] = _build(part, values[key], key)
+    return cls(**values)
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} {value!r} is unknown", fix=f"one of {', '.join(known)}")
+
+
+def _multiple(config: Any, where: str, name: str, of: str) -> None:
+    value, divisor = getattr(config, name), getattr(config, of)
+    if value % divisor:
+        raise ConfigError(f"{where}.{name} {value} is not a multiple of {of} {divisor}")

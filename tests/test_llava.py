@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_jax.config import LlavaConfig
+from llava_jax.config import PRESETS, LlavaConfig
 from llava_jax.errors import WeightError
 from llava_jax.images.pixels import normalize
 from llava_jax.llava import abstract_params, build, init_params, merge_images
@@ -78,7 +78,7 @@ def test_projectors(kind, names):
     ],
 )
 def test_parameter_counts_are_the_published_ones(preset, language, vision, projector):
-    sizes = abstract_params(LlavaConfig.preset(preset))
+    sizes = abstract_params(PRESETS[preset]())
     for part, count in (("language", language), ("vision", vision), ("projector", projector)):
         assert sum(v.size for n, v in sizes.items() if n.startswith(part)) == count
 

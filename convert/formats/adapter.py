@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,21 +49,20 @@ def open_adapter(folder: Path, options: Options) -> Source:
     state = folders.read_file(file, options.allow_pickle)
     beside = folders.first_file(folder, folders.NON_LORA_FILES)
     more = folders.read_file(beside, options.allow_pickle) if beside else {}
-    factors = unique((_plain(n), t) for n, t in state.items() if ".lora_" in n)
-    elsewhere = {n: t for n, t in factors.items() if _is_elsewhere(n)}
-    factors = {n: t for n, t in factors.items() if n not in elsewhere}
+    # The name of PEFT's adapter, which some files have in a factor's name, goes.
+    factors = unique(
+        (n.replace(".default.weight", ".weight"), t) for n, t in state.items() if ".lora_" in n
+    )
+    elsewhere = {n: factors.pop(n) for n in list(factors) if _is_elsewhere(n)}
     more |= {n: t for n, t in state.items() if ".lora_" not in n}
     _refuse_vocabulary(state, folder.name)
     base = open_base(folder, data, options, _base(folder, settings, options))
     adapter_config.check_saved(settings, more, folder.name)
-    stripped = strip_peft(more)
-    names = keys.to_original(stripped, base.config)
-    whole = unique((names[n], t) for n, t in stripped.items())
+    whole = unique(keys.to_original(strip_peft(more), base.config))
     source = overlay(base, whole, base.config, folder.name, options)
     _merge_elsewhere(elsewhere, source, lora, folder.name, options)
-    source = replace(
-        source, kind="lora", files=[*source.files, file, *([beside] if beside else [])]
-    )
+    files = [*source.files, file, *([beside] if beside else [])]
+    source = replace(source, kind="lora", files=files)
     if elsewhere and not factors:  # merged, so that nothing of the adapter is left
         source.check()
         return source
@@ -82,11 +81,6 @@ def open_adapter(folder: Path, options: Options) -> Source:
     }
     source.check()
     return source
-
-
-def _plain(name: str) -> str:
-    """A factor's name without that of PEFT's adapter, which some files have in it."""
-    return name.replace(".default.weight", ".weight")
 
 
 def _refuse_vocabulary(names: Iterable[str], where: str) -> None:
@@ -112,28 +106,34 @@ def _leaves(
         raise WeightError(f"{where} has no adapters on the language model")
     listed = adapter_config.targets(settings) or ()
     plan = [p for p in keys.pairings(layout, config) if is_lora(p.ours)]
-    adapted = {p.ours[:-1] for p in plan if any(n in factors for n in p.theirs)}
-    adapted |= {p.ours[:-1] for p in plan if _module(p.theirs[0]) in listed}
+    adapted = {  # linear layers, by the name that their two factors share but for its last letter
+        p.ours[:-1]
+        for p in plan
+        if _module(p.theirs[0]) in listed or any(n in factors for n in p.theirs)
+    }
     expected = {n: p.their_shape for p in plan if p.ours[:-1] in adapted for n in p.theirs}
     try:
-        check_params(
-            factors,
-            expected,
-            where,
-            noun="tensor",
-            types=lambda _: "the adapter",
-            mixed=options.mixed,
-        )
+        _check(factors, expected, where, mixed=options.mixed)
     except WeightError as error:
         fix = f"for an adapter on some layers only, {adapter_config.MERGE}"
         raise WeightError(error.message, fix=error.fix or fix) from None
     zero = np.zeros((), next(iter(factors.values())).dtype)
+    leaves = {}
+    for p in plan:
+        absent = of_array(np.broadcast_to(zero, p.their_shape), "not adapted")
+        leaves[p.ours] = p.leaf(factors.get(n, absent) for n in p.theirs)
+    return leaves
 
-    def tensor(name: str, shape: tuple[int, ...]) -> Lazy:
-        absent = of_array(np.broadcast_to(zero, shape), "not adapted")
-        return factors.get(name, absent)
 
-    return {p.ours: p.leaf(tensor(n, p.their_shape) for n in p.theirs) for p in plan}
+def _check(
+    factors: Mapping[str, Lazy],
+    expected: Mapping[str, tuple[int, ...]],
+    where: str,
+    mixed: bool = False,
+) -> None:
+    check_params(
+        factors, expected, where, noun="tensor", types=lambda _: "the adapter", mixed=mixed
+    )
 
 
 def _module(name: str) -> str:
@@ -146,19 +146,17 @@ def merge(source: Source, dtype: np.dtype | None = None) -> Source:
 
     The sum is rounded once: to `dtype`, or to the kernel's own type.
     """
-    lora = source.config.lora
-    if lora is None:
+    config = source.config
+    if config.lora is None:
         return source
     leaves = {n: t for n, t in source.leaves.items() if not is_lora(n)}
     for name in LINEARS:
         at = f"language.layers.{name}"
         parts = zip(*(source.leaves[f"{at}.{k}"].parts for k in ("kernel", "lora_a", "lora_b")))
-        sums = tuple(_merged(w, a, b, lora.scale, dtype) for w, a, b in parts)
+        sums = tuple(_merged(w, a, b, config.lora.scale, dtype) for w, a, b in parts)
         leaves[f"{at}.kernel"] = Leaf(sums, True)
     metadata = {k: v for k, v in source.metadata.items() if k != "lora"}
-    return replace(
-        source, leaves=leaves, config=replace(source.config, lora=None), metadata=metadata
-    )
+    return replace(source, leaves=leaves, config=replace(config, lora=None), metadata=metadata)
 
 
 def _merged(kernel: Lazy, a: Lazy, b: Lazy, scale: float, dtype: np.dtype | None) -> Lazy:
@@ -180,21 +178,20 @@ def _is_elsewhere(name: str) -> bool:
 def _merge_elsewhere(
     factors: dict[str, Lazy], source: Source, lora: LoraConfig, where: str, options: Options
 ) -> None:
-    """Adds adapters outside of the language model into their kernels: they are not kept apart."""
+    """Adds adapters outside of the language model into their kernels; changes `source.leaves`."""
     if not factors:
         return
     log.info("%s: adapters outside of the language model are merged", where)
     config = replace(source.config, lora=None)
-    hugging_face = keys.HF_LAYOUTS if config.projector == "mlp2x_gelu" else ()
     places = {}
-    for layout in (*hugging_face, keys.ORIGINAL):
+    for layout in (*keys.hf_layouts(config), keys.ORIGINAL):
         places |= keys.places(layout, config)
     expected, kernels = {}, {}
     for name in factors:
         path = name.removeprefix(_PEFT).partition(".lora_")[0]
-        if f"{path}.weight" not in places:
-            continue  # check_params names it
-        pairing, i = places[f"{path}.weight"]
+        pairing, i = places.get(f"{path}.weight", (None, 0))
+        if pairing is None:
+            continue  # _check names it
         if len(pairing.their_shape) != 2:
             raise WeightError(
                 f"{where}: adapters on {path} are not supported", fix=adapter_config.MERGE
@@ -203,7 +200,7 @@ def _merge_elsewhere(
         a, b = (f"{_PEFT}{path}.lora_{letter}.weight" for letter in "AB")
         expected |= {a: (lora.rank, d_in), b: (d_out, lora.rank)}
         kernels[pairing.ours, i] = a, b
-    check_params(factors, expected, where, noun="tensor", types=lambda _: "the adapter")
+    _check(factors, expected, where)
     for (ours, i), pair in kernels.items():
         a, b = (keys.T.to_ours(factors[name]) for name in pair)
         parts = list(source.leaves[ours].parts)
@@ -217,9 +214,9 @@ def _base(folder: Path, settings: dict[str, Any], options: Options) -> str | Pat
         return options.base
     name = settings.get("base_model_name_or_path")
     if isinstance(name, str) and name and ".." not in Path(name).parts:
-        for place in (folder / name, folder.parent / name, Path(name)):
-            if (place / "config.json").is_file() or (place / "llava_jax.json").is_file():
-                return place
+        place = folders.find_beside(name, folder, "config.json", "llava_jax.json")
+        if place is not None:
+            return place
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             revision = settings.get("revision")
             return f"{name}@{revision}" if isinstance(revision, str) and revision else name
@@ -253,16 +250,14 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
     more = keys.to_theirs(source.leaves, keys.PROJECTOR, source.config)
     more = {f"{_PEFT}{n}": t for n, t in more.items()}
     # Modules trained whole go where they were; from another layout's adapter, beside the projector.
+    whole = read.get("whole") or {}
     if read.get("prefix") == "model.":
-        inside = set(read.get("in_adapter") or ())
-        apart = _whole(source, read, lambda n: n not in inside)
-        there = _whole(source, read, lambda n: n in inside)
-        more = {n: t for n, t in (more | apart).items() if n not in there}
+        found, inside = _whole(source, whole), set(read.get("in_adapter") or ())
+        there = {n: t for n, t in found.items() if n in inside}
+        more = {n: t for n, t in (more | found).items() if n not in there}
         state |= there
     elif read:
-        originals = {o: o for o in read.get("whole", {}).values()}
-        whole = _whole(source, {"whole": originals})
-        more |= {f"{_PEFT}{n}": t for n, t in whole.items()}
+        more |= _whole(source, {f"{_PEFT}{o}": o for o in whole.values()})
     if target.base is not None and not settings.get("base_model_name_or_path"):
         settings["base_model_name_or_path"] = adapter_config.base_name(target.base)
     if read.get("adapter_file") == "adapter_model.bin":
@@ -295,7 +290,7 @@ def write_peft(source: Source, work: Path, target: Target, progress: Progress | 
             fix="use --to lora, or --merge with --to hf",
         )
     if others:
-        state |= _whole(source, read)
+        state |= _whole(source, read["whole"])
     elif read.get("non_lora_file") or not read or settings.get("modules_to_save"):
         root = "model." if prefix.startswith("model.") else ""
         layout = keys.Layout("peft", projector=f"{root}multi_modal_projector", hf=True)
@@ -306,16 +301,10 @@ def write_peft(source: Source, work: Path, target: Target, progress: Progress | 
     write_json(work / adapter_config.FILE, settings)
 
 
-def _whole(
-    source: Source, read: dict[str, Any], where: Callable[[str], bool] = lambda _: True
-) -> dict[str, Lazy]:
-    """The whole tensors that lay with an adapter, under the names they had there.
-
-    where: which of these names.
-    """
+def _whole(source: Source, names: Mapping[str, str]) -> dict[str, Lazy]:
+    """The tensors that were trained whole. names: the file's name -> the original's."""
     state = keys.to_theirs(source.leaves, keys.ORIGINAL, replace(source.config, lora=None))
-    names = read.get("whole") or {}
-    return {n: state[theirs] for n, theirs in names.items() if theirs in state and where(n)}
+    return {name: state[theirs] for name, theirs in names.items() if theirs in state}
 
 
 def _settings(source: Source, read: dict[str, Any], prefix: str) -> dict[str, Any]:

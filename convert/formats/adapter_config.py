@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT <-> LoraConfig: what is read, what is refused by name, what is written.
+"""adapter_config.json of PEFT <-> LoraConfig. Settings that would change the formula are refused.
 
 Fields and their effect: peft 0.21, src/peft/tuners/lora/config.py and variants.py.
 """
@@ -18,7 +18,7 @@ from llava_jax.params import LINEARS
 
 FILE = "adapter_config.json"
 MERGE = "merge the adapter with PEFT (merge_and_unload) and convert the result"
-# Fields that change the result, with the value at which they do not. (Absent and null are neutral.)
+# Fields that change the formula unless they have this value. (Absent and null change nothing.)
 _NEUTRAL: dict[str, Any] = {
     "bias": "none",
     "fan_in_fan_out": False,
@@ -26,7 +26,7 @@ _NEUTRAL: dict[str, Any] = {
     "lora_bias": False,
     "use_qalora": False,
 }
-# Fields that change it unless they are empty.
+# Fields that change the formula unless they are empty.
 _EMPTY = (
     "rank_pattern",
     "alpha_pattern",
@@ -40,27 +40,24 @@ _EMPTY = (
     "arrow_config",
     "kasa_config",
 )
-# How the factors began. These leave the base as it is; MiCA and orthogonal begin with B A = 0.
+# Initialisations of the factors that leave the base as it is (MiCA's and orthogonal's have B A = 0).
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
-# These subtract their beginning from the base, and PEFT can save what is right for the plain one.
+# Those that subtract the initial B A from the base. PEFT can convert them for the plain base.
 _CONVERTIBLE_INITS = ("pissa", "olora", "corda", "lora_ga")
 
 
 def lora_config(settings: dict[str, Any]) -> LoraConfig:
-    """adapter_config.json -> LoraConfig; its alpha is such that alpha / rank is PEFT's scale.
+    """adapter_config.json -> LoraConfig, with alpha such that alpha / rank is PEFT's scale.
 
-    Raises WeightError, naming the field, for every variant of LoRA that is not W + scale * B A over
-    the plain base, with one rank and one scale.
+    Raises WeightError, naming the field, for every variant of LoRA other than W + scale * B A over
+    the plain base with one rank and one scale.
     """
     if settings.get("peft_type", "LORA") != "LORA":
         raise WeightError(f"{FILE}: peft_type {ascii(settings['peft_type'])[:40]} is not supported")
     _check_init(settings.get("init_lora_weights"))
     for key, value in settings.items():
         if _changes(key, value):
-            raise WeightError(
-                f"{FILE}: {key} {ascii(value)[:60]} is not supported",
-                fix=MERGE,
-            )
+            raise WeightError(f"{FILE}: {key} {ascii(value)[:60]} is not supported", fix=MERGE)
     rank, alpha, dropout = (settings.get(k) for k in ("r", "lora_alpha", "lora_dropout"))
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         raise WeightError(f"{FILE}: r and lora_alpha are not numbers")
@@ -70,7 +67,7 @@ def lora_config(settings: dict[str, Any]) -> LoraConfig:
 
 
 def _changes(key: str, value: Any) -> bool:
-    """Whether a field makes the adapter something other than one W + scale * B A."""
+    """Whether a field makes the adapter something other than W + scale * B A."""
     if key in _EMPTY:
         return value is not None and value is not False and value not in ([], {})
     if key in _NEUTRAL:
@@ -79,7 +76,7 @@ def _changes(key: str, value: Any) -> bool:
 
 
 def _check_init(value: Any) -> None:
-    """Raises WeightError for an adapter that belongs to a base without what its factors began as."""
+    """Raises WeightError for an initialisation that changed the base the adapter was trained on."""
     name = str(value).lower()
     if value is None or name in _PLAIN_INITS:
         return
@@ -97,7 +94,7 @@ def _check_init(value: Any) -> None:
 
 
 def check_saved(settings: dict[str, Any], names: Iterable[str], where: str) -> None:
-    """Raises WeightError when modules_to_save names a module that no tensor of the adapter is of."""
+    """Raises WeightError when modules_to_save names a module of which the adapter has no tensor."""
     names = [f".{n}." for n in names]
     listed = settings.get("modules_to_save")
     for module in listed if isinstance(listed, list) else ():
@@ -111,7 +108,7 @@ def check_saved(settings: dict[str, Any], names: Iterable[str], where: str) -> N
 
 
 def fresh(lora: LoraConfig, prefix: str) -> dict[str, Any]:
-    """The settings of an adapter that none were read with. prefix: see `pattern`."""
+    """adapter_config.json for an adapter that did not come from PEFT. prefix: see `pattern`."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -145,6 +142,6 @@ def targets(settings: dict[str, Any]) -> set[str] | None:
 
 
 def base_name(base: str | Path) -> str:
-    """A base for base_model_name_or_path: a hub id as it is, a folder by its absolute path."""
+    """What base_model_name_or_path calls a base: a hub id as it is, a folder by its absolute path."""
     path = hub.SHIPPED.get(str(base)) or Path(base).expanduser()
     return str(path.resolve()) if path.exists() else str(base)

@@ -12,8 +12,8 @@ import numpy as np
 
 from llava_jax.config import LlavaConfig
 from llava_jax.convert import tokenizer_files
-from llava_jax.convert.formats.language import open_language
-from llava_jax.convert.formats.tower import open_tower, tower_leaves
+from llava_jax.convert.formats.language import open_language, with_tower
+from llava_jax.convert.formats.tower import open_tower
 from llava_jax.convert.io import folder as folders
 from llava_jax.convert.io import hub
 from llava_jax.convert.io.lazy import Lazy, Leaf, cast
@@ -43,25 +43,12 @@ def open_base(folder: Path, data: dict[str, Any], options: Options, base: str | 
         whole = open_source(path, replace(options, base=None, dtype=None, merge=False, mixed=False))
         return _fitted(whole, data, folder) if data else whole
     lm = open_language(path, options)
-    described = {**lm.metadata["config"], **data}
     tower = open_tower(data, folder, options)
     legacy = tokenizer_files.legacy(path, default=True)
-    where = f"{folder.name}/config.json"
-    config = configs.from_original(described, tower.config, where, legacy)
-    vision, buffers, files = tower_leaves(tower, config, options)
-    metadata = {
-        "original": {"config": data, "tower_inside": False, "tower": tower.metadata},
-        "llama": lm.metadata,
-    }
-    joined = Source(
-        "original",
-        replace(config, language=lm.config),
-        {**vision, **lm.leaves},
-        metadata,
-        lm.buffers | buffers,
-        lm.files + files,
-        folders.tokenizer_folder(folder, path),
-    )
+    described = {**lm.metadata["llama"]["config"], **data}
+    config = configs.from_original(described, tower.config, f"{folder.name}/config.json", legacy)
+    joined = with_tower(lm, tower, replace(config, language=lm.config.language), data, options)
+    joined.tokenizer = folders.tokenizer_folder(folder, path)
     return _fitted(joined, data, folder)
 
 
@@ -97,21 +84,20 @@ def overlay(
     Raises WeightError for a name that the original has not, a wrong shape, or a projector in part.
     """
     plan = keys.pairings(keys.ORIGINAL, replace(config, lora=None))
-    places = {name: (p, i) for p in plan for i, name in enumerate(p.theirs)}
-    leaves = dict(base.leaves)
-    found = {}
+    places = {name: p for p in plan for name in p.theirs}
+    leaves, found = dict(base.leaves), {}
     for name, lazy in state.items():
-        if name in places and places[name][0].ours == EMBED:
+        if name in places and places[name].ours == EMBED:
             found[name] = _all_rows(lazy, leaves[EMBED].parts[0], config.language.vocab_size)
         elif name in places or not keys.is_buffer(name):
             found[name] = lazy
     check_params(
         found,
-        {name: p.their_shape for name, (p, _) in places.items()},
+        {name: p.their_shape for name, p in places.items()},
         where,
         noun="tensor",
         partial=True,
-        types=lambda name: component(places[name][0].ours),
+        types=lambda name: component(places[name].ours),
         mixed=options.mixed,
     )
     lacking = {}

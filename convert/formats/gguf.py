@@ -7,6 +7,7 @@ those of llama.cpp's tools/mtmd/clip-impl.h and src/llama-arch.cpp.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.config import LanguageConfig, LlavaConfig, PixelConfig
+from llava_jax.config import LlavaConfig, PixelConfig
 from llava_jax.convert.checkpoint import open_source
 from llava_jax.convert.formats import adapter
 from llava_jax.convert.io import output
@@ -31,8 +32,8 @@ from llava_jax.util import need
 
 log = logging.getLogger(__name__)
 
-TYPES = ("f32", "f16", "q8_0")
-BLOCK = 32  # values that share a scale in q8_0
+# The types of --quantize, and what gguf.LlamaFileType calls a file of them.
+TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 # llama.cpp counts the projector's layers as the original does, and gguf's map does not.
 _LAYOUT = replace(keys.LLAMA, projector="mm", vision="vision_tower.vision_model")
 
@@ -42,7 +43,6 @@ def write_gguf(
     dst: str | Path,
     options: Options | None = None,
     kind: str = "f16",
-    *,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -72,8 +72,17 @@ def check_supported(config: LlavaConfig) -> None:
         raise WeightError(f"llama.cpp runs no projector {config.projector!r}, only mlp2x_gelu")
     if config.feature_select != "patch":
         raise WeightError("llama.cpp always drops the class token: feature_select must be patch")
-    if config.language.sliding_window or config.language.attention_bias:
+    language = config.language
+    if language.sliding_window or language.attention_bias:
         raise WeightError("sliding windows and attention biases are not written to GGUF")
+    if language.rope_scaling and language.rope_scaling.kind != "linear":
+        raise WeightError(f"RoPE scaling {language.rope_scaling.kind} is not written to GGUF")
+    if len(language.eos_ids) > 3:
+        listed = ", ".join(map(str, language.eos_ids))
+        raise WeightError(
+            f"the model has {len(language.eos_ids)} end tokens ({listed}), GGUF holds three",
+            fix="leave those that it never says out of generation_config.json",
+        )
     pixels, usual = config.vision.pixels, PixelConfig()
     if (pixels.rescale, pixels.normalize) != (usual.rescale, usual.normalize):
         raise WeightError(
@@ -93,26 +102,26 @@ def language_tensors(source: Source) -> dict[str, Lazy]:
     """{GGUF name: tensor, as torch has it} of the decoder."""
     config = replace(source.config, lora=None)
     state = keys.to_theirs(source.leaves, _LAYOUT.decoder, config)
+    rename = _names("LLAMA", config.language.layers)
+    state = {rename(name): lazy for name, lazy in state.items()}
     heads = {"attn_q": config.language.heads, "attn_k": config.language.kv_heads}
-    rename, out = _names("LLAMA", config.language.layers), {}
     for name, lazy in state.items():
-        name = rename(name)
-        count = heads.get(name.split(".")[-2])
-        out[name] = lazy.map(lambda a, n=count: interleaved(a, n)) if count else lazy
-    return out
+        if count := heads.get(name.split(".")[-2]):
+            state[name] = lazy.map(lambda a, n=count: interleaved(a, n))
+    return state
 
 
 def mmproj_tensors(source: Source) -> dict[str, Lazy]:
     """{GGUF name: tensor, as torch has it} of the layers of the tower that run, and the projector."""
-    layout, run = replace(_LAYOUT, lm=None, head=None), source.config.vision_layers_run
-    # Past the layers that run stands the last norm, which llama.cpp would apply to the features.
-    used = {n: leaf for n, leaf in source.leaves.items() if is_run(n)}
-    plan = [p for p in keys.pairings(layout, source.config) if p.ours in used]
-    rename, out = _names("MMPROJ", run), {}
-    for p in plan:
-        for name, part in zip(p.theirs, used[p.ours].parts, strict=True):
-            out[rename(name)] = p.move.to_theirs(part)
-    return out
+    layout = replace(_LAYOUT, lm=None, head=None)
+    rename = _names("MMPROJ", source.config.vision_layers_run)
+    return {
+        rename(name): p.move.to_theirs(part)
+        for p in keys.pairings(layout, source.config)
+        # Past the layers that run stands the last norm, which llama.cpp would apply to the features.
+        if is_run(p.ours)
+        for name, part in zip(p.theirs, source.leaves[p.ours].parts, strict=True)
+    }
 
 
 def _names(arch: str, layers: int) -> Callable[[str], str]:
@@ -140,52 +149,37 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(rows, columns)
 
 
-def _packed(array: np.ndarray, kind: str) -> np.ndarray:
-    """An array as it lies in the file."""
-    values = np.ascontiguousarray(array.astype(np.float32))
-    if kind == "f32":
-        return values
-    if kind == "q8_0":
-        gguf = _gguf()
-        return gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    if np.isinf(half).any():
-        raise WeightError("values do not fit into f16", fix="use --quantize f32 or q8_0")
-    return half
-
-
-def _kind_of(name: str, shape: tuple[int, ...], kind: str) -> str:
+def _type_of(name: str, shape: tuple[int, ...], kind: str) -> Any:
+    """The gguf.GGMLQuantizationType of a tensor in a file of `kind`."""
     if len(shape) == 1 or name == "v.position_embd.weight":
-        return "f32"
-    if kind == "q8_0" and (len(shape) != 2 or shape[1] % BLOCK):
-        return "f16"
-    return kind
+        kind = "f32"
+    elif kind == "q8_0" and (len(shape) != 2 or shape[1] % 32):  # 32 values share a scale
+        kind = "f16"
+    return _gguf().GGMLQuantizationType[kind.upper()]
+
+
+def _packed(lazy: Lazy, kind: Any) -> np.ndarray:
+    """A tensor as it lies in the file. kind: of gguf.GGMLQuantizationType."""
+    values = np.ascontiguousarray(lazy.read().astype(np.float32))
+    with np.errstate(over="ignore"):
+        packed = _gguf().quants.quantize(values, kind)
+    if packed.dtype == np.float16 and np.isinf(packed).any():
+        raise WeightError("values do not fit into f16", fix="use --quantize f32 or q8_0")
+    return packed
 
 
 def _write(writer, state: Mapping[str, Lazy], kind: str, progress: Progress | None) -> None:
     """Header first, then one tensor at a time."""
-    gguf = _gguf()
-    sizes = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK}  # bytes per value
+    types = {name: _type_of(name, lazy.shape, kind) for name, lazy in state.items()}
     for name, lazy in state.items():
-        own = _kind_of(name, lazy.shape, kind)
-        count = int(np.prod(lazy.shape))
-        raw = gguf.GGMLQuantizationType[own.upper()]
-        shape = lazy.shape
-        if own == "q8_0":  # the writer wants the shape in bytes
-            shape = gguf.quant_shape_to_byte_shape(shape, raw)
-        writer.add_tensor_info(
-            name,
-            shape,
-            np.dtype({"f32": np.float32, "f16": np.float16, "q8_0": np.uint8}[own]),
-            int(count * sizes[own]),
-            raw_dtype=raw,
-        )
+        block, size = _gguf().GGML_QUANT_SIZES[types[name]]
+        count, unpacked = math.prod(lazy.shape), np.dtype(np.float32)
+        writer.add_tensor_info(name, lazy.shape, unpacked, count // block * size, types[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, lazy in state.items():
-        writer.write_tensor_data(_packed(lazy.read(), _kind_of(name, lazy.shape, kind)))
+        writer.write_tensor_data(_packed(lazy, types[name]))
         if progress:
             progress(lazy.nbytes)
     writer.close()
@@ -199,7 +193,7 @@ def _write_language(source: Source, path: Path, kind: str, progress: Progress | 
     c = source.config.language
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("LLaVA (language model)")
-    writer.add_file_type(_file_type(kind))
+    writer.add_file_type(gguf.LlamaFileType[TYPES[kind]])
     writer.add_vocab_size(c.vocab_size)
     writer.add_context_length(c.max_positions)
     writer.add_embedding_length(c.width)
@@ -212,14 +206,11 @@ def _write_language(source: Source, path: Path, kind: str, progress: Progress | 
     writer.add_rope_dimension_count(c.head_width)
     writer.add_rope_freq_base(c.rope_theta)
     writer.add_layer_norm_rms_eps(c.norm_eps)
-    state = language_tensors(source)
-    if c.rope_scaling and c.rope_scaling.kind == "linear":
+    if c.rope_scaling:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(c.rope_scaling.factor)
-    elif c.rope_scaling:
-        raise WeightError("RoPE scaling of kind llama3 is not written to GGUF")
     _add_vocabulary(writer, source)
-    _write(writer, state, kind, progress)
+    _write(writer, language_tensors(source), kind, progress)
 
 
 def _write_mmproj(source: Source, path: Path, kind: str, progress: Progress | None) -> None:
@@ -227,7 +218,7 @@ def _write_mmproj(source: Source, path: Path, kind: str, progress: Progress | No
     v = source.config.vision
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_name("LLaVA (vision tower and projector)")
-    writer.add_file_type(_file_type(kind))
+    writer.add_file_type(gguf.LlamaFileType[TYPES[kind]])
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type("mlp")
     writer.add_bool("clip.has_llava_projector", True)
@@ -247,18 +238,12 @@ def _write_mmproj(source: Source, path: Path, kind: str, progress: Progress | No
     _write(writer, mmproj_tensors(source), kind, progress)
 
 
-def _file_type(kind: str) -> Any:
-    gguf = _gguf()
-    names = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
-    return gguf.LlamaFileType[names[kind]]
-
-
 def _add_vocabulary(writer, source: Source) -> None:
     """The sentencepiece vocabulary; added tokens become control tokens, missing ids unused ones."""
     gguf = _gguf()
     from sentencepiece import sentencepiece_model_pb2
 
-    folder, size = source.tokenizer, source.config.language.vocab_size
+    folder, language = source.tokenizer, source.config.language
     if folder is None:
         raise WeightError("GGUF needs the tokenizer of the language model")
     proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
@@ -267,13 +252,13 @@ def _add_vocabulary(writer, source: Source) -> None:
     except ConfigError as error:
         raise WeightError(error.message, fix=error.fix) from None
     kinds = gguf.TokenType
-    entries = [(f"[PAD{i}]", -10000.0, kinds.UNUSED) for i in range(size)]
-    for i, piece in enumerate(proto.pieces[:size]):
+    entries = [(f"[PAD{i}]", -10000.0, kinds.UNUSED) for i in range(language.vocab_size)]
+    for i, piece in enumerate(proto.pieces[: language.vocab_size]):
         # GGUF numbers the kinds as sentencepiece_model.proto does, user-defined ones included.
         entries[i] = (piece.piece, piece.score, kinds(piece.type))
     added = added_tokens(folder)
     for token, number in added.ids.items():
-        if len(proto.pieces) <= number < size:
+        if len(proto.pieces) <= number < language.vocab_size:
             kind = kinds.USER_DEFINED if token in added.plain else kinds.CONTROL
             entries[number] = (token, -1000.0, kind)
     writer.add_tokenizer_model("llama")
@@ -281,22 +266,12 @@ def _add_vocabulary(writer, source: Source) -> None:
     writer.add_token_list([t.encode() for t, _, _ in entries])
     writer.add_token_scores([s for _, s, _ in entries])
     writer.add_token_types([int(k) for _, _, k in entries])
-    writer.add_bos_token_id(source.config.language.bos_id)
-    _add_ends(writer, source.config.language)
+    writer.add_bos_token_id(language.bos_id)
+    # llama.cpp ends an answer at three tokens at most: those of a text, a turn and a message.
+    ends = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, number in zip(ends, language.eos_ids):
+        add(number)
     writer.add_unk_token_id(proto.trainer_spec.unk_id)
-    writer.add_pad_token_id(source.config.language.pad_id)
+    writer.add_pad_token_id(language.pad_id)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
-
-
-def _add_ends(writer, config: LanguageConfig) -> None:
-    """llama.cpp ends an answer at three tokens at most: those of a text, a turn and a message."""
-    ids = config.eos_ids
-    if len(ids) > 3:
-        raise WeightError(
-            f"the model has {len(ids)} end tokens ({', '.join(map(str, ids))}), GGUF holds three",
-            fix="leave those that it never says out of generation_config.json",
-        )
-    adds = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
-    for add, number in zip(adds, ids):
-        add(number)

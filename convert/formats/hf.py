@@ -73,7 +73,7 @@ def write_generation(work: Path, read: dict[str, Any], config: LlavaConfig, pad_
     ends = old.get("eos_token_id")
     same = [*config.language.eos_ids] == (ends if isinstance(ends, list) else [ends])
     if not old or not (same or ends is None):  # without the field config.json decides
-        old = configs.updated(old, fresh)
+        old = old | fresh
     write_json(work / "generation_config.json", old)
 
 
@@ -87,6 +87,6 @@ def _config(read: dict[str, Any], config: LlavaConfig, fresh: dict) -> dict:
         lambda: configs.from_hf(old, "", processor, generation=generation), config, OURS_ONLY
     ):
         return old
-    parts = {k: configs.updated(old.get(k), fresh[k]) for k in ("text_config", "vision_config")}
+    parts = {k: (old.get(k) or {}) | fresh[k] for k in ("text_config", "vision_config")}
     parts["text_config"].pop("rope_parameters", None)
-    return configs.updated(old, fresh | parts)
+    return old | fresh | parts

@@ -11,14 +11,14 @@ from llava_jax.convert.io import folder as folders
 from llava_jax.convert.io import output
 from llava_jax.convert.io.lazy import leaf
 from llava_jax.convert.io.output import Progress
-from llava_jax.convert.source import Source, Target, read_side, write_side
+from llava_jax.convert.source import Options, Source, Target, read_side, write_side
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.params import check_params, parameter_shapes, same_type
 
 FILE = "llava_jax.json"
 
 
-def open_jax(folder: Path) -> Source:
+def open_jax(folder: Path, options: Options) -> Source:
     """A folder of this format. Raises WeightError unless it holds exactly its model's parameters."""
     data = folders.read_json(folder / FILE, required=True)
     if data.get("format") != "llava_jax" or data.get("version") != 1:

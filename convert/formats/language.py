@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llava_jax.config import LanguageConfig, LlavaConfig
-from llava_jax.convert.formats.tower import open_tower, tower_leaves
+from llava_jax.config import LlavaConfig
+from llava_jax.convert.formats.tower import Tower, open_tower, tower_leaves
 from llava_jax.convert.io import folder as folders
 from llava_jax.convert.io import hub
 from llava_jax.convert.io.lazy import Lazy, Leaf, of_array, summed
 from llava_jax.convert.source import Options, Source, identify
 from llava_jax.convert.table import keys, language
+from llava_jax.convert.table.reader import config_of
 from llava_jax.convert.vocabulary import EMBED, HEAD
-from llava_jax.errors import ConfigError, WeightError
+from llava_jax.errors import WeightError
 
 log = logging.getLogger(__name__)
 
 STAGE1_LENGTH = 2048  # model_max_length of all training scripts of the original
 
 
-@dataclass
-class Language:
-    """A language model folder, opened. The fields are those of Source."""
-
-    config: LanguageConfig
-    leaves: dict[str, Leaf]
-    buffers: dict[str, Lazy]
-    metadata: dict[str, Any]
-    files: list[Path]
-
-
-def open_language(folder: Path, options: Options) -> Language:
-    """A LlamaForCausalLM (or Mistral) folder."""
+def open_language(folder: Path, options: Options) -> Source:
+    """A LlamaForCausalLM (or Mistral) folder: the language half of a checkpoint."""
     data = folders.model_config(folder)
     generation = folders.read_json(folder / "generation_config.json")
-    config = language.language_config(data, "config.json", generation)
+    config = LlavaConfig(language=language.language_config(data, "config.json", generation))
     state, files = folders.read_folder(folder, options.allow_pickle)
-    whole = LlavaConfig(language=config)
-    leaves, rest = keys.to_jax(state, keys.LLAMA, whole, where=str(folder), mixed=options.mixed)
-    metadata = {"config": data, "generation_config": generation}
-    return Language(config, leaves, {f"llama:{n}": t for n, t in rest.items()}, metadata, files)
+    leaves, rest = keys.to_jax(state, keys.LLAMA, config, where=str(folder), mixed=options.mixed)
+    metadata = {"llama": {"config": data, "generation_config": generation}}
+    buffers = {f"llama:{n}": t for n, t in rest.items()}
+    tokenizer = folders.tokenizer_folder(folder)
+    return Source("llama", config, leaves, metadata, buffers, files, tokenizer)
+
+
+def with_tower(
+    lm: Source, tower: Tower, config: LlavaConfig, data: dict[str, Any], options: Options
+) -> Source:
+    """A language model with a tower, and no projector yet.
+
+    config: of the whole. data: the original's config.json for it, {} where there is none.
+    """
+    vision, buffers, files = tower_leaves(tower, config, options)
+    original = {"config": data, "tower_inside": False, "tower": tower.metadata}
+    return Source(
+        "joined",
+        config,
+        {**vision, **lm.leaves},
+        {"original": original, **lm.metadata},
+        lm.buffers | buffers,
+        lm.files + files,
+        lm.tokenizer,
+    )
 
 
 def open_joined(folder: Path, options: Options) -> Source:
@@ -59,32 +70,18 @@ def open_joined(folder: Path, options: Options) -> Source:
         )
     lm = open_language(folder, options)
     tower = open_tower({}, folder, options)
-    try:
+    with config_of(folder):
         config = LlavaConfig(
             vision=tower.config,
-            language=lm.config,
+            language=lm.config.language,
             projector=options.projector,
-            max_length=min(STAGE1_LENGTH, lm.config.max_positions),
+            max_length=min(STAGE1_LENGTH, lm.config.language.max_positions),
         )
-    except ConfigError as error:
-        raise WeightError(f"{folder}: {error.message}") from None
-    vision, buffers, files = tower_leaves(tower, config, options)
+    source = with_tower(lm, tower, config, {}, options)
     dtype = options.type or lm.leaves[EMBED].dtype
-    projector = random_projector(config, dtype, options.seed)
+    source.leaves |= random_projector(config, dtype, options.seed)
     log.info("the projector is new and random (seed %d)", options.seed)
-    metadata = {
-        "original": {"config": {}, "tower_inside": False, "tower": tower.metadata},
-        "llama": lm.metadata,
-    }
-    return Source(
-        "joined",
-        config,
-        {**vision, **projector, **lm.leaves},
-        metadata,
-        lm.buffers | buffers,
-        lm.files + files,
-        folders.tokenizer_folder(folder),
-    )
+    return source
 
 
 def random_projector(config: LlavaConfig, dtype: np.dtype, seed: int) -> dict[str, Leaf]:

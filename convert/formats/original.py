@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llava_jax.convert import tokenizer_files, vocabulary
 from llava_jax.convert.formats.hf import write_generation
+from llava_jax.convert.formats.language import apply_delta
 from llava_jax.convert.formats.tower import open_tower, tower_leaves, vision_digest, write_tower
 from llava_jax.convert.io import folder as folders
 from llava_jax.convert.io import output
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def open_original(folder: Path, options: Options) -> Source:
-    """A folder of this format."""
+    """A folder of this format, or a delta of one over `options.base`."""
     data = folders.model_config(folder)
     state, files = folders.read_folder(folder, options.allow_pickle)
     inside = any("vision_tower." in name for name in state)
@@ -48,7 +49,8 @@ def open_original(folder: Path, options: Options) -> Source:
         "tower": tower.metadata,
     }
     tokenizer = folders.tokenizer_folder(folder)
-    return Source("original", config, leaves, metadata, buffers, files, tokenizer)
+    source = Source("original", config, leaves, metadata, buffers, files, tokenizer)
+    return apply_delta(source, options)
 
 
 def write_original(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
@@ -94,7 +96,7 @@ def write_config(
     )
     name = tower or (read.get("tower") or {}).get("name") or "vision_tower"
     fresh = {} if same else configs.original_json(config, name) | {"torch_dtype": None}
-    data = configs.updated(old, fresh)
+    data = old | fresh
     if tower is not None:
         data["mm_vision_tower"] = tower
     data = configs.with_dtype(data, tensors, read.get("types"))

@@ -87,12 +87,9 @@ def find_tower(name: str, folder: Path, options: Options, must: bool) -> Path | 
     """Where the tower called `name` in the checkpoint `folder` is; None, or an error if it `must` be."""
     if options.vision_tower is not None:
         return hub.resolve(options.vision_tower, options.allow_pickle)
-    if name and ".." not in Path(name).parts:
-        for place in (folder / name, folder.parent / name, Path(name)):
-            if (place / "config.json").is_file():
-                return place
-    if not must:
-        return None
+    place = folders.find_beside(name, folder, "config.json")
+    if place is not None or not must:
+        return place
     if hub.looks_like_id(name):
         try:
             return hub.resolve(name, options.allow_pickle)

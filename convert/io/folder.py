@@ -10,11 +10,10 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_jax.convert.io import orientation, safetensors, torch_file
+from llava_jax.convert.io import safetensors, torch_file
 from llava_jax.convert.io.lazy import Lazy
 from llava_jax.errors import WeightError
 from llava_jax.params import unique
@@ -37,7 +36,6 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
     Raises WeightError naming the file when it is malformed, has a duplicated key, or asks for code
     (`auto_map`): nothing in a checkpoint is ever run.
     """
-    path = Path(path)
     if not path.is_file():
         if required:
             raise WeightError(f"{path.parent}: there is no {path.name}")
@@ -80,84 +78,60 @@ def read_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, Lazy], list
     WeightError for a tensor that is duplicated, that an index and its files do not agree on, or
     (in an export of ours) that was transposed since.
     """
-    folder = Path(folder)
-    found = weight_files(folder)
-    if not found:
+    files, left_over = weight_files(folder)
+    if not files:
         raise WeightError(
             f"{folder}: there are no weights",
             fix="expected .safetensors or .bin files, or an index",
         )
-    if found.left_over:
-        names = [p.name for p in found.left_over]
+    if left_over:
+        names = [p.name for p in left_over]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         log.warning(
             "%s: %s is read, as transformers does; not read: %s%s",
-            folder, (found.index or found.files[0]).name, ", ".join(names[:3]), more,
+            folder, files[0].name, ", ".join(names[:3]), more,
         )  # fmt: skip
-    if found.index is not None:
-        state, files = _read_index(folder, found.index, allow_pickle)
+    if files[0].suffix == ".json":
+        state, files = _read_index(folder, files[0], allow_pickle)
     else:
-        state, files = read_files(found.files, allow_pickle), list(found.files)
+        state = read_files(files, allow_pickle)
     _refuse_quantised_tensors(state, folder)
-    orientation.check(read_json(folder / orientation.FILE), state)
+    safetensors.check_orientation(read_json(folder / safetensors.SQUARES), state)
     return state, files
 
 
-@dataclass(frozen=True)
-class WeightFiles:
-    """The files to read: what `index` lists, where there is one, else `files`.
-
-    left_over: weight files and indexes of other saves of the model, which are not read.
-    """
-
-    index: Path | None = None
-    files: tuple[Path, ...] = ()
-    left_over: tuple[Path, ...] = ()
-
-    def __bool__(self) -> bool:
-        return self.index is not None or bool(self.files)
-
-
-def weight_files(folder: Path) -> WeightFiles:
-    """Where a folder's weights are; false if it has none.
+def weight_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(the files to read, or the one index that lists them; files of other saves, which are not read).
 
     The order is that of transformers' _get_resolved_checkpoint_files: model.safetensors, its index,
     pytorch_model.bin, its index. After those, what other tools write: any index, else every
     .safetensors, or every .bin, file. Raises WeightError for several indexes of other names.
     """
-    for stem, ending in _SAVES:
-        whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
-        if not whole.is_file() and not index.is_file():
-            continue
+    saves = [
+        (
+            folder / f"{stem}{ending}",
+            folder / f"{stem}{ending}.index.json",
+            sorted(folder.glob(f"{stem}-[0-9]*-of-[0-9]*{ending}")),
+        )
+        for stem, ending in _SAVES
+    ]
+    for n, (whole, index, shards) in enumerate(saves):
+        others = [path for w, _, s in saves[n + 1 :] for path in (w, *s)]
         if whole.is_file() and not (index.is_file() and _lists_only(index, whole.name)):
-            return WeightFiles(None, (whole,), _left_over(folder, whole))
-        return WeightFiles(index, (), _left_over(folder, index))
+            return [whole], [p for p in (index, *shards, *others) if p.is_file()]
+        if index.is_file():
+            return [index], [p for p in others if p.is_file()]
     for ending in (".safetensors", ".bin"):
         found = sorted(folder.glob(f"*{ending}.index.json"))
         if len(found) > 1:
             raise WeightError(f"{folder}: there are several indexes: {[p.name for p in found]}")
         if found:
-            return WeightFiles(found[0])
+            return found, []
     for pattern in ("*.safetensors", "*.bin"):
         found = sorted(p for p in folder.glob(pattern) if p.is_file() and p.name not in _OTHER)
         if found:
-            return WeightFiles(None, tuple(found))
-    return WeightFiles()
-
-
-def _left_over(folder: Path, read: Path) -> tuple[Path, ...]:
-    """The files of other saves beside `read`, which is a whole file or an index of _SAVES."""
-    found: list[Path] = []
-    later = False  # than the kind that is read: an index without its files is nothing then
-    for stem, ending in _SAVES:
-        whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
-        shards = sorted(folder.glob(f"{stem}-[0-9]*-of-[0-9]*{ending}"))
-        if read == whole:
-            found += [index, *shards]
-        elif later:
-            found += [whole, *shards]
-        later = later or read in (whole, index)
-    return tuple(p for p in found if p.is_file())
+            return found, []
+    return [], []
 
 
 def _lists_only(index: Path, name: str) -> bool:
@@ -220,6 +194,18 @@ def _read_index(
         if name not in table:
             raise WeightError(f"{lazy.origin} is not in {index.name}")
     return state, files
+
+
+def find_beside(name: str, folder: Path, *files: str) -> Path | None:
+    """The folder `name` that a checkpoint names: in its `folder`, beside it, or from where we run.
+
+    files: it must hold one of these. A name that leads upwards is never followed.
+    """
+    if name and ".." not in Path(name).parts:
+        for place in (folder / name, folder.parent / name, Path(name)):
+            if any((place / file).is_file() for file in files):
+                return place
+    return None
 
 
 def sha256(path: Path) -> str:

@@ -5,42 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
+import ml_dtypes
 import numpy as np
 
 from llava_jax.errors import WeightError
-from llava_jax.params import is_stacked
+from llava_jax.params import FLOATS, is_stacked
 
-# safetensors' own names (README of the format) for the types that a checkpoint may hold.
-_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
+# The types that a checkpoint may hold, by the names of safetensors (README of the format).
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
-_FLOATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-_FLOATS |= {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-@cache
-def dtypes() -> dict[str, np.dtype]:
-    """safetensors name -> numpy dtype; bfloat16 comes from ml_dtypes."""
-    import ml_dtypes
-
-    special = {"bfloat16": ml_dtypes.bfloat16}
-    return {k: np.dtype(special.get(v, v)) for k, v in _NAMES.items()}
+BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}  # torch's names are numpy's
+_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def dtype_name(dtype: np.dtype) -> str:
     """The safetensors name of `dtype`, such as "BF16"."""
-    for name, known in dtypes().items():
+    for name, known in DTYPES.items():
         if known == dtype:
             return name
     raise WeightError(f"tensors of type {dtype} are not supported")
@@ -48,9 +39,10 @@ def dtype_name(dtype: np.dtype) -> str:
 
 def float_dtype(name: str) -> np.dtype:
     """The dtype that a user calls "bf16"/"bfloat16", "fp16"/"float16" or "fp32"/"float32"."""
-    if str(name) not in _FLOATS:
+    full = _SHORT.get(name, name)
+    if full not in FLOATS:
         raise WeightError(f"dtype {name!r} is unknown", fix="use fp32, fp16 or bf16")
-    return dtypes()[_FLOATS[str(name)]]
+    return BY_NAME[full]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llava_jax.convert.io import orientation, safetensors
+from llava_jax.convert.io import safetensors
 from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.errors import WeightError
 
@@ -124,9 +124,9 @@ def write_safetensors(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}
         write_json(work / f"{stem}.safetensors.index.json", index)
     if squares and stem == "model":  # which way square matrices lie; only a model's own
-        (work / orientation.FILE).parent.mkdir(exist_ok=True)
+        (work / safetensors.SQUARES).parent.mkdir(exist_ok=True)
         text = json.dumps(squares, separators=(",", ":"), sort_keys=True)
-        (work / orientation.FILE).write_text(text + "\n", "utf-8")
+        (work / safetensors.SQUARES).write_text(text + "\n", "utf-8")
     return hashes
 
 

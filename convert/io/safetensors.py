@@ -13,6 +13,7 @@ import json
 import math
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from llava_jax.convert.io.lazy import Lazy, Leaf, dtype_name, dtypes
-from llava_jax.convert.io.orientation import Edges, axes, edges
+from llava_jax.convert.io.lazy import DTYPES, Lazy, Leaf, dtype_name
 from llava_jax.errors import WeightError, instead_of_file
 from llava_jax.params import unique
 
 MAX_TENSORS = 100_000
 _CHUNK = 1 << 26
+SQUARES = Path("llava_jax") / "squares.json"  # beside the weights of an export
+Edges = dict[str, list[list[int]]]  # name -> per layer of a stack (or once) [row, column]
 
 
 def read(path: Path) -> dict[str, Lazy]:
@@ -49,7 +51,7 @@ def read(path: Path) -> dict[str, Lazy]:
     mapped = np.memmap(path, np.uint8, "r")
 
     def lazy(name: str, entry: dict[str, Any]) -> Lazy:
-        dtype, shape = dtypes()[entry["dtype"]], tuple(entry["shape"])
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
         count, at = math.prod(shape), start + entry["data_offsets"][0]
 
         def view() -> np.ndarray:
@@ -78,7 +80,7 @@ def _audit(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
         check_name(name, path.name)
         if set(entry) != {"dtype", "shape", "data_offsets"}:
             raise WeightError(f"{path.name}: malformed safetensors header: the entry of {name}")
-        if entry["dtype"] not in dtypes():
+        if entry["dtype"] not in DTYPES:
             quantised = entry["dtype"].startswith(("F8", "F6", "F4"))
             raise WeightError(
                 f"{path.name}: {name} has type {entry['dtype']}, which is not supported",
@@ -130,9 +132,9 @@ def write(
         _put(f, digest, struct.pack("<Q", len(text)) + text)
         for (name, part), data in _read_ahead(_parts(tensors, order)):
             _put(f, digest, data)
-            if squares is not None and axes(part.shape):
-                pair = edges(data, part.shape, part.dtype.itemsize)
-                squares.setdefault(name, []).append(pair)
+            if squares is not None and (axes := _square_axes(part.shape)):
+                array = np.frombuffer(data, f"u{part.dtype.itemsize}").reshape(part.shape)
+                squares.setdefault(name, []).append([_edge(array, axis) for axis in axes])
             if progress:
                 progress(part.nbytes)
         f.flush()
@@ -193,3 +195,41 @@ def contiguous(array: np.ndarray) -> np.ndarray:
         for j in range(0, array.shape[1], tile):
             target[i : i + tile, j : j + tile] = source[i : i + tile, j : j + tile]
     return out
+
+
+# Which way square matrices lie: no shape says it, so an export records it and a reader checks -----
+#
+# Of every square matrix the checksums of its first row and first column are recorded. A matrix whose
+# first row is now the recorded column has been transposed; one with other values is merely another.
+
+
+def _square_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The two axes of a tensor that could be swapped unseen: the last two, or a convolution's sides."""
+    for a, b in ((-2, -1), (0, 1)) if len(shape) == 4 else ((-2, -1),):
+        if len(shape) > 1 and shape[a] == shape[b] > 1:
+            return a, b
+    return None
+
+
+def _edge(array: np.ndarray, axis: int) -> int:
+    """CRC-32 of what comes first on an axis."""
+    return zlib.crc32(array.take(0, axis).tobytes())
+
+
+def check_orientation(record: Mapping[str, object], state: Mapping[str, Lazy]) -> None:
+    """Raises WeightError naming the first matrix of `state` that was transposed since it was written.
+
+    record: the content of SQUARES. Entries that fit nothing here are ignored.
+    """
+    for name, lazy in state.items():
+        recorded = record.get(name)
+        if not isinstance(recorded, list) or _square_axes(lazy.shape) is None:
+            continue
+        array = lazy.read()
+        layers = array if len(recorded) == len(array) and array.ndim == 3 else array[None]
+        for layer, pair in zip(layers, recorded):
+            swapped = _square_axes(layer.shape)
+            if swapped and isinstance(pair, list) and len(pair) == 2:
+                row = _edge(layer, swapped[0])  # a column would touch every page of the file
+                if row != pair[0] and row == pair[1]:
+                    raise WeightError(f"{lazy.origin} is transposed: its rows were its columns")

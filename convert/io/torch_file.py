@@ -12,23 +12,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from llava_jax.convert.io.lazy import Lazy, dtypes
+from llava_jax.convert.io.lazy import BY_NAME, Lazy
 from llava_jax.convert.io.safetensors import MAX_TENSORS, check_name, refuse_stand_in
 from llava_jax.errors import WeightError
-
-# torch's name -> safetensors' name.
-_TYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
 
 
 def read(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
@@ -91,14 +77,13 @@ def _lazy(torch, file: str, name: str, value) -> Lazy:
     check_name(name, file)
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
         raise WeightError(f"{file}: {name} is not a plain tensor")
-    kind = _TYPES.get(str(value.dtype).removeprefix("torch."))
-    if kind is None:
+    dtype = BY_NAME.get(str(value.dtype).removeprefix("torch."))
+    if dtype is None:
         raise WeightError(f"{file}: {name} has type {value.dtype}, which is not supported")
-    dtype = dtypes()[kind]
 
     def array() -> np.ndarray:
         plain = value.detach()
-        if kind == "BF16":  # numpy has no such type: the bits go over as integers
+        if dtype.name == "bfloat16":  # numpy has no such type: the bits go over as integers
             return plain.view(torch.int16).numpy().view(dtype)
         return plain.numpy()
 
@@ -107,6 +92,6 @@ def _lazy(torch, file: str, name: str, value) -> Lazy:
 
 def _to_torch(torch, array: np.ndarray):
     array = np.array(array, order="C")  # torch wants to own writable memory
-    if array.dtype == dtypes()["BF16"]:
+    if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

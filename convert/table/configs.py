@@ -16,8 +16,8 @@ from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.convert.table.language import language_config, language_json
 from llava_jax.convert.table.pixels import FILE as PREPROCESSOR_FILE
 from llava_jax.convert.table.pixels import pads, pixel_config
-from llava_jax.convert.table.reader import Reader, shown
-from llava_jax.errors import ConfigError, WeightError
+from llava_jax.convert.table.reader import Reader, config_of, shown
+from llava_jax.errors import WeightError
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def vision_config(
         ours: r.integer(key, defaults[of_llava], high=10_000 if ours == "layers" else 10**7)
         for key, (ours, *defaults) in _VISION.items()
     }
-    try:
+    with config_of(where):
         return VisionConfig(
             **sizes,
             norm_eps=r.number("layer_norm_eps", 1e-5),
@@ -75,8 +75,6 @@ def vision_config(
             image_std=std or CLIP_STD,
             pixels=pixel_config(preprocessor, sizes["image_size"], processor_where),
         )
-    except ConfigError as error:
-        raise WeightError(f"{where}: {error.message}") from None
 
 
 def vision_json(config: VisionConfig) -> dict[str, Any]:
@@ -113,20 +111,19 @@ def from_original(
         )
     if r.flag("s2"):
         raise WeightError(f"{where}: s2 towers are not supported")
-    length = data.get("tokenizer_model_max_length")
-    ratio = r.word("image_aspect_ratio", "square")
-    return _llava(
-        where,
-        vision=vision,
-        language=language_config(data, where, generation),
-        projector=r.word("mm_projector_type", "linear"),
-        feature_layer=r.integer("mm_vision_select_layer", -2, low=-1000),
-        feature_select=r.word("mm_vision_select_feature", "patch"),
-        image_aspect_ratio=ratio,
-        max_length=None if length is None else r.integer("tokenizer_model_max_length", high=10**9),
-        use_im_start_end=r.flag("mm_use_im_start_end"),
-        tokenizer_legacy=tokenizer_legacy,
-    )
+    length = "tokenizer_model_max_length"
+    with config_of(where):
+        return LlavaConfig(
+            vision=vision,
+            language=language_config(data, where, generation),
+            projector=r.word("mm_projector_type", "linear"),
+            feature_layer=r.integer("mm_vision_select_layer", -2, low=-1000),
+            feature_select=r.word("mm_vision_select_feature", "patch"),
+            image_aspect_ratio=r.word("image_aspect_ratio", "square"),
+            max_length=r.integer(length, high=10**9) if r.has(length) else None,
+            use_im_start_end=r.flag("mm_use_im_start_end"),
+            tokenizer_legacy=tokenizer_legacy,
+        )
 
 
 def original_json(config: LlavaConfig, tower: str) -> dict[str, Any]:
@@ -180,30 +177,29 @@ def from_hf(
     strategy = r.word("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise WeightError(f"{where}: vision_feature_select_strategy {shown(strategy)} is unknown")
-    text = Reader(text, f"{where}: text_config").data
-    text = {"pad_token_id": data.get("pad_token_id"), **text}
-    if data.get("eos_token_id") is not None:  # transformers asks the outer config first
-        text = {**text, "eos_token_id": data["eos_token_id"]}
+    text = {"pad_token_id": data.get("pad_token_id"), **Reader(text, f"{where}: text_config").data}
+    if r.has("eos_token_id"):  # transformers asks the outer config first
+        text["eos_token_id"] = data["eos_token_id"]
     language = language_config(text, f"{where}: text_config", generation)
     if r.flag("tie_word_embeddings"):
         language = replace(language, tied_head=True)
-    vision = Reader(vision, f"{where}: vision_config").data
-    return _llava(
-        where,
-        vision=vision_config(
-            vision,
-            f"{where}: vision_config",
-            preprocessor,
-            processor_where,
-            of_llava=not vision,
-        ),
-        language=language,
-        feature_layer=r.integer("vision_feature_layer", -2, low=-1000),
-        feature_select="patch" if strategy == "default" else "cls_patch",
-        image_aspect_ratio="pad" if pads(preprocessor) else "square",
-        max_length=None,
-        tokenizer_legacy=tokenizer_legacy,
+    vision = vision_config(
+        Reader(vision, f"{where}: vision_config").data,
+        f"{where}: vision_config",
+        preprocessor,
+        processor_where,
+        of_llava=not vision,
     )
+    with config_of(where):
+        return LlavaConfig(
+            vision=vision,
+            language=language,
+            feature_layer=r.integer("vision_feature_layer", -2, low=-1000),
+            feature_select="patch" if strategy == "default" else "cls_patch",
+            image_aspect_ratio="pad" if pads(preprocessor) else "square",
+            max_length=None,
+            tokenizer_legacy=tokenizer_legacy,
+        )
 
 
 def hf_json(config: LlavaConfig, image_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
@@ -232,30 +228,14 @@ def image_token(data: Mapping[str, Any]) -> Any:
     return data.get("image_token_index", data.get("image_token_id", 32000))
 
 
-def updated(old: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """`fresh`, with the fields of `old` that it does not set: unknown fields find their way back."""
-    return {**(old or {}), **fresh}
-
-
-def _llava(where: str, **fields) -> LlavaConfig:
-    try:
-        return LlavaConfig(**fields)
-    except ConfigError as error:
-        raise WeightError(f"{where}: {error.message}") from None
-
-
 def _triple(
     data: Mapping[str, Any] | None, key: str, where: str
 ) -> tuple[float, float, float] | None:
     values = (data or {}).get(key)
     if values is None:
         return None
-    if (
-        not isinstance(values, list)
-        or len(values) != 3
-        or not all(isinstance(v, int | float) for v in values)
-        or (key == "image_std" and 0 in values)
-    ):
+    numbers = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
+    if not numbers or len(values) != 3 or (key == "image_std" and 0 in values):
         raise WeightError(f"{where}: {key} is not three numbers")
     return (float(values[0]), float(values[1]), float(values[2]))
 
@@ -267,11 +247,8 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")  # of transformers 5, and of 4 (which 5 r
 
 def types_of(tensors: Iterable[Leaf | Lazy]) -> list[str]:
     """The types of these parameters as torch calls them, such as ["bfloat16"]; most have one."""
-    kinds: set[str] = set()
-    for tensor in tensors:
-        parts = tensor.parts if isinstance(tensor, Leaf) else (tensor,)
-        kinds |= {p.dtype.name for p in parts}
-    return sorted(kinds)
+    parts = (p for t in tensors for p in (t.parts if isinstance(t, Leaf) else (t,)))
+    return sorted({p.dtype.name for p in parts})
 
 
 def with_dtype(

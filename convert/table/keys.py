@@ -258,7 +258,8 @@ def to_jax(
     Raises WeightError, naming `where` and the tensor: unknown, missing, of the wrong shape, or
     (unless `mixed`) of another type than the rest of its component.
     """
-    known = places(layout, config)
+    plan = pairings(layout, config)
+    known = {name: p for p in plan for name in p.theirs}
     tied = config.language.tied_head and layout.head is not None
     buffers = {
         name: t
@@ -267,15 +268,15 @@ def to_jax(
     }
     check_params(
         {name: t for name, t in state.items() if name not in buffers},
-        {name: p.their_shape for name, (p, _) in known.items()},
+        {name: p.their_shape for name, p in known.items()},
         where,
         noun="tensor",
-        types=lambda name: same_type(known[name][0].ours),
+        types=lambda name: same_type(known[name].ours),
         mixed=mixed,
     )
     if tied:
         _check_tied(state, layout, where)
-    leaves = {p.ours: p.leaf(state[n] for n in p.theirs) for p in pairings(layout, config)}
+    leaves = {p.ours: p.leaf(state[n] for n in p.theirs) for p in plan}
     if mixed:
         leaves = {name: _widened(leaf) for name, leaf in leaves.items()}
     return leaves, buffers
@@ -292,17 +293,22 @@ def to_theirs(leaves: Mapping[str, Leaf], layout: Layout, config: LlavaConfig) -
     return state
 
 
-def to_original(state: Mapping[str, Lazy], config: LlavaConfig) -> dict[str, str]:
-    """{name: the original's name} of tensors that any layout may have named.
+def hf_layouts(config: LlavaConfig) -> tuple[Layout, ...]:
+    """Hugging Face's layouts, or none where they have no such projector."""
+    return HF_LAYOUTS if config.projector == "mlp2x_gelu" else ()
 
-    A leading "model." counts for nothing, as PEFT adds one. What no layout knows stays as it is.
+
+def to_original(state: Mapping[str, Lazy], config: LlavaConfig) -> list[tuple[str, Lazy]]:
+    """The tensors of `state` by the original's names, in their order; any layout may have named them.
+
+    A leading "model." counts for nothing, as PEFT adds one. What no layout knows keeps its name.
     """
     original = {(p.ours, i): name for name, (p, i) in places(ORIGINAL, config).items()}
     known: dict[str, str] = {}
-    for layout in HF_LAYOUTS if config.projector == "mlp2x_gelu" else ():
+    for layout in hf_layouts(config):
         found = places(layout, config)
         known |= {n.removeprefix("model."): original[p.ours, i] for n, (p, i) in found.items()}
-    return {name: known.get(name.removeprefix("model."), name) for name in state}
+    return [(known.get(name.removeprefix("model."), name), t) for name, t in state.items()]
 
 
 def is_buffer(name: str) -> bool:

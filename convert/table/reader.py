@@ -1,12 +1,13 @@
-"""Typed look-ups in somebody's JSON file."""
+"""Typed look-ups in somebody's JSON file, and errors that name it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from llava_jax.errors import WeightError
+from llava_jax.errors import ConfigError, WeightError
 
 
 class Reader:
@@ -67,3 +68,12 @@ class Reader:
 def shown(value: Any) -> str:
     """A value of the file, for a message: one line of ASCII, cut at 60 characters."""
     return ascii(value)[:60]
+
+
+@contextmanager
+def config_of(where: object) -> Iterator[None]:
+    """Turns a ConfigError about the values of a file into a WeightError that names the file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise WeightError(f"{where}: {error.message}", fix=error.fix) from None
