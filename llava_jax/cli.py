@@ -173,14 +173,12 @@ def parse(name: str, words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=f"llava-jax {name}", description=command.summary.capitalize() + ".")
     command.function("add_arguments")(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    overrides = []
+    overrides, hint = [], None
     if command.overrides:
         words, overrides = split_overrides(words)
-    check_options(parser, words, command.function("option_hint") if command.overrides else None)
-    args = parser.parse_args(words)
-    if command.overrides:
-        args.overrides = overrides
-    return args
+        hint = command.function("option_hint")
+    check_options(parser, words, hint)
+    return parser.parse_args(words, argparse.Namespace(overrides=overrides))
 
 
 def top_parser() -> Parser:
@@ -304,8 +302,6 @@ def explain(error: BaseException) -> tuple[int, str]:
         if package in EXTRAS:
             extra = f"pip install 'llava_jax[{EXTRAS[package]}]'"
             return BAD_INPUT, f"this needs the package {package} ({extra})"
-        if any(error.name == c.room for c in COMMANDS.values()):
-            return BAD_INPUT, "this installation has no such command"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
         return BAD_INPUT, one_line(f"{error.strerror[0].lower()}{error.strerror[1:]}{where}")

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.config is None:
         names = ", ".join(shipped_configs())
         raise ConfigError("no --config is given", fix=f"a file of your own, or one of {names}")
-    config = load_config(args.config, getattr(args, "overrides", []))
+    config = load_config(args.config, args.overrides)
     if args.show:
         show(config)
         return 0

@@ -6,8 +6,10 @@ with the step's metrics. So every process learns of them after the same step, wi
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -48,29 +50,24 @@ def with_flags(step: Callable) -> Callable:
     return run
 
 
-class StopFlag:
-    """Within the context, SIGTERM and SIGINT only set `asked`; a second one acts at once."""
+@contextlib.contextmanager
+def stop_flag() -> Iterator[threading.Event]:
+    """Within the context, SIGTERM and SIGINT only set the event; a second one acts at once."""
+    stop, before = threading.Event(), {}
 
-    def __init__(self):
-        self.asked = False
-
-    def __enter__(self):
-        self._before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: the caller keeps its own handlers
-                break
-        return self
-
-    def _ask(self, number, frame):
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
+    def restore() -> None:
+        for number, handler in before.items():
             # None: not set from Python; jax.distributed puts one for SIGTERM into C++.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def __exit__(self, *exc):
-        self._restore()
+    def ask(number, frame) -> None:
+        stop.set()
+        restore()
+
+    with contextlib.suppress(ValueError):  # not the main thread: the caller keeps its own handlers
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -66,7 +66,7 @@ def find_job(env: Mapping[str, str] = os.environ) -> Job | None:
     elif env.get("JAX_NUM_PROCESSES") == "1":
         return None
     elif len(given) == len(OURS):
-        job = _explicit(env)
+        job = _addressed(OURS[1], env, *OURS[1:])
     if given and job is None:
         missing = " and ".join(name for name in OURS if name not in given)
         raise ConfigError(
@@ -75,18 +75,16 @@ def find_job(env: Mapping[str, str] = os.environ) -> Job | None:
     return job if job is None or job.count != 1 else None
 
 
-def initialize(*, timeout: int = JOIN_SECONDS) -> bool:
-    """Joins the processes that the environment names; True if this run has several.
+def initialize(*, timeout: int = JOIN_SECONDS) -> None:
+    """Joins the processes that the environment names.
 
     Call it before anything touches a device. Does nothing if the processes are joined already or
     there is only one. Raises ConfigError where they cannot be joined. If the others do not appear
     within `timeout` seconds, the process says so and exits with code 2.
     """
-    if jax.distributed.is_initialized():
-        return jax.process_count() > 1
-    job = find_job()
+    job = None if jax.distributed.is_initialized() else find_job()
     if job is None:
-        return False
+        return
     # Affects only the CPU, whose default has no collectives between processes.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -97,12 +95,11 @@ def initialize(*, timeout: int = JOIN_SECONDS) -> bool:
     except ValueError as error:
         if job.count is None:
             log.debug("jax finds no cluster: %s", error)
-            return False
+            return
         raise _not_joined(job, str(error)) from error
     except RuntimeError as error:
         raise _not_joined(job, str(error)) from error
     log.info("process %d of %d (%s)", jax.process_index() + 1, jax.process_count(), job.by)
-    return jax.process_count() > 1
 
 
 def check_joined() -> None:
@@ -142,26 +139,28 @@ def _deadline(job: Job, timeout: int) -> Iterator[None]:
         timer.cancel()
 
 
-def _explicit(env: Mapping[str, str]) -> Job:
-    """The job that the three JAX_ variables describe."""
-    count, index = (_number(env, name) for name in OURS[1:])
-    if not 0 <= index < count:
-        raise ConfigError(f"JAX_PROCESS_ID is {index}, not below JAX_NUM_PROCESSES {count}")
-    address = env[OURS[0]]
+def _addressed(by: str, env: Mapping[str, str], size: str, rank: str) -> Job:
+    """A job that jax does not detect: its address, number of processes and index are variables."""
+    count, index, address = _number(env, size), _number(env, rank), env.get(OURS[0])
+    if not address:
+        raise ConfigError(
+            f"{by} started {count} processes, but JAX_COORDINATOR_ADDRESS is not set",
+            fix="set it to HOST:PORT of the first, for all of them, or JAX_NUM_PROCESSES=1 for "
+            "runs of their own",
+        )
     if not re.search(r":\d+$", address):
         raise ConfigError(
             f"JAX_COORDINATOR_ADDRESS {address!r} has no port", fix="HOST:PORT of process 0"
         )
-    return Job("JAX_NUM_PROCESSES", count, _arguments(address, count, index))
-
-
-def _arguments(address: str, count: int, index: int) -> dict[str, Any]:
-    return {
+    if not 0 <= index < count:
+        raise ConfigError(f"{rank} is {index}, not below {size} {count}")
+    arguments = {
         "coordinator_address": address,
         "num_processes": count,
         "process_id": index,
         "cluster_detection_method": "deactivate",
     }
+    return Job(by, count, arguments)
 
 
 def _slurm(env: Mapping[str, str]) -> Job | None:
@@ -186,20 +185,12 @@ def _all_gpus(one_task_per_host: bool, env: Mapping[str, str]) -> dict[str, Any]
 
 def _launcher(env: Mapping[str, str]) -> Job | None:
     for by, (size, rank) in LAUNCHERS.items():
-        if not (env.get(size) and env.get(rank)):
-            continue
-        count, address = _number(env, size), env.get(OURS[0])
-        if count == 1:
+        if not (env.get(size) and env.get(rank)) or _number(env, size) == 1:
             continue
         if "OMPI_MCA_orte_hnp_uri" in env and by == "Open MPI":
-            return Job(by, count, _all_gpus(env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1", env))
-        if not address:
-            raise ConfigError(
-                f"{by} started {count} processes, but JAX_COORDINATOR_ADDRESS is not set",
-                fix="set it to HOST:PORT of the first, for all of them, or JAX_NUM_PROCESSES=1 for "
-                "runs of their own",
-            )
-        return Job(by, count, _arguments(address, count, _number(env, rank)))
+            alone = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+            return Job(by, _number(env, size), _all_gpus(alone, env))
+        return _addressed(by, env, size, rank)
     return None
 
 

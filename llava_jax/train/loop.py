@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from llava_jax.errors import LlavaError, Stopped, counted
 from llava_jax.sharding import make_mesh, put_batch, replicated
 from llava_jax.train.checkpoint import Checkpointer, NotSaved
-from llava_jax.train.control import Flags, StopFlag, put_flags, with_flags
+from llava_jax.train.control import Flags, put_flags, stop_flag, with_flags
 from llava_jax.train.distributed import check_alike, is_main, on_main, together
 from llava_jax.train.log import NoLog, RunLog
 from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
@@ -103,11 +103,11 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         rate = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)
         watch = Metrics(run_log, lambda count: float(rate(count)), last_loss)
         saver = Saver(checkpoints, run_log, config.save_minutes, done)
-        with StopFlag() as stop, jax.set_mesh(mesh):
+        with stop_flag() as stop, jax.set_mesh(mesh):
             try:
                 while done < steps:
                     batch, info = feed.next()
-                    own = Flags(stop.asked, is_main() and saver.late, feed.error is not None)
+                    own = Flags(stop.is_set(), is_main() and saver.late, feed.error is not None)
                     placed = put_batch(batch, mesh, config.grad_accum), put_flags(own, mesh)
                     state, metrics = step_fn(state, frozen, *placed)
                     done += 1

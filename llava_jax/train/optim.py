@@ -60,11 +60,9 @@ def has_decay(name: str) -> bool:
 
 def learning_rate_of(name: str, config: Any) -> float:
     """Peak learning rate of a parameter: `lr`, or the group's own where one is set."""
-    if name.startswith("projector.") and config.projector_lr is not None:
-        return config.projector_lr
-    if name.startswith("vision.") and config.vision_lr is not None:
-        return config.vision_lr
-    return config.lr
+    own = {"projector": config.projector_lr, "vision": config.vision_lr}
+    peak = own.get(name.partition(".")[0])
+    return config.lr if peak is None else peak
 
 
 def is_muon(name: str) -> bool:
