@@ -223,6 +223,7 @@ class Session:
             reply = print_pieces(stream)
         finally:
             signal.signal(signal.SIGINT, before)
+        self.interrupted.clear()  # at the prompt, Ctrl-C asks once before it leaves
         if not reply.text:  # such a turn is not remembered
             self.pending = shown
         for note in notes(reply):

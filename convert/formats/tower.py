@@ -145,7 +145,8 @@ def write_tower(source: Source, work: Path, place: str, progress: Progress | Non
     name, vision = str(tower.get("name") or ""), source.config.vision
     if place == "none" or (place == "inside" and configs.KNOWN_TOWERS.get(name) == vision):
         return None
-    plain = name and Path(name).name == name and name not in (".", "..", SIDE)
+    # A name of SHIPPED stands for that model wherever it is read, never for a folder.
+    plain = name and Path(name).name == name and name not in (".", "..", SIDE, *hub.SHIPPED)
     name = name if plain else "vision_tower"
     (work / name).mkdir()
     if place == "folder":

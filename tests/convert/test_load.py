@@ -233,3 +233,14 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         error = capsys.readouterr().err.strip()
         assert "\n" not in error
         assert error.startswith("llava-jax convert: ")
+
+
+def test_a_shipped_tower_s_name_is_never_a_folder_of_an_export(tmp_path):
+    """Wherever it is read, the name means the shipped model; an export's tower may be trained."""
+    checkpoint = load_checkpoint("tiny")
+    name = "vision.patch_embed.kernel"
+    checkpoint.params[name] = np.asarray(checkpoint.params[name]) + 1
+    folder = save_checkpoint(checkpoint, tmp_path / "export", to="original")
+    assert (folder / "vision_tower" / "config.json").is_file()
+    again = load_checkpoint(folder).params[name]
+    assert np.array_equal(np.asarray(again), checkpoint.params[name])
