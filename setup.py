@@ -69,6 +69,7 @@ setup(
         "ml-collections>=1.1.0",
         "sentencepiece>=0.2.1",
         "safetensors>=0.6",
+        "tokenizers>=0.22",
         "huggingface_hub>=1.0",
         "pillow>=12.3",  # security fixes below that
         "numpy>=2.0",

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llava_jax import __version__, cli
+from tests import test_structure as structure
 from tests.test_structure import BESIDE, ROOT, repository_files
 
 EXTRAS = {
@@ -104,6 +105,24 @@ def test_locks_satisfy_setup(needs, lock):
         name = canonicalize_name(need.name)
         assert name in locked, f"{lock} lacks {name}: renew it (CONTRIBUTING.md)"
         assert need.specifier.contains(locked[name]), f"{lock}: {name} {locked[name]}"
+
+
+# Library -> the required or optional package that always brings it.
+BROUGHT_BY = {"ml_dtypes": "jax", "scipy": "jax", "requests": "pooch"}
+IMPORTED_AS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}
+
+
+def test_every_library_that_is_imported_is_asked_for(needs):
+    """A package that comes along with another one today may not tomorrow."""
+    asked = names(needs["core"]) | {n for extra in needs["extras"].values() for n in names(extra)}
+    asked = {name.replace("-", "_") for name in asked}
+    for module in structure.modules():
+        for name, line, _ in structure.imports(module):
+            library = name.partition(".")[0]
+            if library in sys.stdlib_module_names or library == "llava_jax":
+                continue
+            package = BROUGHT_BY.get(library) or IMPORTED_AS.get(library, library)
+            assert package.replace("-", "_") in asked, f"{module}:{line}: setup.py lacks {library}"
 
 
 def test_every_extra_that_an_error_names_exists(needs):
