@@ -16,7 +16,7 @@ from llava_jax.quickstart.cards import WRONG_CARDS, Card, Curve, Sheet, make_car
 from llava_jax.quickstart.dataset import make_dataset, question_rows, write_pictures
 from llava_jax.quickstart.scenes import render, sample
 from llava_jax.quickstart.sheet import write_sheet
-from llava_jax.util import write_json, write_text
+from llava_jax.util import read_json, write_json
 
 PICTURES, HELD_OUT = 16_000, 300
 EXAMPLES, EXAMPLE_SIZE, EXAMPLE_SEED = 6, 256, 2_000_003
@@ -77,7 +77,7 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
         "sheet": [str(path) for path in write_sheet(sheet, out)],
     }
     write_json(out / "report.json", report, indent=1, ensure_ascii=False)
-    print_report(report, cards, out)
+    print_report(report, cards, out, clock)
     print(f"talk with it     {command}")
     return report
 
@@ -87,7 +87,7 @@ class Clock:
 
     def __init__(self, path: Path, steps: int):
         self._path, self._steps = path, steps
-        self._before = json.loads(path.read_text()) if path.exists() else {}
+        self._before = read_json(path, ConfigError) if path.exists() else {}
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -122,7 +122,7 @@ def ask(
     replies = answers(model, [*examples, *alone], batch_size=ROWS, quiet=quiet)
     said = iter(replies)
     cards = make_cards([{**dataclasses.asdict(q), "said": next(said)} for q in examples])
-    records = json.loads((data / "heldout_talks.json").read_text("utf-8"))
+    records = read_json(data / "heldout_talks.json")
     talks = [questions_of(record, data) for record in records]
     follow_ups = conversation_match(model, talks, batch_size=ROWS, quiet=quiet)
     return cards, score(alone, replies[len(examples) :]), follow_ups
@@ -169,12 +169,12 @@ def _size(model: Any, folder: Path) -> str:
 
 def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     path = out / "quickstart.json"
-    if path.exists() and json.loads(path.read_text()) != settings:
+    if path.exists() and read_json(path, ConfigError) != settings:
         raise ConfigError(
             f"{out} holds a quickstart with other settings ({path.read_text()})",
             fix="use another --out, or delete it",
         )
-    write_text(path, json.dumps(settings))
+    write_json(path, settings)
 
 
 def _config(out: Path, seed: int, fast: bool) -> Any:
@@ -188,7 +188,7 @@ def _config(out: Path, seed: int, fast: bool) -> Any:
     return config
 
 
-def print_report(report: dict[str, Any], cards: list[Card], out: Path) -> None:
+def print_report(report: dict[str, Any], cards: list[Card], out: Path, clock: Clock) -> None:
     """Prints what a person wants to know."""
     for i, card in enumerate(cards):
         print(f"\nexamples/{i:05d}.png")
@@ -209,9 +209,7 @@ def print_report(report: dict[str, Any], cards: list[Card], out: Path) -> None:
         for kind, value in kinds.items():
             print(f"  {kind:14} {value:6.1%}  {'█' * round(30 * value)}")
         print(f"  {'mean':14} {mean:6.1%}")
-    seconds = report["seconds"]
-    each = "; ".join(f"{name}: {value:.0f} s" for name, value in seconds.items())
-    print(f"\n{sum(seconds.values()):.0f} s in all ({each})")
+    print(f"\n{clock.words()}")
     print(f"\nthe sheet        {out / 'sheet.html'}, {out / 'sheet.png'}")
     print(f"the loss         {out / 'loss.png'}")
     print(f"the model        {report['model']}, for Hugging Face {report['hf']}")
