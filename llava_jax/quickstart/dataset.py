@@ -21,6 +21,7 @@ from PIL import Image
 
 from llava_jax.quickstart import questions
 from llava_jax.quickstart.scenes import Scenes, render, sample
+from llava_jax.util import read_json, write_json
 
 LONG_KINDS = ("JSON", "caption")
 SHORT_KINDS = tuple(kind for kind in questions.KINDS if kind not in LONG_KINDS)
@@ -41,15 +42,18 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
     folder = Path(folder)
     settings = {"train": train, "held_out": held_out, "seed": seed, "version": 5}
     done = folder / DONE
-    if done.exists() and json.loads(done.read_text()) == settings:
+    if done.exists() and read_json(done) == settings:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
 
     scenes = sample(train, seed)
     paths = write_pictures(render(scenes), folder, "images")
-    _write_json(folder / "captions.json", caption_records(scenes, paths))
-    _write_json(folder / "instruct.json", instruct_records(scenes, paths, seed))
+    for name, records in (
+        ("captions", caption_records(scenes, paths)),
+        ("instruct", instruct_records(scenes, paths, seed)),
+    ):
+        write_json(folder / f"{name}.json", list(records), ensure_ascii=False)
 
     scenes = sample(held_out, seed + HELD_OUT_SEED)
     paths = write_pictures(render(scenes), folder, "heldout")
@@ -60,8 +64,8 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
         talk_record(f"talk-{i:05d}", objects, paths[i], seed + HELD_OUT_SEED, every_kind=True)
         for i, objects in zip(range(HELD_OUT_TALKS), scenes.objects())
     )
-    _write_json(folder / "heldout_talks.json", talks)
-    done.write_text(json.dumps(settings))
+    write_json(folder / "heldout_talks.json", list(talks), ensure_ascii=False)
+    write_json(done, settings)
     return folder
 
 
@@ -145,7 +149,3 @@ def _record(name: str, path: str, turns: list[tuple[str, questions.Turn]]) -> di
         conversations.append({"from": "gpt", "value": answer})
     kinds = [kind for kind, _ in turns]
     return {"id": name, "image": path, "kinds": kinds, "conversations": conversations}
-
-
-def _write_json(path: Path, records: Iterable[dict]) -> None:
-    path.write_text(json.dumps(list(records), ensure_ascii=False), encoding="utf-8")
