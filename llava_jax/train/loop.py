@@ -10,22 +10,21 @@ import contextlib
 import logging
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
 from llava_jax.errors import LlavaError, Stopped, counted
-from llava_jax.sharding import make_mesh, put_batch, replicated
+from llava_jax.sharding import make_mesh, put_batch
 from llava_jax.train.checkpoint import Checkpointer, NotSaved
-from llava_jax.train.control import Flags, put_flags, stop_flag, with_flags
+from llava_jax.train.control import Flags, put_flags, stop_flag
 from llava_jax.train.distributed import check_alike, is_main, on_main, together
 from llava_jax.train.log import NoLog, RunLog
-from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
-from llava_jax.train.optim import make_optimizer, trainable_names, warmup_cosine
+from llava_jax.train.model_io import open_model, read_params, save_model, split_params
+from llava_jax.train.optim import warmup_cosine
+from llava_jax.train.program import make_program
 from llava_jax.train.resume import begin, check_same, finish, finished
-from llava_jax.train.step import Params, TrainState, make_loss, make_step
+from llava_jax.train.step import Params
 from llava_jax.train.steps import Feed, Metrics, Saver, open_loader
 
 log = logging.getLogger(__name__)
@@ -56,30 +55,12 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
 
         # Model: every parameter straight onto its shards; trained ones in float32.
-        compute = compute_of(config)
         params = together(lambda: read_params(opened, config.seed, mesh))
-        names = trainable_names(params, config.trainable)
-        trained, frozen = split_params(params, names, compute.dtype)
+        program = make_program(config, opened.config, params, mesh, steps)
+        trained, frozen = split_params(params, set(program.state.params), program.compute.dtype)
         log.info("%s", _summary(config, loader, steps, trained, frozen, mesh))
-
-        # Optimizer and one compiled step.
-        optimizer, peaks = make_optimizer(config, sorted(names), steps)
-        shardings: Any = {name: value.sharding for name, value in trained.items()}
-        opt_shardings = _like_params(jax.eval_shape(optimizer.init, trained), shardings, mesh)
-        layout = TrainState(cast(Any, replicated(mesh)), shardings, opt_shardings)
-        state = TrainState(
-            jax.jit(lambda: jnp.int32(0), out_shardings=replicated(mesh))(),
-            trained,
-            jax.jit(optimizer.init, out_shardings=opt_shardings)(trained),
-        )
+        state = program.start(trained)
         del trained
-        loss = make_loss(opened.config, compute, config.loss_groups)
-        dropout = opened.config.lora and opened.config.lora.dropout
-        seed = config.seed if dropout else None
-        step = make_step(loss, optimizer, average=config.loss_average, seed=seed)
-        step_fn = jax.jit(
-            with_flags(step), donate_argnums=0, out_shardings=(layout, replicated(mesh))
-        )
 
         # Resume.
         checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
@@ -99,7 +80,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         run_log: Any = RunLog(workdir, **start, quiet=quiet) if is_main() else NoLog()
         cleanup.callback(run_log.close)
         feed = Feed(loader)
-        peak = max(peaks.values())
+        peak = max(program.peaks.values())
         rate = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)
         watch = Metrics(run_log, lambda count: float(rate(count)), last_loss)
         saver = Saver(checkpoints, run_log, config.save_minutes, done)
@@ -109,7 +90,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
                     batch, info = feed.next()
                     own = Flags(stop.is_set(), is_main() and saver.late, feed.error is not None)
                     placed = put_batch(batch, mesh, config.grad_accum), put_flags(own, mesh)
-                    state, metrics = step_fn(state, frozen, *placed)
+                    state, metrics = program.step(state, frozen, *placed)
                     done += 1
                     flags = watch.after(done, metrics, info, own)
                     due = flags.save or done % config.save_every == 0 or done == steps
@@ -155,16 +136,3 @@ def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) 
         f"{counted(mesh.size, f'{mesh.devices.flat[0].platform} device')}{hosts}"
         + (f" ({axes})" if axes else "")
     )
-
-
-def _like_params(opt_state: Any, shardings: dict[str, NamedSharding], mesh) -> Any:
-    """Shardings: moments as their parameter, counters replicated."""
-
-    def place(path, leaf):
-        for key in reversed(path):
-            name = getattr(key, "key", None)
-            if name in shardings and leaf.ndim:
-                return shardings[name]
-        return replicated(mesh)
-
-    return jax.tree_util.tree_map_with_path(place, opt_state)

@@ -130,7 +130,7 @@ def test_a_setting_of_a_later_stage_is_refused_before_the_first_begins(made, tmp
 def test_a_run_that_fails_still_draws_its_curve(made, tmp_path, monkeypatch):
     monkeypatch.setattr("llava_jax.train.steps.MAX_BAD_STEPS", 2)
     monkeypatch.setattr(
-        "llava_jax.train.loop.make_step",
+        "llava_jax.train.program.make_step",
         lambda *_, **__: _never_finite,  # every step is bad
     )
     with pytest.raises(LlavaError, match="weights were finite"):
