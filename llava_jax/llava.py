@@ -20,7 +20,7 @@ from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute, Linear
 from llava_jax.llama import Llama, causal_mask
 from llava_jax.params import check_params
-from llava_jax.sharding import BATCH, constrain, state_shardings
+from llava_jax.sharding import IMAGES, SEQUENCE, constrain, state_shardings
 
 
 class Projector(nnx.Module):
@@ -102,6 +102,7 @@ class Llava(nnx.Module):
         if not k:
             return text
         images_MHWC = images_BKHWC.reshape(b * k, *images_BKHWC.shape[2:])  # M = B * K
+        images_MHWC = constrain(images_MHWC, IMAGES)
         projected = self.projector(self.image_features(images_MHWC))  # [M, I, D]
         rows = projected.reshape(b, k * projected.shape[1], projected.shape[-1])  # [B, K * I, D]
         return merge_images(text, rows, slots_BT)
@@ -111,7 +112,7 @@ class Llava(nnx.Module):
     ) -> jax.Array:
         """A batch (tokens, slots, positions, segments, turns, images) -> hidden dtype[B, T, D]."""
         x = constrain(
-            self.embed(batch["tokens"], batch["slots"], batch["images"]), BATCH
+            self.embed(batch["tokens"], batch["slots"], batch["images"]), SEQUENCE
         )  # [B, T, D]
         mask = causal_mask(batch["segments"], batch.get("turns"))  # [B, T, T]
         return self.language(x, batch["positions"], mask, dropout_key=dropout_key)[0]

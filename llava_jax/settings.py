@@ -201,7 +201,10 @@ class MeshGroup:
 
     data: int = setting(1, "devices along the batch, each with a copy of the model", resume=True)
     fsdp: int = setting(-1, "devices that share parameters, optimizer state and batch", resume=True)
-    tensor: int = setting(1, "devices that share the width of each layer", resume=True)
+    context: int = setting(1, "devices that share the positions of each row, and parameters",
+        resume=True, aliases="context_parallel_size sequence_parallel_size")
+    tensor: int = setting(1, "devices that share the width of each layer", resume=True,
+        aliases="tensor_parallel_size")
 
 
 @dataclass(frozen=True)

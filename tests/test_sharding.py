@@ -46,8 +46,9 @@ def test_nothing_large_is_replicated():
 
 
 def test_mesh_fills_in_one_axis():
-    assert dict(make_mesh(data=2).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
-    assert dict(make_mesh(devices=jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert tuple(make_mesh(data=2).shape.values()) == (2, 4, 1, 1)
+    assert tuple(make_mesh(context=2, tensor=2).shape.values()) == (1, 2, 2, 2)
+    assert tuple(make_mesh(devices=jax.devices()[:1]).shape.values()) == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"data": -1, "fsdp": -1}, {"tensor": 0}])
@@ -69,3 +70,19 @@ def test_batches_are_split_by_rows():
     assert batch["tokens"].sharding.shard_shape(batch["tokens"].shape)[:2] == (2, 1)
     images = random_batch(16)["images"]
     np.testing.assert_array_equal(batch["images"], images.reshape(2, 8, *images.shape[1:]))
+
+
+def test_a_context_axis_splits_positions_and_parameters():
+    mesh = make_mesh(context=2, fsdp=4)
+    batch = put_batch(random_batch(8, length=24), mesh, micro=1)
+    sizes = {name: x.sharding.shard_shape(x.shape) for name, x in batch.items()}
+    assert sizes["tokens"] == (1, 2, 12)
+    assert sizes["targets"] == (1, 2, 6)
+    np.testing.assert_array_equal(batch["tokens"][0], random_batch(8, length=24)["tokens"])
+    assert spec("a.kernel", (64, 8), ("embed", "mlp"), mesh) == P(("fsdp", "context"), "tensor")
+
+
+def test_lengths_that_the_context_axis_does_not_divide_are_refused():
+    with pytest.raises(ConfigError, match=r"rows of 24 positions .* mesh.context=5") as refused:
+        put_batch(random_batch(8), make_mesh(context=5, devices=jax.devices()[:5]), micro=1)
+    assert "data.length_buckets" in str(refused.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,11 @@ def data_files(data: Any) -> list[DataFile]:
     return [DataFile(*f) for f in zip(paths, folders, weights or (1.0,) * len(paths))]
 
 
+def padded_lengths(buckets: Sequence[int], longest: int | None) -> tuple[int, ...]:
+    """The lengths that rows are padded to, where no sample is longer than `longest` (None: as is)."""
+    return (*(n for n in buckets if n < longest), longest) if longest else tuple(buckets)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(DataGroup):
     """The `data` group of a run's settings, checked, with what the loader needs besides.
@@ -107,9 +113,7 @@ class DataSettings(DataGroup):
                 fix="change batch_size, grad_accum or mesh",
             )
         longest = self.max_length or model_length
-        lengths = self.length_buckets
-        if longest:
-            lengths = (*(n for n in lengths if n < longest), longest)
+        lengths = padded_lengths(self.length_buckets, longest)
         powers = (2**i for i in range(3, 32) if i == 3 or 2 ** (i - 1) < lengths[-1])
         if self.row_multiple:
             rows = math.lcm(self.row_multiple, parts)

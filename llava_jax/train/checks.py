@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.data.check import open_data
-from llava_jax.data.settings import data_files
+from llava_jax.data.settings import data_files, padded_lengths
 from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.settings import TRAINING, check, flat
 from llava_jax.text.conversation import TEMPLATES
@@ -109,13 +109,14 @@ def check_settings(c: Any) -> None:
 
 
 def check_devices(stages: Stages) -> None:
-    """Raises ConfigError for a mesh that does not fit the devices, or rows that do not fit the mesh."""
-    from llava_jax.sharding import check_rows, make_mesh
+    """Raises ConfigError for a mesh that does not fit the devices, or a batch that does not fit the mesh."""
+    from llava_jax.sharding import check_lengths, check_rows, make_mesh
 
     for name, config in stages:
-        mesh = make_mesh(**config.mesh)
-        if not config.data.pack:  # packed rows are filled up
-            with _naming(name):
+        mesh, data = make_mesh(**config.mesh), config.data
+        with _naming(name):
+            check_lengths(padded_lengths(data.length_buckets, data.max_length), mesh)
+            if not data.pack:  # packed rows are filled up
                 check_rows(config.batch_size, mesh, config.grad_accum)
 
 

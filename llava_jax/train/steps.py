@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from llava_jax.data.account import join_counts
 from llava_jax.data.loader import Loader, make_loader
+from llava_jax.data.settings import padded_lengths
 from llava_jax.errors import LlavaError
-from llava_jax.sharding import own_row_parts, row_parts
+from llava_jax.sharding import check_lengths, own_row_parts, row_parts
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.control import Flags
 from llava_jax.train.distributed import gather, is_main, together
@@ -27,7 +28,11 @@ MAX_BAD_STEPS = 20
 
 
 def open_loader(config: Any, model: Opened, mesh: Mesh, **data: Any) -> Loader:
-    """The loader of this process's rows of every global batch. data: data settings to change."""
+    """The loader of this process's rows of every global batch. data: data settings to change.
+
+    Raises as make_loader does, and ConfigError for lengths that the context axis does not divide.
+    """
+    check_lengths(padded_lengths(config.data.length_buckets, model.config.max_length), mesh)
     return make_loader(
         {**config.data, "batch_size": config.batch_size} | data,
         model.config,
