@@ -1,0 +1,220 @@
+"""How fast this machine trains, beside Hugging Face transformers in torch, in one run.
+
+    python bench/train.py                               # 65 M parameters, 8 rows of 256
+    python bench/train.py --threads 1 --repeats 9       # on a CPU: both pinned to one core
+    python bench/train.py --size 7b --train lora --rows 4 --length 2048 --systems llava_jax
+
+Optimizer steps of stage 2 on random weights and tokens: the tower frozen, AdamW, clipping, one picture
+a row, no padding. `--train` says what else learns, `--config.NAME=VALUE` sets what a recipe can set.
+Of the positions, `--supervised` are trained: 0.16 is
+about the share of LLaVA's instruction mixture (estimated). torch computes all logits, as the original
+does. Each system is a process of its own, so that memory is its own, and they take turns step by step.
+On a busy CPU only processor seconds say something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from train_systems import SYSTEMS, TRAIN, model_config, processor, serve
+
+FORMULA = """\
+MFU = FLOPs of a step / seconds of a step / peak FLOP/s of the devices
+  Counted: 2 x real tokens x weights of each matmul for the forward pass, as much for the gradient of
+  its input, and as much for that of its weights where they are trained; causal attention as half of
+  T x T; the tower forward, the layers that features need. The head, and the last layer's query,
+  output and MLP, at supervised positions alone.
+  Not counted: recomputation, padding, embedding, norms, softmax, the loss, the optimizer."""
+
+
+def main() -> int:
+    """Runs the benchmark, or with --worker one system of it."""
+    args = arguments()
+    if args.worker:
+        serve(args)
+        return 0
+    print(FORMULA, flush=True)
+    results = compare(args)
+    for result in results:
+        print(line_of(result), flush=True)
+    if len(results) == 2:
+        ours, theirs = (r["cpu_seconds"] for r in results)
+        for kind in ("min", "median"):
+            print(
+                f"{kind} of CPU seconds a step: llava_jax takes 1/{theirs[kind] / ours[kind]:.2f}"
+            )
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record(args, results), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """The command line; what is not given depends on the size and the device."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="--config.NAME=VALUE: a setting of ours",
+    )
+    parser.add_argument("--size", choices=("tiny", "65m", "7b", "13b"), default="65m")
+    parser.add_argument("--train", choices=TRAIN, default="full", help="what learns")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256, help="positions of a row")
+    parser.add_argument("--supervised", type=float, default=0.16, help="share of the positions")
+    parser.add_argument("--threads", type=int, default=0, help="1 pins all to one core; 0: all")
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns of each system")
+    parser.add_argument("--steps", type=int, default=1, help="steps a turn")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=installed())
+    parser.add_argument("--out", type=Path, help="a JSON file of the results")
+    parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
+    args, settings = parser.parse_known_args()
+    if wrong := [word for word in settings if not word.startswith("--config.")]:
+        parser.error(f"unknown: {' '.join(wrong)}")
+    if any(word.startswith("--config.trainable") for word in settings):
+        parser.error("--train says what learns")
+    args.settings = [word.removeprefix("--config.") for word in settings]
+    return args
+
+
+def installed() -> list[str]:
+    """The systems that are here."""
+    try:
+        return list(SYSTEMS) if version("torch") and version("transformers") else []
+    except PackageNotFoundError:
+        return ["llava_jax"]
+
+
+def model_flops(args: argparse.Namespace, config: Any) -> float:
+    """Of one step, as FORMULA says."""
+    v, t = config.vision, config.language
+    tokens, heads = args.rows * args.length, t.heads * t.head_width
+    passes = {"full": 3, "lora": 2, "projector": 2}[args.train]
+    rank = config.lora.rank if config.lora else 0
+    keys = 2 * (passes * t.width + 3 * rank) * 2 * t.kv_heads * t.head_width + 12 * rank * t.width
+    others = 2 * passes * (2 * t.width * heads + 3 * t.width * t.mlp_width)
+    others += 6 * rank * (2 * heads + 4 * t.width + 3 * t.mlp_width)
+    causal = 3 * 2 * args.length * heads  # forward and twice backward: half of 4 x T x heads
+    supervised = args.rows * round(args.supervised * args.length)
+    patches = v.patches + 1
+    tower = 2 * patches * v.width * (4 * v.width + 2 * v.mlp_width + 2 * patches)
+    tower = config.vision_layers_run * tower + 2 * v.patches * 3 * v.patch_size**2 * v.width
+    projector = 4 * v.width * t.width + 6 * (config.projector_depth - 1) * t.width**2
+    return float(
+        t.layers * tokens * (keys + causal)
+        + ((t.layers - 1) * tokens + supervised) * others
+        + 2 * passes * supervised * t.width * t.vocab_size
+        + args.rows * (tower + config.image_tokens * projector)
+    )
+
+
+# The parent: processes that take turns -------------------------------------------------------------
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What each system reports, after `repeats` turns of each."""
+    words = [sys.executable, __file__, *sys.argv[1:]]
+    environment = dict(os.environ)
+    if args.threads:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            environment[name] = str(args.threads)
+        environment["OMP_WAIT_POLICY"] = "passive"  # spinning threads would count as work
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.threads :])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    workers: list[Any] = [
+        subprocess.Popen([*words, "--worker", name], **pipes) for name in args.systems
+    ]
+    try:
+        for worker in workers:
+            ask(worker, "prepare")
+        turns = [[ask(worker, "run") for worker in workers] for _ in range(args.repeats)]
+        results = []
+        for i, worker in enumerate(workers):
+            result = ask(worker, "report")
+            for kind in ("cpu_seconds", "seconds"):
+                taken = [turn[i][kind] / args.steps for turn in turns]
+                result[kind] = {"min": min(taken), "median": statistics.median(taken), "all": taken}
+            results.append(rates(result, model_flops(args, model_config(args))))
+        return results
+    finally:
+        for worker in workers:
+            worker.stdin.close()
+            worker.wait()
+
+
+def ask(worker: Any, word: str) -> dict[str, Any]:
+    """Sends a word to a worker; its answer."""
+    try:
+        worker.stdin.write(word + "\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        pass
+    answer = worker.stdout.readline()
+    if not answer:
+        raise SystemExit(f"{worker.args[-1]} ended during {word!r}")
+    return json.loads(answer)
+
+
+def rates(result: dict[str, Any], flops: float) -> dict[str, Any]:
+    """The result with samples and tokens a second, and MFU; of processor time on a CPU."""
+    result["model_flops"] = flops
+    seconds = result["cpu_seconds" if result["device"] == "cpu" else "seconds"]["median"]
+    result["samples_per_second"] = result["rows"] / seconds
+    result["real_tokens_per_second"] = result["real_tokens"] / seconds
+    rate = flops / seconds
+    result["mfu_of_measured_matmul"] = rate / result["measured_matmul_flops"]
+    if result["peak_flops"]:
+        result["mfu"] = rate / result["peak_flops"]
+    return result
+
+
+def line_of(result: dict[str, Any]) -> str:
+    """A result in a few lines of text."""
+    cpu, wall = result["cpu_seconds"], result["seconds"]
+    share = f"{result['mfu_of_measured_matmul']:.1%} of a matmul measured in this run"
+    if "mfu" in result:
+        share = f"MFU {result['mfu']:.1%}, {share}"
+    return (
+        f"{result['system']} on {result['devices']} x {result['device_name']}, {result['dtype']}, "
+        f"{result['parameters']:,} parameters, {result['trained']:,} trained\n"
+        f"  step: CPU {cpu['min']:.3f} s min, {cpu['median']:.3f} s median; "
+        f"wall {wall['min']:.3f} s min, {wall['median']:.3f} s median\n"
+        f"  {result['samples_per_second']:.2f} samples/s, "
+        f"{result['real_tokens_per_second']:,.0f} real tokens/s, {share}\n"
+        f"  peak memory {result['peak_memory_gb']:.2f} GB ({result['memory_of']}), "
+        f"compiled in {result['compile_seconds']:.1f} s\n"
+        f"  loss {result['first_loss']:.4f} at first, {result['loss']:.4f} after {result['steps']} steps"
+    )
+
+
+def record(args: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `--out` holds."""
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = ""
+    words = [w for w in sys.argv[1:] if w != "--out" and w != str(args.out)]
+    return {
+        "command": " ".join(["python bench/train.py", *words]),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit,
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "formula": FORMULA.replace("\n", " "),
+        "results": results,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
