@@ -7,12 +7,16 @@ ids         1   -200          15  16   2
 labels      .     .            .  16   2        . is IGNORE
 ----------------------------------------------- becomes, padded to T = 8 with P = 3 targets
 tokens      1    0   0   0    15  16   2   0    0 under features and padding
-slots      -1    0   1   2    -1  -1  -1  -1    which of the row's K * I image features is here
+slots      -1    0   1   2    -1  -1  -1  -1    which of the group's M * I image features is here
 positions   0    1   2   3     4   5   6   0    RoPE
 segments    1    1   1   1     1   1   1   0    0 is padding, n the n-th example of the row
 turns       0    0   0   0     0   0   0   0    n is seen by turn n alone, see Example
 target_at   4    5   0                          positions that predict a trained token, ...
 targets    16    2   .                          ... and that token
+
+The B rows are cut into G groups, one after the other. The rows of a group share M images and P targets,
+so that few of either are empty: `slots` counts through the M * I feature rows of the group, `target_at`
+through its (B / G) * T positions. Unpacked, each row is a group of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ class Size(NamedTuple):
     """What an example or a row needs, or has room for."""
 
     length: int  # T: positions
-    images: int  # K
+    images: int  # M
     targets: int  # P: trained tokens
 
     def fits(self, room: Size) -> bool:
@@ -48,17 +52,30 @@ class Size(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The padded shape of a batch. targets: None for a batch of questions, which has none."""
+    """The padded shape of a batch. targets: None for a batch of questions, which has none.
+
+    groups: how many groups the rows are cut into; 0: each row is one.
+    """
 
     rows: int  # B
     length: int  # T
-    images: int  # K
-    targets: int | None  # P
+    images: int  # M, of a group
+    targets: int | None  # P, of a group
+    groups: int = 0  # G
+
+    @property
+    def group_rows(self) -> int:
+        """B / G: the rows of a group."""
+        return self.rows // self.groups if self.groups else 1
 
     @property
     def room(self) -> Size:
-        """Of one row."""
+        """The positions of one row, the images and targets of its group."""
         return Size(self.length, self.images, self.targets or 0)
+
+    def part(self, count: int) -> Shape:
+        """Of `count` rows of the batch, which are whole groups."""
+        return self._replace(rows=count, groups=self.groups and count // self.group_rows)
 
 
 def size_of(row: Row, image_tokens: int) -> Size:
@@ -225,50 +242,60 @@ def collate(rows: Sequence[Row], shape: Shape, config: LlavaConfig) -> dict[str,
     """The batch of `rows`, whose images are pixels; rows that `shape` has beyond them stay empty.
 
     tokens, slots, positions, segments, turns: int32[B, T]; see the top of this file.
-    images: uint8[B, K, S, S, 3], or float32 if one of the images came normalised.
-    target_at, targets: int32[B, P], unless shape.targets is None.
+    images: uint8[G, M, S, S, 3], or float32 if one of the images came normalised.
+    target_at, targets: int32[G, P], unless shape.targets is None.
     """
-    count, length, images, targets = shape
+    per_group = shape.group_rows
+    groups = shape.rows // per_group
     batch = {
-        name: np.zeros((count, length), np.int32)  # [B, T]
+        name: np.zeros((shape.rows, shape.length), np.int32)  # [B, T]
         for name in ("tokens", "slots", "positions", "segments", "turns")
     }
     batch["slots"][:] = -1
-    if targets is not None:
-        batch["target_at"] = np.zeros((count, targets), np.int32)  # [B, P]
-        batch["targets"] = np.full((count, targets), IGNORE, np.int32)
+    if shape.targets is not None:
+        batch["target_at"] = np.zeros((groups, shape.targets), np.int32)  # [G, P]
+        batch["targets"] = np.full((groups, shape.targets), IGNORE, np.int32)
+    p = m = 0  # targets and images of the group that are taken
     for r, row in enumerate(rows):
-        t = p = k = 0  # positions, targets and images of the row that are taken
+        g, within = divmod(r, per_group)
+        if not within:
+            p = m = 0
+        t = 0  # positions of the row that are taken
         for n, example in enumerate(row, 1):
             one = expand(example, config.image_tokens)
             here = slice(t, t + len(one["tokens"]))
             for name in ("tokens", "positions", "turns"):
                 batch[name][r, here] = one[name]
             slots = one["slots"]
-            batch["slots"][r, here] = np.where(slots < 0, -1, slots + k * config.image_tokens)
+            batch["slots"][r, here] = np.where(slots < 0, -1, slots + m * config.image_tokens)
             batch["segments"][r, here] = n
-            if targets is not None:
+            if shape.targets is not None:
                 trained = slice(p, p + len(one["targets"]))
-                batch["target_at"][r, trained] = one["target_at"] + t
-                batch["targets"][r, trained] = one["targets"]
+                batch["target_at"][g, trained] = one["target_at"] + within * shape.length + t
+                batch["targets"][g, trained] = one["targets"]
                 p = trained.stop
-            t, k = here.stop, k + len(example.images)
-    batch["images"] = _pixels(rows, (count, images), config)
+            t, m = here.stop, m + len(example.images)
+    cut = [rows[at : at + per_group] for at in range(0, len(rows), per_group)]
+    batch["images"] = _pixels(cut, (groups, shape.images), config)
     return batch
 
 
-def _pixels(rows: Sequence[Row], shape: tuple[int, int], config: LlavaConfig) -> np.ndarray:
-    """[B, K, S, S, 3] of the images of each row, in order."""
+def _pixels(
+    groups: Sequence[Sequence[Row]], shape: tuple[int, int], config: LlavaConfig
+) -> np.ndarray:
+    """[G, M, S, S, 3] of the images of each group of rows, in order."""
     size = config.vision.image_size
-    shown = [[image for example in row for image in example.images] for row in rows]
-    as_float = any(image.dtype != np.uint8 for row in shown for image in row)
+    shown = [
+        [image for row in rows for example in row for image in example.images] for rows in groups
+    ]
+    as_float = any(image.dtype != np.uint8 for images in shown for image in images)
     # One float image makes the batch float; uint8 ones are normalised here, not on the device.
     pixels = np.zeros((*shape, size, size, 3), np.float32 if as_float else np.uint8)
-    for r, row in enumerate(shown):
-        for k, image in enumerate(row):
+    for g, images in enumerate(shown):
+        for m, image in enumerate(images):
             if as_float and image.dtype == np.uint8:
                 image = normalize_for(image, config.vision)
-            pixels[r, k] = image
+            pixels[g, m] = image
     return pixels
 
 

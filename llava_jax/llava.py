@@ -1,8 +1,8 @@
 """LLaVA: tower, projector and decoder, and the splice of image features into the prompt.
 
-Batch layout (made by llava_jax.batch): B rows of T positions; `slots` says which image feature, if
-any, belongs at a position. Splicing, labels and positions are decided on the host, so every step has
-static shapes.
+Batch layout (made by llava_jax.batch): B rows of T positions, in G groups that share M images each;
+`slots` says which image feature of its group, if any, belongs at a position. Splicing, labels and
+positions are decided on the host, so every step has static shapes.
 """
 
 from __future__ import annotations
@@ -53,23 +53,26 @@ class Projector(nnx.Module):
         return x
 
 
-def merge_images(text_BTD: jax.Array, features_BRD: jax.Array, slots_BT: jax.Array) -> jax.Array:
+def merge_images(text_BTD: jax.Array, features_GRD: jax.Array, slots_BT: jax.Array) -> jax.Array:
     """Puts image features where the prompt has image slots.
 
-    text_BTD: token embeddings; features_BRD: the R = K * I feature rows of each sample's K images;
-    slots_BT: int32, index into those rows, or -1 for a text token (or padding).
+    text_BTD: token embeddings; features_GRD: the R = M * I feature rows of the M images that each
+    group of B / G rows shares; slots_BT: int32, index into those rows, or -1 for a text token (or
+    padding).
 
         slots      -1  -1   0   1   2   3  -1
         text        a   b   .   .   .   .   c
         result      a   b  f0  f1  f2  f3   c
     """
-    if not features_BRD.shape[1]:
+    groups, count = features_GRD.shape[:2]
+    if not count:
         return text_BTD
-    # Clamped: a text position gathers row 0, and `where` then discards it.
-    rows = jnp.take_along_axis(
-        features_BRD, jnp.maximum(slots_BT, 0)[..., None], axis=1
-    )  # [B, T, D]
-    return jnp.where((slots_BT >= 0)[..., None], rows, text_BTD)
+    b, t = slots_BT.shape
+    # Clamped: a text position gathers row 0, and `where` then discards it. Rows and positions stay
+    # axes of their own, so that each may be sharded.
+    at = jnp.maximum(slots_BT, 0).reshape(groups, b // groups, t)
+    rows = jax.vmap(lambda features, here: features[here])(features_GRD, at)  # [G, B / G, T, D]
+    return jnp.where((slots_BT >= 0)[..., None], rows.reshape(text_BTD.shape), text_BTD)
 
 
 class Llava(nnx.Module):
@@ -95,16 +98,16 @@ class Llava(nnx.Module):
         features = self.vision(self.normalize(images_MHWC))  # [M, 1 + patches, vision width]
         return features[:, 1:] if self.config.feature_select == "patch" else features
 
-    def embed(self, tokens_BT, slots_BT, images_BKHWC) -> jax.Array:
-        """Token embeddings with the projected features of each sample's images spliced in."""
+    def embed(self, tokens_BT, slots_BT, images_GMHWC) -> jax.Array:
+        """Token embeddings with the projected features of each group's images spliced in."""
         text = self.language.embed(tokens_BT, self.compute.dtype)  # [B, T, D]
-        b, k = images_BKHWC.shape[:2]
-        if not k:
+        g, m = images_GMHWC.shape[:2]
+        if not m:
             return text
-        images_MHWC = images_BKHWC.reshape(b * k, *images_BKHWC.shape[2:])  # M = B * K
-        images_MHWC = constrain(images_MHWC, IMAGES)
-        projected = self.projector(self.image_features(images_MHWC))  # [M, I, D]
-        rows = projected.reshape(b, k * projected.shape[1], projected.shape[-1])  # [B, K * I, D]
+        images_NHWC = images_GMHWC.reshape(g * m, *images_GMHWC.shape[2:])  # N = G * M
+        images_NHWC = constrain(images_NHWC, IMAGES)
+        projected = self.projector(self.image_features(images_NHWC))  # [N, I, D]
+        rows = projected.reshape(g, m * projected.shape[1], projected.shape[-1])  # [G, M * I, D]
         return merge_images(text, rows, slots_BT)
 
     def __call__(

@@ -152,14 +152,13 @@ def _own_blocks(mesh: Mesh) -> list[int]:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[str, jax.Array]:
     """This process's rows of a global batch -> [micro, rows / micro, ...], split as SEQUENCE or BATCH.
 
-    batch: the rows of `own_row_parts`, one part after the other. Raises as check_rows and
-    check_lengths do.
+    batch: the rows of `own_row_parts`, one part after the other; arrays that hold groups of rows are
+    cut likewise. Raises as check_rows and check_lengths do.
     """
     blocks, across = _own_blocks(mesh), row_parts(mesh, 1)
-    here = len(next(iter(batch.values())))
-    check_rows(here * across // len(blocks), mesh, micro)
-    size = here // (micro * len(blocks))
-    place = {block: i * size for i, block in enumerate(blocks)}
+    for value in batch.values():  # of rows, or of groups of rows
+        check_rows(len(value) * across // len(blocks), mesh, micro)
+    place = {block: i for i, block in enumerate(blocks)}
 
     def put(name: str, value: np.ndarray) -> jax.Array:
         partition = BATCH if name in _NO_POSITIONS else SEQUENCE
@@ -167,9 +166,10 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[s
             check_lengths(value.shape[1:2], mesh)
         # Not -1: a batch without images has arrays of size 0.
         local = value.reshape(micro, len(value) // micro, *value.shape[1:])
+        size = local.shape[1] // len(blocks)
 
         def shard(index) -> np.ndarray:
-            start = place[(index[1].start or 0) // size] if size else 0
+            start = place[(index[1].start or 0) // size] * size if size else 0
             return local[:, start : start + size, *index[2:]]
 
         shape = (micro, size * across, *value.shape[1:])

@@ -192,6 +192,23 @@ def test_collate_packs_samples_into_one_row():
     assert batch["images"][0, :, 0, 0, 0].tolist() == [1, 2, 3, 0]
 
 
+def test_rows_of_a_group_share_images_and_targets():
+    first = with_pixels(example([1, X, 7, 8], [_, _, 7, 8]), 10)
+    second = example([5, 6], [_, 6])
+    third = with_pixels(example([1, X, 9], [_, _, 9]), 20)
+    batch = collate([[first], [second, third], [third], []], Shape(4, 7, 2, 5, 2), MODEL)
+    assert batch["slots"].tolist()[:3] == [
+        [-1, 0, 1, -1, -1, -1, -1],
+        [-1, -1, -1, 2, 3, -1, -1],
+        [-1, 0, 1, -1, -1, -1, -1],
+    ]
+    assert batch["images"][:, :, 0, 0, 0].tolist() == [[10, 20], [20, 0]]
+    assert batch["target_at"].tolist() == [[2, 3, 7, 11, 0], [2, 0, 0, 0, 0]]
+    assert batch["targets"].tolist() == [[7, 8, 6, 9, _], [9, _, _, _, _]]
+    assert Shape(8, 7, 2, 5, 4).part(2) == Shape(2, 7, 2, 5, 1)
+    assert Shape(8, 7, 2, 5).part(2) == Shape(2, 7, 2, 5)
+
+
 def test_prompts_of_one_batch_are_padded_on_the_right():
     picture = np.full((32, 32, 3), 9, np.uint8)
     prompts = [Example([5, 6]), Example([7, X], [picture]), Example([8])]

@@ -53,6 +53,18 @@ def random_batch(rows: int = 8, length: int = 24, images: int = 1, seed: int = 0
     return batch
 
 
+def grouped(batch, groups: int, config=CONFIG):
+    """The same batch in fewer groups of rows, whose images and targets they share."""
+    rows, length = batch["tokens"].shape
+    within = np.arange(rows, dtype=np.int32)[:, None] % (rows // groups)
+    per_row = batch["images"].shape[1] * config.image_tokens
+    slots = np.where(batch["slots"] < 0, -1, batch["slots"] + within * per_row)
+    shared = {"target_at": batch["target_at"] + within * length, "targets": batch["targets"]}
+    shared = {name: value.reshape(groups, -1) for name, value in shared.items()}
+    images = batch["images"].reshape(groups, -1, *batch["images"].shape[2:])
+    return {**batch, **shared, "slots": slots, "images": images}
+
+
 @functools.cache
 def _params(config: LlavaConfig, seed: int) -> dict[str, np.ndarray]:
     rng, made = np.random.default_rng(seed), {}

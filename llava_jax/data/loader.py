@@ -175,8 +175,7 @@ class Loader:
         """
         plan = self.plan(self._step)
         self._step += 1
-        rows = len(self._own_rows(plan))
-        return collate([], plan.shape._replace(rows=rows), self._model)
+        return collate([], plan.shape.part(len(self._own_rows(plan))), self._model)
 
     def identity(self) -> dict[str, Any]:
         """What makes step numbers mean the same samples, JSON-ready."""
@@ -208,9 +207,11 @@ class Loader:
         plan = self.plan(step)
         own_rows = self._own_rows(plan)
         bad = list(plan.bad)
-        rows = [self._load_row(plan, row, bad) for row in own_rows]
+        size = plan.shape.group_rows
+        groups = [own_rows[at : at + size] for at in range(0, len(own_rows), size)]
+        rows = [row for group in groups for row in self._load_group(plan, group, bad)]
         examples = [[x.sample for x in row if x] for row in rows]
-        batch = collate(examples, plan.shape._replace(rows=len(rows)), self._model)
+        batch = collate(examples, plan.shape.part(len(rows)), self._model)
 
         planned = [plan.samples[i] for row in own_rows for i in row]
         loaded = [x for row in rows for x in row]
@@ -241,14 +242,22 @@ class Loader:
         rows = plan.rows + [[]] * (plan.shape.rows - len(plan.rows))
         return [row for part in own for row in rows[part * size : (part + 1) * size]]
 
-    def _load_row(self, plan: Plan, row: list[int], bad: list[Bad]) -> list[Planned | None]:
-        """A row with pixels. What has none is added to `bad`, and replaced by what fits its place."""
+    def _load_group(
+        self, plan: Plan, group: list[list[int]], bad: list[Bad]
+    ) -> list[list[Planned | None]]:
+        """Rows with pixels. What has none is added to `bad`, and replaced by what fits its place."""
         tokens = self._model.image_tokens
-        loaded: list[Planned | None] = [plan.samples[i] for i in row]
-        for n, i in enumerate(row):
-            others = [x.sample for k, x in enumerate(loaded) if x and k != n]
-            room = Size(*(a - b for a, b in zip(plan.shape.room, size_of(others, tokens))))
-            loaded[n] = self._with_pixels(plan.samples[i], plan.epoch, room, bad)
+        loaded: list[list[Planned | None]] = [[plan.samples[i] for i in row] for row in group]
+        for row in loaded:
+            for n, planned in enumerate(row):
+                if planned is None:
+                    continue
+                row[n] = None
+                in_row = size_of([x.sample for x in row if x], tokens)
+                in_group = size_of([x.sample for other in loaded for x in other if x], tokens)
+                taken = in_group._replace(length=in_row.length)
+                room = Size(*(a - b for a, b in zip(plan.shape.room, taken)))
+                row[n] = self._with_pixels(planned, plan.epoch, room, bad)
         return loaded
 
     def _with_pixels(

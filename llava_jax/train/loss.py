@@ -16,47 +16,50 @@ from llava_jax.text.constants import IGNORE
 def supervised_nll(
     model: Llava,
     hidden_BTD: jax.Array,
-    target_at_BP: jax.Array,
-    targets_BP: jax.Array,
+    target_at_GP: jax.Array,
+    targets_GP: jax.Array,
     chunk: int = 256,
 ) -> jax.Array:
-    """float32[B, P]: -log p(target) at each supervised position, 0 where targets are -100.
+    """float32[G, P]: -log p(target) at each supervised position, 0 where targets are -100.
 
-    Wider P than `chunk` is worked off in pieces that are recomputed in the backward pass, so that
-    at most [B, chunk, V] logits live at a time.
+    target_at: into the (B / G) * T positions of each group of rows. Wider P than `chunk` is worked off
+    in pieces that are recomputed in the backward pass, so that at most [G, chunk, V] logits live at a
+    time.
     """
-    hidden_BPD = jnp.take_along_axis(hidden_BTD, target_at_BP[..., None], axis=1)
+    groups, p = targets_GP.shape
+    hidden_GSD = hidden_BTD.reshape(groups, -1, hidden_BTD.shape[-1])  # S = (B / G) * T
+    hidden_GPD = jnp.take_along_axis(hidden_GSD, target_at_GP[..., None], axis=1)
 
     def nll(hidden, targets):
         logits = model.logits(hidden)
         picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
         return jnp.where(targets == IGNORE, 0.0, jax.nn.logsumexp(logits, axis=-1) - picked)
 
-    p = targets_BP.shape[1]
     if p <= chunk:
-        return nll(hidden_BPD, targets_BP)
+        return nll(hidden_GPD, targets_GP)
     pad = -p % chunk
-    hidden_BPD = jnp.pad(hidden_BPD, ((0, 0), (0, pad), (0, 0)))
-    targets = jnp.pad(targets_BP, ((0, 0), (0, pad)), constant_values=IGNORE)
-    rows, parts = len(targets), targets.shape[1] // chunk
+    hidden_GPD = jnp.pad(hidden_GPD, ((0, 0), (0, pad), (0, 0)))
+    targets = jnp.pad(targets_GP, ((0, 0), (0, pad)), constant_values=IGNORE)
+    parts = targets.shape[1] // chunk
     pieces = jax.lax.map(
         jax.checkpoint(lambda piece: nll(*piece), prevent_cse=False),
         (
-            hidden_BPD.reshape(rows, parts, chunk, hidden_BPD.shape[-1]).swapaxes(0, 1),
-            targets.reshape(rows, parts, chunk).swapaxes(0, 1),
+            hidden_GPD.reshape(groups, parts, chunk, hidden_GPD.shape[-1]).swapaxes(0, 1),
+            targets.reshape(groups, parts, chunk).swapaxes(0, 1),
         ),
     )
-    return pieces.swapaxes(0, 1).reshape(rows, parts * chunk)[:, :p]
+    return pieces.swapaxes(0, 1).reshape(groups, parts * chunk)[:, :p]
 
 
-def mean_loss(nll_BP: jax.Array, targets_BP: jax.Array, groups: int = 1) -> jax.Array:
+def mean_loss(nll_GP: jax.Array, targets_GP: jax.Array, groups: int = 1) -> jax.Array:
     """Mean over supervised tokens; with `groups`, the mean of the token means of that many row groups.
 
     The original averages within each device's micro-batch and then over devices
     (llava/train/train.py under DeepSpeed); groups = its number of devices gives the same number.
-    A group without a supervised token counts as 0, where torch gives NaN.
+    A group without a supervised token counts as 0, where torch gives NaN. Row groups are those of an
+    unpacked batch, whose rows are groups of their own.
     """
     # Not -1: a group may have no supervised position at all.
-    split = (groups, targets_BP.size // groups)
-    count = (targets_BP != IGNORE).reshape(split).sum(-1)
-    return jnp.mean(nll_BP.reshape(split).sum(-1) / jnp.maximum(count, 1))
+    split = (groups, targets_GP.size // groups)
+    count = (targets_GP != IGNORE).reshape(split).sum(-1)
+    return jnp.mean(nll_GP.reshape(split).sum(-1) / jnp.maximum(count, 1))
