@@ -8,81 +8,25 @@ all made from these tables. After changing one:
 """
 
 import argparse
-import ast
-import contextlib
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from numbers import Integral, Real
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any
 
-from llava_jax.errors import ConfigError, did_you_mean
+from llava_jax.setting import (
+    PATTERN,
+    Setting,
+    check,
+    check_all,
+    flat,
+    forms_of,
+    in_words,
+    parse,
+    rows,
+    setting,
+)
 
-
-@dataclass(frozen=True)
-class Setting:
-    """One row of a table.
-
-    low, high: the closed interval of allowed numbers; above, below: the same, open. They and `choices`
-    apply to each element of a tuple. needs: the setting without which this one has no effect, as
-    NAME (must be set) or NAME=VALUE (must be, or contain, VALUE). resume: may differ when a run is
-    resumed. host: each process of a run may have its own value. aliases: names in other programs.
-    """
-
-    name: str
-    type: Any
-    default: Any
-    meaning: str = ""
-    low: float = -math.inf
-    high: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
-    choices: tuple[str, ...] = ()
-    needs: str = ""
-    resume: bool = False
-    host: bool = False
-    aliases: str = ""
-
-    @property
-    def limits(self) -> str:
-        """The allowed numbers in words: "from 0 to 1", "above 0 and at most 1"; "" for all."""
-        if math.isfinite(self.low) and math.isfinite(self.high):
-            return f"from {self.low:,} to {self.high:,}"
-        low = ("at least", self.low), ("above", self.above)
-        high = ("at most", self.high), ("below", self.below)
-        return " and ".join(f"{word} {n:,}" for word, n in (*low, *high) if math.isfinite(n))
-
-    def allows(self, number: Any) -> bool:
-        """Whether a number is within the limits."""
-        return self.low <= number <= self.high and self.above < number < self.below
-
-
-def setting(default: Any, meaning: str, **columns: Any) -> Any:
-    """A field of a table; `columns` are those of Setting. aliases: words with spaces between them."""
-    return field(default=default, metadata={"meaning": meaning, **columns})
-
-
-def rows(table: Any, prefix: str = "") -> dict[str, Setting]:
-    """{dotted name: row} of a table and of the tables that its fields hold."""
-    found, types = {}, get_type_hints(table)
-    for f in fields(table):
-        name, kind = f"{prefix}{f.name}", types[f.name]
-        if is_dataclass(kind):
-            found |= rows(kind, f"{name}.")
-        else:
-            found[name] = Setting(name, kind, f.default, **f.metadata)
-    return found
-
-
-def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting in nested groups."""
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
+__all__ = ["PATTERN", "Setting", "check", "check_all", "flat", "parse", "rows", "setting"]
 
 # Tables --------------------------------------------------------------------------------------------
 # fmt: off
@@ -218,7 +162,7 @@ class TrainSettings:
     model: ModelGroup = ModelGroup()
     trainable: tuple[str, ...] = setting(("projector", "language"),
         "parts of the model that are trained",
-        choices=("projector", "language", "embed", "lora", "vision"),
+        choices=("projector", "language", "embed", "lora", "vision"), patterns=True,
         aliases="lora_enable tune_mm_mlp_adapter")
     lora_rank: int = setting(0, "rank of new LoRA adapters; 0: none", low=0, aliases="lora_r")
     lora_alpha: float = setting(256.0, "adapters are scaled by alpha / rank", low=0,
@@ -240,6 +184,8 @@ class TrainSettings:
         needs="trainable=projector", aliases="mm_projector_lr")
     vision_lr: float | None = setting(None, "the vision tower's peak rate; None: lr", low=0,
         needs="trainable=vision", aliases="mm_vision_tower_lr")
+    param_groups: tuple[str, ...] = setting((),
+        "rates of parts or patterns: 'vision lr=2e-6', 're:.*\\.embedding lr=1e-5 weight_decay=0'")
     warmup_ratio: float = setting(0.03, "fraction of the steps in which the rate rises", low=0,
         high=1, aliases="warmup_steps")
     lr_end_ratio: float = setting(0.0, "the cosine ends at this fraction of the peak", low=0,
@@ -255,6 +201,12 @@ class TrainSettings:
         "rate of what Muon leaves to Adam, as a fraction of lr", low=0, needs="optimizer=muon")
     clip_norm: float = setting(1.0, "largest global norm of the gradients; 0: no clipping", low=0,
         aliases="max_grad_norm grad_clip")
+    ema_decay: float = setting(0.0,
+        "exports a moving average of the trained parameters with this decay; 0: none", low=0,
+        below=1, aliases="ema model_ema")
+    z_loss: float = setting(0.0,
+        "weight of the squared log of the softmax's normalizer, added to the loss", low=0,
+        aliases="z_loss_weight z_loss_multiplier")
     loss_average: str = setting("global",
         "average over the tokens of a step (global) or over its micro-batches (micro, as the original)",
         choices=("global", "micro"))
@@ -283,107 +235,6 @@ SAMPLING = rows(SamplingSettings)
 TRAINING = rows(TrainSettings)
 
 
-# Values --------------------------------------------------------------------------------------------
-
-_ONE = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-_MANY = {int: "whole numbers", float: "numbers", str: "strings"}
-
-
-def check(row: Setting, value: Any, shown: str = "") -> None:
-    """Raises ConfigError for a value of the wrong type, beyond a limit or not among the choices.
-
-    shown: the setting's name in the message, where it is not the row's.
-    """
-    name = shown or row.name
-    forms = _forms(row)
-    if not any(_is(form, value) for form in forms):
-        wanted = " or ".join(_words(form) for form in forms if form is not NoneType)
-        raise ConfigError(f"{name} is {value!r}, not {wanted}", fix=_fix_of_type(forms, value))
-    items = value if isinstance(value, (tuple, list)) else (value,)
-    for item in items:
-        if row.choices and item not in row.choices:
-            allowed = ", ".join(map(repr, row.choices))
-            raise ConfigError(f"{name} {item!r} is unknown", fix=f"one of {allowed}")
-        if isinstance(item, Real) and not row.allows(item):
-            raise ConfigError(f"{name} is {value!r}, but must be {row.limits}")
-    if tuple[int, ...] in forms and list(items) != sorted(set(items)):
-        raise ConfigError(f"{name} {value} must be in rising order")
-    if tuple[int, ...] in forms and row.default and not items:
-        raise ConfigError(f"{name} is empty")
-
-
-def check_all(table: Mapping[str, Setting], values: Mapping[str, Any]) -> None:
-    """`check` of each of `values`; raises ConfigError, with the nearest name, for an unknown one."""
-    for name, value in values.items():
-        if name not in table:
-            fix = did_you_mean(name, table, cutoff=0.5) or f"one of {', '.join(table)}"
-            raise ConfigError(f"no setting {name!r}", fix=fix)
-        check(table[name], value)
-
-
-def parse(row: Setting, text: str) -> Any:
-    """The value that a text of the command line spells.
-
-    Tuples: (1,2), 1,2 and projector,lora alike. A text that spells no value of the setting's type is
-    returned as it is, for `check` to refuse.
-    """
-    forms = _forms(row)
-    many = any(get_origin(form) is tuple for form in forms)
-    if many and (len(forms) == 1 or text.startswith(("(", "["))):
-        return _tuple(text)
-    if str in forms:
-        return text
-    if bool in forms:
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        return words.get(text.lower(), text)
-    if text.lower() == "none":
-        return None
-    for kind in (int, float) if int in forms else (float,):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def _tuple(text: str) -> Any:
-    try:
-        value = ast.literal_eval(text or "()")
-    except (ValueError, SyntaxError):
-        bare = text.strip("()[] ").rstrip(",")
-        value = tuple(part.strip().strip("'\"") for part in bare.split(","))
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-def _forms(row: Setting) -> tuple[Any, ...]:
-    """str | tuple[str, ...] -> (str, tuple[str, ...])"""
-    return get_args(row.type) if isinstance(row.type, UnionType) else (row.type,)
-
-
-def _is(form: Any, value: Any) -> bool:
-    if get_origin(form) is tuple:
-        return isinstance(value, (tuple, list)) and all(_is(get_args(form)[0], v) for v in value)
-    if form not in (int, float):
-        return isinstance(value, form)
-    if not isinstance(value, Integral if form is int else Real) or isinstance(value, bool):
-        return False
-    return isinstance(value, Integral) or math.isfinite(value)
-
-
-def _words(form: Any) -> str:
-    return f"a tuple of {_MANY[get_args(form)[0]]}" if get_origin(form) is tuple else _ONE[form]
-
-
-def _fix_of_type(forms: tuple[Any, ...], value: Any) -> str | None:
-    """How to write a value so that it has the right type, where that is clear."""
-    if any(get_origin(form) is tuple and _is(get_args(form)[0], value) for form in forms):
-        return f"a tuple of one ends with a comma: ({value!r},)"
-    if int in forms and _is(float, value) and value == int(value):
-        return f"write {int(value)}"
-    if isinstance(value, str) and {int, float} & {*forms}:
-        with contextlib.suppress(ValueError):
-            return f"without quotes: {value}" if math.isfinite(float(value)) else None
-    return None
-
-
 # Command lines and documents -----------------------------------------------------------------------
 
 
@@ -394,7 +245,7 @@ def add_options(parser: Any, table: Mapping[str, Setting], names: Iterable[str])
     """
     for name in names:
         row = table[name]
-        kind = next(form for form in _forms(row) if form in (int, float, str))
+        kind = next(form for form in forms_of(row) if form in (int, float, str))
         default = "" if row.default in (None, "") else f" (default: {row.default})"
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -431,8 +282,9 @@ run is resumed. Settings of generation are arguments of `Request` and options of
 
 def _line(row: Setting) -> str:
     values = ", ".join(f"`{c}`" if c else "empty" for c in row.choices) or row.limits
+    values += f", `{PATTERN}REGEX`" * row.patterns
     if not values:
-        values = " or ".join(_words(form) for form in _forms(row) if form is not NoneType)
+        values = " or ".join(in_words(form) for form in forms_of(row) if form is not NoneType)
     need, _, value = row.needs.partition("=")
     only = f" (only with `{need}`{f' {value}' if value else ''})" if need else ""
     star = "\\*" if row.resume else ""

@@ -11,7 +11,7 @@ import pytest
 from llava_jax import cli
 from llava_jax.errors import ConfigError
 from llava_jax.settings import SAMPLING, TRAINING, add_options, check, check_all, page, parse
-from llava_jax.train.optim import GROUPS
+from llava_jax.train.select import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = {**TRAINING, **SAMPLING}

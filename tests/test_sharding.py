@@ -13,7 +13,7 @@ from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError
 from llava_jax.llava import abstract_params, param_shardings
 from llava_jax.sharding import make_mesh, put_batch, spec
-from llava_jax.train.optim import GROUPS, has_decay
+from llava_jax.train.select import GROUPS, has_decay
 from tests.tiny import random_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "params_7b.txt"

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.NAME
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
-BASE = {"errors", "config", "params", "progress", "util", "settings"}
+BASE = {"errors", "config", "params", "progress", "util", "setting", "settings"}
 NETWORK = {"layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "params": set(),
     "progress": set(),
     "util": set(),
+    "setting": set(),
     "settings": set(),
     "text": set(),
     "images": set(),
@@ -52,7 +53,7 @@ MAY_IMPORT = {
 }
 # Never import jax.
 LIGHT = {
-    *("errors", "config", "params", "progress", "util", "settings"),
+    *("errors", "config", "params", "progress", "util", "setting", "settings"),
     *("text", "images", "batch", "cli", "inspect", "configs"),
 }
 

@@ -38,7 +38,8 @@ def fit(
     settings = ConfigDict(
         {
             **dict(optimizer="muon", muon_adam_lr_ratio=0.15, lr=lr, weight_decay=0.05),
-            **dict(projector_lr=None, vision_lr=None, warmup_ratio=0.1, lr_end_ratio=0.01),
+            **dict(projector_lr=None, vision_lr=None, param_groups=(), ema_decay=0.0),
+            **dict(warmup_ratio=0.1, lr_end_ratio=0.01),
             **dict(clip_norm=1.0, b1=0.9, b2=0.98, eps=1e-8),
         }
     )

@@ -13,6 +13,7 @@ from llava_jax.data.settings import data_files, padded_lengths
 from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.settings import TRAINING, check, flat
 from llava_jax.text.conversation import TEMPLATES
+from llava_jax.train.select import param_groups
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def check_settings(c: Any) -> None:
     if not c.trainable:
         allowed = ", ".join(TRAINING["trainable"].choices)
         raise ConfigError("trainable is empty: nothing would be trained", fix=f"of {allowed}")
+    param_groups(c)  # for what it raises
     if c.lora_rank and "lora" not in c.trainable:
         raise ConfigError(
             f"lora_rank is {c.lora_rank}, but 'lora' is not in trainable {c.trainable}: "

@@ -21,7 +21,7 @@ from llava_jax.train.control import Flags, put_flags, stop_flag
 from llava_jax.train.distributed import check_alike, is_main, on_main, together
 from llava_jax.train.log import NoLog, RunLog
 from llava_jax.train.model_io import open_model, read_params, save_model, split_params
-from llava_jax.train.optim import warmup_cosine
+from llava_jax.train.optim import exported_params, warmup_cosine
 from llava_jax.train.program import make_program
 from llava_jax.train.resume import begin, check_same, finish, finished
 from llava_jax.train.step import Params
@@ -116,7 +116,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         checkpoints.wait()
 
         # What the run was for.
-        save_model(workdir / "export", opened, state.params)
+        save_model(workdir / "export", opened, exported_params(state.params, state.opt_state))
         report = feed.report()
         on_main(lambda: finish(workdir, report, watch.loss, steps))
         return steps

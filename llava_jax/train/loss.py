@@ -19,12 +19,14 @@ def supervised_nll(
     target_at_GP: jax.Array,
     targets_GP: jax.Array,
     chunk: int = 256,
+    z_loss: float = 0.0,
 ) -> jax.Array:
     """float32[G, P]: -log p(target) at each supervised position, 0 where targets are -100.
 
     target_at: into the (B / G) * T positions of each group of rows. Wider P than `chunk` is worked off
     in pieces that are recomputed in the backward pass, so that at most [G, chunk, V] logits live at a
-    time.
+    time. z_loss: weight of the squared log-normalizer that is added to each, which keeps logits from
+    drifting (PaLM, arXiv 2204.02311, section 5).
     """
     groups, p = targets_GP.shape
     hidden_GSD = hidden_BTD.reshape(groups, -1, hidden_BTD.shape[-1])  # S = (B / G) * T
@@ -33,7 +35,11 @@ def supervised_nll(
     def nll(hidden, targets):
         logits = model.logits(hidden)
         picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-        return jnp.where(targets == IGNORE, 0.0, jax.nn.logsumexp(logits, axis=-1) - picked)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        loss = log_z - picked
+        if z_loss:
+            loss += z_loss * log_z**2
+        return jnp.where(targets == IGNORE, 0.0, loss)
 
     if p <= chunk:
         return nll(hidden_GPD, targets_GP)

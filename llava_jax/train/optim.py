@@ -1,47 +1,31 @@
-"""Which parameters are trained, at which learning rate and by which rule, all determined by name."""
+"""How the trained parameters are updated: schedule, rule by parameter, clipping, moving average."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from llava_jax.errors import ConfigError
-from llava_jax.params import is_lora, is_run, is_stacked
-
-GROUPS: dict[str, Callable[[str], bool]] = {
-    "projector": lambda name: name.startswith("projector."),
-    "language": lambda name: name.startswith("language.") and not is_lora(name),
-    "embed": lambda name: name == "language.embed.embedding",
-    "lora": is_lora,
-    # What follows the feature layer has no gradient, and weight decay must not touch it.
-    "vision": lambda name: name.startswith("vision.") and is_run(name),
-}
-"""The parts of a model that `trainable` may name."""
+from llava_jax.params import is_stacked
+from llava_jax.train.select import rates
 
 
-def trainable_names(names: Iterable[str], groups: Iterable[str]) -> set[str]:
-    """The names that `groups` (keys of GROUPS) cover. Raises ConfigError for one that covers none."""
-    names, chosen = list(names), set()
-    for group in groups:
-        covered = {n for n in names if GROUPS[group](n)}
-        if not covered:
-            raise ConfigError(f"trainable: the model has no {group!r} parameters")
-        chosen |= covered
-    return chosen
+def warmup_steps(ratio: float, steps: int) -> int:
+    """Steps in which the rate rises: ceil(ratio * steps), as transformers' get_warmup_steps."""
+    return math.ceil(ratio * steps)
 
 
 def warmup_cosine(peak: float, steps: int, warmup_ratio: float, end_ratio: float = 0.0):
-    """Linear warm-up over ceil(ratio * steps) from 0, then a cosine to end_ratio * peak.
+    """Linear warm-up over `warmup_steps` from 0, then a cosine to end_ratio * peak.
 
     The rule of transformers' get_cosine_schedule_with_warmup: update number 0 has rate 0 when
     there is a warm-up at all.
     """
-    warmup = math.ceil(warmup_ratio * steps)
+    warmup = warmup_steps(warmup_ratio, steps)
 
     def schedule(count):
         count = jnp.asarray(count, jnp.float32)
@@ -51,18 +35,6 @@ def warmup_cosine(peak: float, steps: int, warmup_ratio: float, end_ratio: float
         return peak * jnp.where(count < warmup, rising, end_ratio + (1 - end_ratio) * cosine)
 
     return schedule
-
-
-def has_decay(name: str) -> bool:
-    """Weight decay leaves out norms and biases (transformers' Trainer.get_decay_parameter_names)."""
-    return not name.endswith((".scale", ".bias"))
-
-
-def learning_rate_of(name: str, config: Any) -> float:
-    """Peak learning rate of a parameter: `lr`, or the group's own where one is set."""
-    own = {"projector": config.projector_lr, "vision": config.vision_lr}
-    peak = own.get(name.partition(".")[0])
-    return config.lr if peak is None else peak
 
 
 def is_muon(name: str) -> bool:
@@ -76,16 +48,15 @@ def make_optimizer(
     """(the optimizer over a flat dict with these names, peak learning rate by group label).
 
     adamw: decoupled weight decay (torch's AdamW). muon: optax.contrib.muon for matrices, AdamW at
-    `muon_adam_lr_ratio` of the rate for the rest. Clipping by the global norm comes first.
+    `muon_adam_lr_ratio` of the rate for the rest. Clipping by the global norm comes first, the
+    moving average (`ema_decay`) last. Raises ConfigError as llava_jax.train.select.rates does.
     """
     labels, transforms, peaks = {}, {}, {}
     with_muon = config.optimizer == "muon"
-    for name in names:
-        peak = learning_rate_of(name, config)
+    for name, (peak, decay) in rates(list(names), config).items():
         muon = with_muon and is_muon(name)
         if with_muon and not muon:
-            peak *= config.muon_adam_lr_ratio
-        decay = config.weight_decay if has_decay(name) and muon == with_muon else 0.0
+            peak, decay = peak * config.muon_adam_lr_ratio, 0.0
         label = f"{'muon' if muon else 'adamw'}_lr{peak:g}_wd{decay:g}"
         labels[name], peaks[label] = label, peak
         if label not in transforms:
@@ -94,6 +65,8 @@ def make_optimizer(
     chain: list[Any] = [optax.transforms.partition(transforms, labels)]
     if config.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.ema_decay:
+        chain.append(moving_average(config.ema_decay))
     return optax.chain(*chain), peaks
 
 
@@ -108,3 +81,36 @@ def _matrix_axes(params: Mapping[str, Any]) -> Any:
     """The last two axes are the matrix; a leading layer axis makes it a batch of matrices."""
     axes = optax.contrib.MuonDimensionNumbers
     return jax.tree.map(lambda p: axes(p.ndim - 2, p.ndim - 1), params)
+
+
+# The moving average of the trained parameters -------------------------------------------------------
+
+
+class AverageState(NamedTuple):
+    """The moving average, a flat dict like the trained parameters."""
+
+    average: Any
+
+
+def moving_average(decay: float) -> optax.GradientTransformation:
+    """Keeps decay * average + (1 - decay) * parameters after each update; starts from the parameters.
+
+    It is a part of the optimizer's state, so that checkpoints hold it and a skipped step leaves it.
+    """
+
+    def init(params):
+        # A copy: the step donates the parameters and this, which must not be one buffer.
+        return AverageState(jax.tree.map(jnp.copy, params))
+
+    def update(updates, state, params=None):
+        new = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, new)
+        return updates, AverageState(average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def exported_params(params: Mapping[str, Any], opt_state: Any) -> Mapping[str, Any]:
+    """What a run exports: the moving average where there is one, else the trained parameters."""
+    last = opt_state[-1] if isinstance(opt_state, tuple) and opt_state else None
+    return last.average if isinstance(last, AverageState) else params

@@ -24,7 +24,8 @@ from llava_jax.llava import abstract_params, param_shardings
 from llava_jax.sharding import BATCH, check_rows, replicated
 from llava_jax.train.control import Flags, with_flags
 from llava_jax.train.model_io import compute_of, split_params
-from llava_jax.train.optim import make_optimizer, trainable_names
+from llava_jax.train.optim import make_optimizer
+from llava_jax.train.select import trainable_names
 from llava_jax.train.step import Params, TrainState, make_loss, make_step
 
 
@@ -73,7 +74,7 @@ def make_program(
         trained,
         _like_params(jax.eval_shape(optimizer.init, trained), trained, mesh),
     )
-    loss = make_loss(model, compute, config.loss_groups)
+    loss = make_loss(model, compute, config.loss_groups, config.z_loss)
     dropout = model.lora and model.lora.dropout
     seed = config.seed if dropout else None
     step = make_step(loss, optimizer, average=config.loss_average, seed=seed)

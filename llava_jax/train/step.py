@@ -26,11 +26,13 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def make_loss(config: LlavaConfig, compute: Compute, groups: int = 1) -> Callable:
+def make_loss(
+    config: LlavaConfig, compute: Compute, groups: int = 1, z_loss: float = 0.0
+) -> Callable:
     """loss(trained, frozen, batch, key) -> float32[]: token-mean loss of one micro-batch.
 
     Trained float32 parameters are cast to the compute dtype first, as a bf16 copy beside fp32
-    masters; LoRA dropout is on when `key` is given.
+    masters; LoRA dropout is on when `key` is given. z_loss: see llava_jax.train.loss.supervised_nll.
     """
     bind = binder(config, compute)
 
@@ -38,7 +40,7 @@ def make_loss(config: LlavaConfig, compute: Compute, groups: int = 1) -> Callabl
         cast = {name: value.astype(compute.dtype) for name, value in trained.items()}
         model = bind({**frozen, **cast})
         hidden = model(batch, key)
-        nll = supervised_nll(model, hidden, batch["target_at"], batch["targets"])
+        nll = supervised_nll(model, hidden, batch["target_at"], batch["targets"], z_loss=z_loss)
         return mean_loss(nll, batch["targets"], groups)
 
     return loss

@@ -14,7 +14,7 @@ from llava_jax.data.settings import DataFile, DataSettings, data_files
 from llava_jax.settings import TRAINING, flat
 from llava_jax.train.checks import check_settings
 from llava_jax.train.config import load_config
-from llava_jax.train.optim import GROUPS
+from llava_jax.train.select import GROUPS
 from llava_jax.train.stages import split_stages
 
 NAMES = sorted(

@@ -16,7 +16,8 @@ from llava_jax.convert import load_checkpoint
 from llava_jax.layers import Compute
 from llava_jax.params import is_lora
 from llava_jax.text.example import Example
-from llava_jax.train.optim import make_optimizer, trainable_names
+from llava_jax.train.optim import make_optimizer
+from llava_jax.train.select import trainable_names
 from llava_jax.train.step import TrainState, make_loss, make_step
 from tests.conftest import SHARED, shared
 
@@ -104,6 +105,8 @@ def trained(kind: str):
         lr=c["lr"],
         projector_lr=c["mm_projector_lr"],
         vision_lr=None,
+        param_groups=(),
+        ema_decay=0.0,
         warmup_ratio=c["warmup_ratio"],
         lr_end_ratio=0.0,
         weight_decay=c["weight_decay"],

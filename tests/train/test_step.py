@@ -13,7 +13,8 @@ from llava_jax.layers import Compute
 from llava_jax.llava import build, param_shardings
 from llava_jax.sharding import make_mesh, put_batch
 from llava_jax.train.loss import mean_loss, supervised_nll
-from llava_jax.train.optim import make_optimizer, trainable_names
+from llava_jax.train.optim import make_optimizer
+from llava_jax.train.select import trainable_names
 from llava_jax.train.step import TrainState, make_loss, make_step
 from tests.tiny import CONFIG, grouped, random_batch, random_params
 
@@ -24,6 +25,8 @@ def settings(**changes):
         "lr": 1e-2,
         "projector_lr": 5e-3,
         "vision_lr": None,
+        "param_groups": (),
+        "ema_decay": 0.0,
         "warmup_ratio": 0.0,
         "lr_end_ratio": 0.0,
         "weight_decay": 0.1,
