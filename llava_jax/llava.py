@@ -193,5 +193,5 @@ def build(config: LlavaConfig, params: Mapping[str, Any], compute: Compute | Non
 
 def param_shardings(config: LlavaConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     """{dotted name: where it lies on the mesh} of every parameter."""
-    state = state_shardings(abstract_model(config)[1], mesh)
+    state = state_shardings(abstract_model(config)[1], config, mesh)
     return {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(state)}

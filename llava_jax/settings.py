@@ -141,7 +141,7 @@ class DataGroup(ImageLimits):
 
 @dataclass(frozen=True)
 class MeshGroup:
-    """Devices per mesh axis. One axis may be -1: all devices that remain."""
+    """Devices per mesh axis, of one slice. One axis may be -1: all devices that remain."""
 
     data: int = setting(1, "devices along the batch, each with a copy of the model", resume=True)
     fsdp: int = setting(-1, "devices that share parameters, optimizer state and batch", resume=True)
@@ -149,6 +149,8 @@ class MeshGroup:
         resume=True, aliases="context_parallel_size sequence_parallel_size")
     tensor: int = setting(1, "devices that share the width of each layer", resume=True,
         aliases="tensor_parallel_size")
+    slices: int = setting(0, "groups of devices, slow links between them, that each take a part of "
+        "the batch; 0: those of a multi-slice TPU", low=0, resume=True, aliases="num_slices")
 
 
 @dataclass(frozen=True)

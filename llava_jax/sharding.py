@@ -6,9 +6,11 @@ splits the positions of a row, and parameters with `fsdp`; `tensor` splits heads
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError
 from llava_jax.layers import is_variable
 
@@ -48,56 +51,144 @@ _NO_POSITIONS = ("images", "target_at", "targets")
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = -1, tensor: int = 1, context: int = 1, devices=None
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    context: int = 1,
+    slices: int = 0,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh over all devices (or those given); one axis may be -1: whatever is left.
 
-    Raises ConfigError when the sizes do not multiply to the number of devices.
+    slices: groups of devices with fast links within them and slow ones between. The sizes are those of
+    one slice; each slice holds its own part of the rows, so that `data` of the mesh is slices x data.
+    0: the slices of a TPU that has several, else one.
+    Raises ConfigError when the sizes do not multiply to the number of devices, or for slices that are
+    not there.
     """
     devices = jax.devices() if devices is None else list(devices)
+    slices = slices or (len(_granules(devices)) if devices[0].platform == "tpu" else 1)
     sizes = [data, fsdp, context, tensor]
     given = " ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise ConfigError(f"mesh {given}: sizes are positive, and at most one may be -1")
-    known = int(np.prod([s for s in sizes if s > 0]))
+    known = math.prod(s for s in sizes if s > 0)
     if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
-        raise ConfigError(f"mesh {given} does not fit {len(devices)} devices")
+        sizes[sizes.index(-1)] = len(devices) // slices // known
+    if math.prod(sizes) * slices != len(devices):
+        per = f" in each of {slices} slices" if slices > 1 else ""
+        raise ConfigError(f"mesh {given}{per} does not fit {len(devices)} devices")
     # Auto axes: with Explicit ones, jax.make_mesh's default, plain matmuls raise ShardingTypeError.
-    return jax.make_mesh(
-        tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    auto = (AxisType.Auto,) * len(MESH_AXES)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, devices=devices, axis_types=auto)
+    return Mesh(_in_slices(devices, sizes, slices), MESH_AXES, axis_types=auto)
 
 
-def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> P:
-    """Where the parameter lies. An axis that its mesh axis does not divide stays whole, and is logged."""
-    placed: list[str | tuple[str, ...] | None] = []
-    for size, axis in zip(shape, axes):
-        # Of several mesh axes, those that split something: what has one device on it goes without.
-        over = RULES[axis][:1] + tuple(a for a in RULES[axis][1:] if mesh.shape[a] > 1)
-        parts = math.prod(mesh.shape[a] for a in over)
-        if size % parts:
-            log.warning(
-                "%s: axis %r of %d is not divisible by mesh axis %s=%d, kept whole",
-                *(name, axis, size, " x ".join(over), parts),
-            )
-            over = ()
-        placed.append(over if len(over) > 1 else (over[0] if over else None))
-    return P(*placed)
+def _granules(devices: Sequence[Any]) -> set[Any]:
+    """The slices that devices lie in; TPUs and GPUs know theirs."""
+    return {getattr(d, "slice_index", None) for d in devices}
 
 
-def state_shardings(abstract: nnx.State, mesh: Mesh) -> nnx.State:
-    """The same tree with a NamedSharding in place of each parameter."""
+def _in_slices(devices: Sequence[Any], sizes: Sequence[int], slices: int) -> np.ndarray:
+    """Devices by mesh axis, those of one slice after those of another along `data`.
+
+    Where devices know no slice, or one alone, each process is a slice.
+    """
+    from jax.experimental.mesh_utils import create_hybrid_device_mesh
+
+    by_process = len(_granules(devices)) == 1
+    found = {d.process_index for d in devices} if by_process else _granules(devices)
+    if len(found) != slices:
+        what = "processes" if by_process else "slices"
+        raise ConfigError(
+            f"mesh.slices is {slices}, but the number of {what} is {len(found)}",
+            fix=f"--config.mesh.slices={len(found)}",
+        )
+    across = (slices, *(1 for _ in MESH_AXES[1:]))
+    return create_hybrid_device_mesh(tuple(sizes), across, devices, process_is_granule=by_process)
+
+
+# Parameters ----------------------------------------------------------------------------------------
+
+
+def spec(
+    shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, units: Mapping[str, int]
+) -> P:
+    """Where a parameter lies. An axis that its mesh axes do not divide stays whole.
+
+    units: of axes that are split by several entries at a time, such as the width of a head.
+    """
+    return P(*(_placed(size, axis, mesh, units) for size, axis in zip(shape, axes)))
+
+
+def _placed(size: int, axis: str | None, mesh: Mesh, units: Mapping[str, int]) -> Any:
+    # Of several mesh axes, those that split something: a name alone reads better than a tuple.
+    over = tuple(a for i, a in enumerate(RULES[axis]) if i == 0 or mesh.shape[a] > 1)
+    parts = math.prod(mesh.shape[a] for a in over)
+    if not over or size // units.get(axis or "", 1) % parts:
+        return None
+    return over if len(over) > 1 else over[0]
+
+
+def state_shardings(abstract: nnx.State, config: LlavaConfig, mesh: Mesh) -> nnx.State:
+    """The same tree with a NamedSharding in place of each parameter; says what does not divide."""
+    for line in undivided(config, mesh):
+        _say_once(line)
 
     def one(path, variable):
-        name = ".".join(str(getattr(p, "key", p)) for p in path)
-        value = variable.get_value()
-        return variable.replace(
-            NamedSharding(mesh, spec(name, value.shape, variable.out_sharding, mesh))
-        )
+        shape, axes = variable.get_value().shape, variable.out_sharding
+        units = _head_widths(config, str(getattr(path[0], "key", path[0])))
+        return variable.replace(NamedSharding(mesh, spec(shape, axes, mesh, units)))
 
     return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=is_variable)
+
+
+def _head_widths(config: LlavaConfig, part: str) -> dict[str, int]:
+    """The entries of a head, which stay together, of the tower or the language model."""
+    width = config.language.head_width
+    if part == "vision":
+        width = config.vision.width // config.vision.heads
+    return {"heads": width, "kv_heads": width}
+
+
+def undivided(config: LlavaConfig, mesh: Mesh) -> list[str]:
+    """A line for each size of the model that the mesh does not divide, with the setting that would.
+
+    What is not divided is whole on every device of that mesh axis.
+    """
+    language, vision = config.language, config.vision
+    tensor, lines = mesh.shape["tensor"], []
+    for what, size in (
+        ("heads of the language model", language.heads),
+        ("KV heads of the language model", language.kv_heads),
+        ("entries of the vocabulary", language.vocab_size),
+        ("entries of the language model's MLP", language.mlp_width),
+        ("heads of the vision tower", vision.heads),
+        ("entries of the vision tower's MLP", vision.mlp_width),
+    ):
+        if size % tensor:
+            lines.append(
+                f"mesh.tensor={tensor} does not divide the {size:,} {what}, which stay whole on "
+                f"every device; mesh.tensor={math.gcd(size, tensor)} would divide them"
+            )
+    shared = math.prod(mesh.shape[axis] for axis in RULES["embed"])
+    for what, width in (("language model", language.width), ("vision tower", vision.width)):
+        if width % shared:
+            lines.append(
+                f"mesh.fsdp x mesh.context = {shared} does not divide the width {width:,} of the "
+                f"{what}, whose parameters stay whole on every device; "
+                f"{math.gcd(width, shared)} would divide it, with mesh.data for the rest"
+            )
+    return lines
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    log.warning("%s", line)
+
+
+# Batches -------------------------------------------------------------------------------------------
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -149,6 +240,17 @@ def _own_blocks(mesh: Mesh) -> list[int]:
     return [i for i, devices in enumerate(blocks) if any(d.process_index == here for d in devices)]
 
 
+def batch_array_sharding(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """How an array of a batch lies, cut into micro-batches [micro, rows, ...]: as SEQUENCE or BATCH.
+
+    shape: [rows, ...]. Raises as check_lengths does.
+    """
+    if name in _NO_POSITIONS:
+        return NamedSharding(mesh, P(None, *BATCH))
+    check_lengths(shape[1:2], mesh)
+    return NamedSharding(mesh, P(None, *SEQUENCE))
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[str, jax.Array]:
     """This process's rows of a global batch -> [micro, rows / micro, ...], split as SEQUENCE or BATCH.
 
@@ -161,9 +263,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[s
     place = {block: i for i, block in enumerate(blocks)}
 
     def put(name: str, value: np.ndarray) -> jax.Array:
-        partition = BATCH if name in _NO_POSITIONS else SEQUENCE
-        if partition == SEQUENCE:
-            check_lengths(value.shape[1:2], mesh)
+        sharding = batch_array_sharding(name, value.shape, mesh)
         # Not -1: a batch without images has arrays of size 0.
         local = value.reshape(micro, len(value) // micro, *value.shape[1:])
         size = local.shape[1] // len(blocks)
@@ -173,7 +273,6 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[s
             return local[:, start : start + size, *index[2:]]
 
         shape = (micro, size * across, *value.shape[1:])
-        sharding = NamedSharding(mesh, P(None, *partition))
         return jax.make_array_from_callback(shape, sharding, shard)
 
     return {name: put(name, value) for name, value in batch.items()}

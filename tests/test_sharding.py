@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError
 from llava_jax.llava import abstract_params, param_shardings
-from llava_jax.sharding import make_mesh, put_batch, spec
+from llava_jax.sharding import make_mesh, put_batch, spec, undivided
 from llava_jax.train.select import GROUPS, has_decay
-from tests.tiny import random_batch
+from tests.tiny import CONFIG, random_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "params_7b.txt"
 
@@ -57,12 +57,26 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes):
         make_mesh(**sizes)
 
 
-def test_an_axis_that_does_not_divide_is_named_and_kept_whole(caplog):
+def test_what_does_not_divide_stays_whole_and_is_said_once(caplog):
+    mesh = make_mesh(fsdp=2, tensor=4)
+    assert spec((6, 8), ("embed", "mlp"), make_mesh(fsdp=4, tensor=2), {}) == P(None, "tensor")
     with caplog.at_level(logging.WARNING):
-        placed = spec("a.kernel", (6, 8), ("embed", "mlp"), make_mesh(fsdp=4, tensor=2))
-    assert placed == P(None, "tensor")
-    assert "a.kernel" in caplog.text
-    assert "embed" in caplog.text
+        for _ in range(2):
+            shardings = param_shardings(CONFIG, mesh)
+    said = [r.message for r in caplog.records]
+    assert len(said) == 2, said
+    assert "mesh.tensor=4 does not divide the 2 KV heads of the language model" in said[0]
+    assert "mesh.tensor=2 would divide them" in said[0]
+    assert "2 heads of the vision tower" in said[1]
+    # 32 entries, which 4 divides; but a head of 16 is never cut.
+    assert shardings["language.layers.attn.k.kernel"].spec == P(None, "fsdp", None)
+    assert shardings["language.layers.attn.q.kernel"].spec == P(None, "fsdp", "tensor")
+    assert not undivided(LlavaConfig.v15_7b(), make_mesh(fsdp=4, tensor=2))
+    assert "fsdp x mesh.context = 5" in undivided(CONFIG, five())[0]
+
+
+def five():
+    return make_mesh(devices=jax.devices()[:5])
 
 
 def test_batches_are_split_by_rows():
@@ -79,10 +93,33 @@ def test_a_context_axis_splits_positions_and_parameters():
     assert sizes["tokens"] == (1, 2, 12)
     assert sizes["targets"] == (1, 2, 6)
     np.testing.assert_array_equal(batch["tokens"][0], random_batch(8, length=24)["tokens"])
-    assert spec("a.kernel", (64, 8), ("embed", "mlp"), mesh) == P(("fsdp", "context"), "tensor")
+    assert spec((64, 8), ("embed", "mlp"), mesh, {}) == P(("fsdp", "context"), "tensor")
 
 
 def test_lengths_that_the_context_axis_does_not_divide_are_refused():
     with pytest.raises(ConfigError, match=r"rows of 24 positions .* mesh.context=5") as refused:
         put_batch(random_batch(8), make_mesh(context=5, devices=jax.devices()[:5]), micro=1)
     assert "data.length_buckets" in str(refused.value)
+
+
+class Device:
+    """Of a TPU that is not there."""
+
+    platform, device_kind, core_on_chip = "tpu", "stand-in", 0
+
+    def __init__(self, number: int, slice_index: int):
+        self.id, self.slice_index, self.process_index = number, slice_index, number // 4
+        self.coords = (number % 4, number % 8 // 4, 0)
+
+
+def test_slices_take_rows_apart_and_hold_the_other_axes_whole():
+    devices = [Device(i, i // 8) for i in range(16)]
+    for slices in (0, 2):  # 0: as many as the devices are of
+        found = make_mesh(fsdp=-1, tensor=2, slices=slices, devices=devices)
+        assert tuple(found.shape.values()) == (2, 4, 1, 2)
+        for part, of_one in enumerate(found.devices):
+            assert {d.slice_index for d in of_one.flat} == {part}
+    with pytest.raises(ConfigError, match=r"mesh.slices is 4, but the number of slices is 2"):
+        make_mesh(slices=4, devices=devices)
+    with pytest.raises(ConfigError, match=r"the number of processes is 1"):
+        make_mesh(slices=2)

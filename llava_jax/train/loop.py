@@ -22,6 +22,7 @@ from llava_jax.train.distributed import check_alike, is_main, on_main, together
 from llava_jax.train.log import NoLog, RunLog
 from llava_jax.train.model_io import open_model, read_params, save_model, split_params
 from llava_jax.train.optim import exported_params, warmup_cosine
+from llava_jax.train.placement import placement
 from llava_jax.train.program import make_program
 from llava_jax.train.resume import begin, check_same, finish, finished
 from llava_jax.train.step import Params
@@ -59,20 +60,22 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         program = make_program(config, opened.config, params, mesh, steps)
         trained, frozen = split_params(params, set(program.state.params), program.compute.dtype)
         log.info("%s", _summary(config, loader, steps, trained, frozen, mesh))
-        state = program.start(trained)
-        del trained
 
         # Resume.
         checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
         cleanup.callback(checkpoints.close)  # waits for the write in progress
         done, last_loss = 0, math.nan
-        if checkpoints.latest() is not None:
-            state, data_state, meta = checkpoints.restore(state)
+        if checkpoints.latest() is None:
+            state = program.start(trained)
+        else:
+            trained.clear()
+            state, data_state, meta = checkpoints.restore(program.state)
             loader.set_state(data_state)
             done, last_loss = meta["step"], meta.get("loss", math.nan)
             log.info("resumed at step %d of %d", done, steps)
             if changed:
                 log.info("settings that changed since: %s", ", ".join(changed))
+        del trained
         on_main(lambda: begin(config, workdir))
 
         # The loop.
@@ -84,12 +87,15 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         rate = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)
         watch = Metrics(run_log, lambda count: float(rate(count)), last_loss)
         saver = Saver(checkpoints, run_log, config.save_minutes, done)
+        metrics: Any = None
         with stop_flag() as stop, jax.set_mesh(mesh):
             try:
                 while done < steps:
                     batch, info = feed.next()
                     own = Flags(stop.is_set(), is_main() and saver.late, feed.error is not None)
                     placed = put_batch(batch, mesh, config.grad_accum), put_flags(own, mesh)
+                    if not metrics and is_main():
+                        log.info("what lies where:\n%s", placement(state, frozen, placed[0]))
                     state, metrics = program.step(state, frozen, *placed)
                     done += 1
                     flags = watch.after(done, metrics, info, own)

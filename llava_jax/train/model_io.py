@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from llava_jax.params import is_run, is_stacked
 from llava_jax.sharding import replicated
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import load_fitting
-from llava_jax.train.distributed import is_main, on_main
+from llava_jax.train.distributed import is_main, together
 from llava_jax.train.step import Params
 
 
@@ -161,35 +162,86 @@ def save_model(folder: Path, opened: Opened, trained: Params) -> None:
     """Writes the trained model as a folder of this project's format (whole or not at all).
 
     What was not trained is copied from the files the run started from, in their own type: the copy
-    on the devices was rounded to the compute dtype. With several processes the main one writes;
-    parameters come to its host a layer at a time.
+    on the devices was rounded to the compute dtype. The main process writes. Parameters come to its
+    host a layer at a time, when their turn to be written has come.
     """
     from llava_jax.convert import Checkpoint, save_checkpoint
 
     source = opened.source
-    whole = {name: _on_host(name, value) for name, value in trained.items()}
+    stream = Stream(trained)
     model = Checkpoint(
         opened.config,
-        {**source.leaves, **whole},
+        {**source.leaves, **stream.leaves()},
         source.tokenizer,
         {"kind": source.kind, "path": opened.name},
         source.metadata,
         source.buffers,
     )
-    on_main(lambda: save_checkpoint(model, folder, to="jax", overwrite=True))
+
+    def save() -> None:
+        with stream:
+            save_checkpoint(model, folder, to="jax", overwrite=True)
+
+    together(save if is_main() else stream.serve)
 
 
-def _on_host(name: str, value: jax.Array) -> Any:
-    """`value` itself where this process sees all of it, else a copy of it in the main process."""
-    if value.is_fully_addressable:
-        return value
-    stacked, sharding = is_stacked(name), cast(Any, value.sharding)
-    gather = jax.jit(lambda x, i: x[i] if stacked else x, out_shardings=replicated(sharding.mesh))
-    parts = []
-    for i in range(len(value) if stacked else 1):
-        part = gather(value, np.int32(i))  # by every process
-        if is_main():
-            parts.append(np.asarray(part))
-    if not is_main():
-        return None
-    return np.stack(parts) if stacked else parts[0]
+class Stream:
+    """Sharded parameters as tensors that come to the main process when it reads them.
+
+    Gathering a layer takes every process. The main one says which, in the order in which it reads;
+    the others `serve` until it leaves the context.
+    """
+
+    def __init__(self, params: Params):
+        # A place for each tensor: the same list in every process.
+        self._places = [
+            (name, layer)
+            for name, value in params.items()
+            for layer in (range(len(value)) if is_stacked(name) else [None])
+        ]
+        self._params = params
+        mesh = cast(Any, next(iter(params.values())).sharding).mesh
+        self._whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))
+        self._layer = jax.jit(lambda x, i: x[i], out_shardings=replicated(mesh))
+
+    def leaves(self) -> dict[str, Any]:
+        """{name: llava_jax.convert Leaf} of the parameters; to be read within the context."""
+        from llava_jax.convert.io.lazy import Lazy, Leaf
+
+        parts: dict[str, list[Lazy]] = {}
+        for number, (name, layer) in enumerate(self._places):
+            value = self._params[name]
+            shape = value.shape if layer is None else value.shape[1:]
+            read = functools.partial(self._ask, number)
+            parts.setdefault(name, []).append(Lazy(shape, np.dtype(value.dtype), read, name))
+        return {name: Leaf(tuple(found), is_stacked(name)) for name, found in parts.items()}
+
+    def serve(self) -> None:
+        """Takes part in what the main process reads, until it is done."""
+        while (number := _from_main(-1)) >= 0:
+            self._gather(number)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _from_main(-1)
+
+    def _ask(self, number: int) -> np.ndarray:
+        return np.asarray(self._gather(_from_main(number)))
+
+    def _gather(self, number: int) -> jax.Array:
+        """A whole tensor on every device, by every process."""
+        name, layer = self._places[number]
+        if layer is None:
+            return self._whole(self._params[name])
+        return self._layer(self._params[name], np.int32(layer))
+
+
+def _from_main(number: int) -> int:
+    """The number that the main process calls this with, in every process."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

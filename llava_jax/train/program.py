@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params, param_shardings
-from llava_jax.sharding import BATCH, check_rows, replicated
+from llava_jax.sharding import batch_array_sharding, check_rows, replicated
 from llava_jax.train.control import Flags, with_flags
 from llava_jax.train.model_io import compute_of, split_params
 from llava_jax.train.optim import make_optimizer
@@ -92,10 +92,11 @@ def planned_params(model: LlavaConfig, mesh: Mesh) -> Params:
 def abstract_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[str, Any]:
     """ShapeDtypeStructs of what `put_batch` makes of all rows of a global batch. Raises as it does."""
     check_rows(len(next(iter(batch.values()))), mesh, micro)
-    place = NamedSharding(mesh, P(None, *BATCH))
     return {
         name: jax.ShapeDtypeStruct(
-            (micro, len(value) // micro, *value.shape[1:]), value.dtype, sharding=place
+            (micro, len(value) // micro, *value.shape[1:]),
+            value.dtype,
+            sharding=batch_array_sharding(name, value.shape, mesh),
         )
         for name, value in batch.items()
     }

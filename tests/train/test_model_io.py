@@ -8,12 +8,13 @@ import pytest
 
 from llava_jax.config import LoraConfig
 from llava_jax.convert import load_checkpoint, save_checkpoint
+from llava_jax.convert.io.lazy import Leaf
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.llava import init_params
 from llava_jax.sharding import make_mesh
 from llava_jax.train import model_io
 from llava_jax.train.cli import load_config
-from llava_jax.train.model_io import check_finite, open_model, read_params
+from llava_jax.train.model_io import Stream, check_finite, open_model, read_params, save_model
 from llava_jax.train.stages import run_stages
 from tests.tiny import CONFIG, random_params
 from tests.train.run import make_data, make_model, overrides
@@ -112,3 +113,23 @@ def test_what_is_not_trained_is_exported_as_it_was_read(made, tmp_path):
         trained = name.startswith("projector.")
         assert after[name].dtype == (np.float32 if trained else np.float16), name
         assert trained or np.array_equal(after[name], value), name
+
+
+def test_a_shard_is_read_alone_and_an_export_takes_a_layer_at_a_time(made, tmp_path, monkeypatch):
+    opened, mesh = open_model(load_config("common", overrides(*made))), make_mesh(fsdp=4, tensor=2)
+    reads, whole = [], {name: leaf.nbytes for name, leaf in opened.source.leaves.items()}
+    read = Leaf.read
+    monkeypatch.setattr(Leaf, "read", lambda *a: reads.append(read(*a).nbytes) or read(*a))
+    params = read_params(opened, 0, mesh)
+    kernel = "language.layers.mlp.up.kernel"
+    assert sum(reads) == sum(whole.values())
+    assert reads.count(whole[kernel] // 8) >= 8
+    sizes = []
+    gather = Stream._gather
+    monkeypatch.setattr(Stream, "_gather", lambda *a: sizes.append(gather(*a).nbytes) or gather(*a))
+    trained = {name: value for name, value in params.items() if name.startswith("language.layers.")}
+    save_model(tmp_path / "export", opened, trained)
+    assert len(sizes) == len(trained) * CONFIG.language.layers
+    assert max(sizes) == whole[kernel] // CONFIG.language.layers
+    after = load_checkpoint(tmp_path / "export").params
+    assert all(np.array_equal(after[name], value) for name, value in params.items())

@@ -48,19 +48,25 @@ def alone(made, tmp_path_factory):
     return workdir
 
 
-def start(made, workdir, count=2, **changes):
-    """`count` processes of 8 / count devices each, as srun would start them on one host."""
-    devices = f"--xla_force_host_platform_device_count={8 // count}"
+def slurm(count, devices):
+    """The environment of each of `count` processes of so many devices, as srun starts them on one host."""
     # The port that jax makes of the job's number must be free.
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    processes = []
+    flags = f"--xla_force_host_platform_device_count={devices}"
     for index in range(count):
-        env = {**os.environ, "XLA_FLAGS": devices, "JAX_COORDINATOR_PORT": str(port)}
+        env = {**os.environ, "XLA_FLAGS": flags, "JAX_COORDINATOR_PORT": str(port)}
         env |= {"SLURM_JOB_ID": "4711", "SLURM_STEP_NODELIST": "localhost"}
         env |= {"SLURM_NTASKS": str(count), "SLURM_STEP_NUM_TASKS": str(count)}
         env |= {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+        yield env
+
+
+def start(made, workdir, count=2, **changes):
+    """`count` processes of 8 / count devices each."""
+    processes = []
+    for env in slurm(count, 8 // count):
         command = [sys.executable, "-m", "llava_jax", "train", "--config", "common", "--quiet"]
         command += ["--workdir", str(workdir), *overrides(*made, **{**SETTINGS, **changes})]
         processes.append(
@@ -109,7 +115,8 @@ def same_run(workdir, alone):
 
 
 def test_two_processes_are_one_run(made, alone, tmp_path):
-    codes, outs = end(start(made, tmp_path))
+    # Each process as a slice: data is then twice what it says, as it is for one process.
+    codes, outs = end(start(made, tmp_path, **{"mesh.data": 1, "mesh.slices": 2}))
     assert codes == [0, 0], outs
     same_run(tmp_path, alone)
     files = {p.name for p in tmp_path.iterdir()}
@@ -118,6 +125,7 @@ def test_two_processes_are_one_run(made, alone, tmp_path):
         ours, theirs = (json.loads((w / name).read_text()) for w in (tmp_path, alone))
         for found in (ours, theirs):  # answers of a model that is hardly trained may differ
             found.pop("wrong", None)
+            found.pop("mesh", None)
         assert ours == theirs, name
     assert sum("the model " in out for out in outs) == 1
 
