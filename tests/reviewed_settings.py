@@ -73,6 +73,7 @@ ROWS = [
     Row("mesh.data", "train/* rehearsal/test_layouts.py", RECIPES),
     Row("mesh.fsdp", "train/* rehearsal/test_layouts.py", RECIPES),
     Row("mesh.tensor", "train/* rehearsal/test_layouts.py", RECIPES),
+    Row("mesh.slices", "train/test_processes.py", RECIPES),
     Row("mesh.tensor", "configs/test_configs.py", ITSELF),
     Row("grad_accum", "rehearsal/* train/*", RECIPES),
     # Optimisation.
