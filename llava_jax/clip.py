@@ -11,9 +11,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.config import VisionConfig
 from llava_jax.layers import (
+    ATTENTION,
     Compute,
     LayerNorm,
     Linear,
@@ -69,9 +71,11 @@ class ClipAttention(nnx.Module):
 
     def __call__(self, x_MSD: jax.Array, implementation: str | None) -> jax.Array:
         split = (*x_MSD.shape[:2], self.heads, x_MSD.shape[2] // self.heads)
-        q, k, v = (f(x_MSD).reshape(split) for f in (self.q, self.k, self.v))  # [M, S, N, H]
+        q, k, v = (
+            checkpoint_name(f(x_MSD).reshape(split), ATTENTION) for f in (self.q, self.k, self.v)
+        )  # [M, S, N, H]
         y = attention(q, k, v, None, implementation)  # [M, S, N, H]
-        return self.out(y.reshape(x_MSD.shape))  # [M, S, D]
+        return checkpoint_name(self.out(y.reshape(x_MSD.shape)), ATTENTION)  # [M, S, D]
 
 
 class ClipMlp(nnx.Module):

@@ -16,8 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.config import LoraConfig, RopeScaling
+
+OFFLOADED = "pinned_host"
+"""The kind of memory that remat "offload" uses."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class Compute:
     """How a model is run, as opposed to what it is. None of it changes the parameters.
 
     dtype: activations and matmul inputs; norms, softmax, RoPE and logits are always float32.
-    remat: "none" keeps all activations, "full" keeps layer boundaries, "dots" keeps matmul outputs.
+    remat: what each layer keeps for the backward pass, which computes the rest again: "none" keeps all,
+        "dots" the outputs of its linear layers, "minimal" attention's q, k, v and output, "full" the
+        layer's input alone, "offload" that input in the host's memory.
     unroll: run layer stacks as a straight line instead of a scan (longer compile; faster on CPU).
     attention: implementation of jax.nn.dot_product_attention: None, "xla" or "cudnn".
     """
@@ -36,9 +42,18 @@ class Compute:
     attention: str | None = None
 
 
+LAYER_INPUT, ATTENTION = "layer input", "attention"  # names of activations that a policy may keep
+_policies = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "minimal": _policies.save_only_these_names(ATTENTION),
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst=OFFLOADED,
+    ),
 }
 
 
@@ -260,11 +275,15 @@ def unstack_layers(stacked: nnx.Module) -> nnx.List:
     return nnx.List([layer(i) for i in range(n)])
 
 
-def run_layers(layers: Any, apply: Callable, x: Any, xs: Any, compute: Compute) -> tuple[Any, Any]:
+def run_layers(
+    layers: Any, apply: Callable, x: Any, xs: Any, compute: Compute, last: Callable | None = None
+) -> tuple[Any, Any]:
     """Runs x through all layers: x, y = apply(layer, x, xs[i]) for each; returns (x, ys).
 
     layers: one stacked module (scanned), or an nnx.List of modules (run one after another; xs and ys
     are then lists with one entry per layer instead of arrays with a leading axis).
+    last: takes apply's place in the last layer of a stack, and may give x another shape; ys is then
+    that of the layers before.
     """
     if isinstance(layers, nnx.List):
         ys = []
@@ -276,8 +295,16 @@ def run_layers(layers: Any, apply: Callable, x: Any, xs: Any, compute: Compute) 
 
     def body(x, layer_and_input):
         layer, entry = layer_and_input
+        x = checkpoint_name(x, LAYER_INPUT)
         return apply(nnx.merge(graphdef, layer), x, entry)
 
     if compute.remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
-    return jax.lax.scan(body, x, (state, xs), unroll=True if compute.unroll else 1)
+    every = state, xs
+    if last:
+        every = jax.tree.map(lambda leaf: leaf[:-1], (state, xs))
+    x, ys = jax.lax.scan(body, x, every, unroll=True if compute.unroll else 1)
+    if last:  # what it keeps is used at once, so that nothing is gained by computing it twice
+        state, xs = jax.tree.map(lambda leaf: leaf[-1], (state, xs))
+        x, _ = last(nnx.merge(graphdef, state), x, xs)
+    return x, ys

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.config import LanguageConfig, LoraConfig
 from llava_jax.layers import (
+    ATTENTION,
     Compute,
     Embed,
     Linear,
@@ -62,6 +64,17 @@ def causal_mask(segments_BT: jax.Array, turns_BT: jax.Array | None = None) -> ja
     return mask & (same_turn | (turns_BT == 0)[:, None])
 
 
+def take_positions(x_BTD: jax.Array, at_GP: jax.Array | None) -> jax.Array:
+    """x at the positions of `at` -> [G, P, D]; x itself where that is None.
+
+    at_GP: int32, each into the B / G * T positions of a group's rows; G divides B.
+    """
+    if at_GP is None:
+        return x_BTD
+    groups = x_BTD.reshape(len(at_GP), -1, x_BTD.shape[-1])  # [G, B / G * T, D]
+    return jnp.take_along_axis(groups, at_GP[..., None], axis=1)
+
+
 class LlamaAttention(nnx.Module):
     """Causal self-attention with RoPE; writes to and reads from a cache when given one."""
 
@@ -80,12 +93,13 @@ class LlamaAttention(nnx.Module):
             config.heads * h, d, ("heads", "embed"), bias=bias, gain=0.5, lora=lora, rngs=rngs
         )
 
-    def __call__(self, x_BTD, rope, mask_BTS, cache, write_at, implementation, keys):
+    def __call__(self, x_BTD, rope, mask_BTS, cache, write_at, implementation, keys, at_GP=None):
         b, t, _ = x_BTD.shape
         split = (b, t, -1, self.head_width)
         q = apply_rope(self.q(x_BTD, keys[0]).reshape(split), rope)  # [B, T, N, H]
         k = apply_rope(self.k(x_BTD, keys[1]).reshape(split), rope)  # [B, T, K, H]
         v = self.v(x_BTD, keys[2]).reshape(split)  # [B, T, K, H]
+        q, k, v = (checkpoint_name(x, ATTENTION) for x in (q, k, v))
         if cache is not None:  # a pair [B, K, S, H]
             cache = tuple(
                 jax.lax.dynamic_update_slice_in_dim(
@@ -96,7 +110,8 @@ class LlamaAttention(nnx.Module):
             if mask_BTS.shape[-1] != t:  # else: a prefill, which attends only to its own tokens
                 k, v = (c.swapaxes(1, 2).astype(x_BTD.dtype) for c in cache)  # [B, S, K, H]
         y = attention(q, k, v, mask_BTS, implementation)  # [B, T, N, H]
-        return self.o(y.reshape(b, t, q.shape[2] * q.shape[3]), keys[3]), cache  # [B, T, D]
+        y = take_positions(y.reshape(b, t, q.shape[2] * q.shape[3]), at_GP)  # [B, T, N * H]
+        return checkpoint_name(self.o(y, keys[3]), ATTENTION), cache  # [B, T, D]
 
 
 class LlamaMlp(nnx.Module):
@@ -114,7 +129,7 @@ class LlamaMlp(nnx.Module):
 
 
 class LlamaLayer(nnx.Module):
-    """One pre-norm decoder block."""
+    """One pre-norm decoder block. With `at`, its output at those positions alone: [G, P, D]."""
 
     def __init__(self, config: LanguageConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
         self.attn_norm = RMSNorm(config.width, config.norm_eps)
@@ -122,10 +137,11 @@ class LlamaLayer(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = LlamaMlp(config, lora, rngs=rngs)
 
-    def __call__(self, x, rope, mask, cache, write_at, implementation, key):
+    def __call__(self, x, rope, mask, cache, write_at, implementation, key, at=None):
         keys = [None] * 7 if key is None else jax.random.split(key, 7)  # one per Linear
-        y, cache = self.attn(self.attn_norm(x), rope, mask, cache, write_at, implementation, keys)
-        x = x + y
+        mixed = self.attn_norm(x), rope, mask, cache, write_at, implementation, keys
+        y, cache = self.attn(*mixed, at)
+        x = take_positions(x, at) + y
         return x + self.mlp(self.mlp_norm(x), keys), cache
 
 
@@ -156,6 +172,8 @@ class Llama(nnx.Module):
         write_at: jax.Array | int = 0,
         dropout_key: jax.Array | None = None,
         key_positions_BS: jax.Array | None = None,
+        at_GP: jax.Array | None = None,
+        prune: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Embeddings -> (hidden states after the last norm, dtype[B, T, D]; the updated cache).
 
@@ -164,6 +182,8 @@ class Llama(nnx.Module):
         dropout_key: turns LoRA dropout on (training).
         key_positions_BS: RoPE positions of the cache's entries, from which a sliding window is
         measured. Without it, the keys are the T tokens themselves.
+        at_GP: positions to give hidden states of, as take_positions takes them: [G, P, D] and no cache.
+        prune: do what follows the last layer's attention at those positions alone.
         """
         c, compute = self.config, self.compute
         rope = rope_table(
@@ -179,9 +199,16 @@ class Llama(nnx.Module):
             layer_cache, key = entry
             return layer(x, rope, mask_BTS, layer_cache, write_at, compute.attention, key)
 
-        x, new_cache = run_layers(self.layers, apply, x_BTD, self._per_layer(cache, keys), compute)
-        if cache is None:
+        def last(layer, x, entry):
+            return layer(x, rope, mask_BTS, None, 0, compute.attention, entry[1], at_GP)
+
+        every = self._per_layer(cache, keys)
+        if prune:
+            x, _ = run_layers(self.layers, apply, x_BTD, every, compute, last)
             return self.norm(x), None
+        x, new_cache = run_layers(self.layers, apply, x_BTD, every, compute)
+        if cache is None:
+            return self.norm(take_positions(x, at_GP)), None
         if isinstance(new_cache, list):
             return self.norm(x), KVCache([k for k, _ in new_cache], [v for _, v in new_cache])
         return self.norm(x), KVCache(*new_cache)

@@ -111,14 +111,22 @@ class Llava(nnx.Module):
         return merge_images(text, rows, slots_BT)
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        dropout_key: jax.Array | None = None,
+        at_GP: jax.Array | None = None,
+        prune: bool = False,
     ) -> jax.Array:
-        """A batch (tokens, slots, positions, segments, turns, images) -> hidden dtype[B, T, D]."""
+        """A batch (tokens, slots, positions, segments, turns, images) -> hidden dtype[B, T, D].
+
+        at_GP, prune: for hidden dtype[G, P, D] at those positions, see Llama.
+        """
         x = constrain(
             self.embed(batch["tokens"], batch["slots"], batch["images"]), SEQUENCE
         )  # [B, T, D]
         mask = causal_mask(batch["segments"], batch.get("turns"))  # [B, T, T]
-        return self.language(x, batch["positions"], mask, dropout_key=dropout_key)[0]
+        at = {"at_GP": at_GP, "prune": prune}
+        return self.language(x, batch["positions"], mask, dropout_key=dropout_key, **at)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32[..., V]."""

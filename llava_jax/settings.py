@@ -217,8 +217,8 @@ class TrainSettings:
     mesh: MeshGroup = MeshGroup()
     dtype: str = setting("bfloat16", "type of the computation; trained parameters stay float32",
         choices=("float32", "bfloat16"), aliases="bf16 fp16 precision")
-    remat: str = setting("full", "what the backward pass recomputes: full saves the most memory",
-        choices=("none", "dots", "full"), resume=True, aliases="gradient_checkpointing")
+    remat: str = setting("full", "what the backward pass computes again; `full` needs least memory, `none` least time",
+        choices=("none", "dots", "minimal", "full", "offload"), resume=True, aliases="gradient_checkpointing")
     unroll_layers: bool = setting(False, "no loop over layers: faster for tiny models", resume=True)
     attention: str = setting("", "attention kernel; empty: jax chooses",
         choices=("", "xla", "cudnn"), resume=True, aliases="attn_implementation")

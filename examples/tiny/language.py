@@ -58,8 +58,9 @@ def text_loss(config: LlavaConfig) -> Loss:
         features = jnp.where(words[..., None] >= 0, embedded, 0).sum(axis=2)  # [B, K * I, D]
         x = merge_images(model.language.embed(batch["tokens"]), features, batch["slots"])
         mask = causal_mask(batch["segments"], batch["turns"])
-        hidden, _ = model.language(x, batch["positions"], mask)
-        nll = supervised_nll(model, hidden, batch["target_at"], batch["targets"])
+        at = {"at_GP": batch["target_at"], "prune": True}
+        hidden, _ = model.language(x, batch["positions"], mask, **at)
+        nll = supervised_nll(model, hidden, batch["targets"])
         return mean_loss(nll, batch["targets"])
 
     return loss

@@ -111,15 +111,29 @@ def check_settings(c: Any) -> None:
 
 
 def check_devices(stages: Stages) -> None:
-    """Raises ConfigError for a mesh that does not fit the devices, or a batch that does not fit the mesh."""
+    """Raises ConfigError for a mesh that does not fit the devices, a batch that does not fit the mesh, and
+    for a place that activations are to be moved to and the devices do not have."""
     from llava_jax.sharding import check_lengths, check_rows, make_mesh
 
     for name, config in stages:
         mesh, data = make_mesh(**config.mesh), config.data
         with _naming(name):
+            check_remat(config.remat, mesh.local_devices[0])
             check_lengths(padded_lengths(data.length_buckets, data.max_length), mesh)
             if not data.pack:  # packed rows are filled up
                 check_rows(config.batch_size, mesh, config.grad_accum)
+
+
+def check_remat(remat: str, device: Any) -> None:
+    """Raises ConfigError for "offload" where the device cannot use the host's memory."""
+    from llava_jax.layers import OFFLOADED
+
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if remat == "offload" and OFFLOADED not in kinds:
+        raise ConfigError(
+            f"remat is 'offload', but {device.platform} devices have no {OFFLOADED} memory here",
+            fix="--config.remat=full keeps the same activations on the device",
+        )
 
 
 def check_data_files(stages: Stages) -> None:

@@ -15,22 +15,19 @@ from llava_jax.text.constants import IGNORE
 
 def supervised_nll(
     model: Llava,
-    hidden_BTD: jax.Array,
-    target_at_GP: jax.Array,
+    hidden_GPD: jax.Array,
     targets_GP: jax.Array,
     chunk: int = 256,
     z_loss: float = 0.0,
 ) -> jax.Array:
     """float32[G, P]: -log p(target) at each supervised position, 0 where targets are -100.
 
-    target_at: into the (B / G) * T positions of each group of rows. Wider P than `chunk` is worked off
-    in pieces that are recomputed in the backward pass, so that at most [G, chunk, V] logits live at a
-    time. z_loss: weight of the squared log-normalizer that is added to each, which keeps logits from
+    hidden_GPD: the model's hidden states at `target_at`. Wider P than `chunk` is worked off in pieces
+    that are recomputed in the backward pass, so that at most [G, chunk, V] logits live at a time.
+    z_loss: weight of the squared log-normalizer that is added to each, which keeps logits from
     drifting (PaLM, arXiv 2204.02311, section 5).
     """
     groups, p = targets_GP.shape
-    hidden_GSD = hidden_BTD.reshape(groups, -1, hidden_BTD.shape[-1])  # S = (B / G) * T
-    hidden_GPD = jnp.take_along_axis(hidden_GSD, target_at_GP[..., None], axis=1)
 
     def nll(hidden, targets):
         logits = model.logits(hidden)

@@ -16,6 +16,7 @@ from llava_jax.text.constants import IGNORE
 from llava_jax.train.loss import mean_loss, supervised_nll
 
 Params = dict[str, jax.Array]
+DECODER = "language.layers."
 
 
 class TrainState(NamedTuple):
@@ -32,15 +33,20 @@ def make_loss(
     """loss(trained, frozen, batch, key) -> float32[]: token-mean loss of one micro-batch.
 
     Trained float32 parameters are cast to the compute dtype first, as a bf16 copy beside fp32
-    masters; LoRA dropout is on when `key` is given. z_loss: see llava_jax.train.loss.supervised_nll.
+    masters; LoRA dropout is on when `key` is given. Logits, and what follows the last layer's attention
+    where that costs no memory, are computed at supervised positions alone. z_loss: see
+    llava_jax.train.loss.supervised_nll.
     """
     bind = binder(config, compute)
 
     def loss(trained: Params, frozen: Params, batch, key=None):
         cast = {name: value.astype(compute.dtype) for name, value in trained.items()}
         model = bind({**frozen, **cast})
-        hidden = model(batch, key)
-        nll = supervised_nll(model, hidden, batch["target_at"], batch["targets"], z_loss=z_loss)
+        # Taking the last layer out of a scanned stack copies the stack, as casting trained weights does
+        # anyway. Of frozen ones that copy would be the largest array of all.
+        prune = compute.unroll or not any(name.startswith(DECODER) for name in frozen)
+        hidden = model(batch, key, batch["target_at"], prune)
+        nll = supervised_nll(model, hidden, batch["targets"], z_loss=z_loss)
         return mean_loss(nll, batch["targets"], groups)
 
     return loss

@@ -51,12 +51,11 @@ def test_the_moving_average_is_one_and_changes_no_update():
 def test_z_loss_adds_the_squared_normalizer():
     params, batch = random_params(CONFIG, 1), random_batch(4)
     model = build(CONFIG, params)
-    hidden, where = model(batch), (batch["target_at"], batch["targets"])
-    plain = supervised_nll(model, hidden, *where)
+    hidden, targets = model(batch, at_GP=batch["target_at"]), batch["targets"]
+    plain = supervised_nll(model, hidden, targets)
     log_z = jax.nn.logsumexp(model.logits(hidden), axis=-1)
-    at = np.take_along_axis(log_z, where[0], axis=1)
-    wanted = plain + np.where(where[1] == -100, 0, 1e-2 * at**2)
-    found = supervised_nll(model, hidden, *where, z_loss=1e-2)
+    wanted = plain + np.where(targets == -100, 0, 1e-2 * log_z**2)
+    found = supervised_nll(model, hidden, targets, z_loss=1e-2)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     off = jax.make_jaxpr(make_loss(CONFIG, Compute(), 1, 0.0))(params, {}, batch)
     assert str(off) == str(jax.make_jaxpr(make_loss(CONFIG, Compute()))(params, {}, batch))
