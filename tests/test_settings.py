@@ -69,7 +69,11 @@ def test_parts_that_learn_are_those_that_training_knows():
         ("data.length_buckets", (), "data.length_buckets is empty"),
         ("data.length_buckets", (4, 4), "data.length_buckets (4, 4) must be in rising order"),
         ("data.weights", (1.0, -1.0), "data.weights is (1.0, -1.0), but must be at least 0"),
-        ("remat", "ful", "remat 'ful' is unknown (one of 'none', 'dots', 'full')"),
+        (
+            "remat",
+            "ful",
+            "remat 'ful' is unknown (one of 'none', 'dots', 'minimal', 'full', 'offload')",
+        ),
         ("attention", "none", "attention 'none' is unknown (one of '', 'xla', 'cudnn')"),
     ],
 )
