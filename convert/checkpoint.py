@@ -24,6 +24,7 @@ from llava_jax.convert.io.output import Progress
 from llava_jax.convert.source import KINDS, Options, Source, Target, identify
 from llava_jax.errors import WeightError
 from llava_jax.text.vocabulary import load_fitting
+from llava_jax.util import refuse_input
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh, Sharding
@@ -230,11 +231,12 @@ def convert(
     """Converts files to files, tensor by tensor; returns the opened source.
 
     The result records the SHA-256 of every file that was read. Raises WeightError when a JAX-side
-    source no longer has the bytes that were written.
+    source no longer has the bytes that were written, or is what would be overwritten.
     """
     options = options or Options()
     # Formats without adapters: the sum is rounded once, so it comes before the cast.
     source = open_source(src, replace(options, merge=options.merge or target.to in _MERGED))
+    refuse_input(dst, [hub.local(src), *source.files], WeightError)
     hashes = {f"{p.parent.name}/{p.name}": folders.sha256(p) for p in source.files}
     if source.kind == "jax":
         verify(hub.resolve(src, options.allow_pickle), hashes)

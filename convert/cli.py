@@ -27,6 +27,14 @@ def add_source_arguments(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def given_files(args: argparse.Namespace, *checkpoints: str) -> list[Path]:
+    """The local folders and files of `checkpoints` and of what the source options name."""
+    from llava_jax.convert.io import hub
+
+    names = [*checkpoints, args.base, args.vision_tower]
+    return [hub.local(name) for name in names if name is not None]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `llava-jax convert`."""
     parser.add_argument("src", help="checkpoint: folder, projector file, or hub id")
@@ -78,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
     from llava_jax.convert import Options, Target, convert
     from llava_jax.convert.formats.gguf import write_gguf
-    from llava_jax.convert.io.output import parse_size, refuse_foreign
+    from llava_jax.convert.io.output import check_free, parse_size
+    from llava_jax.util import refuse_input
 
     options = Options(
         base=args.base,
@@ -99,10 +108,11 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     source, quiet, overwrite = None, not sys.stderr.isatty(), args.overwrite
-    if overwrite:
-        refuse_foreign(Path(args.dst).expanduser())
+    check_free(Path(args.dst), overwrite)
     if args.check:
         _refuse_unreadable(args)
+        if args.report:
+            refuse_input(args.report, given_files(args, args.src, args.dst))
     with tqdm(unit="B", unit_scale=True, desc=f"to {args.to}", disable=quiet) as bar:
         if args.to == "gguf":
             write_gguf(args.src, args.dst, options, args.quantize, overwrite, bar.update)
@@ -150,7 +160,7 @@ def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
     from llava_jax.convert import Options, compare
     from llava_jax.convert.formats.tower import find_tower
     from llava_jax.convert.io import hub
-    from llava_jax.convert.io.output import write_json
+    from llava_jax.util import write_json
 
     # What was just written may hold pickles of ours.
     back = Options(allow_pickle=True, merge=options.merge, template=options.template)
@@ -167,5 +177,5 @@ def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
     report = compare.compare(args.src, args.dst, options, back, part=args.to in PARTS)
     print(compare.table(report))
     if args.report:
-        write_json(Path(args.report), report)
+        write_json(args.report, report, indent=2, ensure_ascii=False)
     return 0 if report["equal"] else 1

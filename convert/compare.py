@@ -13,16 +13,16 @@ import numpy as np
 
 from llava_jax.convert import vocabulary
 from llava_jax.convert.checkpoint import open_source
-from llava_jax.convert.cli import add_source_arguments
+from llava_jax.convert.cli import add_source_arguments, given_files
 from llava_jax.convert.formats.adapter import merge
 from llava_jax.convert.io import hub
 from llava_jax.convert.io.lazy import Leaf, dtype_name
-from llava_jax.convert.io.output import write_json
 from llava_jax.convert.source import Options, Source, identify
 from llava_jax.convert.values import all_finite, distance, rounding, rounding_text
 from llava_jax.errors import LlavaError
 from llava_jax.params import component
 from llava_jax.text.vocabulary import never_text
+from llava_jax.util import refuse_input, write_json
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report; 1 if the checkpoints differ."""
+    if args.json:
+        refuse_input(args.json, given_files(args, args.a, args.b))
     options = Options(args.base, args.vision_tower, args.allow_pickle)
     one, other = _options(args.a, args.b, options), _options(args.b, args.a, options)
     report = compare(args.a, args.b, one, other, logits=args.logits)
     print(table(report, everything=args.all))
     if args.json:
-        write_json(Path(args.json), report)
+        write_json(args.json, report, indent=2, ensure_ascii=False)
     return 0 if report["equal"] else 1
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import LlavaError
+from llava_jax.util import write_text
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def write(
         return False
     data = for_old_versions(json.loads(fast.to_str()))
     text = json.dumps(data, indent=1, ensure_ascii=False)
-    (folder / "tokenizer.json").write_text(text + "\n", "utf-8")
+    write_text(folder / "tokenizer.json", text + "\n")
     return True
 
 

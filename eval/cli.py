@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.task import TASKS, TaskSettings, get_task
-from llava_jax.util import write_json
+from llava_jax.util import refuse_input, write_json
 
 EXAMPLES = """examples:
   llava-jax eval --model M --tasks pope,mme --data DIR --out DIR
@@ -129,6 +129,13 @@ def task_settings_of(args: argparse.Namespace) -> TaskSettings:
     return TaskSettings(args.split, strict, skip, options)
 
 
+def _refuse_input(args: argparse.Namespace, out: Path | None) -> None:
+    """Raises LlavaError where writing `out` would replace what the command reads."""
+    files = [pair.partition("=")[2] or None for pair in args.set]  # such as gpt4=FILE
+    if out is not None:
+        refuse_input(out, [args.data, getattr(args, "answers", None), *files])
+
+
 def _list(args: argparse.Namespace) -> int:
     width = max(map(len, TASKS)) + 2
     for name, title in TASKS.items():
@@ -142,6 +149,7 @@ def _list(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     from llava_jax.eval.report.text import as_text, complete
 
+    _refuse_input(args, args.json)
     result = complete(get_task(args.task).score(args.answers, args.data, task_settings_of(args)))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +159,7 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    _refuse_input(args, args.out)
     task, settings = get_task(args.task), task_settings_of(args)
     print(f"wrote {task.submission(args.answers, args.data, args.out, settings)}")
     return 0
@@ -159,6 +168,7 @@ def _submit(args: argparse.Namespace) -> int:
 def _questions(args: argparse.Namespace) -> int:
     from llava_jax.eval.run.predict import write_questions
 
+    _refuse_input(args, args.out)
     questions = get_task(args.task).questions(args.data, task_settings_of(args))
     write_questions(questions, args.out)
     print(f"wrote {len(questions)} questions to {args.out}")
@@ -168,12 +178,15 @@ def _questions(args: argparse.Namespace) -> int:
 def _judge(args: argparse.Namespace) -> int:
     from llava_jax.eval.judge.command import judge_command
 
+    _refuse_input(args, args.out)
     return judge_command(args)
 
 
 def _report(args: argparse.Namespace) -> int:
-    from llava_jax.eval.report.write import write_report
+    from llava_jax.eval.report.write import PAGES, write_report
 
+    for page in PAGES:
+        refuse_input(args.out / page, args.results)
     html, markdown = write_report(
         args.results, args.out, images=args.images, compare=args.compare, title=args.title
     )

@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's) and returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug, words = take_flag(words, "--debug")
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that lacks a character must not kill a run.
@@ -142,6 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, line = explain(error)
         print(f"llava-jax{f' {name}' if name else ''}: {line}", file=sys.stderr)
         return code
+
+
+def open_closed_streams() -> None:
+    """Gives the null device to the standard streams that the shell closed (`>&-`), which are None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def dispatch(words: list[str], *, debug: bool = False) -> int:

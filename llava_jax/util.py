@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,66 @@ _PACKED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"PAR1": "parquet"}  # by their fi
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `path` as UTF-8; a kill at any moment leaves what was there, or all of the new text."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Writes `path` as UTF-8; a kill at any moment leaves what was there, or all of the new text.
+
+    A link is written through. Half of a surrogate pair, which UTF-8 has no form for, is written as
+    \\udXXX, which JSON reads back. Raises OSError that names `path`.
+    """
+    path, data = Path(path), text.encode("utf-8", "backslashreplace")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(data)  # a pipe or a device, such as /dev/stdout
+        return
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_json(path: str | Path, value: Any, **how: Any) -> None:
     """Writes `value` as JSON by `write_text`. how: arguments of json.dumps, such as indent."""
     write_text(path, json.dumps(value, **how))
+
+
+def refuse_input(
+    out: str | Path, inputs: Iterable[str | Path | None], error: type[LlavaError] = LlavaError
+) -> None:
+    """Raises `error` where writing `out` would replace one of `inputs`, through whatever links.
+
+    Those are files and folders that exist, or None. In a folder no file is replaced that is there
+    already; an output folder may not hold an input.
+    """
+    out, fix = expanded(out), "give another name for the output"
+    at, file = _places(out), out.is_file()
+    for given in (expanded(path) for path in inputs if path is not None):
+        if not given.exists():
+            continue
+        theirs = _places(given)
+        if at & theirs or (file and given.is_file() and out.samefile(given)):
+            raise error(f"{out} is an input, and is not replaced", fix=fix)
+        if file and any(t in place.parents for place in at for t in theirs):
+            raise error(f"{out} belongs to the input {given}, and is not replaced", fix=fix)
+        if any(place in t.parents for place in at for t in theirs):
+            raise error(f"{out} holds the input {given}, and is not replaced", fix=fix)
+
+
+def _places(path: Path) -> set[Path]:
+    """Where a path is: with its own name, and where that leads if it is a link."""
+    path = expanded(path)
+    return {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder for ~; "~nobody", where there is no such user, is a name like others."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def read_json(path: str | Path, error: type[LlavaError] = LlavaError) -> Any:

@@ -247,3 +247,21 @@ def test_help_documents_exit_codes_and_v_is_version(capsys):
         assert f"\n  {code:<4} " in out
     assert cli.main(["-V"]) == 0
     assert capsys.readouterr().out.startswith(f"llava-jax {__version__}")
+
+
+CLOSED_STREAMS = """
+import sys
+from llava_jax import cli
+def talk(words, debug):
+    print(f"read {sys.stdin.read()!r}", file=sys.stderr if sys.stderr.isatty() else sys.stdout)
+    return 0
+cli.dispatch = talk
+sys.exit(cli.main(["chat"]))
+"""
+
+
+def test_streams_that_the_shell_closed():
+    """`<&-`, `>&-`, `2>&-`: Python has None there."""
+    close = 'exec <&- >&- 2>&-; exec "$0" -c "$1"'
+    done = subprocess.run(["sh", "-c", close, sys.executable, CLOSED_STREAMS], timeout=60)
+    assert done.returncode == 0

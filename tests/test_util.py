@@ -1,6 +1,7 @@
 """Values of JSON files by content: separators, encodings, lists, lines, doubled keys."""
 
 import json
+import os
 
 import pytest
 
@@ -14,6 +15,9 @@ from llava_jax.util import (
     read_json,
     read_object,
     read_text,
+    refuse_input,
+    write_json,
+    write_text,
 )
 
 ROW = {"id": 1, "text": "one\u2028two\u2029three\u0085four\x0b\x0c\x1c five"}
@@ -105,3 +109,49 @@ def test_missing_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(LlavaError, match=r"pip install 'llava_jax\[eval\]'"):
         need("openpyxl", "to read .xlsx files", "llava_jax[eval]")
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        write_text(tmp_path / "folder", "x")
+    assert error.value.filename == str(tmp_path / "folder")
+    with pytest.raises(FileNotFoundError) as error:
+        write_text(tmp_path / "none/x", "x")
+    assert error.value.filename == str(tmp_path / "none/x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_link_and_a_pipe_are_written_through(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    read, write = os.pipe()
+    write_text(f"/dev/fd/{write}", "piped")
+    assert os.read(read, 9) == b"piped"
+
+
+def test_half_a_pair_of_surrogates_survives(tmp_path):
+    value = {"\ud800": "é \udfff", "pair": "🙂"}
+    write_json(tmp_path / "x", value, ensure_ascii=False)
+    assert read_json(tmp_path / "x") == value
+    write_text(tmp_path / "x", "\ud800")
+    assert (tmp_path / "x").read_text() == r"\ud800"
+
+
+def test_an_output_is_no_input(tmp_path):
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in/file"
+    file.write_text("")
+    (tmp_path / "link").symlink_to(file)
+    (tmp_path / "hard").hardlink_to(file)
+    for out, given in [
+        (file, file), ("link", file), (file, "link"), ("hard", file),
+        (file, "in"), ("link", "in"), ("in", file), ("in", "in"),
+    ]:  # fmt: skip
+        with pytest.raises(SampleError, match="input"):
+            refuse_input(tmp_path / out, [None, tmp_path / "none", tmp_path / given], SampleError)
+    refuse_input(tmp_path / "in/new", [tmp_path / "in", file])
+    refuse_input(tmp_path / "new", [tmp_path / "in", file, None, "~nobody-of-that-name"])

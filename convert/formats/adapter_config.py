@@ -143,5 +143,5 @@ def targets(settings: dict[str, Any]) -> set[str] | None:
 
 def base_name(base: str | Path) -> str:
     """What base_model_name_or_path calls a base: a hub id as it is, a folder by its absolute path."""
-    path = hub.SHIPPED.get(str(base)) or Path(base).expanduser()
+    path = hub.local(base)
     return str(path.resolve()) if path.exists() else str(base)

@@ -18,7 +18,7 @@ import numpy as np
 from llava_jax.config import LlavaConfig, PixelConfig
 from llava_jax.convert.checkpoint import open_source
 from llava_jax.convert.formats import adapter
-from llava_jax.convert.io import output
+from llava_jax.convert.io import hub, output
 from llava_jax.convert.io.lazy import Lazy
 from llava_jax.convert.io.output import Progress
 from llava_jax.convert.source import Options, Source
@@ -28,7 +28,7 @@ from llava_jax.errors import ConfigError, WeightError
 from llava_jax.params import is_run
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.tokenizer_files import added_tokens
-from llava_jax.util import need
+from llava_jax.util import need, refuse_input
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def write_gguf(
         raise WeightError(f"gguf type {kind!r} is unknown", fix=f"one of {', '.join(TYPES)}")
     options = options or Options()
     source = open_source(src, replace(options, merge=options.dtype is not None))
+    refuse_input(dst, [hub.local(src), *source.files], WeightError)
     source = adapter.merge(source, np.dtype(np.float32))  # the sum is rounded once, to `kind`
     check_tokens(source)
     source = original_rows(source)

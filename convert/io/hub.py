@@ -7,6 +7,7 @@ from pathlib import Path
 
 import llava_jax
 from llava_jax.errors import WeightError
+from llava_jax.util import expanded
 
 _ASSETS = Path(llava_jax.__file__).parent / "assets"
 SHIPPED = {name: _ASSETS / name for name in ("tiny", "tiny-clip", "tiny-vicuna")}
@@ -19,6 +20,11 @@ _SAFE = ["*.json", "*.safetensors", "tokenizer.model"]
 def looks_like_id(name: str) -> bool:
     """Whether `name` could be a hub id such as "liuhaotian/llava-v1.5-7b" (or "...@revision")."""
     return _ID.fullmatch(str(name)) is not None and ".." not in str(name)
+
+
+def local(name: str | Path) -> Path:
+    """Where `name` is if it is on this machine: a folder or file, or one of SHIPPED."""
+    return SHIPPED.get(str(name)) or expanded(name)
 
 
 def resolve(name: str | Path, allow_pickle: bool = False) -> Path:
@@ -34,7 +40,7 @@ def resolve(name: str | Path, allow_pickle: bool = False) -> Path:
                 f"this installation has no {name} model", fix="llava-jax quickstart makes one"
             )
         return SHIPPED[str(name)]
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
         return path
     if not looks_like_id(str(name)):

@@ -15,6 +15,8 @@ from llava_jax.eval.report.pictures import Pictures
 from llava_jax.eval.report.text import grid
 from llava_jax.util import need, write_text
 
+PAGES = ("index.html", "report.md")
+
 
 def write_report(
     results: Sequence[Path],
@@ -39,7 +41,7 @@ def write_report(
     if compare and not comparisons:
         raise DataError("nothing to compare: no benchmark has two results")
     out.mkdir(parents=True, exist_ok=True)
-    html, text = out / "index.html", out / "report.md"
+    html, text = (out / name for name in PAGES)
     pictures = Pictures(images) if images else None
     write_text(html, _render("page.html", found, comparisons, title, pictures))
     write_text(text, _render("page.txt", found, comparisons, title, None))

@@ -27,6 +27,7 @@ from llava_jax.errors import ImageError
 from llava_jax.images.cost import decode_bytes, decode_work, webp_size
 from llava_jax.images.png import without_long_texts
 from llava_jax.settings import ImageLimits, check_all, rows
+from llava_jax.util import expanded
 
 CODES = {
     "address": "addresses are not fetched",
@@ -161,10 +162,7 @@ def local_path(text: str | Path, name: str | None = None) -> Path:
     if match := _LOCAL_URI.match(text):
         return Path(unquote(text[match.end() :]))
     refuse_address(text, name)
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # ~nobody: no such user
-        return Path(text)
+    return expanded(text)
 
 
 def is_data_uri(text: str) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_the_command_replaces_only_checkpoints(tmp_path, capsys, there):
     file.write_text("{}")
     dst = tmp_path / there.partition("/")[0]
     assert main(["convert", str(source), str(dst), "--to", "hf", "--overwrite"]) == 2
-    assert "--overwrite does not replace" in capsys.readouterr().err
+    assert "is not overwritten" in capsys.readouterr().err
     assert file.read_text() == "{}"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", dst.name]
 
@@ -102,8 +103,7 @@ def test_full_disk(tmp_path):
 
 def test_what_is_there_is_not_overwritten_unasked(tmp_path):
     source = tiny.save(tmp_path / "a", "jax")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/mine.txt").write_text("keep")
+    (tiny.save(tmp_path / "b", "hf") / "mine.txt").write_text("keep")
     with pytest.raises(WeightError, match="overwrite"):
         convert(source, tmp_path / "b", Target("hf"))
     assert (tmp_path / "b/mine.txt").read_text() == "keep"
@@ -111,6 +111,83 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path):
     assert not (tmp_path / "b/mine.txt").exists()
     (tmp_path / "empty").mkdir()
     convert(source, tmp_path / "empty", Target("hf"))
+
+
+def test_overwriting_replaces_checkpoints_only(tmp_path):
+    """Not only by the command line: `save(..., overwrite=True)` over somebody's folder or file."""
+    source = tiny.save(tmp_path / "a", "jax")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/thesis").write_text("keep")
+    (tmp_path / "c").write_text("keep")
+    for name in ("b", "c", "b/thesis"):
+        with pytest.raises(WeightError, match="is not overwritten"):
+            convert(source, tmp_path / name, Target("hf", overwrite=True))
+    assert (tmp_path / "b/thesis").read_text() == (tmp_path / "c").read_text() == "keep"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_link_is_written_through(tmp_path):
+    """What it points to is filled, made or replaced, and the link stays."""
+    source = tiny.save(tmp_path / "a", "jax")
+    (tmp_path / "big").mkdir()
+    for target in ("disk", "none"):
+        (tmp_path / "big/disk").mkdir(exist_ok=True)
+        link = tmp_path / f"to_{target}"
+        link.symlink_to(tmp_path / "big" / target)
+        for overwrite in (False, True):
+            convert(source, link, Target("hf", overwrite=overwrite))
+            assert link.is_symlink()
+            assert (tmp_path / "big" / target / "config.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "big", "to_disk", "to_none"]
+    assert sorted(p.name for p in (tmp_path / "big").iterdir()) == ["disk", "none"]
+
+
+def test_an_input_is_not_replaced(tmp_path):
+    """The source itself, or a checkpoint that the source lies in."""
+    outer = tiny.save(tmp_path / "a", "jax")
+    inner = tiny.save(outer / "b", "jax")
+    (tmp_path / "link").symlink_to(inner)
+    before = tiny.files(tmp_path)
+    for dst in (inner, outer, tmp_path / "link"):
+        with pytest.raises(WeightError, match="input"):
+            convert(inner, dst, Target("hf", overwrite=True))
+    config = str(inner / "llava_jax.json")
+    assert main(["compare", str(inner), str(outer), "--logits", "no", "--json", config]) == 2
+    words = ["convert", str(inner), str(tmp_path / "c"), "--to", "hf", "--check"]
+    assert main([*words, "--report", config]) == 2
+    assert tiny.files(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["b", "a**b", "~nobody-of-that-name"])
+def test_what_killed_runs_left_is_removed(tmp_path, monkeypatch, name):
+    """Unless another run is at it, whatever the process ids."""
+    monkeypatch.chdir(tmp_path)
+    source = tiny.save(tmp_path / "a", "jax")
+    left = [f".{name}.tmp-{os.getpid()}", f".{name}.tmp-0a", f".{name}.tmp-photos"]
+    for folder in left:
+        (tmp_path / folder).mkdir()
+    with output.folder(Path(name), overwrite=True) as work:
+        (work / "model.safetensors").touch()
+        convert(source, Path(name), Target("hf"))  # by another run
+        assert (work / "model.safetensors").exists()
+    assert sorted(os.listdir()) == sorted(["a", name, left[-1]])
+    assert os.listdir(name) == ["model.safetensors"]
+
+
+def test_an_overwrite_killed_between_its_renames_is_undone(tmp_path):
+    source = tiny.save(tmp_path / "a", "jax")
+    whole = tiny.files(tiny.save(tmp_path / ".b.old-0a", "hf"))
+    with pytest.raises(WeightError, match="already exists"):
+        convert(source, tmp_path / "b", Target("hf"))
+    assert tiny.files(tmp_path / "b") == whole
+
+
+def test_a_short_write_says_disk(tmp_path):
+    """numpy's tofile raises an OSError without a number."""
+    found = pytest.raises(WeightError, match="9 requested and 4 written.*disk")
+    with found, output.folder(tmp_path / "b"):
+        raise OSError("9 requested and 4 written")
+    assert not os.listdir(tmp_path)
 
 
 def test_shards(tmp_path):
@@ -131,7 +208,7 @@ def test_sizes(text, size):
     assert output.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "5XB"])
+@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "5XB", "9" * 400, "²GB"])
 def test_sizes_that_are_none(text):
     with pytest.raises(WeightError):
         output.parse_size(text)
