@@ -1,9 +1,10 @@
 """Answer files: read, joined to the benchmark's questions by id, and accounted for.
 
 Owners' scripts put answers into a dict or zip them to the labels, so a missing, duplicated or foreign
-row changes the number without a word (POPE's random split drops to 50.2 % when the label file has
-90 more rows). Here every row is counted: a missing answer scores zero, of several answers to one
-question the last counts (as in LLaVA's scripts), and both are listed, as are answers to no question.
+row changes the number silently (POPE's random split drops to 50.2 % when the label file has 90 more
+rows). Here every row is accounted for: a missing answer is a wrong one, of several answers to one
+question the last counts (as in LLaVA's scripts), and both are listed, as are answers to unknown
+questions. Where a number does otherwise, `Coverage.lines` says so.
 """
 
 import math
@@ -53,32 +54,45 @@ class Joined(dict[str, Answer]):
 
 @dataclass
 class Coverage:
-    """How the answers cover the questions, in the benchmark's ids. doubled: id -> lines; unknown:
-    id -> line. missing_left_out: missing ones are not in the score at all (reviews, captions)."""
+    """How the answers cover the questions, in the benchmark's ids. duplicated: id -> lines; unknown:
+    id -> line.
+
+    missing_left_out: missing ones are not in the score at all (reviews, captions).
+    left_out_of: names of the totals that leave missing ones out, where the others do not.
+    all_rows_count: duplicated and unknown rows are in the score too (reviews).
+    """
 
     expected: int = 0
     answered: int = 0
     missing: list[str] = field(default_factory=list)
-    doubled: dict[str, list[int]] = field(default_factory=dict)
+    duplicated: dict[str, list[int]] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     bad_lines: list[int] = field(default_factory=list)
     missing_left_out: bool = False
+    left_out_of: tuple[str, ...] = ()
+    all_rows_count: bool = False
 
     def lines(self) -> list[str]:
         """One sentence per thing that is not as it should be."""
         how = "are left out" if self.missing_left_out else "count as wrong"
-        doubled = [f"{i} (lines {_some(n)})" for i, n in self.doubled.items()]
+        how += f" (left out of {', '.join(self.left_out_of)})" if self.left_out_of else ""
+        which, also = (
+            ("all count", ", which count too") if self.all_rows_count else ("the last counts", "")
+        )
+        duplicated = [f"{i} (lines {_some(n)})" for i, n in self.duplicated.items()]
         unknown = [f"{i} (line {n})" for i, n in self.unknown.items()]
         found = {
             f"{len(self.missing)} of {self.expected} questions have no answer and {how}": self.missing,
-            f"{counted(len(doubled), 'id')} answered more than once, the last counts": doubled,
-            f"{counted(len(unknown), 'answer')} without a question": unknown,
+            f"{counted(len(duplicated), 'id')} answered more than once, {which}": duplicated,
+            f"{counted(len(unknown), 'answer')} to unknown questions{also}": unknown,
             counted(len(self.bad_lines), "unreadable line"): self.bad_lines,
         }
         return [f"{what}: {_some(items)}" for what, items in found.items() if items]
 
     def to_json(self) -> dict[str, Any]:
-        counts = {n: len(getattr(self, n)) for n in ("missing", "doubled", "unknown", "bad_lines")}
+        counts = {
+            n: len(getattr(self, n)) for n in ("missing", "duplicated", "unknown", "bad_lines")
+        }
         numbers = {"expected": self.expected, "answered": self.answered, **counts}
         return numbers | {"details": self.lines()}
 
@@ -152,6 +166,8 @@ def join(
     scored: Iterable[str] | None = None,
     images: Mapping[str, str] | None = None,
     leaves_out: bool = False,
+    left_out_of: tuple[str, ...] = (),
+    all_rows_count: bool = False,
     strict: bool = False,
 ) -> tuple[Joined, Coverage]:
     """The answer to each question, and how the file covers the questions.
@@ -161,20 +177,27 @@ def join(
       scored: those of them that must be answered; all by default.
       images: id -> image name; an answer row that names another image raises.
       leaves_out: questions without an answer are not in the score (reviews, captions).
+      left_out_of, all_rows_count: see Coverage.
       strict: raise where anything is missing, duplicated, unknown or unreadable.
     Raises:
       AnswerError: not one id fits, or an answer names the wrong image.
     """
     wanted = dict.fromkeys(ids)
     scored = list(wanted) if scored is None else list(scored)
-    joined, coverage = Joined(), Coverage(len(scored), missing_left_out=leaves_out)
-    coverage.bad_lines = answers.bad_lines
+    joined = Joined()
+    coverage = Coverage(
+        len(scored),
+        bad_lines=answers.bad_lines,
+        missing_left_out=leaves_out,
+        left_out_of=left_out_of,
+        all_rows_count=all_rows_count,
+    )
     for a in answers.rows:
         if a.id not in wanted:
             coverage.unknown.setdefault(a.id, a.line)
             continue
         if a.id in joined:
-            coverage.doubled.setdefault(a.id, [joined[a.id].line]).append(a.line)
+            coverage.duplicated.setdefault(a.id, [joined[a.id].line]).append(a.line)
         if images and a.row.get("image") not in (None, images.get(a.id)):
             raise AnswerError(
                 f"{answers.path} line {a.line}, id {a.id}: the answer is for image "

@@ -6,6 +6,7 @@ line to `TASKS`, and its paper numbers to eval/report/paper.py. Nothing here or 
 
 import importlib
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from llava_jax.errors import LlavaError, did_you_mean
 from llava_jax.eval.answers import AnswerFile, Coverage, read_answers
 from llava_jax.eval.questions import Question, llava_questions
 from llava_jax.util import write_text
+
+logger = logging.getLogger(__name__)
 
 TASKS = {
     "vqav2": "VQAv2",
@@ -112,6 +115,9 @@ class Task:
     name: ClassVar[str]
     headline: ClassVar[str]  # the key of `totals` that stands beside the paper's number
     unit: ClassVar[float] = 100.0  # full scale of the headline
+    unit_note: ClassVar[str] = "rates are in percent"
+    # Totals and table columns in 0..1, which are printed in percent beside others that are.
+    fractions: ClassVar[frozenset[str]] = frozenset()
     max_new_tokens: ClassVar[int] = 128
     judge: ClassVar[bool] = False  # a judge model reads the answers before they are scored
     # A line for `eval list`: which files of the owner or of LLaVA the data folder holds.
@@ -158,6 +164,12 @@ class Task:
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> Any:
         """What `submission` writes, where that is JSON or jsonl."""
         raise LlavaError(f"{self.name}: no server takes a submission, it is scored here")
+
+    def warn_of_empty(self, coverage: Coverage) -> None:
+        """Warns where an upload has no answers to some questions."""
+        if n := len(coverage.missing):
+            total = coverage.expected
+            logger.warning("%s: %d of %d answers in the upload are empty", self.title, n, total)
 
     def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
         """An answer file of this benchmark. how: see read_answers."""

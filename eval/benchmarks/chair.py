@@ -30,6 +30,7 @@ class Chair(Task):
     name = "chair"
     headline = "CHAIRs"
     unit = 1.0
+    unit_note = "rates are from 0 to 1, lower is better"
     max_new_tokens = 512
     data_files = "synonyms.txt and instances_*2014.json + captions_*2014.json (or samples.json)"
     id_keys = ("image_id", "question_id")

@@ -45,8 +45,8 @@ class GQA(Task):
         joined, coverage = join(questions, given, scored=balanced, strict=settings.strict)
         predicted = {i: gqa_prediction(a.row, a.text) for i, a in joined.items()}
         lenient = {
-            i: float(i in joined and _lenient(joined[i].text) == _lenient(q["answer"]))
-            for i, q in questions.items()
+            i: float(i in joined and _lenient(joined[i].text) == _lenient(questions[i]["answer"]))
+            for i in dict.fromkeys([*balanced, *joined])
         }
         samples = {}
         for i in balanced:
@@ -143,9 +143,10 @@ def _consistency(
     for i, s in samples.items():
         entailed = [str(e) for e in questions[i].get("entailed", ()) if e != i]
         if s.score and entailed:
-            if any(e not in questions or e not in predicted for e in entailed):
+            # Of the questions that are asked a missing answer is wrong; others may not be there.
+            if any(e not in samples and not (e in questions and e in predicted) for e in entailed):
                 return None
-            right = [predicted[e] == questions[e]["answer"] for e in entailed]
+            right = [predicted.get(e) == questions[e]["answer"] for e in entailed]
             scores.append(sum(right) / len(right))
     return percent(scores) if scores else None
 

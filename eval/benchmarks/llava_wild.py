@@ -59,8 +59,11 @@ class LlavaWild(Task):
         files = sorted(data.glob("*questions.jsonl")) if data.is_dir() else []
         asked = read_checked(files[0], {"question_id": ID}) if files else []
         ids = [str(r["question_id"]) for r in asked] or [r.id for r in reviews.rows]
-        _, coverage = join(ids, reviews, leaves_out=True, strict=settings.strict)
-        return Result(self, totals, samples, coverage, {"per category": table})
+        _, coverage = join(
+            ids, reviews, leaves_out=True, all_rows_count=True, strict=settings.strict
+        )
+        notes = [] if asked else ["no questions file: how many reviews are missing is not known"]
+        return Result(self, totals, samples, coverage, {"per category": table}, notes)
 
     def requests(self, answers: Path, data: Path) -> Iterator[tuple[dict[str, Any], str]]:
         """(review row to fill, judge's message) per question, in order; all must be answered."""

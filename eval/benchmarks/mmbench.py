@@ -68,7 +68,8 @@ class MMBench(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         given = self.read(answers, settings)
-        truth = {_index(r["index"]): r for r in self._truth(given, data, settings)}
+        truths, complete = self._truth(given, data, settings)
+        truth = {_index(r["index"]): r for r in truths}
         table = find_optional(data, self.files, "table", settings.split)
         joined, coverage = join(truth, given, strict=settings.strict)
         rows: dict[str, Sample] = {}
@@ -84,7 +85,11 @@ class MMBench(Task):
                 image=f"{table.name}#{key}" if table else "",
                 groups={k: str(row[k]) for k in GROUPS if row.get(k)},
             )
-        return self._circular(rows, coverage)
+        result = self._circular(rows, coverage)
+        result.totals["not_inferred"] = sum(rows[key].parsed == "Z" for key in joined)
+        if not complete:
+            result.notes.append("the truth is the answer file's own: what it lacks is not known")
+        return result
 
     def _circular(self, rows: dict[str, Sample], coverage: Coverage) -> Result:
         """The result of the groups of rows that ask one question in different rotations."""
@@ -107,7 +112,6 @@ class MMBench(Task):
             "vanilla_acc": sum(s.details["vanilla"] for s in scores) / len(scores) * 100,
             "groups": len(scores),
             "rows": len(rows),
-            "not_inferred": sum(s.parsed == "Z" for s in rows.values()),
         }
         tables = {f"per {g}": table for g in GROUPS if (table := by_group(scores, g))}
         notes = ["the file has no rotations: circular_acc is vanilla accuracy"]
@@ -121,7 +125,8 @@ class MMBench(Task):
         categories, source, image and comment, with `prediction` as the seventh."""
         table = self._table(data, settings)
         ids = [str(r["index"]) for r in table]
-        joined, _ = join(ids, self.read(answers, settings), strict=settings.strict)
+        joined, coverage = join(ids, self.read(answers, settings), strict=settings.strict)
+        self.warn_of_empty(coverage)
         header = [c for c in table[0] if c not in DROPPED]
         header.insert(6, "prediction")
         rows = []
@@ -141,13 +146,15 @@ class MMBench(Task):
         table = path.suffix in (".xlsx", ".csv", ".tsv")
         return super().read(path, settings, empty_is_none=table, **how)
 
-    def _truth(self, given: AnswerFile, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
-        """Rows with options and answer: the tsv's, else those the answer file itself carries (as
-        VLMEvalKit's result files and the upload file do)."""
+    def _truth(
+        self, given: AnswerFile, data: Path, settings: TaskSettings
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Rows with options and answer, and whether these are all: the tsv's are, those that the
+        answer file itself carries (as VLMEvalKit's result files and the upload file do) may not be."""
         if find_optional(data, self.files, "table", settings.split) is not None:
             rows = self._table(data, settings)
             if not _no_value(rows[0].get("answer")):
-                return rows
+                return rows, True
         for a in given.rows:
             if not {"A", "B", "question", "answer"} <= a.row.keys():
                 raise AnswerError(
@@ -155,7 +162,7 @@ class MMBench(Task):
                     f"lacks question, A, B or answer"
                 )
             a.row.setdefault("index", a.id)
-        return list({a.id: a.row for a in given.rows}.values())
+        return list({a.id: a.row for a in given.rows}.values()), False
 
     def _table(self, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         path = find(data, self.files, "table", settings.split)

@@ -38,6 +38,7 @@ class Mme(Task):
     name = "mme"
     headline = "perception"
     unit = 2000
+    unit_note = "points: at most 2,000 for perception, 800 for cognition"
     data_files = "MME_Benchmark_release_version/<task>/; llava_mme.jsonl to ask"
     llava_files = ("llava_mme*.jsonl",)
 
@@ -52,9 +53,14 @@ class Mme(Task):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         if answers.is_dir() or answers.suffix == ".txt":
             samples, coverage = _from_tool_files(answers)
+            notes = _add_missing(samples, coverage, answers, data, settings)
         else:
             items, joined, coverage = self._join(answers, data, settings)
-            samples = {k: _sample(item, joined.text(k)) for k, item in items.items()}
+            samples = {
+                k: _sample(item, joined[k].text if k in joined else None)
+                for k, item in items.items()
+            }
+            notes = []
         tasks = {t: [s for s in samples.values() if s.groups["task"] == t] for t in TASKS}
         table = {t: mme_task(s) for t, s in tasks.items() if s}
         totals = {
@@ -62,14 +68,15 @@ class Mme(Task):
             "cognition": sum(table[t]["score"] for t in COGNITION if t in table),
         }
         absent = ", ".join(t for t in TASKS if t not in table)
-        notes = [f"no answers to, and no points for: {absent}"] if absent else []
+        notes += [f"no answers to, and no points for: {absent}"] if absent else []
         return Result(self, totals, samples, coverage, {"per task": table}, notes)
 
     def submission(
         self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
     ) -> Path:
         """Writes the tool's `<task>.txt` files into the folder `out`, answers on one line."""
-        items, joined, _ = self._join(answers, data, settings)
+        items, joined, coverage = self._join(answers, data, settings)
+        self.warn_of_empty(coverage)
         files: dict[str, str] = {}
         for key, (task, image, asked, label) in items.items():
             cells = [image, asked, label.capitalize(), " ".join(joined.text(key).split())]
@@ -120,11 +127,12 @@ def mme_task(samples: list[Sample]) -> dict[str, float]:
     return {"score": acc + plus, "acc": acc, "acc+": plus, "other": other, "n": len(samples)}
 
 
-def _sample(item: Item, text: str) -> Sample:
-    parsed, truth = mme_answer(text), item.label.lower()
+def _sample(item: Item, text: str | None) -> Sample:
+    """text: the answer, or None where there is none, which is wrong."""
+    parsed, truth = "missing" if text is None else mme_answer(text), item.label.lower()
     return Sample(
         float(parsed == truth),
-        text,
+        text or "",
         truth,
         parsed=parsed,
         prompt=item.question,
@@ -158,6 +166,38 @@ def _from_tool_files(path: Path) -> tuple[dict[str, Sample], Coverage]:
             sample.groups["pair"] = str(n // 2)
             samples[f"{file.stem}/{n}"] = sample
     return samples, Coverage(expected=len(samples), answered=len(samples))
+
+
+def _add_missing(
+    samples: dict[str, Sample],
+    coverage: Coverage,
+    answers: Path,
+    data: Path,
+    settings: TaskSettings,
+) -> list[str]:
+    """Adds the questions of the release that the tool's files lack, as wrong; returns notes."""
+    try:
+        release = [] if data.resolve() == answers.resolve() else _read_release(data)
+    except DataError:
+        release = []
+    if not release:
+        return [f"no release in {data}: which questions the files lack is not known"]
+    seen: Counter[str] = Counter()
+    given = {_key(s.groups["task"], s.image, s.prompt, seen) for s in samples.values()}
+    seen.clear()
+    keys = [(_key(i.task, i.image, i.question, seen), i) for i in release]
+    alone: Counter[str] = Counter()
+    for key, item in keys:
+        if key not in given:
+            samples[key] = _sample(item, None)
+            # The files pair lines by position, so what they lack is paired in its own order.
+            samples[key].groups["pair"] = f"missing {alone[item.task] // 2}"
+            alone[item.task] += 1
+            coverage.missing.append(key)
+    coverage.expected += len(coverage.missing)
+    if settings.strict and coverage.missing:
+        raise AnswerError("; ".join(coverage.lines()))
+    return []
 
 
 def _read_release(data: Path) -> list[Item]:

@@ -1,8 +1,7 @@
 """POPE (COCO val2014: random, popular, adversarial).
 
 Scorer: LLaVA eval_pope.py = the owner's evaluate.py. It zips answers to labels by position, so the
-8,910 questions of LLaVA with today's 3 x 3,000 labels give a random accuracy of 50.2 % without a
-word. Here answers find their label by split, image and question; the script's zip is given too.
+8,910 questions of LLaVA with today's 3 x 3,000 labels give a random accuracy of 50.2 % silently. Here answers find their label by split, image and question; the script's zip is given too.
 """
 
 from pathlib import Path
@@ -22,6 +21,10 @@ class Pope(Task):
     headline = "f1"
     data_files = "coco_pope_{random,popular,adversarial}.json; llava_pope_test.jsonl to ask"
     llava_files = ("llava_pope_*.jsonl",)
+    fractions = frozenset(
+        ("mean_f1", "mean_f1_llava_script", "accuracy", "yes_ratio",
+         "Accuracy", "Precision", "Recall", "F1 score", "Yes ratio")
+    )  # fmt: skip
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
@@ -41,7 +44,10 @@ class Pope(Task):
         }
         given = self.read(answers, settings)
         images = {key: image for key, (_, image, _) in asked.items()}
-        joined, coverage = join(asked, given, images=images, strict=settings.strict)
+        zips = ("mean_f1_llava_script",)
+        joined, coverage = join(
+            asked, given, images=images, left_out_of=zips, strict=settings.strict
+        )
         samples: dict[str, Sample] = {}
         for key, place in asked.items():
             if place not in truth:
@@ -99,9 +105,15 @@ def pope_answer(text: str) -> str:
 
 
 def pope_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """The script's numbers of (predicted, true) pairs of "yes" and "no", in 0..1."""
-    kinds = (("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"))
-    tp, fp, tn, fn = map(pairs.count, kinds)
+    """The script's numbers of (predicted, true) pairs of "yes" and "no", in 0..1.
+
+    Whatever else is predicted ("missing") is wrong: a false negative where the truth is "yes", a false
+    positive where it is "no". The yes ratio is over the answers that there are.
+    """
+    tp, tn = pairs.count(("yes", "yes")), pairs.count(("no", "no"))
+    truths, said = [t for _, t in pairs], [p for p, _ in pairs]
+    fn, fp = truths.count("yes") - tp, truths.count("no") - tn
+    answered = said.count("yes") + said.count("no")
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -114,12 +126,12 @@ def pope_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
         "Precision": precision,
         "Recall": recall,
         "F1 score": f1,
-        "Yes ratio": (tp + fp) / len(pairs) if pairs else 0.0,
+        "Yes ratio": said.count("yes") / answered if answered else 0.0,
     }
 
 
 def _question(text: str) -> str:
-    # The owner has since mended "imange" in the label files; LLaVA's question file still has it.
+    # The owner has since fixed "imange" in the label files; LLaVA's question file still has it.
     return text.split("\n")[0].replace("imange", "image")
 
 
@@ -128,7 +140,7 @@ def _yes_no(label: str) -> str:
 
 
 def _sample(answer: Answer | None, place: Place, truth: str) -> Sample:
-    # No answer is neither: it must not pass for the "yes" that an empty answer is.
+    # No answer must not pass for the "yes" that an empty answer is.
     parsed = pope_answer(answer.text) if answer else "missing"
     return Sample(
         float(parsed == truth),

@@ -44,11 +44,11 @@ class ScienceQA(Task):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         problems = _read_problems(data, settings)
         given = self.read(answers, settings)
-        joined, coverage = join(problems, given, strict=settings.strict)
+        by_script = ("img_acc",)
+        joined, coverage = join(problems, given, left_out_of=by_script, strict=settings.strict)
         samples = {pid: _sample(joined.get(pid), pid, p) for pid, p in problems.items()}
         scores = list(samples.values())
-        # A missing answer has no prompt, so the script takes it for a text question.
-        img = [s for pid, s in samples.items() if pid in joined and s.details["is_multimodal"]]
+        img = [s for s in scores if s.details["is_multimodal"]]
         with_image = [s for pid, s in samples.items() if problems[pid].get("image")]
         totals: dict[str, Any] = {
             "img_acc": percent(s.score for s in img),
@@ -57,7 +57,7 @@ class ScienceQA(Task):
             "correct": int(sum(s.score for s in scores)),
             "count": len(scores),
             "img_acc_missing_wrong": percent(s.score for s in with_image),
-            "unreadable_answers": sum(s.parsed == "FAILED" for s in scores),
+            "unreadable_answers": sum(samples[i].parsed == "FAILED" for i in joined),
         }
         table = categories(problems, samples)
         tables = {"official categories": table} if table else {}
@@ -109,6 +109,8 @@ def _sample(answer: Answer | None, pid: str, p: dict[str, Any]) -> Sample:
     parsed = read_choice(text) if answer else "FAILED"
     prompt = answer.row.get("prompt") if answer else None
     prompt = prompt if isinstance(prompt, str) else None
+    # A missing answer has no prompt, so the script takes it for a text question.
+    multimodal = "<image>" in prompt if prompt else bool(answer and p.get("image"))
     return Sample(
         float(_index(parsed, p["choices"]) == p["answer"]),
         text,
@@ -117,7 +119,7 @@ def _sample(answer: Answer | None, pid: str, p: dict[str, Any]) -> Sample:
         prompt=prompt or str(p.get("question", "")),
         image=f"{pid}/{p['image']}" if p.get("image") else "",
         groups={k: str(p[k]) for k in ("subject", "grade") if k in p},
-        details={"is_multimodal": "<image>" in prompt if prompt else bool(p.get("image"))},
+        details={"is_multimodal": multimodal},
     )
 
 

@@ -51,7 +51,8 @@ class TextVQA(Task):
         keys = {(r["image_id"], r["question"].lower()): str(r["question_id"]) for r in rows}
         truth = {keys[r["image_id"], r["question"].lower()]: r for r in rows}
         given = _by_question(self.read(answers, settings), keys)
-        joined, coverage = join(truth, given, strict=settings.strict)
+        script = ("llava_script_over_given_answers",)
+        joined, coverage = join(truth, given, left_out_of=script, strict=settings.strict)
         # The script's denominator is the answer file; ours is the questions. Equal when complete.
         order = {a.id: None for a in given.rows if a.id in truth} | dict.fromkeys(truth)
         samples = {i: _sample(joined.get(i), truth[i]) for i in order}

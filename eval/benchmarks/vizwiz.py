@@ -26,6 +26,7 @@ class VizWiz(Task):
     data_files = "val.json (truth), test.json; or llava_test.jsonl to ask and submit"
     llava_files = ("llava_*.jsonl",)
     has_splits = True
+    fractions = frozenset(("unanswerable_share",))
     id_keys = ("image", "question_id")
     text_keys = ("answer", "text", "prediction")
 
@@ -48,19 +49,25 @@ class VizWiz(Task):
                 fix="write the upload with llava-jax eval submit",
             )
         given = self._by_image(answers, data, settings)
-        joined, coverage = join(truth, given, strict=settings.strict)
+        share = ("unanswerable_share",)
+        joined, coverage = join(truth, given, left_out_of=share, strict=settings.strict)
         samples = {image: _sample(joined.get(image), row) for image, row in truth.items()}
         scores = list(samples.values())
-        says_unanswerable = [s.details["says_unanswerable"] for s in scores]
+        said = [samples[image].details["says_unanswerable"] for image in truth if image in joined]
         totals: dict[str, float] = {
             "overall": percent((s.score for s in scores), 2),
             # lmms-eval normalises the annotators' answers as well.
             "lmms_eval_normalised_gt": percent(s.details["normalised_gt"] for s in scores),
-            "unanswerable_share": sum(says_unanswerable) / len(scores),
+            "unanswerable_share": sum(said) / len(said),
         }
         if all("answerable" in row for row in truth.values()):
-            labels = [row["answerable"] == 0 for row in truth.values()]
-            totals |= unanswerability(labels, says_unanswerable)
+            labels = {image: row["answerable"] == 0 for image, row in truth.items()}
+            # A missing answer is wrong here too: the opposite of the label.
+            says = [
+                samples[image].details["says_unanswerable"] if image in joined else not label
+                for image, label in labels.items()
+            ]
+            totals |= unanswerability(list(labels.values()), says)
         tables = {"per answer type": by_group(scores, "answer_type")}
         return Result(self, totals, samples, coverage, tables)
 

@@ -80,7 +80,8 @@ class VQAv2(Task):
             path = find(data, patterns, "questions file", settings.split)
             _, rows = read_list(path, "questions", FIELDS)
         ids = [row["question_id"] for row in rows]
-        joined, _ = join(map(str, ids), self.read(answers, settings))
+        joined, coverage = join(map(str, ids), self.read(answers, settings))
+        self.warn_of_empty(coverage)
         return [{"question_id": i, "answer": m4c_normalize(joined.text(str(i)))} for i in ids]
 
 

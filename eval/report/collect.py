@@ -8,7 +8,7 @@ from typing import Any
 
 from llava_jax.eval.report.paper import KNOWN_NOISE, OTHER_SPLIT, PAPER, PAPER_SIZE, ROWS
 from llava_jax.eval.report.stats import Flips, Interval, bootstrap, flips
-from llava_jax.eval.report.text import number, read_result
+from llava_jax.eval.report.text import answered_of, fractions, number, read_result
 from llava_jax.eval.task import TASKS
 
 
@@ -36,6 +36,19 @@ class ModelResult:
     @property
     def samples(self) -> dict[str, dict[str, Any]]:
         return self.file["per_sample"]
+
+    @property
+    def shares(self) -> frozenset[str]:
+        """The totals and columns that are in 0..1 and shown in percent."""
+        return fractions(self.task)
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the number must know: what it is not comparable in, what is missing."""
+        coverage = self.file["coverage"]
+        partly = coverage["answered"] < coverage["expected"]
+        parts = [self.comparable, answered_of(coverage) if partly else ""]
+        return "; ".join(part for part in parts if part)
 
     @property
     def comparable(self) -> str:
@@ -135,7 +148,7 @@ def asked_object(question: str) -> str:
 SUMMARY_HEADER = ["benchmark", "run", "ours", "95 %", *ROWS, "difference", "remark"]
 LEGEND = (
     "95 %: bootstrap over questions (MME: images; MMBench: circular groups). Difference: to the "
-    "nearest row of the paper; ! where it is more than noise."
+    "nearest row of the paper; ! where it is more than noise. Remark: ! where questions are unanswered."
 )
 
 
@@ -150,7 +163,7 @@ def summary_rows(results: Sequence[ModelResult]) -> list[list[str]]:
             shown = f"{round(found[0], 1) + 0.0:+.1f} ({near})" + (" !" if found[1] else "")
         ours, low, high = map(number, (r.interval.value, r.interval.low, r.interval.high))
         papers = [f"{r.paper[name]:.1f}" if name in r.paper else "" for name in ROWS]
-        rows.append([r.title, r.run, ours, f"{low} – {high}", *papers, shown, r.comparable])
+        rows.append([r.title, r.run, ours, f"{low} – {high}", *papers, shown, r.remark])
     return rows
 
 

@@ -123,18 +123,18 @@ def sign_test(gained: int, lost: int) -> float:
 
 
 def _pope(values: list[dict[str, Any]]) -> tuple[int, Statistic]:
-    said = np.array([r.get("parsed") == "yes" for r in values])
-    true = np.array([r["truth"] == "yes" for r in values])
-    # A missing answer is neither yes nor no, as in the scorer.
+    # A missing answer is neither yes nor no, and wrong as either, as in the scorer.
+    yes = np.array([r.get("parsed") == "yes" for r in values])
     no = np.array([r.get("parsed") == "no" for r in values])
+    true = np.array([r["truth"] == "yes" for r in values])
     split = np.array([r["groups"]["split"] for r in values])
     parts = [split == s for s in dict.fromkeys(split.tolist())]
 
     def mean_f1(w) -> float:
         scores = []
         for part in parts:
-            tp, fp = w[part & said & true].sum(), w[part & said & ~true].sum()
-            fn = w[part & no & true].sum()
+            tp, fp = w[part & yes & true].sum(), w[part & ~no & ~true].sum()
+            fn = w[part & ~yes & true].sum()
             scores.append(2 * tp / (2 * tp + fp + fn) if tp else 0.0)
         return float(100 * np.mean(scores))
 

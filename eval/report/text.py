@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.task import TASKS, Result
+from llava_jax.eval.task import TASKS, Result, Task, get_task
 from llava_jax.util import read_json
 
 
@@ -18,9 +18,27 @@ def read_result(path: Path) -> dict[str, Any]:
     return {"title": title, "tables": {}, "notes": [], **value}
 
 
-def number(value: Any) -> str:
-    """A number with as many digits as a reader wants, other values as they are."""
-    if isinstance(value, bool) or not isinstance(value, float):
+def fractions(task: str) -> frozenset[str]:
+    """The totals and columns of a benchmark that are in 0..1 and printed in percent."""
+    return get_task(task).fractions if task in TASKS else Task.fractions
+
+
+def answered_of(coverage: dict[str, Any]) -> str:
+    """ "answered 300 of 600", with a mark where that is not all."""
+    answered, expected = coverage["answered"], coverage["expected"]
+    return f"answered {answered:,} of {expected:,}" + (" !" if answered < expected else "")
+
+
+def number(value: Any, fraction: bool = False) -> str:
+    """A number with as many digits as a reader wants, other values as they are.
+
+    fraction: it is in 0..1 and shown in percent.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if fraction:
+        return f"{100 * value:.2f}"
+    if isinstance(value, int):
         return str(value)
     return f"{value:.4f}" if 0 < abs(value) < 2 else f"{value:.2f}"
 
@@ -55,24 +73,26 @@ def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
 
 
 def as_text(result: dict[str, Any], tables: bool = True) -> str:
-    """The totals, tables and coverage of a result as `complete` gives it, for a terminal."""
+    """The totals, tables and coverage of a result as `complete` returns it, for a terminal."""
+    task, shares = get_task(result["task"]), fractions(result["task"])
     lines = [result["title"]]
     width = max(map(len, result["totals"]))
     for name, value in result["totals"].items():
         mark = " <" if name == result["headline"] else ""
-        lines.append(f"  {name:{width}}  {number(value)}{mark}")
+        lines.append(f"  {name:{width}}  {number(value, name in shares)}{mark}")
+    lines.append(f"  < headline, which stands beside published numbers; {task.unit_note}")
     for title, table in result["tables"].items() if tables else ():
-        lines += [f"{title}:", *columns(table)]
+        lines += [f"{title}:", *columns(table, shares)]
     coverage = result["coverage"]
-    lines.append(f"answered {coverage['answered']} of {coverage['expected']}")
+    lines.append(answered_of(coverage))
     lines += [f"warning: {line}" for line in coverage["details"]]
     lines += [f"note: {line}" for line in result["notes"]]
     return "\n".join(lines)
 
 
-def columns(table: dict[str, Any]) -> list[str]:
-    """A table in aligned columns, its header first."""
-    header, rows = grid(table)
+def columns(table: dict[str, Any], shares: frozenset[str] = frozenset()) -> list[str]:
+    """A table in aligned columns, its header first. shares: see grid."""
+    header, rows = grid(table, shares)
     first, *others = (max(map(len, cells)) for cells in zip(header, *rows))
     return [
         "  ".join([f"  {name:{first}}", *(f"{c:>{w}}" for c, w in zip(cells, others))])
@@ -80,11 +100,17 @@ def columns(table: dict[str, Any]) -> list[str]:
     ]
 
 
-def grid(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table {row: number or {column: number}}, as text."""
+def grid(
+    table: dict[str, Any], shares: frozenset[str] = frozenset()
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table {row: number or {column: number}}, as text.
+
+    shares: columns, and rows of one number, that are in 0..1 and shown in percent.
+    """
     cells = {k: v if isinstance(v, dict) else {"value": v} for k, v in table.items()}
     names = list(dict.fromkeys(name for row in cells.values() for name in row)) or ["value"]
     rows = [
-        [str(k), *(number(row[n]) if n in row else "" for n in names)] for k, row in cells.items()
+        [str(k), *(number(row[n], n in shares or k in shares) if n in row else "" for n in names)]
+        for k, row in cells.items()
     ]
     return ["", *names], rows

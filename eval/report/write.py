@@ -12,7 +12,7 @@ from llava_jax.eval.report.charts import bars, radar
 from llava_jax.eval.report.collect import Comparison, ModelResult
 from llava_jax.eval.report.paper import ROWS
 from llava_jax.eval.report.pictures import Pictures
-from llava_jax.eval.report.text import grid
+from llava_jax.eval.report.text import answered_of, grid
 from llava_jax.util import need, write_text
 
 PAGES = ("index.html", "report.md")
@@ -69,6 +69,7 @@ def _render(
         results=results,
         comparisons=comparisons,
         title=title,
+        answered_of=answered_of,
         counted=counted,
         grid=grid,
         figures=_figures,

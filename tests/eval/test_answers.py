@@ -113,12 +113,12 @@ def test_coverage_counts_everything():
     assert joined["1"].text == "newest"  # as a dict by id, LLaVA's way
     assert (coverage.expected, coverage.answered) == (3, 1)
     assert coverage.missing == ["2", "3"]
-    assert coverage.doubled == {"1": [1, 3, 4]}
+    assert coverage.duplicated == {"1": [1, 3, 4]}
     assert coverage.unknown == {"9": 2}
     assert coverage.lines() == [
         "2 of 3 questions have no answer and count as wrong: 2, 3",
         "1 id answered more than once, the last counts: 1 (lines 1, 3, 4)",
-        "1 answer without a question: 9 (line 2)",
+        "1 answer to unknown questions: 9 (line 2)",
     ]
     with pytest.raises(AnswerError, match="2 of 3 questions have no answer"):
         join(["1", "2", "3"], given, strict=True)
@@ -153,3 +153,16 @@ def test_find(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         find(tmp_path / "none", ["y"], "labels")
     assert find(tmp_path / "x_val.json", ["x_*.json"], "file").name == "x_val.json"
+
+
+def test_what_counts_is_said():
+    given = answers(("1", "a", {}), ("1", "b", {}), ("9", "x", {}))
+    _, reviews = join(["1", "2"], given, leaves_out=True, all_rows_count=True)
+    assert reviews.lines() == [
+        "1 of 2 questions have no answer and are left out: 2",
+        "1 id answered more than once, all count: 1 (lines 1, 2)",
+        "1 answer to unknown questions, which count too: 9 (line 3)",
+    ]
+    _, partly = join(["1", "2"], given, left_out_of=("img_acc",))
+    said = "1 of 2 questions have no answer and count as wrong (left out of img_acc): 2"
+    assert partly.lines()[0] == said

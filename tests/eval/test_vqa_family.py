@@ -194,7 +194,7 @@ def test_textvqa_joins_by_image_and_question(tmp_path):
     assert half.totals == {"accuracy": 50.0, "llava_script_over_given_answers": 100.0}
     assert half.coverage.missing == ["1"]
     twice = textvqa(tmp_path, rows, [*given, {**given[0], "text": "no"}])
-    assert twice.coverage.doubled == {"2": [1, 3]}
+    assert twice.coverage.duplicated == {"2": [1, 3]}
     assert twice.totals["accuracy"] == 50.0
     assert twice.totals["llava_script_over_given_answers"] == pytest.approx(200 / 3)
 

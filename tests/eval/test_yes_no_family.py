@@ -162,7 +162,7 @@ def test_mme_repeated_ids_are_told_apart(tmp_path):
     assert "no answers to" in result.notes[0]
     part = get_task("mme").score(lines(tmp_path / "a.jsonl", rows[:1]), tmp_path)
     assert part.coverage.answered == 1
-    assert part.tables["per task"]["OCR"]["other"] == 2
+    assert part.tables["per task"]["OCR"]["acc"] == 0
 
 
 def test_mme_tool_files(tmp_path):
