@@ -1,6 +1,6 @@
 """Everything about the data that can be known before a model is loaded: `open_data`.
 
-Records are read and checked, the side of the holdout is taken, images are looked for in their
+Records are read and checked, the holdout split is applied, images are looked for in their
 folders, and data.bad_limit is applied, so that a run that cannot work ends before its first step.
 """
 
@@ -20,12 +20,20 @@ from llava_jax.data.bad import Bad, BadSamples, TooManyBad, bad_sample, first_id
 from llava_jax.data.image_files import missing_image, missing_images, refuse_wrong_folder
 from llava_jax.data.records import check_record, read_files, record_name
 from llava_jax.data.settings import DataFile, DataSettings, data_files
-from llava_jax.errors import ConfigError, SampleError
+from llava_jax.errors import ConfigError, SampleError, counted
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.labels import training_version
 from llava_jax.text.records import TAG_NOTES, check_turns, image_paths, record_id, tag_note
 
 log = logging.getLogger(__name__)
+
+HELD_SIDE: dict[str, Any] = {
+    "holdout_side": "held",
+    "bad_report": "",
+    "bad_samples": "skip",
+    "bad_limit": 1.0,
+}
+"""Settings that read the held-out samples after training: those that are bad are left out."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,12 @@ class Dataset:
         return len(self.records)
 
 
-def open_data(config: Any, *, process_index: int = 0) -> Dataset:
+def open_data(config: Any, *, process_index: int = 0, say: bool = True) -> Dataset:
     """Reads and checks the data of a training run; needs no model and no tokenizer.
 
     config: the `data` settings (DataSettings or a mapping); bad samples are listed in its
-    bad_report, by process 0 alone for what is found here.
+    bad_report, by process 0 alone for what is found here. say: whether it also logs them.
+    Images of held-out samples are looked for too, and named in a warning where they are missing.
     Raises ConfigError for settings; SampleError for files that cannot be read or hold nothing;
     TooManyBad, by kind of reason, where data.bad_limit is exceeded, or for an image folder that
     holds (nearly) none of the images.
@@ -80,15 +89,17 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
         report=report_path(s.bad_report, process_index),
     )
     try:
-        found.begin(sorted(bad), say=process_index == 0)
+        found.begin(sorted(bad), say=say and process_index == 0)
     except TooManyBad:
         refuse_wrong_folder(used, folders, missing)
         if used or s.bad_samples == "error":
             raise
     if not used:
-        _refuse_nothing(s, files, found)
-    if process_index == 0:
+        _raise_if_empty(s, files, found)
+    if say and process_index == 0:
         _say_notes(notes, records, set(index))
+        if s.holdout_side == "train":
+            _say_missing_held([good[i] for i in held], records, file_of, files)
     return Dataset(
         used,
         ids,
@@ -103,13 +114,25 @@ def open_data(config: Any, *, process_index: int = 0) -> Dataset:
     )
 
 
-def _refuse_nothing(s: DataSettings, files: Sequence[DataFile], found: BadSamples) -> None:
+def _raise_if_empty(s: DataSettings, files: Sequence[DataFile], found: BadSamples) -> None:
     paths = ", ".join(f.path for f in files)
     if s.holdout_side == "held":
         raise SampleError(f"{paths}: no sample is held out", fix="raise data.holdout")
     if len(found):
         raise TooManyBad(f"{paths}: every sample is bad: {found.summary()}", fix=found.fix())
     raise SampleError(f"{paths}: every sample is held out", fix="lower data.holdout")
+
+
+def _say_missing_held(
+    held: Sequence[int], records: Sequence[Any], file_of: Sequence[int], files: Sequence[DataFile]
+) -> None:
+    """One warning for the held-out records without their images, which the end of a run leaves out."""
+    folders = [files[file_of[i]].image_folder for i in held]
+    missing = missing_images([records[i] for i in held], folders)
+    if missing:
+        named = [f"{record_id(records[held[n]], held[n])} ({path})" for n, path in missing.items()]
+        of = f"{len(missing):,} of {counted(len(held), 'held-out sample')}"
+        log.warning("%s will be left out: no such image file: %s", of, first_ids(named))
 
 
 def report_path(report: str, process_index: int) -> str | None:

@@ -51,6 +51,7 @@ def make_loader(
     row_parts: int = 1,
     own_parts: Sequence[int] | None = None,
     data: Dataset | None = None,
+    say: bool = True,
 ) -> Loader:
     """The loader of a training run, from its `data` settings (see DataSettings for their names).
 
@@ -58,7 +59,7 @@ def make_loader(
     seed: of the order; None takes data.seed. start: the first step to give out.
     row_parts: every batch has a multiple of so many rows: micro-batches times devices along the batch.
     own_parts: which of the row_parts this host makes, in this order; None: its share, end to end.
-    data: what `open_data` made of the same settings; None opens it here.
+    data: what `open_data` made of the same settings; None opens it here, and logs what is bad if `say`.
     Raises ConfigError for settings, SampleError for data that cannot be used.
     """
     settings = DataSettings.read(config)
@@ -67,7 +68,7 @@ def make_loader(
     settings = settings.completed(model_config.max_length, process_count, row_parts)
     if settings.image_aspect_ratio:
         model_config = replace(model_config, image_aspect_ratio=settings.image_aspect_ratio)
-    data = data or open_data(settings, process_index=process_index)
+    data = data or open_data(settings, process_index=process_index, say=say)
     make = example_maker(settings, model_config, tokenizer)
     parts = None if own_parts is None else (row_parts, tuple(own_parts))
     return Loader(data, make, settings, model_config, process_index, process_count, start, parts)

@@ -100,8 +100,10 @@ class Epochs:
         """Up to MAX_TRIES entries that may replace `entry`, of its modality, drawn at random.
 
         Each is drawn among all entries alike, so that no record is trained more often for being near
-        many bad ones.
+        many bad ones. Held-out samples are replaced by none: a loss over them counts each once.
         """
+        if self._settings.holdout_side == "held":
+            return
         epoch = self[number]
         pool = epoch.by_modality[bool(self._with_image[epoch.records[entry]])]
         rng = seeded_random(self._settings.seed, number, entry, REPLACE)

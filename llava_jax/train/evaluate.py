@@ -1,4 +1,4 @@
-"""Exact match: a run's own questions, answered by greedy generation and scored to the letter."""
+"""Exact match: a run's own questions, answered by greedy generation and scored by exact match."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def questions_of(
 ) -> list[Question]:
     """Every question of a LLaVA record; `kinds`, where given, names them.
 
-    turns: as data.turns; a record's own has precedence. In a "conversation" a question follows those before it and the record's own
-    answers to them, as in training; "independent" ones stand alone.
+    turns: as data.turns; a record's own has precedence. In a "conversation" a question follows those
+    before it and the record's own answers to them, as in training; "independent" ones stand alone.
     """
     name = record_id(record)
     paths = [str(Path(image_folder) / path) for path in image_paths(record, name)]
@@ -70,7 +70,7 @@ def answers(
 ) -> list[str | None]:
     """The model's greedy answer to each question, stripped of white space.
 
-    None for a question that cannot be asked, most likely as its image is refused; the log says why.
+    None for a question that cannot be asked, usually because its image was refused; the log says why.
     """
     from llava_jax.model import Request
 
@@ -114,7 +114,7 @@ def score(questions: Sequence[Question], replies: Sequence[str | None]) -> dict[
     """{"mean", "n", "right", "kinds": {kind: share right}, "wrong": the first 50 wrong answers}.
 
     mean: over kinds, each with the same weight; None without questions. n: all but those with a reply
-    of None, which count nowhere.
+    of None, which are excluded.
     """
     asked = [(q, r) for q, r in zip(questions, replies, strict=True) if r is not None]
     hits = defaultdict(list)
@@ -156,12 +156,12 @@ def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) ->
     """
     import jax
 
-    from llava_jax.data.check import open_data
+    from llava_jax.data.check import HELD_SIDE, open_data
     from llava_jax.data.settings import DataSettings
     from llava_jax.model import load
     from llava_jax.train.distributed import gather, together
 
-    held = open_data({**config.data, "holdout_side": "held", "bad_report": ""})
+    held = open_data({**config.data, **HELD_SIDE}, say=False)
     questions = [
         q
         for record, file, index in zip(held.records, held.file, held.index)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from llava_jax.data.check import HELD_SIDE
 from llava_jax.errors import LlavaError
 from llava_jax.sharding import make_mesh, put_batch, replicated, row_parts
 from llava_jax.text.constants import IGNORE
@@ -25,10 +26,11 @@ HELDOUT = "heldout.json"
 
 
 def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
-    """{"loss", "samples", "tokens"}: mean loss per supervised token over the held-out samples.
+    """{"loss", "samples", "left_out", "tokens"}: mean loss per supervised token over the held-out samples.
 
     config: the stage that made the model folder `export`. Each sample is seen once, whole and
-    unaugmented, with the loss function, dtype and mesh of training and no dropout.
+    unaugmented, with the loss function, dtype and mesh of training and no dropout; none replaces those
+    that are left out, as their image is missing or refused, or nothing of them can be trained.
     Raises SampleError if no sample was held out.
     """
     stage = config.copy_and_resolve_references()
@@ -40,32 +42,36 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
     params = {name: value.astype(compute.dtype) for name, value in params.items()}
     parts = math.lcm(row_parts(mesh, micro), jax.process_count())
     rows = -(-stage.batch_size // parts) * parts  # packed batches of any size are trained
-    loader = together(lambda: open_loader(stage, opened, mesh, **_PLAIN, batch_size=rows))
+    loader = together(
+        # Where a run begins, it said which held-out images are missing.
+        lambda: open_loader(stage, opened, mesh, say=False, **_PLAIN, batch_size=rows)
+    )
     feed = Feed(loader)
     score = jax.jit(_scorer(make_loss(opened.config, compute)), out_shardings=replicated(mesh))
-    total, tokens, samples = 0.0, 0, 0
+    total, tokens = 0.0, 0
     try:
         with jax.set_mesh(mesh):
             for _ in range(loader.steps_per_epoch):
-                batch, info = feed.next()
+                batch, _ = feed.next()
                 loss, count = jax.device_get(score(params, put_batch(batch, mesh, micro)))
                 total, tokens = total + float(loss), tokens + int(count)
-                samples += info["samples"]
         feed.stop()
+        report = feed.report()
     finally:
         loader.close()
-    return {"loss": total / max(tokens, 1), "samples": samples, "tokens": tokens}
+    samples, left_out = report["given"] - report["empty"], report["empty"]
+    loss = total / max(tokens, 1)
+    return {"loss": loss, "samples": samples, "left_out": left_out, "tokens": tokens}
 
 
 _PLAIN = {
-    "holdout_side": "held",
+    **HELD_SIDE,
     "pack": False,
     "group_by_modality": False,
     "shuffle": False,
     "augment": "",
     "turns_per_sample": 0,
     "cache_images": False,
-    "bad_report": "",
 }
 """Data settings that show every held-out sample once, as it is stored."""
 
@@ -99,7 +105,8 @@ def report_heldout(config: Any, export: Path, workdir: Path, steps: int) -> None
             return
         on_main(lambda: write_json(path, found))
     if is_main():
+        left = f"; {found['left_out']:,} left out" if found.get("left_out") else ""
         print(
             f"held-out loss    {found['loss']:.4f} (mean over {found['tokens']:,} tokens of "
-            f"{found['samples']:,} held-out samples)"
+            f"{found['samples']:,} held-out samples{left})"
         )

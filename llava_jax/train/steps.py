@@ -27,8 +27,9 @@ MAX_BAD_STEPS = 20
 """Non-finite steps in a row after which a run stops instead of skipping on."""
 
 
-def open_loader(config: Any, model: Opened, mesh: Mesh, **data: Any) -> Loader:
+def open_loader(config: Any, model: Opened, mesh: Mesh, *, say: bool = True, **data: Any) -> Loader:
     """The loader of this process's rows of every global batch. data: data settings to change.
+    say: see open_data.
 
     Raises as make_loader does, and ConfigError for lengths that the context axis does not divide.
     """
@@ -42,6 +43,7 @@ def open_loader(config: Any, model: Opened, mesh: Mesh, **data: Any) -> Loader:
         seed=config.seed,
         row_parts=row_parts(mesh, config.grad_accum),
         own_parts=own_row_parts(mesh, config.grad_accum),
+        say=say,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from llava_jax.data.bad import TooManyBad
-from llava_jax.data.check import open_data
+from llava_jax.data.check import HELD_SIDE, open_data
 from llava_jax.data.image_files import missing_images
 from llava_jax.data.settings import data_files, split_paths
 from llava_jax.errors import ConfigError, SampleError
@@ -166,6 +166,30 @@ def test_nothing_left_to_use(folder):
         open_data(settings(folder, [record("u", "https://a.org/b.jpg")]))
     with pytest.raises(SampleError, match="no sample is held out"):
         open_data(settings(folder, GOOD, holdout_side="held"))
+
+
+def test_missing_held_out_images_are_named_at_the_start(folder, caplog):
+    held = open_data(settings(folder, GOOD, holdout=0.3, holdout_side="held"))
+    gone = held.records[1]["image"]
+    (folder / "img" / gone).unlink()
+    with caplog.at_level(logging.WARNING):
+        open_data(settings(folder, GOOD, holdout=0.3))
+    (line,) = caplog.messages
+    assert line == (
+        f"1 of {len(held)} held-out samples will be left out: no such image file: "
+        f"{held.ids[1]} ({folder / 'img' / gone})"
+    )
+    caplog.clear()
+    assert len(open_data(settings(folder, GOOD, holdout=0.3, **HELD_SIDE), say=False).bad) == 1
+    assert not caplog.messages
+
+
+def test_malformed_records_do_not_count_against_the_held_side(folder):
+    """They belong to no side; the part that is held out is small, and so is its bad_limit."""
+    odd = [{"id": f"odd{n}"} for n in range(10)]
+    limited = settings(folder, [*GOOD, *odd], holdout=0.1, bad_limit=0.3)
+    assert len(open_data(limited).bad) == 10
+    assert len(open_data({**limited, **HELD_SIDE})) > 0
 
 
 def test_the_held_side_is_what_training_leaves(folder):

@@ -345,3 +345,22 @@ def test_buckets_end_at_the_longest_length():
     assert filled.length_buckets == (128, 256, 300)
     assert filled.target_buckets == (8, 16, 32, 64, 128, 256, 512)
     assert DataSettings(max_length=1).completed(None).target_buckets == (8,)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_bad_held_out_sample_is_replaced_by_none(data, size):
+    """Neither one without its image nor one without a text: a loss counts each held-out sample once."""
+    records = json.loads((data / "data.json").read_text())
+    held = loader(data, holdout=0.4, holdout_side="held", batch_size=size)
+    names = held._data.ids
+    pictured = [r for r in records if r["id"] in names and "image" in r]
+    unusable, missing = pictured[0], pictured[-1]
+    unusable["conversations"][1]["value"] = "unusable"
+    (data / missing["image"]).unlink()
+    (data / "data.json").write_text(json.dumps(records))
+    bad = {unusable["id"], *(r["id"] for r in pictured if r["image"] == missing["image"])}
+    again = loader(data, holdout=0.4, holdout_side="held", batch_size=size, bad_limit=1.0)
+    shown = [name for _ in range(again.steps_per_epoch) for name in next(again)[1]["ids"]]
+    assert sorted(shown) == sorted(set(names) - bad)
+    report = again.report()
+    assert (report["given"], report["replaced"], report["empty"]) == (len(names), 0, len(bad))

@@ -1,12 +1,14 @@
 """The loss on the held-out part: equal to a sample-by-sample sum, written and printed."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from llava_jax.convert import load_checkpoint
+from llava_jax.data.check import HELD_SIDE, open_data
 from llava_jax.data.loader import make_loader
 from llava_jax.layers import Compute
 from llava_jax.text.constants import IGNORE
@@ -91,3 +93,25 @@ def test_it_is_printed_again_for_a_finished_run(trained, capsys):
     run_stages(config, workdir, quiet=True)
     assert "held-out loss    " in capsys.readouterr().out
     assert (workdir / HELDOUT).stat().st_mtime_ns == before
+
+
+def test_a_bad_image_is_left_out_and_not_replaced(trained, caplog):
+    """The loss is that of the others, and the number of samples says so."""
+    config, export, workdir = trained
+    found = json.loads((workdir / HELDOUT).read_text())
+    held = open_data({**config.data, **HELD_SIDE})
+    image = next(Path(config.data.image_folder) / r["image"] for r in held.records if "image" in r)
+    whole = image.read_bytes()
+    try:
+        image.unlink()
+        caplog.clear()
+        again = heldout_loss(config, export)
+    finally:
+        image.write_bytes(whole)
+    assert not caplog.messages  # the start of a run names it
+    assert (again["samples"], again["left_out"]) == (found["samples"] - 1, 1)
+    assert again["tokens"] < found["tokens"]
+    rest = heldout_loss(config, export)
+    assert rest["left_out"] == 0
+    part = again["loss"] * again["tokens"] / found["tokens"]
+    assert part < rest["loss"]  # sums of the same losses but for one
