@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from llava_jax.errors import LlavaError, Stopped, counted
 from llava_jax.sharding import make_mesh, put_batch
@@ -84,8 +85,11 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         cleanup.callback(run_log.close)
         feed = Feed(loader)
         peak = max(program.peaks.values())
-        rate = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)
-        watch = Metrics(run_log, lambda count: float(rate(count)), last_loss)
+        # On the host: a step's line must not wait for the step after it, which the device is at.
+        rates = np.asarray(
+            warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)(np.arange(steps))
+        )
+        watch = Metrics(run_log, lambda count: float(rates[count]), last_loss)
         saver = Saver(checkpoints, run_log, config.save_minutes, done)
         metrics: Any = None
         with stop_flag() as stop, jax.set_mesh(mesh):
@@ -96,7 +100,8 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
                     placed = put_batch(batch, mesh, config.grad_accum), put_flags(own, mesh)
                     if not metrics and is_main():
                         log.info("what lies where:\n%s", placement(state, frozen, placed[0]))
-                    state, metrics = program.step(state, frozen, *placed)
+                    with jax.transfer_guard("disallow"):  # all that a step needs is placed already
+                        state, metrics = program.step(state, frozen, *placed)
                     done += 1
                     flags = watch.after(done, metrics, info, own)
                     due = flags.save or done % config.save_every == 0 or done == steps

@@ -6,14 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 
 from llava_jax.convert import load_checkpoint
 from llava_jax.errors import ConfigError, LlavaError
+from llava_jax.train import loop
 from llava_jax.train.config import load_config
 from llava_jax.train.log import METRICS, read_metrics
 from llava_jax.train.stages import run_stages
@@ -39,11 +43,42 @@ def curve(workdir):
     ]
 
 
+EVENTS: list[str] = []
+"""What the loop of `uninterrupted` did: "put" a batch, or the method in which it read from a device."""
+
+
+def watched(value: property) -> property:
+    def read(array):
+        if threading.current_thread() is threading.main_thread():
+            names = [frame.f_code.co_name for frame, _ in traceback.walk_stack(None)]
+            EVENTS.append(names[names.index("train") - 1] if "train" in names else "")
+        return value.fget(array)
+
+    return property(read)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(made, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    export = run_stages(config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8}), workdir, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        put = loop.put_batch
+        patch.setattr(loop, "put_batch", lambda *a: (EVENTS.append("put"), put(*a))[1])
+        patch.setattr(ArrayImpl, "_value", watched(ArrayImpl._value))
+        config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8})
+        export = run_stages(config, workdir, quiet=True)
     return workdir, export
+
+
+def test_the_loop_waits_for_the_devices_only_to_log_and_to_save(uninterrupted):
+    """A step is logged when the next one has begun; its batch was placed before: no device waits for us."""
+    during = EVENTS[EVENTS.index("put") :]
+    assert set(during) - {"together", ""} == {"put", "after", "drain"}
+    logged = [i for i, event in enumerate(during) if event in ("after", "drain")][::5]  # 5 values
+    assert len(logged) == 12
+    for step, i in enumerate(logged, 1):
+        saved = step % 4 == 0  # where the loop has to wait for the step
+        assert during[i] == ("drain" if saved else "after")
+        assert during[:i].count("put") == step + (not saved)
 
 
 def test_a_run_leaves_log_curve_board_model_and_report(uninterrupted, made):
