@@ -70,6 +70,7 @@ setup(
         "sentencepiece>=0.2.1",
         "safetensors>=0.6",
         "tokenizers>=0.22",
+        "fsspec>=2024.6",
         "huggingface_hub>=1.0",
         "pillow>=12.3",  # security fixes below that
         "numpy>=2.0",

@@ -84,10 +84,10 @@ class DataGroup(ImageLimits):
     """The training data. Lengths are in tokens, image features counted."""
 
     path: str | tuple[str, ...] = setting("",
-        "LLaVA JSON or JSON lines; several: a tuple, or with commas", resume=True, host=True,
+        "LLaVA JSON or JSON lines, a file or gs://..., s3://...; several: a tuple, or with commas", resume=True, host=True,
         aliases="data data_paths dataset dataset_path train_data train_file")
     image_folder: str | tuple[str, ...] = setting("",
-        "folder of the images: one for all files, or one per file", resume=True, host=True,
+        "folder of the images, on a disk or gs://..., s3://...: one for all files, or one per file", resume=True, host=True,
         aliases="data_root image_dir images")
     weights: tuple[float, ...] = setting((), "how often an epoch shows each file; empty: once",
         low=0)

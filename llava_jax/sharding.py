@@ -126,9 +126,9 @@ def _placed(size: int, axis: str | None, mesh: Mesh, units: Mapping[str, int]) -
     # Of several mesh axes, those that split something: a name alone reads better than a tuple.
     over = tuple(a for i, a in enumerate(RULES[axis]) if i == 0 or mesh.shape[a] > 1)
     parts = math.prod(mesh.shape[a] for a in over)
-    if not over or size // units.get(axis or "", 1) % parts:
+    if size // units.get(axis or "", 1) % parts:
         return None
-    return over if len(over) > 1 else over[0]
+    return over if len(over) > 1 else next(iter(over), None)
 
 
 def state_shardings(abstract: nnx.State, config: LlavaConfig, mesh: Mesh) -> nnx.State:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llava_jax import storage
 from llava_jax.errors import LlavaError, SampleError, instead_of_file
 
 _SPACE = (
@@ -132,12 +133,12 @@ class Doubled(dict):
 
 
 def read_text(path: str | Path, error: type[LlavaError] = SampleError) -> str:
-    """The text of a UTF-8, UTF-16 or UTF-32 file, without its byte order mark.
+    """The text of a UTF-8, UTF-16 or UTF-32 file or address, without its byte order mark.
 
     Raises `error`, naming the file, where it cannot be read or is not such text.
     """
     try:
-        data = Path(path).read_bytes()
+        data = storage.read(path)
     except IsADirectoryError:
         raise error(f"{path}: this is a folder, not a file") from None
     except OSError as e:

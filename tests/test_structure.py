@@ -17,13 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.NAME
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
-BASE = {"errors", "config", "params", "progress", "util", "setting", "settings"}
+BASE = {"errors", "config", "params", "progress", "storage", "util", "setting", "settings"}
 NETWORK = {"layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "params": set(),
     "progress": set(),
+    "storage": set(),
     "util": set(),
     "setting": set(),
     "settings": set(),
@@ -53,7 +54,7 @@ MAY_IMPORT = {
 }
 # Never import jax.
 LIGHT = {
-    *("errors", "config", "params", "progress", "util", "setting", "settings"),
+    *("errors", "config", "params", "progress", "storage", "util", "setting", "settings"),
     *("text", "images", "batch", "cli", "inspect", "configs"),
 }
 
@@ -61,7 +62,7 @@ LIGHT = {
 LAZY = {
     *("transformers", "grain", "orbax", "torch", "matplotlib", "tensorboardX", "huggingface_hub"),
     *("tensorflow_datasets", "array_record", "openpyxl", "gguf", "fastapi", "uvicorn", "gradio"),
-    *("pooch", "openai", "jinja2"),
+    *("pooch", "openai", "jinja2", "fsspec", "ray"),
 }
 
 

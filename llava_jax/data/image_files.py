@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_jax import storage
 from llava_jax.data.bad import Bad, TooManyBad, bad_sample
+from llava_jax.errors import SampleError
 from llava_jax.text.records import image_paths
 
 MOSTLY = 0.9
@@ -29,35 +31,39 @@ def missing_images(records: Sequence[Any], folders: Sequence[str]) -> dict[int, 
             head, _, name = path.rpartition("/")
             holds = listed.get((folder, head))
             if holds is None:
-                holds = listed[folder, head] = _files_in(os.path.join(folder, head))
+                holds = listed[folder, head] = _files_in(storage.join(folder, head))
             if not holds(name):
-                missing[n] = os.path.abspath(os.path.join(folder, path)).replace("\0", "")
+                missing[n] = _full(folder, path)
                 break
     return missing
 
 
 def _files_in(folder: str) -> Callable[[str], bool]:
-    """Whether a name is that of a file in `folder`."""
+    """Whether a name is that of a file in `folder`, which is listed once."""
+    remote = storage.is_address(folder)
     try:
-        with os.scandir(folder or ".") as entries:
-            return {e.name for e in entries if _is_file(e)}.__contains__
-    except PermissionError:  # a folder that may be entered but not listed
-        return lambda name: os.path.isfile(os.path.join(folder, name))
-    except (OSError, ValueError):  # ValueError: a null byte or half a surrogate pair in the name
+        return storage.files_in(folder).__contains__
+    except FileNotFoundError:
         return lambda name: False
+    except PermissionError:  # a folder that may be entered but not listed
+        if remote:  # a request for each image would take hours: training says which are not there
+            return lambda name: True
+        return lambda name: os.path.isfile(os.path.join(folder, name))
+    except (OSError, ValueError) as error:
+        if remote:
+            raise SampleError(f"{folder}: cannot be listed ({error})") from error
+        return lambda name: False  # ValueError: a null byte or half a surrogate pair in the name
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
+def _full(folder: str, path: str) -> str:
+    full = storage.join(folder, path)
+    return full if storage.is_address(full) else os.path.abspath(full).replace("\0", "")
 
 
 def missing_image(index: int, sample_id: str, path: str) -> Bad:
     """A Bad for the image at full `path`, which is not a file."""
     folder = os.path.dirname(path)
-    if os.path.isdir(folder):
+    if storage.is_folder(folder):
         return bad_sample(index, sample_id, f"{path}: the file does not exist", kind=_NO_FILE)
     kind = f"the folder {folder} does not exist"
     return bad_sample(index, sample_id, f"{path}: {kind}", kind=kind)
@@ -93,6 +99,8 @@ def refuse_wrong_folder(
 
 def _folder_with(path: str, folder: str) -> str | None:
     """A folder close to `folder` in which `path` is a file."""
+    if storage.is_address(folder):
+        return None
     base = Path(folder or ".").absolute()
     try:
         below = sorted(p for p in base.iterdir() if p.is_dir())[:100] if base.is_dir() else []

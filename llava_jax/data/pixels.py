@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llava_jax import storage
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ImageError
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits, open_image
@@ -38,7 +39,7 @@ class Cache:
 
 
 class ImageStore:
-    """Pixels of the images below a folder, decoded once if they fit into `cache`."""
+    """Pixels of the images below a folder or address, decoded once if they fit into `cache`."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class ImageStore:
         cache: Cache,
         limits: Limits = DEFAULT_LIMITS,
     ):
-        self._folder, self._config, self._cache = Path(folder), config, cache
+        self._folder, self._config, self._cache = folder, config, cache
         self._limits = limits
 
     def pixels(self, path: str) -> np.ndarray:
@@ -64,7 +65,8 @@ class ImageStore:
 
     def _load(self, path: str) -> np.ndarray | ImageError:
         try:
-            return to_pixels(open_image(self._folder / path, self._limits, path), self._config)
+            source = storage.source(storage.join(self._folder, path))
+            return to_pixels(open_image(source, self._limits, path), self._config)
         except ImageError as e:
             fix = e.fix and e.fix.replace("is max_", "is data.max_")  # its setting here
             return ImageError(e.message, code=e.code, fix=fix)

@@ -15,6 +15,7 @@ from typing import Any
 from llava_jax.data.settings import DataFile
 from llava_jax.errors import ImageError, SampleError
 from llava_jax.images.decode import refuse_address
+from llava_jax.storage import is_address
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.records import image_paths, read_turns
 from llava_jax.util import Doubled, parse_values, read_text
@@ -32,9 +33,10 @@ def read_records(path: str | Path) -> list[Any]:
     A list, JSON lines and concatenated objects are distinguished by content, not by the name.
     Raises SampleError if the file is missing, is not JSON, or holds no list of samples.
     """
-    path = Path(path)
-    if not path.exists():
-        raise SampleError(f"{path}: no such data file", fix="set data.path")
+    if not is_address(path):
+        path = Path(path)
+        if not path.exists():
+            raise SampleError(f"{path}: no such data file", fix="set data.path")
     text = read_text(path)
     records = _records_of(parse_values(text, path), path)
     if _may_have_doubled_keys(text, records):
@@ -42,10 +44,10 @@ def read_records(path: str | Path) -> list[Any]:
     return records
 
 
-def _records_of(values: list[Any], path: Path) -> list[Any]:
+def _records_of(values: list[Any], path: str | Path) -> list[Any]:
     if len(values) == 1 and isinstance(values[0], list):
         return values[0]
-    lines = path.suffix in (".jsonl", ".ndjson")
+    lines = str(path).endswith((".jsonl", ".ndjson"))
     alone = values[0] if len(values) == 1 else None
     if isinstance(alone, Mapping) and not (lines or "conversations" in alone):
         lists = [repr(k) for k, v in alone.items() if isinstance(v, list)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from llava_jax import storage
 from llava_jax.data.check import open_data
 from llava_jax.data.settings import data_files, padded_lengths
 from llava_jax.errors import ConfigError, LlavaError
@@ -101,9 +101,9 @@ def check_settings(c: Any) -> None:
         if count % parts:
             raise ConfigError(f"{what} not a multiple of {name} {parts}")
     for file in data_files(c.data):
-        if file.weight and not Path(file.path).is_file():
+        if file.weight and not storage.is_file(file.path):
             raise ConfigError(f"{file.path}: no such data file", fix="set data.path")
-        if file.image_folder and not Path(file.image_folder).is_dir():
+        if file.image_folder and not storage.is_folder(file.image_folder):
             raise ConfigError(f"data.image_folder: there is no folder {file.image_folder}")
 
 

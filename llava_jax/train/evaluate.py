@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_jax import storage
 from llava_jax.errors import counted
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
@@ -49,7 +50,7 @@ def questions_of(
     before it and the record's own answers to them, as in training; "independent" ones stand alone.
     """
     name = record_id(record)
-    paths = [str(Path(image_folder) / path) for path in image_paths(record, name)]
+    paths = [storage.join(str(image_folder), path) for path in image_paths(record, name)]
     image = paths[0] if len(paths) == 1 else paths or None
     pairs = [
         (question.replace(IMAGE_TAG, "").strip(), answer)
@@ -72,10 +73,15 @@ def answers(
 
     None for a question that cannot be asked, usually because its image was refused; the log says why.
     """
+    from llava_jax.generate.request import image_list
     from llava_jax.model import Request
 
     longest = max((len(model.tokenizer.encode(q.answer)) for q in questions), default=0)
-    requests = [Request(q.messages(), q.image, max_new_tokens=longest + 8) for q in questions]
+    requests = [
+        Request(q.messages(), sources, max_new_tokens=longest + 8)
+        for q in questions
+        for sources in [[storage.source(image) for image in image_list(q.image)]]
+    ]
     replies = model.generate_batch(
         requests, batch_size=batch_size, progress=not quiet, on_error="reply"
     )

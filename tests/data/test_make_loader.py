@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import sentencepiece
@@ -10,9 +11,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from llava_jax.config import LlavaConfig
+from llava_jax.data.bad import TooManyBad
 from llava_jax.data.check import holdout, open_data
 from llava_jax.data.loader import make_loader
-from llava_jax.errors import ConfigError, SampleError
+from llava_jax.errors import ConfigError, LlavaError, SampleError
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.config import load_config
 from tests.conftest import shared
@@ -259,3 +261,54 @@ def test_easy_vqa():
     assert sorted(ids) == sorted(str(records[i]["id"]) for i in kept)
     assert len(ids) == loader.samples
     assert loader.report()["bad_count"] == 0
+
+
+def in_a_bucket(data: Path, bucket: str) -> ConfigDict:
+    """The data of `data` in fsspec's store in memory, below memory://BUCKET."""
+    store = fsspec.filesystem("memory")
+    for file in data.iterdir():
+        store.pipe(f"/{bucket}/{file.name}", file.read_bytes())
+    places = {"path": f"memory://{bucket}/data.json", "image_folder": f"memory://{bucket}"}
+    return config(data, **places)
+
+
+def test_data_of_an_object_store_are_those_of_a_disk(data, tokenizer):
+    here = make_loader(config(data), MODEL, tokenizer)
+    there = make_loader(in_a_bucket(data, "same"), MODEL, tokenizer)
+    assert here.identity() == there.identity()
+    for _ in range(here.steps_per_epoch):
+        ours, theirs = next(here)[0], next(there)[0]
+        for name, value in ours.items():
+            np.testing.assert_array_equal(theirs[name], value, err_msg=name)
+
+
+def test_images_of_an_object_store_are_looked_for_by_one_listing(data, monkeypatch):
+    (data / "3.png").unlink()
+    settings = in_a_bucket(data, "listed")
+    store, asked = fsspec.filesystem("memory"), []
+    for name in ("ls", "info", "exists", "isfile"):
+        does = getattr(store, name)
+        monkeypatch.setattr(
+            store,
+            name,
+            lambda *a, _name=name, _does=does, **k: asked.append(_name) or _does(*a, **k),
+        )
+    found = open_data(settings)
+    assert 3 in found.bad
+    assert asked.count("ls") <= 3, asked
+    assert len(asked) <= 8, asked
+
+
+def test_an_object_store_that_cannot_be_read_is_named(data, tokenizer):
+    settings = in_a_bucket(data, "limited")
+    small = ConfigDict({**settings, "max_bytes": 10, "bad_limit": 0.5})
+    with pytest.raises(TooManyBad, match="larger than allowed"):
+        rows_by_id(make_loader(small, MODEL, tokenizer))
+    for address, words in (
+        ("memory://nowhere", "memory://nowhere' holds none of the images"),
+        ("nosuchstore://bucket", "Protocol not known"),
+    ):
+        with pytest.raises(LlavaError, match=words):
+            open_data(ConfigDict({**settings, "image_folder": address}))
+    with pytest.raises(SampleError, match=r"memory://limited/none.json: .* \(No such file"):
+        open_data(ConfigDict({**settings, "path": "memory://limited/none.json"}))
