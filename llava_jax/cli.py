@@ -52,6 +52,12 @@ COMMANDS = {
         aliases="finetune fine-tune pretrain sft lora fit",
         overrides=True,
     ),
+    "plan": Command(
+        "llava_jax.plan.cli",
+        "what a run needs, and how long it takes, on hardware you do not have",
+        aliases="estimate memory profile roofline simulate",
+        overrides=True,
+    ),
     "chat": Command(
         "llava_jax.chat",
         "talk with a model about one or more images",

@@ -24,6 +24,7 @@ from llava_jax.layers import (
     run_layers,
     stack_layers,
 )
+from llava_jax.sharding import IMAGES, constrain
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -138,7 +139,9 @@ class ClipVision(nnx.Module):
         x = self.patch_embed(images_MHWC.astype(dtype))  # [M, patches, D]
         class_token = jnp.broadcast_to(self.class_embed[...].astype(dtype), (len(x), 1, x.shape[2]))
         x = jnp.concatenate([class_token, x], axis=1)  # [M, 1 + patches, D]
-        x = self.pre_norm(x + self.pos_embed[...].astype(dtype))  # [M, 1 + patches, D]
+        # Else XLA takes the split of pos_embed for that of x: every device runs all images.
+        x = constrain(x + self.pos_embed[...].astype(dtype), IMAGES)  # [M, 1 + patches, D]
+        x = self.pre_norm(x)
         if not hasattr(self, "layers"):
             return x
 

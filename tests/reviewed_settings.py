@@ -48,7 +48,7 @@ ROWS = [
         "rehearsal/*",
         "rehearsal/test_full_length.py::test_a_whole_epoch_at_the_real_lengths",
     ),
-    Row("data.max_length", "train/*", "the tiny model has 512 positions"),
+    Row("data.max_length", "train/* plan/*", "the tiny model has few positions"),
     Row(
         "data.max_length",
         "data/*",

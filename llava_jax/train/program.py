@@ -91,7 +91,8 @@ def planned_params(model: LlavaConfig, mesh: Mesh) -> Params:
 
 def abstract_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro: int) -> dict[str, Any]:
     """ShapeDtypeStructs of what `put_batch` makes of all rows of a global batch. Raises as it does."""
-    check_rows(len(next(iter(batch.values()))), mesh, micro)
+    for value in batch.values():  # of rows, or of groups of rows
+        check_rows(len(value), mesh, micro)
     return {
         name: jax.ShapeDtypeStruct(
             (micro, len(value) // micro, *value.shape[1:]),

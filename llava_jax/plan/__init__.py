@@ -1,0 +1,1 @@
+"""What a run needs and how long it takes on hardware that need not be there: `llava-jax plan`."""

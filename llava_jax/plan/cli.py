@@ -1,0 +1,106 @@
+"""`llava-jax plan`: what a recipe needs on a machine, and how long it takes, before one is rented."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from llava_jax.config import PRESETS
+from llava_jax.errors import ConfigError
+from llava_jax.plan.compile import devices_of, prepare
+from llava_jax.plan.topology import EXAMPLES, parse_topology
+from llava_jax.train.cli import option_hint as option_hint
+from llava_jax.train.config import load_config, shipped_configs
+from llava_jax.util import write_text
+
+EPILOG = f"""\
+machines:
+  {EXAMPLES}
+  v5p-N counts cores (N/2 chips), v5e-N and v6e-N chips; 2xv5e-256 is two slices; "here" is what is here.
+
+The step of the run is compiled for devices that need not be there, which takes a minute or a few for
+each row: for TPUs it needs libtpu (pip install 'llava_jax[tpu]'), for GPUs the CUDA plug-in
+(pip install 'llava_jax[cuda12]'). Neither weights nor data have to exist.
+
+  llava-jax plan --config finetune_7b --topology v5e-16 8xA100-40 --out plan.jsonl
+"""
+ASSUMED = {
+    "samples": (int, "samples of an epoch"),
+    "tokens": (float, "tokens of a sample, image features counted"),
+    "targets": (float, "trained tokens of a sample"),
+    "images": (float, "images of a sample"),
+    "real": (float, "share of a step's positions that are not padding"),
+}
+"""{field of Mixture: type and meaning}; each is an option --NAME-per-sample or --NAME."""
+_OPTION = {"tokens": "tokens-per-sample", "targets": "targets-per-sample",
+           "images": "images-per-sample", "real": "real-tokens"}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `llava-jax plan`. Settings are changed with --config.NAME=VALUE."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = (
+        "llava-jax plan --config CONFIG ... --topology MACHINE ... [--config.NAME=VALUE ...]"
+    )
+    parser.epilog = EPILOG
+    parser.add_argument("--config", nargs="+", help="names of configs, or files of your own")
+    parser.add_argument("--topology", nargs="+", help=f"machines: {EXAMPLES}")
+    parser.add_argument("--model", choices=PRESETS, help="sizes, where config.model.init has none")
+    for name, (kind, words) in ASSUMED.items():
+        option = f"--{_OPTION.get(name, name)}"
+        parser.add_argument(option, dest=name, type=kind, metavar="N", help=words)
+    parser.add_argument("--json", action="store_true", help="print each row as a line of JSON")
+    parser.add_argument("--out", type=Path, help="keep finished rows in this file, and skip them")
+    parser.add_argument("--table", type=Path, help="write a table of Markdown to this file")
+    parser.add_argument(
+        "--as-it-is", action="store_true", help="look for no change where a step does not fit"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans every stage of every config on every machine; 1 if one fits with no change that was tried."""
+    if not args.config or not args.topology:
+        what = "--config" if not args.config else "--topology"
+        known = ", ".join(shipped_configs()) if not args.config else EXAMPLES
+        raise ConfigError(f"no {what} is given", fix=f"for example {known}")
+    topologies = [parse_topology(name) for name in args.topology]
+    configs = [load_config(name, args.overrides) for name in args.config]
+    prepare(topologies)
+
+    from llava_jax.plan.plan import Question
+    from llava_jax.plan.rows import Kept
+    from llava_jax.plan.table import describe, table
+    from llava_jax.train.stages import split_stages
+
+    kept, shown = Kept(args.out), []
+    assumed = tuple((n, getattr(args, n)) for n in ASSUMED if getattr(args, n) is not None)
+    for topology in topologies:
+        devices = devices_of(topology)
+        for config in configs:
+            for stage, settings in split_stages(config):
+                name = f"{config.name}.{stage}" if stage else config.name
+                question = Question(name, settings, topology, args.model or "", assumed)
+                for row in _rows(question, devices, kept, search=not args.as_it_is):
+                    shown.append(row)
+                    print(json.dumps(row) if args.json else describe(row), flush=True)
+                if args.table:
+                    write_text(args.table, "\n".join(table(shown)) + "\n")
+    return int(not all(row["fits"] or row.get("instead") for row in shown))
+
+
+def _rows(question: Any, devices: list[Any], kept: Any, *, search: bool) -> list[dict[str, Any]]:
+    """The row of a question, and where it does not fit, that of the change with which it does."""
+    from llava_jax.plan.fit import find_change
+    from llava_jax.plan.plan import make_row, set_up
+
+    setup = set_up(question, devices)
+    row = make_row(setup, kept)
+    if row["fits"] or not search:
+        return [row]
+    other = find_change(setup, row, devices, kept)
+    if other is None:
+        return [row]
+    instead = {"change": other["change"], "peak": other["memory"]["peak"]}
+    return [{**row, "instead": instead}, other]
