@@ -7,19 +7,21 @@ modeling_clip (pre-LN blocks, quick_gelu, a class token, learned absolute positi
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from llava_jax.config import VisionConfig
+from llava_jax.config import LoraConfig, VisionConfig
 from llava_jax.layers import (
     ATTENTION,
     Compute,
     LayerNorm,
     Linear,
     attention,
+    linears_of,
     normal,
     run_layers,
     stack_layers,
@@ -62,50 +64,52 @@ class PatchEmbed(nnx.Module):
 class ClipAttention(nnx.Module):
     """Multi-head self-attention over all patches, biases on every projection."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, linear: Callable[..., Linear]):
         d = config.width
         self.heads = config.heads
-        self.q = Linear(d, d, ("embed", "heads"), bias=True, rngs=rngs)
-        self.k = Linear(d, d, ("embed", "heads"), bias=True, rngs=rngs)
-        self.v = Linear(d, d, ("embed", "heads"), bias=True, rngs=rngs)
-        self.out = Linear(d, d, ("heads", "embed"), bias=True, gain=0.5, rngs=rngs)
+        self.q = linear("attn.q", d, d, ("embed", "heads"), bias=True)
+        self.k = linear("attn.k", d, d, ("embed", "heads"), bias=True)
+        self.v = linear("attn.v", d, d, ("embed", "heads"), bias=True)
+        self.out = linear("attn.out", d, d, ("heads", "embed"), bias=True, gain=0.5)
 
-    def __call__(self, x_MSD: jax.Array, implementation: str | None) -> jax.Array:
+    def __call__(self, x_MSD: jax.Array, implementation: str | None, keys) -> jax.Array:
         split = (*x_MSD.shape[:2], self.heads, x_MSD.shape[2] // self.heads)
         q, k, v = (
-            checkpoint_name(f(x_MSD).reshape(split), ATTENTION) for f in (self.q, self.k, self.v)
+            checkpoint_name(f(x_MSD, key).reshape(split), ATTENTION)
+            for f, key in zip((self.q, self.k, self.v), keys)
         )  # [M, S, N, H]
         y = attention(q, k, v, None, implementation)  # [M, S, N, H]
-        return checkpoint_name(self.out(y.reshape(x_MSD.shape)), ATTENTION)  # [M, S, D]
+        return checkpoint_name(self.out(y.reshape(x_MSD.shape), keys[3]), ATTENTION)  # [M, S, D]
 
 
 class ClipMlp(nnx.Module):
     """Two linear layers with CLIP's activation between them."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, linear: Callable[..., Linear]):
+        d, f = config.width, config.mlp_width
         self.act = config.hidden_act
-        self.fc1 = Linear(config.width, config.mlp_width, ("embed", "mlp"), bias=True, rngs=rngs)
-        self.fc2 = Linear(
-            config.mlp_width, config.width, ("mlp", "embed"), bias=True, gain=0.5, rngs=rngs
-        )
+        self.fc1 = linear("mlp.fc1", d, f, ("embed", "mlp"), bias=True)
+        self.fc2 = linear("mlp.fc2", f, d, ("mlp", "embed"), bias=True, gain=0.5)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = ACTIVATIONS[self.act](self.fc1(x))  # [M, S, F]
-        return self.fc2(x)  # [M, S, D]
+    def __call__(self, x: jax.Array, keys) -> jax.Array:
+        x = ACTIVATIONS[self.act](self.fc1(x, keys[4]))  # [M, S, F]
+        return self.fc2(x, keys[5])  # [M, S, D]
 
 
 class ClipLayer(nnx.Module):
     """One pre-LN transformer block."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, lora: LoraConfig | None = None, *, rngs: nnx.Rngs):
+        linear = linears_of("vision.layers", lora, rngs=rngs)
         self.norm1 = LayerNorm(config.width, config.norm_eps)
-        self.attn = ClipAttention(config, rngs=rngs)
+        self.attn = ClipAttention(config, linear)
         self.norm2 = LayerNorm(config.width, config.norm_eps)
-        self.mlp = ClipMlp(config, rngs=rngs)
+        self.mlp = ClipMlp(config, linear)
 
-    def __call__(self, x: jax.Array, implementation: str | None = None) -> jax.Array:
-        x = x + self.attn(self.norm1(x), implementation)
-        return x + self.mlp(self.norm2(x))
+    def __call__(self, x: jax.Array, implementation: str | None = None, key=None) -> jax.Array:
+        keys = [None] * 6 if key is None else jax.random.split(key, 6)  # one per Linear
+        x = x + self.attn(self.norm1(x), implementation, keys)
+        return x + self.mlp(self.norm2(x), keys)
 
 
 class ClipTail(nnx.Module):
@@ -120,8 +124,16 @@ class ClipTail(nnx.Module):
 class ClipVision(nnx.Module):
     """The tower. The first `layers_run` layers produce the features; `tail` holds the others."""
 
-    def __init__(self, config: VisionConfig, layers_run: int, compute: Compute, *, rngs: nnx.Rngs):
-        self.compute = compute
+    def __init__(
+        self,
+        config: VisionConfig,
+        layers_run: int,
+        compute: Compute,
+        lora: LoraConfig | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.compute, self.layers_run = compute, layers_run
         d = config.width
         self.patch_embed = PatchEmbed(config, rngs=rngs)
         self.class_embed = nnx.Param(normal(rngs.params(), (d,), 0.3), out_sharding=(None,))
@@ -130,11 +142,14 @@ class ClipVision(nnx.Module):
         )
         self.pre_norm = LayerNorm(d, config.norm_eps)
         if layers_run:
-            self.layers = stack_layers(lambda r: ClipLayer(config, rngs=r), layers_run, rngs)
+            self.layers = stack_layers(lambda r: ClipLayer(config, lora, rngs=r), layers_run, rngs)
         self.tail = ClipTail(config, config.layers - layers_run, rngs=rngs)
 
-    def __call__(self, images_MHWC: jax.Array) -> jax.Array:
-        """float[M, H, W, 3], normalised -> dtype[M, 1 + patches, D], the class token first."""
+    def __call__(self, images_MHWC: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """float[M, H, W, 3], normalised -> dtype[M, 1 + patches, D], the class token first.
+
+        dropout_key: turns LoRA dropout on (training).
+        """
         dtype = self.compute.dtype
         x = self.patch_embed(images_MHWC.astype(dtype))  # [M, patches, D]
         class_token = jnp.broadcast_to(self.class_embed[...].astype(dtype), (len(x), 1, x.shape[2]))
@@ -145,7 +160,8 @@ class ClipVision(nnx.Module):
         if not hasattr(self, "layers"):
             return x
 
-        def apply(layer, x, _):
-            return layer(x, self.compute.attention), None
+        def apply(layer, x, key):
+            return layer(x, self.compute.attention, key), None
 
-        return run_layers(self.layers, apply, x, None, self.compute)[0]
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.layers_run)
+        return run_layers(self.layers, apply, x, keys, self.compute)[0]

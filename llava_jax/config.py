@@ -19,6 +19,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FEATURE_SELECTS = ("patch", "cls_patch")
 ASPECT_RATIOS = ("pad", "square")
 RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0-5
+LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+"""The linear layers of a decoder layer."""
+QUANTIZED = ("", "nf4", "int8")  # how frozen kernels may be held; see llava_jax.quant
 _MLP = re.compile(r"^mlp([1-9]\d*)x_gelu$")
 
 
@@ -92,18 +95,24 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters on every linear layer of the language model but the head.
+    """Low-rank adapters on the linear layers that `targets` names (llava_jax.params.linears has all).
 
-    The update is (alpha / rank) * x @ A @ B; `dropout` acts on x, in training only (PEFT's rule).
+    The update is scale * x @ A @ B; `dropout` acts on x, in training only (PEFT's rule). rslora: scale
+    is alpha / sqrt(rank) and not alpha / rank (arXiv 2312.03732). dora: the columns of the kernel with
+    its update have trained magnitudes (arXiv 2402.09353).
     """
 
     rank: int = 128
     alpha: float = 256.0
     dropout: float = 0.05
+    rslora: bool = False
+    dora: bool = False
+    targets: tuple[str, ...] = tuple(f"language.layers.{name}" for name in LINEARS)
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        """The factor of the update."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,7 @@ class LlavaConfig:
     use_im_start_end: bool = False
     tokenizer_legacy: bool = False
     lora: LoraConfig | None = None
+    quantize: str = ""  # how a training run holds the decoder's frozen kernels; "" in every file
 
     def __post_init__(self):
         if self.projector not in ("linear", "identity") and not _MLP.match(self.projector):
@@ -162,6 +172,7 @@ class LlavaConfig:
                 f"projector {self.projector!r} is unknown", fix="use linear, mlpNx_gelu or identity"
             )
         _one_of("feature_select", self.feature_select, FEATURE_SELECTS)
+        _one_of("quantize", self.quantize, QUANTIZED)
         _one_of("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         if self.projector == "identity" and self.vision.width != self.language.width:
             raise ConfigError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_jax.config import LlavaConfig
-from llava_jax.errors import SampleError
+from llava_jax.errors import SampleError, counted
 from llava_jax.params import component, is_run
 
 if TYPE_CHECKING:
@@ -137,7 +137,12 @@ def checkpoint_text(config: LlavaConfig, facts: dict[str, Any], tensors: bool = 
         f"({config.image_aspect_ratio}), context {language.max_positions}",
     }
     if config.lora:
-        rows["lora"] = f"rank {config.lora.rank}, alpha {config.lora.alpha:g}"
+        kinds = ", rsLoRA" * config.lora.rslora + ", DoRA" * config.lora.dora
+        parts = sorted({name.partition(".")[0] for name in config.lora.targets})
+        rows["lora"] = (
+            f"rank {config.lora.rank}, alpha {config.lora.alpha:g}{kinds}; "
+            f"on {counted(len(config.lora.targets), 'linear layer')} of {' and '.join(parts)}"
+        )
     rows["weights"] = f"{facts['parameters']:,} parameters, {in_bytes(facts['bytes'])}"
     for name, part in facts["parts"].items():
         types = ", ".join(dtype for dtype, _ in part["dtypes"].most_common())

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from llava_jax import quant
 from llava_jax.config import LoraConfig, RopeScaling
 
 OFFLOADED = "pinned_host"
@@ -70,6 +71,8 @@ def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
 class Linear(nnx.Module):
     """y = x @ kernel (+ bias) (+ scale * (dropout(x) @ lora_a) @ lora_b). kernel [d_in, d_out].
 
+    quantize: "nf4" or "int8" holds the kernel as the codes and scales of llava_jax.quant; such a kernel
+    has no gradient. DoRA (lora.dora) has the columns' magnitudes in lora_m [d_out].
     init: "fan_in" N(0, gain^2 / d_in) with a zero bias, or "torch" for nn.Linear's default
     U(-1/sqrt(d_in), 1/sqrt(d_in)) of kernel and bias, which the original's projector starts from.
     """
@@ -84,15 +87,22 @@ class Linear(nnx.Module):
         gain: float = 1.0,
         init: str = "fan_in",
         lora: LoraConfig | None = None,
+        quantize: str = "",
         rngs: nnx.Rngs,
     ):
+        self.d_in = d_in
         bound = d_in**-0.5
         if init == "torch":
             kernel = jax.random.uniform(rngs.params(), (d_in, d_out), minval=-bound, maxval=bound)
             offset = jax.random.uniform(rngs.params(), (d_out,), minval=-bound, maxval=bound)
         else:
             kernel, offset = normal(rngs.params(), (d_in, d_out), gain * bound), jnp.zeros(d_out)
-        self.kernel = nnx.Param(kernel, out_sharding=axes)
+        if quantize:
+            codes, scales = quant.quantize(kernel, quantize)
+            self.codes = nnx.Param(codes, out_sharding=axes)
+            self.scales = nnx.Param(scales, out_sharding=axes)
+        else:
+            self.kernel = nnx.Param(kernel, out_sharding=axes)
         if bias:
             self.bias = nnx.Param(offset, out_sharding=(axes[1],))
         self.lora = lora
@@ -101,17 +111,63 @@ class Linear(nnx.Module):
             a = jax.random.uniform(rngs.params(), (d_in, lora.rank), minval=-bound, maxval=bound)
             self.lora_a = nnx.LoRAParam(a, out_sharding=(axes[0], None))
             self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, d_out)), out_sharding=(None, axes[1]))
+            if lora.dora:
+                self.lora_m = nnx.LoRAParam(column_norms(kernel), out_sharding=(axes[1],))
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """x [..., d_in] -> [..., d_out] in x's dtype. A key turns LoRA's dropout on."""
-        y = matmul(x, self.kernel[...])
+        base = y = self._base(x)
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(x.dtype)
         if self.lora:
-            if dropout_key is not None and self.lora.dropout:
+            dropped = dropout_key is not None and self.lora.dropout
+            if dropped:
                 x = dropout(x, self.lora.dropout, dropout_key)
-            y = y + matmul(matmul(x, self.lora_a[...]), self.lora_b[...]) * self.lora.scale
+            update = matmul(matmul(x, self.lora_a[...]), self.lora_b[...]) * self.lora.scale
+            if self.lora.dora:  # as PEFT: the dropout is before the base's share of the update too
+                base = self._base(x) if dropped else base
+                ratio = self._magnitude_ratio()  # float32[d_out]
+                update = ((ratio - 1) * base + ratio * update).astype(x.dtype)
+            y = y + update
         return y
+
+    def _base(self, x: jax.Array) -> jax.Array:
+        """x @ kernel."""
+        if hasattr(self, "kernel"):
+            return matmul(x, self.kernel[...])
+        # Recomputed in the backward pass, so that only the codes of a layer outlive its forward pass.
+        product = jax.checkpoint(lambda x, *held: matmul(x, quant.dequantize(*held, self.d_in)))
+        return product(x, self.codes[...], jax.lax.stop_gradient(self.scales[...]))
+
+    def _magnitude_ratio(self) -> jax.Array:
+        """float32[d_out]: trained over actual norm of each column of the kernel with its update.
+
+        The norm has no gradient (section 4.3 of DoRA's paper, and PEFT).
+        """
+        if hasattr(self, "kernel"):
+            kernel = self.kernel[...]
+        else:
+            kernel = quant.dequantize(self.codes[...], self.scales[...], self.d_in)
+        a, b = (leaf[...].astype(jnp.float32) for leaf in (self.lora_a, self.lora_b))
+        norms = column_norms(kernel.astype(jnp.float32) + self.lora.scale * (a @ b))
+        return self.lora_m[...].astype(jnp.float32) / jax.lax.stop_gradient(norms)
+
+
+def column_norms(kernel: jax.Array) -> jax.Array:
+    """float32[..., d_out]: the length of each column of a kernel [..., d_in, d_out]."""
+    return jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
+
+
+def linears_of(
+    place: str, lora: LoraConfig | None, quantize: str = "", *, rngs: nnx.Rngs
+) -> Callable[..., Linear]:
+    """linear(name, d_in, d_out, axes, ...): the Linear called `place`.name, adapted where lora says so."""
+
+    def linear(name: str, *sizes: Any, **options: Any) -> Linear:
+        own = lora if lora and f"{place}.{name}" in lora.targets else None
+        return Linear(*sizes, lora=own, quantize=quantize, rngs=rngs, **options)
+
+    return linear
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:

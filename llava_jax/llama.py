@@ -7,6 +7,7 @@ SwiGLU. LLaMA-2/3- and Mistral-shaped models are the same code with other sizes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from llava_jax.layers import (
     RMSNorm,
     apply_rope,
     attention,
+    linears_of,
     rope_frequencies,
     rope_table,
     run_layers,
@@ -78,20 +80,14 @@ def take_positions(x_BTD: jax.Array, at_GP: jax.Array | None) -> jax.Array:
 class LlamaAttention(nnx.Module):
     """Causal self-attention with RoPE; writes to and reads from a cache when given one."""
 
-    def __init__(self, config: LanguageConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+    def __init__(self, config: LanguageConfig, linear: Callable[..., Linear]):
         d, h = config.width, config.head_width
         bias = config.attention_bias
         self.head_width = h
-        self.q = Linear(d, config.heads * h, ("embed", "heads"), bias=bias, lora=lora, rngs=rngs)
-        self.k = Linear(
-            d, config.kv_heads * h, ("embed", "kv_heads"), bias=bias, lora=lora, rngs=rngs
-        )
-        self.v = Linear(
-            d, config.kv_heads * h, ("embed", "kv_heads"), bias=bias, lora=lora, rngs=rngs
-        )
-        self.o = Linear(
-            config.heads * h, d, ("heads", "embed"), bias=bias, gain=0.5, lora=lora, rngs=rngs
-        )
+        self.q = linear("attn.q", d, config.heads * h, ("embed", "heads"), bias=bias)
+        self.k = linear("attn.k", d, config.kv_heads * h, ("embed", "kv_heads"), bias=bias)
+        self.v = linear("attn.v", d, config.kv_heads * h, ("embed", "kv_heads"), bias=bias)
+        self.o = linear("attn.o", config.heads * h, d, ("heads", "embed"), bias=bias, gain=0.5)
 
     def __call__(self, x_BTD, rope, mask_BTS, cache, write_at, implementation, keys, at_GP=None):
         b, t, _ = x_BTD.shape
@@ -117,11 +113,11 @@ class LlamaAttention(nnx.Module):
 class LlamaMlp(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: LanguageConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+    def __init__(self, config: LanguageConfig, linear: Callable[..., Linear]):
         d, f = config.width, config.mlp_width
-        self.gate = Linear(d, f, ("embed", "mlp"), lora=lora, rngs=rngs)
-        self.up = Linear(d, f, ("embed", "mlp"), lora=lora, rngs=rngs)
-        self.down = Linear(f, d, ("mlp", "embed"), gain=0.5, lora=lora, rngs=rngs)
+        self.gate = linear("mlp.gate", d, f, ("embed", "mlp"))
+        self.up = linear("mlp.up", d, f, ("embed", "mlp"))
+        self.down = linear("mlp.down", f, d, ("mlp", "embed"), gain=0.5)
 
     def __call__(self, x: jax.Array, keys) -> jax.Array:
         x = jax.nn.silu(self.gate(x, keys[4])) * self.up(x, keys[5])  # [B, T, F]
@@ -131,11 +127,14 @@ class LlamaMlp(nnx.Module):
 class LlamaLayer(nnx.Module):
     """One pre-norm decoder block. With `at`, its output at those positions alone: [G, P, D]."""
 
-    def __init__(self, config: LanguageConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: LanguageConfig, lora: LoraConfig | None, quantize: str, *, rngs: nnx.Rngs
+    ):
+        linear = linears_of("language.layers", lora, quantize, rngs=rngs)
         self.attn_norm = RMSNorm(config.width, config.norm_eps)
-        self.attn = LlamaAttention(config, lora, rngs=rngs)
+        self.attn = LlamaAttention(config, linear)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = LlamaMlp(config, lora, rngs=rngs)
+        self.mlp = LlamaMlp(config, linear)
 
     def __call__(self, x, rope, mask, cache, write_at, implementation, key, at=None):
         keys = [None] * 7 if key is None else jax.random.split(key, 7)  # one per Linear
@@ -153,12 +152,15 @@ class Llama(nnx.Module):
         config: LanguageConfig,
         compute: Compute,
         lora: LoraConfig | None = None,
+        quantize: str = "",
         *,
         rngs: nnx.Rngs,
     ):
         self.config, self.compute = config, compute
         self.embed = Embed(config.vocab_size, config.width, rngs=rngs)
-        self.layers = stack_layers(lambda r: LlamaLayer(config, lora, rngs=r), config.layers, rngs)
+        self.layers = stack_layers(
+            lambda r: LlamaLayer(config, lora, quantize, rngs=r), config.layers, rngs
+        )
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied_head:
             self.head = Linear(config.width, config.vocab_size, ("embed", "vocab"), rngs=rngs)

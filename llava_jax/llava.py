@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from llava_jax.clip import ClipVision
 from llava_jax.config import LlavaConfig
-from llava_jax.layers import Compute, Linear
+from llava_jax.layers import Compute, linears_of
 from llava_jax.llama import Llama, causal_mask
 from llava_jax.params import check_params
 from llava_jax.sharding import IMAGES, SEQUENCE, constrain, state_shardings
@@ -32,24 +32,20 @@ class Projector(nnx.Module):
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
         self.depth = config.projector_depth
         d_in, d_out = config.vision.width, config.language.width
+        linear = linears_of("projector", config.lora, rngs=rngs)
         for i in range(self.depth):
             # The last axis of each layer is the next one's input: only one of the two is sharded.
-            layer = Linear(
-                d_in if i == 0 else d_out,
-                d_out,
-                ("embed", None),
-                bias=True,
-                init="torch",
-                rngs=rngs,
-            )
-            setattr(self, f"linear_{i}", layer)
+            name, width = f"linear_{i}", d_in if i == 0 else d_out
+            layer = linear(name, width, d_out, ("embed", None), bias=True, init="torch")
+            setattr(self, name, layer)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """dtype[..., vision width] -> dtype[..., language width]."""
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """dtype[..., vision width] -> dtype[..., language width]. A key turns LoRA dropout on."""
         for i in range(self.depth):
             if i:
                 x = jax.nn.gelu(x, approximate=False)
-            x = getattr(self, f"linear_{i}")(x)
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
+            x = getattr(self, f"linear_{i}")(x, key)
         return x
 
 
@@ -80,9 +76,10 @@ class Llava(nnx.Module):
 
     def __init__(self, config: LlavaConfig, compute: Compute | None = None, *, rngs: nnx.Rngs):
         self.config, self.compute = config, compute or Compute()
-        self.vision = ClipVision(config.vision, config.vision_layers_run, self.compute, rngs=rngs)
+        run, lora = config.vision_layers_run, config.lora
+        self.vision = ClipVision(config.vision, run, self.compute, lora, rngs=rngs)
         self.projector = Projector(config, rngs=rngs)
-        self.language = Llama(config.language, self.compute, config.lora, rngs=rngs)
+        self.language = Llama(config.language, self.compute, lora, config.quantize, rngs=rngs)
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """uint8[..., H, W, 3] -> float32 in CLIP's units; float input is passed on as it is."""
@@ -93,12 +90,14 @@ class Llava(nnx.Module):
         mean, std = (jnp.asarray(values, jnp.float32) for values in v.units)
         return (scaled - mean) / std
 
-    def image_features(self, images_MHWC: jax.Array) -> jax.Array:
+    def image_features(
+        self, images_MHWC: jax.Array, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
         """uint8 or normalised float [M, H, W, 3] -> dtype[M, I, vision width], before projection."""
-        features = self.vision(self.normalize(images_MHWC))  # [M, 1 + patches, vision width]
+        features = self.vision(self.normalize(images_MHWC), dropout_key)  # [M, 1 + patches, width]
         return features[:, 1:] if self.config.feature_select == "patch" else features
 
-    def embed(self, tokens_BT, slots_BT, images_GMHWC) -> jax.Array:
+    def embed(self, tokens_BT, slots_BT, images_GMHWC, dropout_key=None) -> jax.Array:
         """Token embeddings with the projected features of each group's images spliced in."""
         text = self.language.embed(tokens_BT, self.compute.dtype)  # [B, T, D]
         g, m = images_GMHWC.shape[:2]
@@ -106,7 +105,10 @@ class Llava(nnx.Module):
             return text
         images_NHWC = images_GMHWC.reshape(g * m, *images_GMHWC.shape[2:])  # N = G * M
         images_NHWC = constrain(images_NHWC, IMAGES)
-        projected = self.projector(self.image_features(images_NHWC))  # [N, I, D]
+        # The decoder's keys come from `dropout_key` itself.
+        keys = [None if dropout_key is None else jax.random.fold_in(dropout_key, i) for i in (1, 2)]
+        features = self.image_features(images_NHWC, keys[0])
+        projected = self.projector(features, keys[1])  # [N, I, D]
         rows = projected.reshape(g, m * projected.shape[1], projected.shape[-1])  # [G, M * I, D]
         return merge_images(text, rows, slots_BT)
 
@@ -122,7 +124,7 @@ class Llava(nnx.Module):
         at_GP, prune: for hidden dtype[G, P, D] at those positions, see Llama.
         """
         x = constrain(
-            self.embed(batch["tokens"], batch["slots"], batch["images"]), SEQUENCE
+            self.embed(batch["tokens"], batch["slots"], batch["images"], dropout_key), SEQUENCE
         )  # [B, T, D]
         mask = causal_mask(batch["segments"], batch.get("turns"))  # [B, T, T]
         at = {"at_GP": at_GP, "prune": prune}
@@ -165,7 +167,12 @@ def abstract_model(config: LlavaConfig, compute: Compute | None = None):
         graphdef, state = nnx.split(
             nnx.eval_shape(lambda: Llava(config, compute, rngs=nnx.Rngs(0)))
         )
-    return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), state)
+
+    def held(x):  # in float32, unless it is codes
+        floats = jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(x.shape, jnp.float32 if floats else x.dtype)
+
+    return graphdef, jax.tree.map(held, state)
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llava_jax.config import LanguageConfig, LlavaConfig, VisionConfig
-from llava_jax.errors import WeightError, did_you_mean
+from llava_jax.config import LINEARS, LanguageConfig, LlavaConfig, VisionConfig
+from llava_jax.errors import ConfigError, WeightError, did_you_mean
 
 V = TypeVar("V")
 
-LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
-"""The linear layers of a decoder layer: those that LoRA adapts."""
 FLOATS = ("float32", "float16", "bfloat16")
 """The types that weights may have."""
 
@@ -27,8 +26,13 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 
 def is_lora(name: str) -> bool:
-    """Whether a parameter is a factor of a LoRA adapter."""
-    return name.endswith((".lora_a", ".lora_b"))
+    """Whether a parameter is of a LoRA adapter: a factor, or DoRA's magnitudes."""
+    return name.endswith((".lora_a", ".lora_b", ".lora_m"))
+
+
+def is_quantized(name: str) -> bool:
+    """Whether an array is part of a kernel that is held in few bits: it is never trained or cast."""
+    return name.endswith((".codes", ".scales"))
 
 
 def is_stacked(name: str) -> bool:
@@ -157,12 +161,26 @@ def parameter_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     shapes = {**_vision(config.vision, config.vision_layers_run), **_projector(config)}
     shapes.update(_language(config.language))
     if config.lora:
-        r, n = config.lora.rank, config.language.layers
-        for name in LINEARS:
-            _, d_in, d_out = shapes[f"language.layers.{name}.kernel"]
-            shapes[f"language.layers.{name}.lora_a"] = (n, d_in, r)
-            shapes[f"language.layers.{name}.lora_b"] = (n, r, d_out)
+        r, known = config.lora.rank, linears(config)
+        for name in config.lora.targets:
+            if name not in known:
+                raise ConfigError(f"lora.targets: there is no linear layer {name!r}")
+            *layers, d_in, d_out = shapes[f"{name}.kernel"]
+            shapes[f"{name}.lora_a"] = (*layers, d_in, r)
+            shapes[f"{name}.lora_b"] = (*layers, r, d_out)
+            if config.lora.dora:
+                shapes[f"{name}.lora_m"] = (*layers, d_out)
     return shapes
+
+
+def linears(config: LlavaConfig) -> list[str]:
+    """The linear layers that LoRA can adapt: all that are run but the head, stacks as one each."""
+    kernels = (n for n in parameter_shapes(replace(config, lora=None)) if n.endswith(".kernel"))
+    others = (
+        "vision.patch_embed.kernel",
+        "language.head.kernel",
+    )  # a convolution; PEFT leaves it out
+    return [n.removesuffix(".kernel") for n in kernels if is_run(n) and n not in others]
 
 
 def _vision(c: VisionConfig, run: int) -> dict[str, tuple[int, ...]]:

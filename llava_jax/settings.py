@@ -169,8 +169,19 @@ class TrainSettings:
     lora_rank: int = setting(0, "rank of new LoRA adapters; 0: none", low=0, aliases="lora_r")
     lora_alpha: float = setting(256.0, "adapters are scaled by alpha / rank", low=0,
         needs="lora_rank")
+    lora_rslora: bool = setting(False, "scale by alpha / sqrt(rank) instead (rsLoRA)",
+        needs="lora_rank", aliases="use_rslora")
+    lora_dora: bool = setting(False, "also train the magnitude of each column (DoRA)",
+        needs="lora_rank", aliases="use_dora")
+    lora_targets: tuple[str, ...] = setting(("language",),
+        "linear layers with adapters: of parts, or patterns over names as language.layers.attn.q",
+        choices=("language", "vision", "projector"), patterns=True, needs="lora_rank",
+        aliases="target_modules lora_target_modules")
     lora_dropout: float = setting(0.05, "dropout before the adapters", low=0, high=1,
         needs="lora_rank", aliases="dropout drop_out")
+    quantize: str = setting("",
+        "hold the decoder's frozen kernels in 4 or 8 bits (QLoRA)", choices=("", "nf4", "int8"),
+        needs="trainable=lora", aliases="bits load_in_4bit load_in_8bit bnb_4bit_quant_type")
     data: DataGroup = DataGroup()
     batch_size: int = setting(128, "samples per step, over all devices", low=1,
         aliases="train_batch_size per_device_train_batch_size")

@@ -18,7 +18,7 @@ BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
 BASE = {"errors", "config", "params", "progress", "storage", "util", "setting", "settings"}
-NETWORK = {"layers", "clip", "llama", "llava", "lora"}
+NETWORK = {"quant", "layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "text": set(),
     "images": set(),
     "batch": {"text", "images"},
-    "layers": set(),
+    "quant": set(),
+    "layers": {"quant"},
     "clip": {"layers", "sharding"},
     "sharding": {"layers"},
     "llama": {"layers"},

@@ -1,6 +1,7 @@
 """LoRA adapters over a base: PEFT's files, of the original LLaVA or on Hugging Face's.
 
-PEFT's rule: W + scale * B @ A with scale = alpha / r (alpha / sqrt(r) with use_rslora).
+PEFT's rule: W + scale * B @ A with scale = alpha / r (alpha / sqrt(r) with use_rslora); with use_dora
+each output's weights are then scaled to a trained length, the lora_magnitude_vector.
 """
 
 from __future__ import annotations
@@ -21,24 +22,22 @@ from llava_jax.convert.formats.base import open_base, overlay, strip_peft
 from llava_jax.convert.formats.original import write_config
 from llava_jax.convert.io import folder as folders
 from llava_jax.convert.io import output, torch_file
-from llava_jax.convert.io.lazy import Lazy, Leaf, of_array, summed
+from llava_jax.convert.io.lazy import Lazy, Leaf, summed
 from llava_jax.convert.io.output import Progress, write_json
 from llava_jax.convert.source import Options, Source, Target, still_means
 from llava_jax.convert.table import keys
 from llava_jax.errors import WeightError
-from llava_jax.params import LINEARS, check_params, is_lora, unique
+from llava_jax.params import check_params, is_lora, is_run, linears, unique
 
 log = logging.getLogger(__name__)
-
-_PEFT = "base_model.model."
-_LAYOUTS = tuple(layout.decoder for layout in (*keys.HF_LAYOUTS, keys.ORIGINAL))
 
 
 def open_adapter(folder: Path, options: Options) -> Source:
     """An adapter folder over its base, unmerged: leaves `<linear>.lora_a`, `<linear>.lora_b`.
 
-    The base is `options.base` or the one adapter_config.json names. Linear layers that the adapter
-    leaves out get zero factors. Raises WeightError for variants of LoRA that change the formula.
+    The base is `options.base` or the one adapter_config.json names. Adapters on layers of the tower
+    that the model does not run are merged. Raises WeightError for variants of LoRA that change the
+    formula.
     """
     settings = folders.read_json(folder / adapter_config.FILE, required=True)
     lora = adapter_config.lora_config(settings)
@@ -49,27 +48,34 @@ def open_adapter(folder: Path, options: Options) -> Source:
     state = folders.read_file(file, options.allow_pickle)
     beside = folders.first_file(folder, folders.NON_LORA_FILES)
     more = folders.read_file(beside, options.allow_pickle) if beside else {}
-    # The name of PEFT's adapter, which some files have in a factor's name, goes.
-    factors = unique(
-        (n.replace(".default.weight", ".weight"), t) for n, t in state.items() if ".lora_" in n
-    )
-    elsewhere = {n: factors.pop(n) for n in list(factors) if _is_elsewhere(n)}
+    factors = unique((_factor(n), t) for n, t in state.items() if ".lora_" in n)
     more |= {n: t for n, t in state.items() if ".lora_" not in n}
     _refuse_vocabulary(state, folder.name)
     base = open_base(folder, data, options, _base(folder, settings, options))
     adapter_config.check_saved(settings, more, folder.name)
     whole = unique(keys.to_original(strip_peft(more), base.config))
     source = overlay(base, whole, base.config, folder.name, options)
-    _merge_elsewhere(elsewhere, source, lora, folder.name, options)
     files = [*source.files, file, *([beside] if beside else [])]
     source = replace(source, kind="lora", files=files)
-    if elsewhere and not factors:  # merged, so that nothing of the adapter is left
-        source.check()
-        return source
-    source.config = replace(source.config, lora=lora)
-    layout = keys.best_layout(factors, _LAYOUTS, source.config)
-    source.leaves |= _leaves(factors, layout, source.config, settings, folder.name, options)
+    anywhere = replace(lora, targets=tuple(linears(source.config)))
+    config = replace(source.config, lora=anywhere)
+    layout = keys.best_layout(factors, (*keys.hf_layouts(config), keys.ORIGINAL), config)
+    not_run = {n: factors.pop(n) for n in _not_run(factors, layout, config)}
+    if not_run:
+        log.info("%s: adapters on layers that the model does not run are merged", folder.name)
+        _merge_not_run(not_run, source, layout, lora, folder.name, options)
+        if not factors:
+            source.check()
+            return source
+    leaves = _leaves(factors, layout, config, settings, folder.name, options)
+    adapted = {n.rpartition(".")[0] for n in leaves}
+    targets = tuple(n for n in anywhere.targets if n in adapted)
+    source.config = replace(config, lora=replace(lora, targets=targets))
+    source.leaves |= leaves
+    if isinstance(held := data.get("quantization_config"), dict):
+        source.metadata["quantized_base"] = {"type": held.get("bnb_4bit_quant_type", "8 bits")}
     source.metadata["lora"] = {
+        "layout": layout.name,
         "adapter_config": settings,
         "config": data,
         "adapter_file": file.name,
@@ -83,10 +89,19 @@ def open_adapter(folder: Path, options: Options) -> Source:
     return source
 
 
+_NOT_LINEAR = "embed_tokens|lm_head|patch_embedding|position_embedding"
+
+
+def _factor(name: str) -> str:
+    """A tensor's name without that of PEFT's adapter; magnitudes end without ".weight", as PEFT saves."""
+    name = re.sub(r"\.default(?=(\.weight)?$)", "", name)
+    return name.removesuffix(".weight") if ".lora_magnitude_vector" in name else name
+
+
 def _refuse_vocabulary(names: Iterable[str], where: str) -> None:
-    """Raises WeightError for adapters on the token embedding or the head."""
+    """Raises WeightError for adapters on an embedding or the head."""
     for name in names:
-        match = re.search(r"\b(embed_tokens|lm_head)\.(lora_|base_layer)", name)
+        match = re.search(rf"\b({_NOT_LINEAR})\.(lora_|base_layer)", name)
         if match:
             raise WeightError(
                 f"{where}: adapters on {match[1]} are not supported", fix=adapter_config.MERGE
@@ -101,15 +116,16 @@ def _leaves(
     where: str,
     options: Options,
 ) -> dict[str, Leaf]:
-    """PEFT's factors as stacked leaves; a linear layer without any gets zeros."""
+    """PEFT's factors as leaves of the linear layers that have any, or that target_modules lists."""
     if not factors:
-        raise WeightError(f"{where} has no adapters on the language model")
+        raise WeightError(f"{where} has no adapters")
     listed = adapter_config.targets(settings) or ()
     plan = [p for p in keys.pairings(layout, config) if is_lora(p.ours)]
-    adapted = {  # linear layers, by the name that their two factors share but for its last letter
+    adapted = {  # linear layers, by the name that their factors share but for its last letter
         p.ours[:-1]
         for p in plan
-        if _module(p.theirs[0]) in listed or any(n in factors for n in p.theirs)
+        if (_module(p.theirs[0]) in listed and p.ours.startswith("language."))
+        or any(n in factors for n in p.theirs)
     }
     expected = {n: p.their_shape for p in plan if p.ours[:-1] in adapted for n in p.theirs}
     try:
@@ -117,12 +133,7 @@ def _leaves(
     except WeightError as error:
         fix = f"for an adapter on some layers only, {adapter_config.MERGE}"
         raise WeightError(error.message, fix=error.fix or fix) from None
-    zero = np.zeros((), next(iter(factors.values())).dtype)
-    leaves = {}
-    for p in plan:
-        absent = of_array(np.broadcast_to(zero, p.their_shape), "not adapted")
-        leaves[p.ours] = p.leaf(factors.get(n, absent) for n in p.theirs)
-    return leaves
+    return {p.ours: p.leaf(factors[n] for n in p.theirs) for p in plan if p.ours[:-1] in adapted}
 
 
 def _check(
@@ -149,62 +160,67 @@ def merge(source: Source, dtype: np.dtype | None = None) -> Source:
     config = source.config
     if config.lora is None:
         return source
+    if held := source.metadata.get("quantized_base"):
+        log.warning(
+            "the adapter was trained over a base in %s, and is merged into the plain one",
+            held.get("type"),
+        )
     leaves = {n: t for n, t in source.leaves.items() if not is_lora(n)}
-    for name in LINEARS:
-        at = f"language.layers.{name}"
-        parts = zip(*(source.leaves[f"{at}.{k}"].parts for k in ("kernel", "lora_a", "lora_b")))
-        sums = tuple(_merged(w, a, b, config.lora.scale, dtype) for w, a, b in parts)
-        leaves[f"{at}.kernel"] = Leaf(sums, True)
+    last = ("kernel", "lora_a", "lora_b", *(["lora_m"] if config.lora.dora else []))
+    for name in config.lora.targets:
+        parts = zip(*(source.leaves[f"{name}.{k}"].parts for k in last))
+        sums = tuple(_merged(*tensors, scale=config.lora.scale, dtype=dtype) for tensors in parts)
+        leaves[f"{name}.kernel"] = Leaf(sums, source.leaves[f"{name}.kernel"].stacked)
     metadata = {k: v for k, v in source.metadata.items() if k != "lora"}
     return replace(source, leaves=leaves, config=replace(config, lora=None), metadata=metadata)
 
 
-def _merged(kernel: Lazy, a: Lazy, b: Lazy, scale: float, dtype: np.dtype | None) -> Lazy:
+def _merged(
+    kernel: Lazy, a: Lazy, b: Lazy, m: Lazy | None = None, *, scale: float, dtype: np.dtype | None
+) -> Lazy:
     def read() -> np.ndarray:
         update = a.read().astype(np.float32) @ b.read().astype(np.float32)
         update *= np.float32(scale)
-        return kernel.read().astype(np.float32) + update
+        whole = kernel.read().astype(np.float32) + update  # [d_in, d_out]
+        return whole if m is None else whole * (m.read() / np.linalg.norm(whole, axis=0))
 
     return summed(read, kernel, dtype)
 
 
-def _is_elsewhere(name: str) -> bool:
-    """Whether an adapter is on the tower or the projector (PEFT matches names like q_proj there too)."""
-    return any(
-        f".{part}." in name for part in ("vision_tower", "multi_modal_projector", "mm_projector")
-    )
+def _not_run(names: Iterable[str], layout: keys.Layout, config: LlavaConfig) -> dict[str, str]:
+    """{factor: the kernel it is on, in their names} of the tower's layers after the feature layer."""
+    places = keys.places(layout, config)
+    kernels = {n: f"{n.removeprefix(keys.PEFT).partition('.lora_')[0]}.weight" for n in names}
+    return {n: k for n, k in kernels.items() if k in places and not is_run(places[k][0].ours)}
 
 
-def _merge_elsewhere(
-    factors: dict[str, Lazy], source: Source, lora: LoraConfig, where: str, options: Options
+def _merge_not_run(
+    factors: Mapping[str, Lazy],
+    source: Source,
+    layout: keys.Layout,
+    lora: LoraConfig,
+    where: str,
+    options: Options,
 ) -> None:
-    """Adds adapters outside of the language model into their kernels; changes `source.leaves`."""
-    if not factors:
-        return
-    log.info("%s: adapters outside of the language model are merged", where)
-    config = replace(source.config, lora=None)
-    places = {}
-    for layout in (*keys.hf_layouts(config), keys.ORIGINAL):
-        places |= keys.places(layout, config)
-    expected, kernels = {}, {}
-    for name in factors:
-        path = name.removeprefix(_PEFT).partition(".lora_")[0]
-        pairing, i = places.get(f"{path}.weight", (None, 0))
-        if pairing is None:
-            continue  # _check names it
-        if len(pairing.their_shape) != 2:
-            raise WeightError(
-                f"{where}: adapters on {path} are not supported", fix=adapter_config.MERGE
-            )
+    """Adds such adapters into their kernels; changes `source.leaves`."""
+    places = keys.places(layout, source.config)
+    last = ("lora_A.weight", "lora_B.weight", *(["lora_magnitude_vector"] if lora.dora else []))
+    expected: dict[str, tuple[int, ...]] = {}
+    kernels = {}
+    for kernel in dict.fromkeys(_not_run(factors, layout, source.config).values()):
+        pairing, layer = places[kernel]
         d_out, d_in = pairing.their_shape
-        a, b = (f"{_PEFT}{path}.lora_{letter}.weight" for letter in "AB")
-        expected |= {a: (lora.rank, d_in), b: (d_out, lora.rank)}
-        kernels[pairing.ours, i] = a, b
+        names = [f"{keys.PEFT}{kernel.removesuffix('weight')}{part}" for part in last]
+        expected |= zip(names, ((lora.rank, d_in), (d_out, lora.rank), (d_out,)))
+        kernels[pairing.ours, layer] = names
     _check(factors, expected, where)
-    for (ours, i), pair in kernels.items():
-        a, b = (keys.T.to_ours(factors[name]) for name in pair)
+    for (ours, layer), (a, b, *m) in kernels.items():
         parts = list(source.leaves[ours].parts)
-        parts[i] = _merged(parts[i], a, b, lora.scale, options.type)
+        both = (keys.T.to_ours(factors[n]) for n in (a, b))
+        magnitudes = (factors[n] for n in m)
+        parts[layer] = _merged(
+            parts[layer], *both, *magnitudes, scale=lora.scale, dtype=options.type
+        )
         source.leaves[ours] = Leaf(tuple(parts), source.leaves[ours].stacked)
 
 
@@ -227,28 +243,26 @@ def _base(folder: Path, settings: dict[str, Any], options: Options) -> str | Pat
 # Writing ------------------------------------------------------------------------------------------
 
 
-def adapter_state(source: Source, prefix: str, targets: set[str] | None) -> dict[str, Lazy]:
-    """The adapters of `source` under PEFT's names; `targets` limits them to some linear layers.
-
-    prefix: the decoder's name in the model the adapter is for, such as "model."
-    """
-    layout = replace(keys.LLAMA, lm=prefix.removesuffix("."))
+def adapter_state(source: Source, layout: keys.Layout) -> dict[str, Lazy]:
+    """The adapters of `source` under PEFT's names, for a model of `layout`."""
     state = keys.to_theirs(source.leaves, layout, source.config)
-    return {
-        name: t
-        for name, t in state.items()
-        if ".lora_" in name and (targets is None or _module(name) in targets)
-    }
+    return {name: t for name, t in state.items() if ".lora_" in name}
 
 
 def write_lora(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
     """The original's pair: adapter_model and non_lora_trainables.bin (the projector)."""
     source = vocabulary.original_rows(source)
     read = source.metadata.get("lora") or {}
-    settings = _settings(source, read, "model.")
-    state = adapter_state(source, "model.", adapter_config.targets(settings))
-    more = keys.to_theirs(source.leaves, keys.PROJECTOR, source.config)
-    more = {f"{_PEFT}{n}": t for n, t in more.items()}
+    settings = _settings(source, read, keys.ORIGINAL)
+    for name in source.config.lora.targets if source.config.lora else ():
+        if not name.startswith("language."):
+            raise WeightError(
+                f"the original LLaVA loads no adapters on {name}",
+                fix="use --to peft, or --merge with --to hf or original",
+            )
+    state = adapter_state(source, keys.ORIGINAL)
+    more = keys.to_theirs(source.leaves, keys.PROJECTOR, replace(source.config, lora=None))
+    more = {f"{keys.PEFT}{n}": t for n, t in more.items()}
     # Modules trained whole go where they were; from another layout's adapter, beside the projector.
     whole = read.get("whole") or {}
     if read.get("prefix") == "model.":
@@ -257,7 +271,7 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
         more = {n: t for n, t in (more | found).items() if n not in there}
         state |= there
     elif read:
-        more |= _whole(source, {f"{_PEFT}{o}": o for o in whole.values()})
+        more |= _whole(source, {f"{keys.PEFT}{o}": o for o in whole.values()})
     if target.base is not None and not settings.get("base_model_name_or_path"):
         settings["base_model_name_or_path"] = adapter_config.base_name(target.base)
     if read.get("adapter_file") == "adapter_model.bin":
@@ -272,14 +286,15 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
 def write_peft(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
     """An adapter for PEFT on Hugging Face's LLaVA; the projector goes along as a saved module."""
     read = source.metadata.get("lora") or {}
-    prefix = read.get("prefix", "model.language_model.")
-    if prefix == "model." or target.layout:
-        prefix = f"{keys.LAYOUTS[target.layout or 'hf5_memory'].lm}."
-    same_base = read.get("prefix") == prefix
-    settings = _settings(source, read, prefix)
-    state = adapter_state(source, prefix, adapter_config.targets(settings))
+    was = keys.LAYOUTS.get(read.get("layout") or _BY_PREFIX.get(read.get("prefix")) or "")
+    layout = was or keys.HF_MEMORY
+    if layout is keys.ORIGINAL or target.layout:
+        layout = keys.LAYOUTS[target.layout or "hf5_memory"]
+    prefix, same_base = f"{layout.lm}.", was is not None and was.lm == layout.lm
+    settings = _settings(source, read, layout)
+    state = adapter_state(source, layout)
     if not same_base:  # the base is another model than the one it was trained on
-        settings["target_modules"] = adapter_config.pattern(prefix, settings)
+        settings["target_modules"] = adapter_config.pattern(source.config, layout)
         settings["base_model_name_or_path"] = None
     if target.base is not None:
         settings["base_model_name_or_path"] = adapter_config.base_name(target.base)
@@ -291,11 +306,13 @@ def write_peft(source: Source, work: Path, target: Target, progress: Progress | 
         )
     if others:
         state |= _whole(source, read["whole"])
+    elif any(".multi_modal_projector." in name for name in state):
+        log.warning("the projector has adapters: the weights under them must be those of the base")
     elif read.get("non_lora_file") or not read or settings.get("modules_to_save"):
         root = "model." if prefix.startswith("model.") else ""
-        layout = keys.Layout("peft", projector=f"{root}multi_modal_projector", hf=True)
-        more = keys.to_theirs(source.leaves, layout, source.config)
-        state |= {f"{_PEFT}{n}": t for n, t in more.items()}
+        whole = keys.Layout("peft", projector=f"{root}multi_modal_projector", hf=True)
+        more = keys.to_theirs(source.leaves, whole, replace(source.config, lora=None))
+        state |= {f"{keys.PEFT}{n}": t for n, t in more.items()}
         settings["modules_to_save"] = ["multi_modal_projector"]
     output.write_safetensors(work, state, stem="adapter_model", progress=progress)
     write_json(work / adapter_config.FILE, settings)
@@ -307,11 +324,20 @@ def _whole(source: Source, names: Mapping[str, str]) -> dict[str, Lazy]:
     return {name: state[theirs] for name, theirs in names.items() if theirs in state}
 
 
-def _settings(source: Source, read: dict[str, Any], prefix: str) -> dict[str, Any]:
+# The layout that an adapter was read in, where an older export has the decoder's prefix alone.
+_BY_PREFIX = {"model.": "original", "language_model.model.": "hf"}
+_BY_PREFIX["model.language_model."] = "hf5_memory"
+
+
+def _settings(source: Source, read: dict[str, Any], layout: keys.Layout) -> dict[str, Any]:
     """adapter_config.json: the one that was read if it still says the same, else a fresh one."""
     old, config = read.get("adapter_config"), source.config.lora
-    if old and still_means(lambda: adapter_config.lora_config(old), config):
+    if (
+        old
+        and config
+        and still_means(lambda: adapter_config.lora_config(old), config, ("targets",))
+    ):
         return dict(old)
     if config is None:
         raise WeightError("the checkpoint has no LoRA adapters to write")
-    return adapter_config.fresh(config, prefix)
+    return adapter_config.fresh(source.config, config, layout)

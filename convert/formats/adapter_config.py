@@ -5,16 +5,15 @@ Fields and their effect: peft 0.21, src/peft/tuners/lora/config.py and variants.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llava_jax.config import LoraConfig
+from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.convert.io import hub
+from llava_jax.convert.table import keys
 from llava_jax.errors import WeightError
-from llava_jax.params import LINEARS
 
 FILE = "adapter_config.json"
 MERGE = "merge the adapter with PEFT (merge_and_unload) and convert the result"
@@ -22,7 +21,6 @@ MERGE = "merge the adapter with PEFT (merge_and_unload) and convert the result"
 _NEUTRAL: dict[str, Any] = {
     "bias": "none",
     "fan_in_fan_out": False,
-    "use_dora": False,
     "lora_bias": False,
     "use_qalora": False,
 }
@@ -47,10 +45,10 @@ _CONVERTIBLE_INITS = ("pissa", "olora", "corda", "lora_ga")
 
 
 def lora_config(settings: dict[str, Any]) -> LoraConfig:
-    """adapter_config.json -> LoraConfig, with alpha such that alpha / rank is PEFT's scale.
+    """adapter_config.json -> LoraConfig, but for its targets, which the tensors of the adapter tell.
 
     Raises WeightError, naming the field, for every variant of LoRA other than W + scale * B A over
-    the plain base with one rank and one scale.
+    the plain base with one rank and one scale (rsLoRA's or not, with DoRA's magnitudes or without).
     """
     if settings.get("peft_type", "LORA") != "LORA":
         raise WeightError(f"{FILE}: peft_type {ascii(settings['peft_type'])[:40]} is not supported")
@@ -61,9 +59,8 @@ def lora_config(settings: dict[str, Any]) -> LoraConfig:
     rank, alpha, dropout = (settings.get(k) for k in ("r", "lora_alpha", "lora_dropout"))
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         raise WeightError(f"{FILE}: r and lora_alpha are not numbers")
-    if settings.get("use_rslora"):
-        alpha = alpha * math.sqrt(rank)
-    return LoraConfig(rank, float(alpha), float(dropout or 0.0))
+    switches = bool(settings.get("use_rslora")), bool(settings.get("use_dora"))
+    return LoraConfig(rank, float(alpha), float(dropout or 0.0), *switches)
 
 
 def _changes(key: str, value: Any) -> bool:
@@ -72,7 +69,9 @@ def _changes(key: str, value: Any) -> bool:
         return value is not None and value is not False and value not in ([], {})
     if key in _NEUTRAL:
         return value is not None and value != _NEUTRAL[key]
-    return key.startswith("use_") and key != "use_rslora" and bool(value)  # newer than this list
+    return (
+        key.startswith("use_") and key not in ("use_rslora", "use_dora") and bool(value)
+    )  # newer than this list
 
 
 def _check_init(value: Any) -> None:
@@ -107,8 +106,8 @@ def check_saved(settings: dict[str, Any], names: Iterable[str], where: str) -> N
 # Writing ----------------------------------------------------------------------------------------
 
 
-def fresh(lora: LoraConfig, prefix: str) -> dict[str, Any]:
-    """adapter_config.json for an adapter that did not come from PEFT. prefix: see `pattern`."""
+def fresh(config: LlavaConfig, lora: LoraConfig, layout: keys.Layout) -> dict[str, Any]:
+    """adapter_config.json for an adapter that did not come from PEFT, on a model of `layout`."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -119,18 +118,30 @@ def fresh(lora: LoraConfig, prefix: str) -> dict[str, Any]:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        "use_dora": lora.dora,
         "modules_to_save": None,
-        "target_modules": pattern(prefix, {}),
+        "target_modules": pattern(config, layout),
     }
 
 
-def pattern(prefix: str, settings: dict[str, Any]) -> str:
-    """target_modules as a regex of whole names, because the tower has a q_proj of its own.
-
-    prefix: the decoder's name in the model the adapter is for, such as "model."
-    """
-    names = sorted(targets(settings) or {f"{n.split('.')[1]}_proj" for n in LINEARS})
-    return rf"{re.escape(prefix)}layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})"
+def pattern(config: LlavaConfig, layout: keys.Layout) -> str:
+    """target_modules as a regex of whole names, because a q_proj is in the decoder and in the tower."""
+    found = []
+    for pairing in keys.pairings(layout, config):
+        if not pairing.ours.endswith(".lora_a"):
+            continue
+        modules = [n.removeprefix(keys.PEFT).removesuffix(".lora_A.weight") for n in pairing.theirs]
+        if not pairing.stacked:
+            found.append(re.escape(modules[0]))
+            continue
+        # Only the tower has layers that no adapter is on: those after the feature layer.
+        layer = r"\d+"
+        if pairing.ours.startswith("vision."):
+            layer = f"({'|'.join(map(str, range(len(modules))))})"
+        before, after = (re.escape(part) for part in modules[0].split(".0.", 1))
+        found.append(rf"{before}\.{layer}\.{after}")
+    return "|".join(found)
 
 
 def targets(settings: dict[str, Any]) -> set[str] | None:

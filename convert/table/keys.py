@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llava_jax.config import LlavaConfig
+from llava_jax.config import LINEARS, LlavaConfig
 from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.errors import WeightError
-from llava_jax.params import LINEARS, check_params, component, parameter_shapes, same_type
+from llava_jax.params import check_params, parameter_shapes, same_type
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Move:
         return lazy.map(lambda a: a.transpose(axes), tuple(lazy.shape[a] for a in axes))
 
 
+PEFT = "base_model.model."  # before the names of a model that PEFT has adapted
 SAME = Move()
 T = Move((1, 0))  # torch keeps a linear layer as [out, in]
 CONV = Move((2, 3, 1, 0))  # OIHW -> HWIO
@@ -86,15 +87,23 @@ LANGUAGE = (
     Rule("{lm}.norm.weight", "language.norm.scale"),
     Rule("{head}.weight", "language.head.kernel", T),
 )
-LORA = tuple(
-    Rule(
-        f"base_model.model.{{lm}}.{_decoder_linear(name)}.lora_{letter.upper()}.weight",
-        f"language.layers.{name}.lora_{letter}",
-        T,
+
+
+def _adapters(linears: Iterable[Rule]) -> tuple[Rule, ...]:
+    """What PEFT calls the adapters of linear layers; takes the rules of their weights out of `linears`."""
+    return tuple(
+        Rule(f"{PEFT}{r.theirs.removesuffix('.weight')}.{theirs}", f"{r.ours[:-7]}.{ours}", move)
+        for r in linears
+        if r.ours.endswith(".kernel") and r.move is T and r.ours != "language.head.kernel"
+        for theirs, ours, move in (
+            ("lora_A.weight", "lora_a", T),
+            ("lora_B.weight", "lora_b", T),
+            ("lora_magnitude_vector", "lora_m", SAME),
+        )
     )
-    for name in LINEARS
-    for letter in "ab"
-)
+
+
+LORA = _adapters(LANGUAGE)
 # In the tower, `vision.layers` stands for `vision.layers` and, after the feature layer,
 # `vision.tail.layers`.
 VISION = (
@@ -118,6 +127,7 @@ VISION = (
     ),
     *_norm("{vision}post_layernorm", "vision.tail.post_norm"),
 )
+VISION_LORA = _adapters(VISION)
 # Tensors that some checkpoints carry and the model does not need: recomputed buffers, the newline
 # vector of LLaVA-1.6, and the text half of a full CLIP. Carried for the way back, never used.
 BUFFERS = re.compile(
@@ -143,9 +153,10 @@ class Layout:
         """The rules of the components this layout has."""
         rules = () if self.lm is None else LANGUAGE + (LORA if config.lora else ())
         if self.projector is not None:
-            rules += self._projector(config)
+            projector = self._projector(config)
+            rules += projector + (_adapters(projector) if config.lora else ())
         if self.vision is not None:
-            rules += VISION
+            rules += VISION + (VISION_LORA if config.lora else ())
         prefixes = {
             "{lm}": self.lm or "",
             "{head}": self.head or "",
@@ -174,7 +185,7 @@ class Layout:
 
     @property
     def decoder(self) -> Layout:
-        """The decoder of this layout alone, which is all that an adapter is on."""
+        """The decoder of this layout alone."""
         return replace(self, projector=None, vision=None)
 
 
@@ -231,11 +242,10 @@ def pairings(layout: Layout, config: LlavaConfig) -> list[Pairing]:
                 theirs = tuple(rule.theirs.replace("{i}", str(first + i)) for i in range(shape[0]))
                 first, shape = first + shape[0], shape[1:]
             found.append(Pairing(ours, theirs, stacked, rule.move, rule.move.their_shape(shape)))
-    parts = {"language": layout.lm, "lora": layout.lm, "projector": layout.projector}
-    parts["vision"] = layout.vision
+    parts = {"language": layout.lm, "projector": layout.projector, "vision": layout.vision}
     ruled = {p.ours for p in found}
     for name in shapes:
-        if parts[component(name)] is not None and name not in ruled:
+        if parts[name.partition(".")[0]] is not None and name not in ruled:
             raise WeightError(f"the key table has no rule for {name} in layout {layout.name}")
     return found
 

@@ -78,6 +78,11 @@ def check_settings(c: Any) -> None:
             "the adapters would stay as they are",
             fix="--config.trainable=projector,lora trains them, --config.lora_rank=0 leaves them out",
         )
+    if c.quantize and "language" in c.trainable:
+        raise ConfigError(
+            f"quantize is {c.quantize!r}, but 'language' is in trainable: its kernels would not be frozen",
+            fix="--config.trainable=projector,lora trains adapters over them",
+        )
     if c.loss_groups > 1 and c.data.pack:
         raise ConfigError(
             f"loss_groups is {c.loss_groups}, but with data.pack rows hold several samples",

@@ -14,7 +14,7 @@ from llava_jax.errors import LlavaError
 from llava_jax.sharding import make_mesh, put_batch, replicated, row_parts
 from llava_jax.text.constants import IGNORE
 from llava_jax.train.distributed import is_main, on_main, together
-from llava_jax.train.model_io import compute_of, open_model, read_params
+from llava_jax.train.model_io import compute_of, open_model, read_params, split_params
 from llava_jax.train.resume import read_record
 from llava_jax.train.step import make_loss
 from llava_jax.train.steps import Feed, open_loader
@@ -39,7 +39,7 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
     mesh, micro = make_mesh(**stage.mesh), stage.grad_accum
     opened, compute = open_model(stage), compute_of(stage)
     params = read_params(opened, stage.seed, mesh)
-    params = {name: value.astype(compute.dtype) for name, value in params.items()}
+    _, params = split_params(params, set(), compute.dtype)
     parts = math.lcm(row_parts(mesh, micro), jax.process_count())
     rows = -(-stage.batch_size // parts) * parts  # packed batches of any size are trained
     loader = together(

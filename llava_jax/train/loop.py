@@ -57,7 +57,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
 
         # Model: every parameter straight onto its shards; trained ones in float32.
-        params = together(lambda: read_params(opened, config.seed, mesh))
+        params = together(lambda: read_params(opened, config.seed, mesh, config.dtype))
         program = make_program(config, opened.config, params, mesh, steps)
         trained, frozen = split_params(params, set(program.state.params), program.compute.dtype)
         log.info("%s", _summary(config, loader, steps, trained, frozen, mesh))

@@ -15,13 +15,15 @@ from jax.sharding import Mesh
 
 from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.errors import ConfigError, WeightError
-from llava_jax.layers import Compute
+from llava_jax.layers import Compute, column_norms
 from llava_jax.llava import abstract_params, init_sharded, param_shardings
-from llava_jax.params import is_run, is_stacked
+from llava_jax.params import is_quantized, is_run, is_stacked, linears
+from llava_jax.quant import dequantize, quantize
 from llava_jax.sharding import replicated
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import load_fitting
 from llava_jax.train.distributed import is_main, together
+from llava_jax.train.select import select
 from llava_jax.train.step import Params
 
 
@@ -73,7 +75,7 @@ def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
     """The configuration of `model`, a checkpoint's, as `config` trains it: with LoRA and length.
 
     Raises ConfigError for settings that the model cannot follow. An adapter that is continued keeps
-    its own rank and alpha: settings that differ from them are an error.
+    its own rank, scale and layers: settings that differ from them are an error.
     """
     length, positions = config.data.max_length or 0, model.language.max_positions
     if length > positions:
@@ -81,19 +83,45 @@ def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
             f"data.max_length is {length}, but the model has {positions} positions",
             fix=f"--config.data.max_length={positions}",
         )
-    lora = model.lora
-    if config.lora_rank:
-        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout)
-        if model.lora and (model.lora.rank, model.lora.alpha) != (lora.rank, lora.alpha):
-            own = model.lora
-            raise ConfigError(
-                f"lora_rank {lora.rank} and lora_alpha {lora.alpha:g} differ from the adapter that "
-                f"{config.model.init} holds: rank {own.rank}, alpha {own.alpha:g}",
-                fix="--config.lora_rank=0 continues the adapter as it is",
-            )
+    lora = _new_lora(config, model) if config.lora_rank else model.lora
+    if lora and model.lora:
+        for name in ("rank", "alpha", "rslora", "dora", "targets"):
+            wanted, own = getattr(lora, name), getattr(model.lora, name)
+            if wanted != own:
+                raise ConfigError(
+                    f"lora_{name} {_short(wanted)} differs from the adapter that "
+                    f"{config.model.init} holds: {_short(own)}",
+                    fix="--config.lora_rank=0 continues the adapter as it is",
+                )
     if "lora" in config.trainable and lora is None:
         raise ConfigError("'lora' is in trainable, but there are no adapters", fix="set lora_rank")
-    return dataclasses.replace(model, lora=lora, max_length=length or model.max_length)
+    return dataclasses.replace(
+        model, lora=lora, quantize=config.quantize, max_length=length or model.max_length
+    )
+
+
+def _new_lora(config: Any, model: LlavaConfig) -> LoraConfig:
+    """The adapters that the settings ask for, on the linear layers of `model` that they name."""
+    known = linears(model)
+    chosen = {
+        name
+        for word in config.lora_targets
+        for name in select("lora_targets", word, known, "linear layer")
+    }
+    return LoraConfig(
+        config.lora_rank,
+        config.lora_alpha,
+        config.lora_dropout,
+        config.lora_rslora,
+        config.lora_dora,
+        tuple(name for name in known if name in chosen),
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value[:3]) + f" and {len(value) - 3} more" * (len(value) > 3)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def compute_of(config: Any) -> Compute:
@@ -103,20 +131,51 @@ def compute_of(config: Any) -> Compute:
     )
 
 
-def read_params(opened: Opened, seed: int, mesh: Mesh) -> Params:
+def read_params(opened: Opened, seed: int, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
     """Every parameter, straight onto its shards; adapters of a new LoRA run are made there.
 
+    With config.quantize the decoder's kernels are quantised as they are read, one stack after the
+    other, from `dtype`. dtype: in which frozen parameters will be computed with.
     Raises WeightError naming a parameter that is not finite.
     """
     from llava_jax.convert import read_leaves
 
-    shardings = param_shardings(opened.config, mesh)
-    params = read_leaves(opened.source.leaves, shardings)
+    config, leaves = opened.config, opened.source.leaves
+    shardings = param_shardings(config, mesh)
+    held = {n.removesuffix(".codes") for n in shardings if n.endswith(".codes")}
+    kernels = {f"{name}.kernel" for name in held}
+    params = read_leaves({n: v for n, v in leaves.items() if n not in kernels}, shardings)
     check_finite(params, opened.name)
-    missing = set(abstract_params(opened.config)) - set(params)
+    if held:
+        plain = param_shardings(dataclasses.replace(config, quantize=""), mesh)
+    for name in sorted(held):
+        kernel = f"{name}.kernel"
+        whole = read_leaves({kernel: leaves[kernel]}, plain)
+        check_finite(whole, opened.name)
+        places = shardings[f"{name}.codes"], shardings[f"{name}.scales"]
+        make = jax.jit(lambda x: quantize(x.astype(dtype), config.quantize), out_shardings=places)
+        params[f"{name}.codes"], params[f"{name}.scales"] = make(whole.pop(kernel))
+    missing = sorted(set(abstract_params(config)) - set(params))
     if missing:  # open_source vouches for everything else
-        params |= init_sharded(opened.config, seed, {n: shardings[n] for n in sorted(missing)})
+        params |= init_sharded(config, seed, {n: shardings[n] for n in missing})
+    for name in (n for n in missing if n.endswith(".lora_m")):
+        norms = jax.jit(_column_norms, static_argnums=1, out_shardings=shardings[name])
+        params[name] = norms(_of_linear(params, name), dtype)
     return params
+
+
+def _of_linear(params: Params, name: str) -> Params:
+    """The parameters of the linear layer that `name` belongs to, by their last names."""
+    place = name.rpartition(".")[0]
+    return {n.rpartition(".")[2]: v for n, v in params.items() if n.rpartition(".")[0] == place}
+
+
+def _column_norms(linear: Params, dtype: Any) -> jax.Array:
+    """DoRA's first magnitudes: the norms of the columns of the kernel as it is computed with."""
+    if "kernel" in linear:
+        return column_norms(linear["kernel"].astype(dtype))
+    d_in = linear["lora_a"].shape[-2]
+    return column_norms(dequantize(linear["codes"], linear["scales"], d_in))
 
 
 def check_finite(params: Params, name: str) -> None:
@@ -154,7 +213,7 @@ def split_params(params: Params, names: set[str], dtype: Any) -> tuple[Params, P
         if name in names:
             trained[name] = value.astype(jnp.float32)
         else:
-            frozen[name] = value.astype(dtype)
+            frozen[name] = value if is_quantized(name) else value.astype(dtype)
     return trained, frozen
 
 
@@ -169,12 +228,14 @@ def save_model(folder: Path, opened: Opened, trained: Params) -> None:
 
     source = opened.source
     stream = Stream(trained)
+    config = dataclasses.replace(opened.config, quantize="")
+    held = {"quantized_base": {"type": opened.config.quantize}} if opened.config.quantize else {}
     model = Checkpoint(
-        opened.config,
+        config,
         {**source.leaves, **stream.leaves()},
         source.tokenizer,
         {"kind": source.kind, "path": opened.name},
-        source.metadata,
+        source.metadata | held,
         source.buffers,
     )
 

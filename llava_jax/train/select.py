@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_jax.errors import ConfigError
-from llava_jax.params import is_lora, is_run
+from llava_jax.params import is_lora, is_quantized, is_run
 from llava_jax.settings import PATTERN
 
 GROUPS: dict[str, Callable[[str], bool]] = {
@@ -52,11 +52,13 @@ def select(setting: str, word: str, names: Collection[str], noun: str = "paramet
 def trainable_names(names: Iterable[str], words: Iterable[str]) -> set[str]:
     """The names that the words of `trainable` cover. Raises ConfigError for one that covers none.
 
-    A pattern does not reach the tower's layers after the feature layer: they have no gradient.
+    A pattern does not reach what has no gradient: the tower's layers after the feature layer, and
+    quantised kernels.
     """
-    names, chosen = list(names), set()
+    can = [n for n in names if is_run(n) and not is_quantized(n)]
+    chosen: set[str] = set()
     for word in words:
-        covered = select("trainable", word, [n for n in names if is_run(n)])
+        covered = select("trainable", word, can)
         if not covered:
             raise ConfigError(f"trainable: the model has no {word!r} parameters")
         chosen |= covered

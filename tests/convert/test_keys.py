@@ -8,7 +8,7 @@ from llava_jax.cli import main
 from llava_jax.config import LoraConfig
 from llava_jax.convert.table import keys
 from llava_jax.errors import WeightError
-from llava_jax.params import parameter_shapes
+from llava_jax.params import linears, parameter_shapes
 from tests.convert import tiny
 from tests.test_params import VARIANTS
 
@@ -25,13 +25,14 @@ def test_every_parameter_has_one_place_in_every_layout(name, layout):
     assert len(set(theirs)) == len(theirs)
 
 
-GROUPS = ("LANGUAGE", "LORA", "VISION")
+GROUPS = ("LANGUAGE", "LORA", "VISION", "VISION_LORA")
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_rule_is_needed(group, monkeypatch):
     biased = replace(tiny.ORIGINAL.language, attention_bias=True)
-    config = replace(tiny.ORIGINAL, language=biased, lora=LoraConfig(2, 4.0))
+    config = replace(tiny.ORIGINAL, language=biased, lora=LoraConfig(2, 4.0, dora=True))
+    config = replace(config, lora=replace(config.lora, targets=tuple(linears(config))))
     rules = getattr(keys, group)
     for rule in rules:
         monkeypatch.setattr(keys, group, tuple(r for r in rules if r is not rule))

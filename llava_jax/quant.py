@@ -1,0 +1,68 @@
+"""Frozen kernels in 4 or 8 bits: codes and a float32 scale per block of 64 inputs of each output.
+
+nf4 is QLoRA's NormalFloat (arXiv 2305.14314, appendix E) with bitsandbytes' blocks and rounding; int8 is
+symmetric. qwix does not serve here: its QArray is no array of the flat table, it
+keeps a code per uint4 element, and its provider wraps a model object, where our step binds a table.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 64
+"""Inputs that share a scale: bitsandbytes' default."""
+
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+def quantize(kernel: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+    """A kernel [..., d_in, d_out] as (codes, scales).
+
+    kind: "nf4", codes uint8[..., d_in / 2, d_out] with the earlier input in the high bits, or "int8",
+    codes int8[..., d_in, d_out]. scales: float32[..., d_in / 64, d_out], the largest magnitude of each
+    block (int8: over 127). d_in is filled up with zeros to whole blocks.
+    """
+    *lead, d_in, d_out = kernel.shape
+    fill = [(0, 0)] * len(lead) + [(0, -d_in % BLOCK), (0, 0)]
+    blocks = jnp.pad(kernel.astype(jnp.float32), fill).reshape(*lead, -1, BLOCK, d_out)
+    scales = jnp.abs(blocks).max(-2)  # [..., d_in / 64, d_out]
+    if kind == "int8":
+        scales /= 127
+    units = blocks / jnp.where(scales > 0, scales, 1)[..., None, :]
+    if kind == "int8":
+        return jnp.round(units).astype(jnp.int8).reshape(*lead, -1, d_out), scales
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(NF4)]
+    codes = sum((units > middle).astype(jnp.uint8) for middle in middles)  # the nearest value
+    pairs = jnp.asarray(codes).reshape(*lead, -1, 2, d_out)
+    return pairs[..., 0, :] << 4 | pairs[..., 1, :], scales
+
+
+def dequantize(codes: jax.Array, scales: jax.Array, d_in: int) -> jax.Array:
+    """The kernel float32[..., d_in, d_out] that codes and scales stand for."""
+    if codes.dtype == jnp.int8:
+        units = codes.astype(jnp.float32)
+    else:
+        halves = jnp.stack(
+            [_nf4(codes >> 4), _nf4(codes & 15)], axis=-2
+        )  # [..., d_in / 2, 2, d_out]
+        units = halves.reshape(*codes.shape[:-2], -1, codes.shape[-1])
+    blocks = units.reshape(*scales.shape[:-1], BLOCK, scales.shape[-1])
+    kernel = (blocks * scales[..., None, :]).reshape(units.shape)
+    return kernel[..., :d_in, :]
+
+
+def _nf4(codes: jax.Array) -> jax.Array:
+    """float32 of codes below 16. Four rounds of selects: a gather from a table does not vectorise."""
+    values: list = [jnp.float32(value) for value in NF4]
+    for bit in range(4):
+        odd = (codes >> bit) & 1 == 1
+        values = [jnp.where(odd, b, a) for a, b in zip(values[::2], values[1::2])]
+    return values[0]
