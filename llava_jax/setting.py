@@ -160,7 +160,9 @@ def _tuple(text: str) -> Any:
     try:
         value = ast.literal_eval(text or "()")
     except (ValueError, SyntaxError):
-        bare = text.strip("()[] ").rstrip(",")
+        text = text.strip()
+        # Not stripped of any bracket: a pattern may end with one.
+        bare = (text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text).rstrip(", ")
         value = tuple(part.strip().strip("'\"") for part in bare.split(","))
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 

@@ -40,7 +40,10 @@ def make_loss(
     bind = binder(config, compute)
 
     def loss(trained: Params, frozen: Params, batch, key=None):
-        cast = {name: value.astype(compute.dtype) for name, value in trained.items()}
+        # But for DoRA's magnitudes: rounded, they would change the base before the first step.
+        cast = {
+            n: v if n.endswith(".lora_m") else v.astype(compute.dtype) for n, v in trained.items()
+        }
         model = bind({**frozen, **cast})
         # Taking the last layer out of a scanned stack copies the stack, as casting trained weights does
         # anyway. Of frozen ones that copy would be the largest array of all.

@@ -7,6 +7,7 @@ import pytest
 from llava_jax import cli
 from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.errors import ConfigError, SampleError, Stopped
+from llava_jax.params import linears
 from llava_jax.settings import TRAINING
 from llava_jax.train.checks import (
     check_data_files,
@@ -199,8 +200,13 @@ def test_a_model_and_the_settings_that_do_not_fit_it(data):
     assert fit(adapters, "lora_rank=8").lora == LoraConfig(8, 256.0, 0.05)
     with pytest.raises(ConfigError, match=r"no adapters \(set lora_rank"):
         fit(adapters)
+    words = fit(adapters, "lora_rank=8", r"lora_targets=vision,re:.*\.mlp\.up", "lora_rslora=true")
+    assert words.lora.targets == (*linears(V15_7B)[:6], "language.layers.mlp.up")
+    assert words.lora.scale == 256 / 8**0.5
+    with pytest.raises(ConfigError, match=r"lora_targets: 're:q_proj' matches no linear layer"):
+        fit(adapters, "lora_rank=8", "lora_targets=re:q_proj")
     adapted = dataclasses.replace(V15_7B, lora=lora)
     assert fit(adapters, model=adapted).lora == lora
     assert fit(adapters, "lora_rank=8", "lora_alpha=16", model=adapted).lora is not None
-    with pytest.raises(ConfigError, match="lora_alpha 256 differ from .*: rank 8, alpha 16"):
+    with pytest.raises(ConfigError, match="lora_alpha 256 differs from .* holds: 16"):
         fit(adapters, "lora_rank=8", model=adapted)

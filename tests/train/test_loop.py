@@ -252,9 +252,32 @@ def test_lora_run_writes_adapters(made, tmp_path):
     assert np.abs(checkpoint.params["language.layers.attn.q.lora_b"]).max() > 0
 
 
+def test_qlora_leaves_the_base_to_the_bit_and_exports_the_moving_average(made, tmp_path, caplog):
+    changes = {"lora_rank": 4, "lora_alpha": 8.0, "trainable": "('projector','lora')", "steps": 20}
+    changes |= {"quantize": "int8", "ema_decay": 0.5, "z_loss": 1e-4, "save_every": 20}
+    export = run_stages(config_of(made, **changes), tmp_path, quiet=True)
+    after, before = load_checkpoint(export), load_checkpoint(made[0]).params
+    assert after.config.quantize == ""
+    for name, value in before.items():
+        assert name.startswith("projector") or np.array_equal(after.params[name], value), name
+    import orbax.checkpoint as ocp
+
+    name = "language.layers.attn.q.lora_b"
+    raw = ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / "20" / "state")
+    averages = [v for v in raw["opt_state"].values() if v.shape == raw["params"][name].shape]
+    assert any(np.array_equal(after.params[name], v) for v in averages)
+    assert not np.array_equal(after.params[name], raw["params"][name])
+    load_checkpoint(export, merge=True)
+    assert "was trained over a base in int8" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        (
+            {"trainable": "('language','lora')", "lora_rank": 4, "quantize": "nf4"},
+            "quantize is 'nf4'",
+        ),
         ({"trainable": "('projektor',)"}, "projektor"),
         ({"trainable": "('lora',)"}, "set lora_rank"),
         ({"mesh.fsdp": 3}, "does not fit"),

@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,13 +12,14 @@ from llava_jax.config import LoraConfig
 from llava_jax.convert import load_checkpoint, save_checkpoint
 from llava_jax.convert.io.lazy import Leaf
 from llava_jax.errors import ConfigError, WeightError
-from llava_jax.llava import init_params
+from llava_jax.llava import build, init_params
+from llava_jax.params import is_lora
 from llava_jax.sharding import make_mesh
 from llava_jax.train import model_io
 from llava_jax.train.cli import load_config
 from llava_jax.train.model_io import Stream, check_finite, open_model, read_params, save_model
 from llava_jax.train.stages import run_stages
-from tests.tiny import CONFIG, random_params
+from tests.tiny import CONFIG, random_batch, random_params
 from tests.train.run import make_data, make_model, overrides
 
 
@@ -76,8 +79,12 @@ def test_an_adapter_that_is_continued_keeps_its_rank_and_alpha(made, adapter):
     assert open_model(config()).config.lora == LoraConfig(4, 8.0, 0.0)
     same = open_model(config(lora_rank=4, lora_alpha=8.0, lora_dropout=0.1)).config.lora
     assert same == LoraConfig(4, 8.0, 0.1)
-    for other in ({"lora_rank": 4}, {"lora_rank": 8, "lora_alpha": 8.0}):
-        with pytest.raises(ConfigError, match="rank 4, alpha 8") as info:
+    for other, says in (
+        ({"lora_rank": 4}, "lora_alpha 256 differs from the adapter that .* holds: 8"),
+        ({"lora_rank": 8, "lora_alpha": 8.0}, "lora_rank 8 differs from .* holds: 4"),
+        ({"lora_rank": 4, "lora_alpha": 8.0, "lora_dora": True}, "lora_dora True differs"),
+    ):
+        with pytest.raises(ConfigError, match=says) as info:
             open_model(config(**other))
         assert "lora_rank=0" in str(info.value)
 
@@ -100,6 +107,22 @@ def test_a_new_adapter_is_made_where_it_lies(made):
     params = read_params(opened, 0, make_mesh(fsdp=8))
     kernel = params["language.layers.attn.q.lora_a"]
     assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
+
+
+def test_new_adapters_change_nothing_over_a_quantised_base(made):
+    changes = {"lora_rank": 4, "trainable": "lora", "quantize": "nf4", "lora_dora": True}
+    changes["lora_targets"] = r"language,projector,re:vision\.layers\.attn\.[qv]"
+    opened = open_model(load_config("common", overrides(*made, **changes)))
+    assert len(opened.config.lora.targets) == 7 + 2 + 2
+    params = read_params(opened, 0, make_mesh(fsdp=8))
+    assert params["language.layers.mlp.up.codes"].dtype == jnp.uint8
+    assert "language.layers.mlp.up.kernel" not in params
+    batch = random_batch(8, config=opened.config)
+    base = {n: v for n, v in params.items() if not is_lora(n)}
+    without = dataclasses.replace(opened.config, lora=None)
+    wanted = jax.jit(lambda p: build(without, p)(batch))(base)
+    found = jax.jit(lambda p: build(opened.config, p)(batch))(params)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_what_is_not_trained_is_exported_as_it_was_read(made, tmp_path):
