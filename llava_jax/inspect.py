@@ -7,11 +7,12 @@ import json
 import math
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_jax.config import LlavaConfig
-from llava_jax.errors import SampleError, counted
+from llava_jax.errors import LlavaError, SampleError, counted
 from llava_jax.params import component, is_run
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint that gives tokenizer and template, or a tokenizer.model (default: tiny)",
     )
     sample.add_argument(
+        "--image-folder",
+        metavar="DIR",
+        help="what its images are below, which are then opened as training would; without it they "
+        "are looked for beside the file and in the current folder",
+    )
+    sample.add_argument(
         "--version", help="conversation template: v1, plain, ... (default: the model's)"
     )
     sample.add_argument(
@@ -61,9 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints what `args.path` is; 1 if --values finds a weight that is not a finite number."""
     if Path(args.path).suffix in DATA_SUFFIXES:
+        refuse_without_effect(args, is_data=True)
         show_sample(args)
         return 0
     source = open_checkpoint(args.path, args)
+    refuse_without_effect(args, is_data=False)
     facts = checkpoint_facts(source, args.path)
     if args.values:
         from llava_jax.convert.values import not_finite
@@ -72,6 +81,23 @@ def run(args: argparse.Namespace) -> int:
     as_text = checkpoint_text(source.config, facts, args.tensors)
     print(json.dumps(facts, indent=2) if args.json else as_text)
     return 1 if facts.get("not_finite") else 0
+
+
+# What --help lists under each of the two headings, with what it is when it is not given.
+_OF_CHECKPOINT = {"tensors": False, "values": False, "json": False}
+_OF_SAMPLE = {
+    **{"sample": "0", "model": None, "image_folder": None, "version": None},
+    **{"turns": "conversation", "compat": False, "tokens": False},
+}
+
+
+def refuse_without_effect(args: argparse.Namespace, is_data: bool) -> None:
+    """Raises LlavaError for an option of a checkpoint beside a data file, and the other way round."""
+    for name, unset in (_OF_CHECKPOINT if is_data else _OF_SAMPLE).items():
+        if getattr(args, name) != unset:
+            option = f"--{name.replace('_', '-')}"
+            of, is_ = ("a checkpoint", "data") if is_data else ("training data", "a checkpoint")
+            raise LlavaError(f"{option} is for {of}, and {args.path} is {is_}")
 
 
 # A checkpoint -----------------------------------------------------------------------------------
@@ -200,9 +226,11 @@ def show_sample(args: argparse.Namespace) -> None:
     """
     from llava_jax.data.records import check_record
     from llava_jax.text.conversation import find_template
+    from llava_jax.text.example import LEFT_OUT, TRUNCATED
     from llava_jax.text.records import record_id
     from llava_jax.text.sample import ExampleMaker
     from llava_jax.text.show import show_example
+    from llava_jax.util import printable
 
     if args.version:  # as the original, ExampleMaker would take any name for vicuna_v1
         find_template(args.version)
@@ -219,6 +247,7 @@ def show_sample(args: argparse.Namespace) -> None:
         use_im_start_end=config.use_im_start_end,
     )
     example = make(record, record_id(record, index))
+    missing = missing_images(example.images, args, config)
     colour = {"always": True, "never": False, "auto": None}[args.color]
     print(
         show_example(
@@ -226,7 +255,42 @@ def show_sample(args: argparse.Namespace) -> None:
         )
     )
     for note, count in sorted(example.notes.items()):
-        print(f"\nnote: {note} ({count})")
+        limit = f" at {limit_of(config)}" if note in (TRUNCATED, LEFT_OUT) else ""
+        print(f"\nnote: {note}{limit} ({count})")
+    for line in missing:
+        print(f"\nnote: {printable(line)}")
+
+
+def missing_images(
+    images: Sequence[Any], args: argparse.Namespace, config: LlavaConfig
+) -> list[str]:
+    """A line for each image that is not a file where it is looked for without --image-folder.
+
+    Raises ImageError where --image-folder is given and training could not use an image in it.
+    """
+    names = dict.fromkeys(map(str, images))
+    if args.image_folder is not None:
+        from llava_jax.data.pixels import Cache, ImageStore
+
+        store = ImageStore("", config, Cache(0))
+        for name in names:
+            store.pixels(str(Path(args.image_folder) / name))
+        return []
+    places = dict.fromkeys((Path(args.path).parent, Path()))
+    return [
+        f"image {name} is no file below {' or '.join(str(p.absolute()) for p in places)}; "
+        "--image-folder names its folder"
+        for name in names
+        if not any((place / name).is_file() for place in places)
+    ]
+
+
+def limit_of(config: LlavaConfig) -> str:
+    """Where `inspect` cuts a sample, in words."""
+    return (
+        f"{config.max_length} positions, the max_length of the model's config, which has "
+        f"{config.language.max_positions:,}; in training data.max_length is the limit"
+    )
 
 
 def find_record(path: str, wanted: str) -> tuple[int, Any]:

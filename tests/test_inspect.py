@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import sentencepiece
+from PIL import Image
 
 from llava_jax.cli import main
 from llava_jax.convert import Checkpoint, save_checkpoint
@@ -137,6 +138,38 @@ def test_what_cannot_be_shown(model, data, capsys, words, line):
     err = capsys.readouterr().err
     assert line in err
     assert err.count("\n") == 1
+
+
+def test_a_cut_sample_names_the_limit(tmp_path, capsys):
+    long = [{"id": "long", "conversations": RECORDS[0]["conversations"][2:] * 40}]
+    (tmp_path / "long.json").write_text(json.dumps(long))
+    assert main(["inspect", str(tmp_path / "long.json")]) == 0
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert shown == (
+        "note: truncated at 208 positions, the max_length of the model's config, which has 1,024; "
+        "in training data.max_length is the limit (1)"
+    )
+
+
+def test_a_missing_image_is_said(model, data, tmp_path, capsys):
+    words = ["inspect", str(data), "--model", str(model)]
+    assert main(words) == 0
+    assert f"note: image a.png is no file below {tmp_path} or" in capsys.readouterr().out
+    assert main([*words, "--image-folder", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'a.png'}" in capsys.readouterr().err
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for more in ([], ["--image-folder", str(tmp_path)]):
+        assert main([*words, *more]) == 0
+        assert "note" not in capsys.readouterr().out
+
+
+def test_options_without_effect_are_refused(model, data, capsys):
+    for words in (["--tensors"], ["--json"], ["--values"]):
+        assert main(["inspect", str(data), *words]) == 2
+        assert f"{words[0]} is for a checkpoint" in capsys.readouterr().err
+    for words in (["--version", "nope"], ["--sample", "3"], ["--image-folder", "x"], ["--tokens"]):
+        assert main(["inspect", str(model), *words]) == 2
+        assert f"{words[0]} is for training data" in capsys.readouterr().err
 
 
 def test_numbers_for_people():

@@ -19,6 +19,7 @@ from llava_jax.config import LlavaConfig
 from llava_jax.data.account import Account
 from llava_jax.data.bad import Bad, bad_sample
 from llava_jax.data.check import Dataset, open_data
+from llava_jax.data.cut import CutNotice
 from llava_jax.data.pixels import Cache, ImageStore, augment
 from llava_jax.data.plan import MakeExample, Plan, Planned, Planner, example_maker
 from llava_jax.data.sampler import AUGMENT, seeded_random
@@ -104,6 +105,7 @@ class Loader:
             for f in data.files
         ]
         self._bad = data.bad
+        self._cut = CutNotice(settings.max_length, model_config)
         self._account = Account(data, self._planner.epochs, settings.batch_size)
         self._step = start
         self._steps = self._start(start)
@@ -131,6 +133,8 @@ class Loader:
             self._bad.add(bad)
         self._step += 1
         self._account.add(info, noted)
+        if self._first and self._settings.holdout_side == "train":
+            self._cut.see(noted, self._data.ids)
         return batch, info
 
     def get_state(self) -> dict[str, Any]:
@@ -187,6 +191,10 @@ class Loader:
     def report(self) -> dict[str, Any]:
         """What became of every record so far, JSON-ready. See docs/data.md for its keys."""
         return self._account.report(self._bad)
+
+    def cut_lines(self, report: dict[str, Any]) -> Iterable[str]:
+        """How many samples of a `report` were longer than data.max_length, in words; for a log."""
+        return self._cut.lines(report)
 
     def close(self) -> None:
         """Stops the threads that work ahead."""

@@ -14,6 +14,8 @@ from llava_jax.text.constants import IGNORE, IMAGE_TOKEN
 
 TRUNCATED = "truncated"
 """The note of an example that lost tokens to the length limit."""
+LEFT_OUT = "turns left out"
+"""The note of an example that lost independent turns to it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.compat import compat_sample
 from llava_jax.text.constants import IGNORE, IMAGE_TAG, IMAGE_TOKEN
 from llava_jax.text.conversation import ASSISTANT, USER
-from llava_jax.text.example import TRUNCATED, Example
+from llava_jax.text.example import LEFT_OUT, TRUNCATED, Example
 from llava_jax.text.labels import tokenise, training_pieces, training_version
 from llava_jax.text.prompt import slot_parts
 from llava_jax.text.records import check_turns, image_paths, read_turns, record_id, tag_note
@@ -182,7 +182,7 @@ class ExampleMaker:
         for n, (ids, labels, _) in enumerate(alone, 1):
             more = len(ids) - start
             if n > 1 and self.max_length is not None and length + more > self.max_length:
-                notes["turns left out"] += 1  # half a question is worth nothing, but for the first
+                notes[LEFT_OUT] += 1  # half a question is worth nothing, but for the first
                 continue
             joined.append((ids[start:], labels[start:], np.full(more, n, np.int32)))
             length += more

@@ -26,7 +26,7 @@ HELDOUT = "heldout.json"
 
 
 def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
-    """{"loss", "samples", "left_out", "tokens"}: mean loss per supervised token over the held-out samples.
+    """{"loss", "samples", "left_out", "cut", "tokens"}: mean loss per supervised token over the held-out samples.
 
     config: the stage that made the model folder `export`. Each sample is seen once, whole and
     unaugmented, with the loss function, dtype and mesh of training and no dropout; none replaces those
@@ -59,9 +59,13 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
         report = feed.report()
     finally:
         loader.close()
-    samples, left_out = report["given"] - report["empty"], report["empty"]
-    loss = total / max(tokens, 1)
-    return {"loss": loss, "samples": samples, "left_out": left_out, "tokens": tokens}
+    return {
+        "loss": total / max(tokens, 1),
+        "samples": report["given"] - report["empty"],
+        "left_out": report["empty"],
+        "cut": report["cut"],
+        "tokens": tokens,
+    }
 
 
 _PLAIN = {
@@ -105,8 +109,9 @@ def report_heldout(config: Any, export: Path, workdir: Path, steps: int) -> None
             return
         on_main(lambda: write_json(path, found))
     if is_main():
-        left = f"; {found['left_out']:,} left out" if found.get("left_out") else ""
+        less = {"left_out": "left out", "cut": "cut to data.max_length"}
+        less = "".join(f"; {found[n]:,} {words}" for n, words in less.items() if found.get(n))
         print(
             f"held-out loss    {found['loss']:.4f} (mean over {found['tokens']:,} tokens of "
-            f"{found['samples']:,} held-out samples{left})"
+            f"{found['samples']:,} held-out samples{less})"
         )

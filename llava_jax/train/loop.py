@@ -129,6 +129,8 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         # What the run was for.
         save_model(workdir / "export", opened, exported_params(state.params, state.opt_state))
         report = feed.report()
+        for line in loader.cut_lines(report) if is_main() else ():
+            log.warning("%s", line)
         on_main(lambda: finish(workdir, report, watch.loss, steps))
         return steps
 

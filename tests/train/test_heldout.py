@@ -115,3 +115,11 @@ def test_a_bad_image_is_left_out_and_not_replaced(trained, caplog):
     assert rest["left_out"] == 0
     part = again["loss"] * again["tokens"] / found["tokens"]
     assert part < rest["loss"]  # sums of the same losses but for one
+
+
+def test_cut_samples_are_counted(trained):
+    config, export, _ = trained
+    short = config.copy_and_resolve_references()
+    short.data.max_length = 190  # of 188 to 196
+    found = heldout_loss(short, export)
+    assert 0 < found["cut"] < found["samples"]
