@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from llava_jax.model import LlavaModel, Reply, Stream
 
 SHIPPED_NOTE = (
-    "tiny answers, the small model that comes with llava_jax; it only knows coloured shapes: "
-    "give --model FOLDER for another"
+    "Using `tiny`, the small bundled model, which only knows coloured shapes; "
+    "--model FOLDER names another"
 )
 PASTE_GAP = 0.05  # seconds within which pasted lines follow each other
 LIMITS = rows(ImageLimits)
 HELP = """  /image FILE ...  show one or more images with the next message
-  /system TEXT     set the system prompt and start anew (no TEXT: the template's own)
-  /reset           forget everything said and shown
+  /system TEXT     set the system prompt and start over, without images (no TEXT: the template's)
+  /reset           start over: forget everything said and shown
   /help            this list
   /quit            leave (so does Ctrl-D)
-  Ctrl-C stops an answer; a second one leaves. Lines that are pasted together are one message.
+  Ctrl-C stops an answer; pressed twice it exits. Lines that are pasted together are one message.
   A message that starts with // is sent with one slash."""
 
 
@@ -57,19 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show these first (paths or file:// URIs; nothing is fetched)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer, and end")
-    asking = parser.add_argument_group("how it is asked and answers are chosen")
+    asking = parser.add_argument_group("prompt and sampling")
     add_options(asking, SAMPLING, [name for name in SAMPLING if name != "stop"])
-    loading = parser.add_argument_group("how the model is loaded")
+    loading = parser.add_argument_group("model loading")
     loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
     loading.add_argument(
         "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
     )
     loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
-    images = parser.add_argument_group("what images may be")
+    images = parser.add_argument_group("image limits")
     add_options(images, LIMITS, LIMITS)
     images.add_argument(
-        "--no-exif", action="store_true", help="leave photographs as stored, not turned upright"
+        "--no-exif",
+        action="store_true",
+        help="ignore EXIF rotation: photographs as they are stored",
     )
 
 
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         prompt = sys.stdin.read()
     if prompt is not None and not prompt.strip():
         raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
-    # All is checked before the model is loaded: that takes minutes, and a mistyped name need not wait.
+    # Fail fast on typos: loading the model takes minutes.
     settings = given(args, SAMPLING)
     if template := SamplingSettings(**settings).template:
         find_template(template)
@@ -124,7 +126,7 @@ class Session:
     """
 
     # Not cmd.Cmd: it takes one line at a time, so messages of several pasted lines and Ctrl-C within
-    # an answer would need its loop written anew, and dispatch is five lines.
+    # an answer would need its loop rewritten, and dispatch is five lines.
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class Session:
                 if self.interrupted.is_set():
                     break
                 self.interrupted.set()
-                print("\n(Ctrl-C once more leaves)")
+                print("\n(Press Ctrl-C again to exit)")
         print()
 
     def read(self) -> str:
@@ -245,9 +247,11 @@ class Session:
         self.reset()
 
     def reset(self) -> None:
-        """/reset: a new conversation."""
+        """/reset: a new conversation, without the images that were shown or were to be."""
+        had_images = bool(self.pending or self.conversation.has_images)
         self.conversation, self.pending = self.model.chat(**self.settings), []
-        print("(a new conversation)")
+        again = "; show the image again with /image" if had_images else ""
+        print(f"(a new conversation{again})")
 
 
 def print_pieces(stream: Stream) -> Reply:

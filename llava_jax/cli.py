@@ -95,7 +95,8 @@ exit codes:
   2    usage or bad input; the line says what to change
   70   a bug of ours
   75   a run was stopped by a signal and saved its state; the same command again resumes it
-  130  interrupted (143 where SIGTERM came twice, or before the first step)
+  130  interrupted (143 where SIGTERM came twice, or before the first step); Ctrl-C twice at
+       the prompt of chat leaves it with 0
   141  the reader of the output went away
 """
 

@@ -10,10 +10,11 @@ A Request becomes an Example (llava_jax.text.prompt), its images become pixels
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as GeneratorType
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +69,17 @@ def load(
     "tiny" is the small checkpoint that comes with this package: it knows coloured shapes.
     Raises WeightError or ConfigError, naming the file or key.
     """
+    from jax.sharding import Mesh
+
     from llava_jax.convert import load_checkpoint
 
+    for name, value, kind in (
+        ("path", path, str | os.PathLike),
+        ("mesh", mesh, Mesh | None),
+        ("limits", limits, Limits),
+    ):
+        if not isinstance(value, kind):
+            raise ConfigError(f"{name} is {value!r}, an object of type {type(value).__name__}")
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in DTYPES:
@@ -141,7 +151,7 @@ class LlavaModel:
 
     def generate_batch(
         self,
-        requests: Sequence[Request],
+        requests: Iterable[Request],
         *,
         batch_size: int = 16,
         progress: bool | Callable[[int, int], None] = False,
@@ -155,10 +165,11 @@ class LlavaModel:
         """
         if on_error not in ("raise", "reply"):
             raise ConfigError(f"on_error {on_error!r} is unknown", fix="use raise or reply")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}, not at least 1")
-        if isinstance(requests, str | Request):
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size!r}, not a whole number of at least 1")
+        if isinstance(requests, str | Request | Mapping) or not isinstance(requests, Iterable):
             raise PromptError("requests must be a list of Request", fix="generate asks one")
+        requests = list(requests)
 
         def attempt(make: Callable[[Any], Example], what: Any) -> Example | Reply:
             try:
@@ -195,9 +206,14 @@ class LlavaModel:
     # Keeping -------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, to: str = "jax", overwrite: bool = False) -> Path:
-        """Writes the model and its tokenizer to a folder: to "jax", "hf" or "original"."""
+        """Writes the model and its tokenizer to a folder: to "jax", "hf" or "original".
+
+        overwrite: replace a checkpoint that is there.
+        """
         from llava_jax.convert import Checkpoint, save_checkpoint
 
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError(f"path is {path!r}, an object of type {type(path).__name__}")
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save(folder)
             source = self._source or Checkpoint(self.config, {}, Path(folder))
@@ -338,6 +354,14 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
         self._last: Decoding | None = None
         self._pixels: dict[int, np.ndarray] = {}  # by id(): the images in `messages` opened here
+
+    @property
+    def has_images(self) -> bool:
+        """Whether an image was shown in it."""
+        parts = (
+            p for m in self.messages if not isinstance(m["content"], str) for p in m["content"]
+        )
+        return any(not isinstance(p, str) and p.get("type") != "text" for p in parts)
 
     def say(self, text: str, images: Any = None) -> Reply:
         """Asks, remembers question and answer, and returns the answer."""

@@ -67,13 +67,10 @@ def test_what_cannot_be_asked_is_one_line(folder, capsys, monkeypatch):
 def test_who_answers_where_no_model_is_named(tmp_path, capsys):
     assert cli.main(["chat", "--prompt", "hello", "--max-new-tokens", "2"]) == 0
     out = capsys.readouterr()
-    assert (
-        "tiny answers, the small model that comes with llava_jax; it only knows coloured shapes"
-        in out.err
-    )
+    assert "Using `tiny`, the small bundled model, which only knows coloured shapes" in out.err
     assert "--model" not in out.out
     assert cli.main(["chat", "--model", "tiny", "--prompt", "hello", "--max-new-tokens", "2"]) == 0
-    assert "tiny answers" not in capsys.readouterr().err
+    assert "Using `tiny`" not in capsys.readouterr().err
 
 
 def test_a_picture_beyond_the_limits_names_the_option(folder, tmp_path, capsys):
@@ -284,7 +281,7 @@ def test_control_c_stops_an_answer_and_a_second_one_leaves(folder):
         line.send("/help")
         line.until(r"/quit[\s\S]*you> ")
         line.interrupt(at_prompt=True)
-        asks = r"Ctrl-C once more leaves[\s\S]*you> "
+        asks = r"Press Ctrl-C again to exit[\s\S]*you> "
         try:
             line.until(asks, 20)
         except AssertionError:  # a signal that readline did not see acts after Enter

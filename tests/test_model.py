@@ -1,7 +1,9 @@
 """The user's API: messages and images in, text out."""
 
 import base64
+import copy
 import io
+import pickle
 from dataclasses import replace
 
 import jax
@@ -365,3 +367,77 @@ def test_numbers_of_numpy_are_numbers():
     settings = {"temperature": np.float32(0.5), "seed": np.int64(3), "max_new_tokens": np.int32(4)}
     want = model().generate("a", temperature=0.5, seed=3, max_new_tokens=4)
     assert model().generate("a", **settings).ids == want.ids
+
+
+def test_one_part_of_a_content_needs_no_list():
+    """A mapping is a part and not a list of its keys, with images= as without."""
+    part = [{"role": "user", "content": {"type": "text", "text": "what?"}}]
+    plain = [{"role": "user", "content": "what?"}]
+    for images_ in ((), (picture(),)):
+        prompts = [model().example(Request(m, images_)).ids.tolist() for m in (part, plain)]
+        assert prompts[0] == prompts[1]
+
+
+@pytest.mark.parametrize("shown", [(), (picture(),)])
+@pytest.mark.parametrize("content", [None, 5, [], 2.5])
+def test_a_message_without_content_is_refused_with_images_too(content, shown):
+    with pytest.raises(PromptError, match="message 0 has no content"):
+        model().generate([{"role": "user", "content": content}], shown)
+
+
+def test_one_senseless_request_does_not_end_a_batch():
+    odd = [
+        Request([{"role": ["user"], "content": "x"}]),
+        Request([{"role": "user", "content": 5}], picture()),
+    ]
+    replies = model().generate_batch([*odd, REQUESTS[0]], on_error="reply")
+    assert [r.finish_reason for r in replies[:2]] == ["error", "error"]
+    assert replies[2].text == model().generate_batch(iter(REQUESTS[:1]))[0].text
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: Request("x", tempratur=1), "tempratur.*did you mean temperature"),
+        (lambda: Request("x", foo=1), "foo"),
+        (lambda: Request("x", stop=5), "stop is 5"),
+        (lambda: Request("x", stop=0), "stop is 0"),
+        (lambda: Request("x", stop={"a": 1}), "stop is"),
+        (lambda: model().generate_batch(REQUESTS, batch_size="4"), "batch_size is '4'"),
+        (lambda: model().generate_batch(REQUESTS, batch_size=None), "batch_size is None"),
+        (lambda: model().generate_batch(None), "must be a list of Request"),
+        (lambda: model().generate_batch({"a": 1}), "must be a list of Request"),
+        (lambda: load(None), "path is None"),
+        (lambda: load(5), "path is 5"),
+        (lambda: load("tiny", mesh=5), "mesh is 5"),
+        (lambda: load("tiny", limits=5), "limits is 5"),
+        (lambda: model().save(None), "path is None"),
+        (lambda: images.decode.Limits(formats=None), "formats is None"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_errors_of_ours(call, says):
+    with pytest.raises(LlavaError, match=says):
+        call()
+
+
+def test_a_normalised_image_with_nan_is_refused():
+    size = model().config.vision.image_size
+    bad = np.zeros((size, size, 3), np.float32)
+    bad[0, 0, 0] = np.nan
+    with pytest.raises(ImageError, match="the image: holds NaN or infinity"):
+        model().generate("what?", bad)
+
+
+def test_a_request_can_be_copied_and_changed():
+    request = REQUESTS[3]
+    assert copy.copy(request).seed == 5
+    assert pickle.loads(pickle.dumps(Request("x", stop="a"))) == Request("x", stop=("a",))
+    assert replace(request, seed=7).seed == 7
+
+
+def test_a_conversation_knows_whether_it_shows_an_image():
+    chat = model().chat(**SHORT)
+    chat.messages = [message("what?"), {"role": "assistant", "content": "x"}]
+    assert not chat.has_images
+    chat.messages.append(message("and this?", picture()))
+    assert chat.has_images

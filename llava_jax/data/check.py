@@ -186,7 +186,7 @@ def holdout(records: Sequence[dict], fraction: float, seed: int = 0) -> tuple[li
         key = images[0] if images else f"id:{record.get('id', i)}"
         name = f"{seed}:{key}".encode(errors="surrogatepass")  # JSON can hold half a pair
         share = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64  # 0 to below 1
-        sides[share < fraction].append(i)
+        sides[bool(share < fraction)].append(i)  # a numpy.float64 makes a numpy.bool
     return sides
 
 

@@ -25,23 +25,27 @@ class Request(SamplingSettings):
     """One thing to ask. `images`, one or a list, stand before the first user message, a line each.
 
     The other fields are those of llava_jax.settings.SamplingSettings, by keyword.
-    Raises ConfigError for a setting that is out of range or of the wrong type.
+    Raises ConfigError for a setting that is unknown, out of range or of the wrong type.
     """
 
     messages: Messages = field(kw_only=False)
     images: Image | Sequence[Image] = field(default=(), kw_only=False)
 
+    def __new__(cls, messages: Messages = "", images: Any = (), **settings: Any):
+        # Before __init__, which has a TypeError for an unknown name.
+        check_all(SAMPLING, {n: v for n, v in settings.items() if n not in SAMPLING})
+        return super().__new__(cls)
+
     def __post_init__(self):
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
-        object.__setattr__(self, "stop", tuple(stop))
+        stop = () if self.stop is None else self.stop
+        stop = (stop,) if isinstance(stop, str) else stop
+        object.__setattr__(self, "stop", tuple(stop) if isinstance(stop, list) else stop)
         object.__setattr__(self, "images", tuple(image_list(self.images)))
         super().__post_init__()
 
     @classmethod
     def of(cls, messages: Messages, images: Any, settings: Mapping[str, Any]) -> Request:
-        """A request from the arguments of a call. Raises ConfigError for an unknown setting."""
-        # The names alone: a Request checks the values, and takes None for no stop strings.
-        check_all(SAMPLING, {n: v for n, v in settings.items() if n not in SAMPLING})
+        """A request from the arguments of a call."""
         return cls(messages, images, **settings)
 
     def seeded(self) -> Request:
@@ -76,8 +80,11 @@ class Request(SamplingSettings):
             if first is None:
                 raise PromptError("there is no user message for the images")
             words = rows[first].get("content")
+            said = [words] if isinstance(words, str | Mapping) else words
+            if not isinstance(said, Sequence) or not said:
+                number = first - (rows[0].get("role") == "system")
+                raise PromptError(f"message {number} has no content")
             shown = [{"type": "image", "image": image} for image in self.images]
-            said = [words] if isinstance(words, str) else list(words or [])
             rows[first] = {**rows[first], "content": [*shown, *said]}
         return rows
 

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from llava_jax.errors import ImageError
+from llava_jax.errors import ConfigError, ImageError
 from llava_jax.images.cost import decode_bytes, decode_work, webp_size
 from llava_jax.images.png import without_long_texts
 from llava_jax.settings import ImageLimits, check_all, rows
@@ -59,6 +59,10 @@ class Limits(ImageLimits):
 
     def __post_init__(self):
         check_all(LIMITS, {name: getattr(self, name) for name in LIMITS})
+        if not (
+            isinstance(self.formats, tuple | list) and all(isinstance(f, str) for f in self.formats)
+        ):
+            raise ConfigError(f"formats is {self.formats!r}, not a tuple of names such as 'PNG'")
         if self.max_pixels > (Image.MAX_IMAGE_PIXELS or LIMITS["max_pixels"].high):
             # Who raises the limit above where Pillow warns has no use for the warning.
             warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -171,7 +175,7 @@ def is_data_uri(text: str) -> bool:
 
 
 def decode_data_uri(text: str, limits: Limits = DEFAULT_LIMITS, name: str = "image") -> bytes:
-    """The bytes of a `data:image/...;base64,` URI. The media type is not believed: `open_image` looks.
+    """The bytes of a `data:image/...;base64,` URI. The media type is not trusted: `open_image` looks.
 
     Raises ImageError: bad_data_uri, bad_base64, empty, or too_many_bytes (by the length of the text).
     """

@@ -1,4 +1,4 @@
-"""Whatever a caller holds of an image, as the pixels that the vision tower takes.
+"""Any supported image input to pixels, as the vision tower takes them.
 
 Bit for bit as the original does it. `pixels_of` gives uint8, a quarter of the memory and traffic of
 floats; `normalize` (or the model, on the device) makes floats of it. Sources: llava/mm_utils.py and
@@ -45,6 +45,8 @@ def pixels_of(
     size = config.vision.image_size
     if isinstance(image, np.ndarray):
         if image.dtype == np.float32 and image.shape == (size, size, 3):
+            if not np.isfinite(image).all():
+                raise ImageError(f"{name}: holds NaN or infinity", code="unknown_format")
             return image
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             what = f"{image.dtype}{list(image.shape)}"

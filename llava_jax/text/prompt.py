@@ -132,7 +132,7 @@ def _image_of(item: Any, where: str) -> Any:
 
 def _role(message: Mapping[str, Any], i: int) -> int:
     role = message.get("role") if isinstance(message, Mapping) else None
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise PromptError(f"message {i} has role {role!r}", fix="roles are user and assistant")
     if ROLES[role] != i % 2:
         raise PromptError(f"message {i} is by the {role}: user and assistant must take turns")

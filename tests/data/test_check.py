@@ -255,3 +255,10 @@ def test_settings_of_files_are_checked(changes, message):
 
     with pytest.raises(ConfigError, match=message):
         data_files(DataSettings.read({"path": "a.json,b.json", **changes}))
+
+
+def test_a_fraction_of_numpy_is_a_number(folder):
+    import numpy as np
+
+    plain = open_data(settings(folder, GOOD, holdout=0.3))
+    assert open_data(settings(folder, GOOD, holdout=np.float64(0.3))).ids == plain.ids
