@@ -24,6 +24,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from train_systems import SYSTEMS, TRAIN, model_config, processor, serve
@@ -93,27 +94,17 @@ def installed() -> list[str]:
         return ["llava_jax"]
 
 
-def model_flops(args: argparse.Namespace, config: Any) -> float:
+def model_flops(args: argparse.Namespace) -> float:
     """Of one step, as FORMULA says."""
-    v, t = config.vision, config.language
-    tokens, heads = args.rows * args.length, t.heads * t.head_width
-    passes = {"full": 3, "lora": 2, "projector": 2}[args.train]
-    rank = config.lora.rank if config.lora else 0
-    keys = 2 * (passes * t.width + 3 * rank) * 2 * t.kv_heads * t.head_width + 12 * rank * t.width
-    others = 2 * passes * (2 * t.width * heads + 3 * t.width * t.mlp_width)
-    others += 6 * rank * (2 * heads + 4 * t.width + 3 * t.mlp_width)
-    causal = 3 * 2 * args.length * heads  # forward and twice backward: half of 4 x T x heads
-    supervised = args.rows * round(args.supervised * args.length)
-    patches = v.patches + 1
-    tower = 2 * patches * v.width * (4 * v.width + 2 * v.mlp_width + 2 * patches)
-    tower = config.vision_layers_run * tower + 2 * v.patches * 3 * v.patch_size**2 * v.width
-    projector = 4 * v.width * t.width + 6 * (config.projector_depth - 1) * t.width**2
-    return float(
-        t.layers * tokens * (keys + causal)
-        + ((t.layers - 1) * tokens + supervised) * others
-        + 2 * passes * supervised * t.width * t.vocab_size
-        + args.rows * (tower + config.image_tokens * projector)
-    )
+    from llava_jax.params import parameter_shapes
+    from llava_jax.plan.flops import Work, count
+    from llava_jax.train.select import trainable_names
+
+    model = model_config(args)
+    params = {name: SimpleNamespace(shape=shape) for name, shape in parameter_shapes(model).items()}
+    tokens, targets = args.rows * args.length, args.rows * round(args.supervised * args.length)
+    work = Work(tokens, targets, images=args.rows, keys=args.length / 2, last=targets)
+    return count(model, params, trainable_names(params, TRAIN[args.train]), work).total
 
 
 # The parent: processes that take turns -------------------------------------------------------------
@@ -143,7 +134,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
             for kind in ("cpu_seconds", "seconds"):
                 taken = [turn[i][kind] / args.steps for turn in turns]
                 result[kind] = {"min": min(taken), "median": statistics.median(taken), "all": taken}
-            results.append(rates(result, model_flops(args, model_config(args))))
+            results.append(rates(result, model_flops(args)))
         return results
     finally:
         for worker in workers:

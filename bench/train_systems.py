@@ -20,17 +20,15 @@ TRAIN = {
     "projector": ("projector",),
 }
 
-PEAKS = {
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
+CHIPS = {
+    "A100": "A100-80",
+    "H100": "H100",
+    "H200": "H200",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
 }
-"""{start or part of a device's name: dense bfloat16 FLOP/s of its data sheet}; the first that fits."""
+"""{part of a device's name: its row of llava_jax.plan.hardware}; the first that fits."""
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -86,8 +84,10 @@ def model_config(args: argparse.Namespace) -> Any:
 
 
 def peak_of(name: str) -> float | None:
-    """FLOP/s of a device in bfloat16, from its data sheet; None for one that is not in PEAKS."""
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    """Dense bfloat16 FLOP/s of a device by its data sheet; None for one that is not in CHIPS."""
+    from llava_jax.plan import hardware
+
+    return next((hardware.CHIPS[chip].flops for part, chip in CHIPS.items() if part in name), None)
 
 
 def peak_host_memory() -> tuple[float, str]:
