@@ -26,7 +26,7 @@ SLOW = {
 PROGRAMS = {
     r"^python examples/benchmark_sets\.py": ("--count", "2"),
     r"^python bench/convert\.py": ("--size", "tiny", "--folder", "disk"),
-    r"^python bench/train\.py": ("--size", "tiny", "--rows", "2", "--length", "40", "--repeats", "1"),
+    r"^python bench/train\.py": ("--size=tiny", "--rows=2", "--length=40", "--repeats=1"),
     r"^python bench/decode_speed\.py": ("--tokens", "2", "--repeats", "1"),
 }
 
