@@ -15,7 +15,7 @@ from typing import Any
 
 from llava_jax.errors import counted
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import read_rows
+from llava_jax.eval.files import TABLES, read_rows
 
 ID_KEYS = ("question_id", "questionId", "id", "index", "image")
 TEXT_KEYS = ("text", "prediction", "answer", "caption")
@@ -116,7 +116,8 @@ def read_answers(
       id_keys, text_keys: fields that may hold the id and the answer; the first present is used.
       inside: see `files.read_rows`.
       skip_bad_lines: note unreadable jsonl lines instead of raising.
-      empty_is_none: an absent or null answer is "" (spreadsheets) instead of an error.
+      empty_is_none: an absent or null answer is "" instead of an error; an empty cell of a table
+        always is.
     Raises:
       AnswerError: naming the file and the line.
     """
@@ -135,7 +136,8 @@ def read_answers(
         value = row[text_key] if text_key else None
         if text_key is None and not empty_is_none:
             raise AnswerError(f"{where}: no answer; expected one of {', '.join(text_keys)}")
-        text = "" if value is None and empty_is_none else _text(value, where)
+        empty = value is None and (empty_is_none or path.suffix.lower() in TABLES)
+        text = "" if empty else _text(value, where)
         answers.append(Answer(as_id(row[id_key], where), text, line, row))
     return AnswerFile(path, answers, bad)
 

@@ -4,10 +4,11 @@ Only the run itself (`llava-jax eval --model …`) imports jax.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava_jax.errors import LlavaError
-from llava_jax.eval.task import TASKS, TaskSettings, get_task
+from llava_jax.eval.task import TASKS, Task, TaskSettings, check_settings, get_task
 from llava_jax.util import refuse_input, write_json
 
 EXAMPLES = """examples:
@@ -117,8 +118,8 @@ def _questions_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, required=True, metavar="FILE")
 
 
-def task_settings_of(args: argparse.Namespace) -> TaskSettings:
-    """What a command line says of how to read and score a benchmark."""
+def task_settings_of(args: argparse.Namespace, tasks: Sequence[Task]) -> TaskSettings:
+    """What a command line says of how to read and score `tasks`; raises LlavaError for what none takes."""
     options = {}
     for pair in args.set:
         name, equals, value = pair.partition("=")
@@ -126,7 +127,15 @@ def task_settings_of(args: argparse.Namespace) -> TaskSettings:
             raise LlavaError(f"--set {pair}: expected NAME=VALUE")
         options[name] = value
     strict, skip = getattr(args, "strict", False), getattr(args, "skip_bad_lines", False)
-    return TaskSettings(args.split, strict, skip, options)
+    settings = TaskSettings(args.split, strict, skip, options)
+    check_settings(tasks, settings)
+    return settings
+
+
+def check_folder(option: str, folder: Path | None) -> None:
+    """Raises LlavaError for a folder that an option names and that is not there."""
+    if folder is not None and not folder.is_dir():
+        raise LlavaError(f"{option} {folder}: there is no such folder")
 
 
 def _refuse_input(args: argparse.Namespace, out: Path | None) -> None:
@@ -150,7 +159,8 @@ def _score(args: argparse.Namespace) -> int:
     from llava_jax.eval.report.text import as_text, complete
 
     _refuse_input(args, args.json)
-    result = complete(get_task(args.task).score(args.answers, args.data, task_settings_of(args)))
+    task = get_task(args.task)
+    result = complete(task.score(args.answers, args.data, task_settings_of(args, [task])))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.json, result, indent=1, ensure_ascii=False)
@@ -160,7 +170,8 @@ def _score(args: argparse.Namespace) -> int:
 
 def _submit(args: argparse.Namespace) -> int:
     _refuse_input(args, args.out)
-    task, settings = get_task(args.task), task_settings_of(args)
+    task = get_task(args.task)
+    settings = task_settings_of(args, [task])
     print(f"wrote {task.submission(args.answers, args.data, args.out, settings)}")
     return 0
 
@@ -169,7 +180,8 @@ def _questions(args: argparse.Namespace) -> int:
     from llava_jax.eval.run.predict import write_questions
 
     _refuse_input(args, args.out)
-    questions = get_task(args.task).questions(args.data, task_settings_of(args))
+    task = get_task(args.task)
+    questions = task.questions(args.data, task_settings_of(args, [task]))
     write_questions(questions, args.out)
     print(f"wrote {len(questions)} questions to {args.out}")
     return 0
@@ -178,13 +190,15 @@ def _questions(args: argparse.Namespace) -> int:
 def _judge(args: argparse.Namespace) -> int:
     from llava_jax.eval.judge.command import judge_command
 
-    _refuse_input(args, args.out)
+    refuse_input(args.out, [args.answers])  # in the data folder it may be its own, to go on with
+    task_settings_of(args, [get_task(args.task)])  # for what it raises
     return judge_command(args)
 
 
 def _report(args: argparse.Namespace) -> int:
     from llava_jax.eval.report.write import PAGES, write_report
 
+    check_folder("--images", args.images)
     for page in PAGES:
         refuse_input(args.out / page, args.results)
     html, markdown = write_report(
@@ -206,6 +220,9 @@ def _run(args: argparse.Namespace) -> int:
     for name in ("model", "tasks", "data", "out"):
         if getattr(args, name) is None:
             raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")
+    if not args.tasks.strip(", "):
+        raise LlavaError("--tasks names no benchmark", fix=f"some of {', '.join(TASKS)}")
+    check_folder("--images", args.images)
     from llava_jax.eval.run.command import run_command
 
     return run_command(args)

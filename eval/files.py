@@ -13,6 +13,7 @@ from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import DataError
 from llava_jax.util import json_lines, need, read_json, read_text
 
+TABLES = (".csv", ".tsv", ".xlsx")
 Row = tuple[int, dict[str, Any]]  # line number from 1 (of a JSON list: entry), row
 
 
@@ -34,8 +35,8 @@ def read_rows(
       bad_lines: if given, receives the numbers of jsonl lines that are not JSON objects, which
         raise otherwise.
     """
-    if not path.is_file():
-        raise error(f"{path}: no such file")
+    if not path.exists() or path.is_dir():  # a pipe is read as a file
+        raise error(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     kind = path.suffix.lower()
     if kind == ".xlsx":
         return list(_xlsx_rows(path, error))

@@ -7,7 +7,7 @@ line to `TASKS`, and its paper numbers to eval/report/paper.py. Nothing here or 
 import importlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -124,6 +124,8 @@ class Task:
     data_files: ClassVar[str]
     llava_files: ClassVar[tuple[str, ...]] = ()  # globs of LLaVA's own question file
     has_splits: ClassVar[bool] = False  # --split chooses among several of those
+    takes_split: ClassVar[bool] = False  # --split is a split of the owner's files
+    options: ClassVar[tuple[str, ...]] = ()  # what it takes of TaskSettings.options
     upload_lines: ClassVar[bool] = False  # its server takes jsonl
     # Fields of an answer row, in the order in which they are looked for.
     id_keys: ClassVar[tuple[str, ...]] = ("question_id",)
@@ -181,6 +183,23 @@ class Task:
             skip_bad_lines=settings.skip_bad_lines,
             **how,
         )
+
+
+def check_settings(tasks: Sequence[Task], settings: TaskSettings) -> None:
+    """Raises LlavaError for an option that none of `tasks` takes, or a split where none has any."""
+    names = ", ".join(task.name for task in tasks)
+    known = [name for task in tasks for name in task.options]
+    for name in settings.options:
+        if name not in known:
+            has = f"takes {', '.join(known)}" if known else "takes none"
+            fix = did_you_mean(name, known, "--set {}=VALUE") or f"{names} {has}"
+            raise LlavaError(f"--set {name}: not an option of {names}", fix=fix)
+    if "requery" in settings.options and "gpt4" not in settings.options:
+        raise LlavaError("--set requery: does nothing without --set gpt4=FILE")
+    if settings.options.get("ocr") not in (None, "yes", "no"):
+        raise LlavaError(f"--set ocr={settings.options['ocr']}: not yes or no")
+    if settings.split and not any(task.has_splits or task.takes_split for task in tasks):
+        raise LlavaError(f"--split {settings.split}: {names} has no splits to choose from")
 
 
 def get_task(name: str) -> Task:

@@ -32,6 +32,7 @@ class Chair(Task):
     unit = 1.0
     unit_note = "rates are from 0 to 1, lower is better"
     max_new_tokens = 512
+    takes_split = True
     data_files = "synonyms.txt and instances_*2014.json + captions_*2014.json (or samples.json)"
     id_keys = ("image_id", "question_id")
     text_keys = ("caption", "text")

@@ -15,7 +15,7 @@ from typing import Any
 
 from llava_jax.eval.answers import AnswerFile, Coverage, as_id, join
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import find, find_optional, read_rows, write_xlsx
+from llava_jax.eval.files import TABLES, find, find_optional, read_rows, write_xlsx
 from llava_jax.eval.questions import LETTER, Question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group
 
@@ -43,6 +43,7 @@ class MMBench(Task):
     max_new_tokens = 1024
     data_files = "mmbench_dev_20230712.tsv (images inside)"
     suffix = LETTER
+    takes_split = True
     files = ("mmbench_dev_2*.tsv", "MMBench_DEV_EN*.tsv", "*.tsv")
     id_keys = ("index", "question_id")
     text_keys = ("prediction", "text")
@@ -143,8 +144,7 @@ class MMBench(Task):
         return out
 
     def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
-        table = path.suffix in (".xlsx", ".csv", ".tsv")
-        return super().read(path, settings, empty_is_none=table, **how)
+        return super().read(path, settings, empty_is_none=path.suffix.lower() in TABLES, **how)
 
     def _truth(
         self, given: AnswerFile, data: Path, settings: TaskSettings

@@ -29,6 +29,8 @@ class RefCoco(Task):
     headline = "acc@0.5"
     data_files = "refs(unc).p, or refs(umd).p (--set refs=umd), with instances.json; or jsonl with bbox_xyxy_norm"
     id_keys = ("question_id", "id")
+    takes_split = True
+    options = ("refs",)
     fractions = frozenset(("mean_iou",))
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:

@@ -24,6 +24,8 @@ class ScienceQA(Task):
     name = "scienceqa"
     headline = "img_acc"
     max_new_tokens = 1024
+    takes_split = True
+    options = ("gpt4", "requery")
     data_files = "problems.json, pid_splits.json; or llava_test_CQM-A.json to ask"
     id_keys = ("question_id", "id")
     answers_in = "outputs"  # id -> text, in the results files of LLaVA's scripts

@@ -26,6 +26,7 @@ class TextVQA(Task):
     data_files = "TextVQA_0.5.1_val.json (+ TextVQA_Rosetta_OCR_v0.2_val.json); or llava_textvqa_*.jsonl to ask"
     llava_files = ("llava_textvqa_*.jsonl",)
     has_splits = True
+    options = ("ocr",)
     id_keys = ("question_id", "image_id")
     text_keys = ("text", "answer", "prediction")
 

@@ -64,6 +64,9 @@ def judge_grades(
     """Writes MM-Vet's grade file, `runs` grades per answer; goes on where `out` stopped."""
     out.parent.mkdir(parents=True, exist_ok=True)
     grades: dict[str, dict[str, list]] = read_object(out, AnswerError) if out.exists() else {}
+    for grade in grades.values():
+        if not (isinstance(grade, dict) and all(isinstance(grade.get(n), list) for n in GRADE)):
+            raise AnswerError(f"{out}: holds no grades of a judge", fix="name another file")
     with progress(runs * len(requests), "judge", "grade") as bar:
         for run in range(runs):
             for key, message in requests:

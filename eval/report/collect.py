@@ -133,7 +133,7 @@ def hallucinated(result: ModelResult, limit: int = 12) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for s in result.samples.values():
         if result.task == "chair":
-            counts.update(s["hallucinated"])
+            counts.update(s.get("hallucinated", ()))
         elif result.task == "pope" and s.get("parsed") == "yes" and s["truth"] == "no":
             counts[asked_object(s["prompt"])] += 1
     return dict(counts.most_common(limit))

@@ -1,5 +1,7 @@
 """Results as plain text, and result files read back."""
 
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,77 @@ def read_result(path: Path) -> dict[str, Any]:
     value = read_json(path, DataError)
     keys = {"task", "totals", "per_sample", "headline", "coverage"}
     if not isinstance(value, dict) or not keys <= value.keys():
-        raise DataError(f"{path}: not a result file", fix="write one with eval score --json")
-    title = TASKS.get(value["task"], value["task"])
-    return {"title": title, "tables": {}, "notes": [], **value}
+        raise DataError(f"{path}: not a result file", fix=_FIX)
+    title = TASKS.get(value["task"], value["task"]) if isinstance(value["task"], str) else ""
+    value = {"title": title, "tables": {}, "notes": [], **value}
+    for what, is_right in _shapes(value):
+        if not is_right:
+            raise DataError(f"{path}: not a result file: {what}", fix=_FIX)
+    return value
+
+
+_FIX = "write one with eval score --json"
+# What the report reads of a sample of these benchmarks besides score, answer and truth.
+_GROUPS = {"pope": ("split",), "mme": ("task", "pair")}
+_DETAILS = dict.fromkeys(("llava_wild", "coco30"), ("model", "reference"))
+
+
+def _shapes(r: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """(what is wrong, whether it is right) of all that the report reads, the outer shapes first."""
+    yield (
+        "its task, title or headline is not text",
+        _texts([r[n] for n in ("task", "title", "headline")]),
+    )
+    for name in ("totals", "per_sample", "coverage", "tables"):
+        yield f"{name} is not an object", isinstance(r[name], dict)
+    yield "notes is not a list of texts", isinstance(r["notes"], list) and _texts(r["notes"])
+    coverage, task = r["coverage"], r["task"]
+    counts = [coverage.get(n) for n in ("answered", "expected")]
+    yield "coverage has no numbers answered and expected", all(map(_whole, counts))
+    details = coverage.get("details")
+    yield "coverage has no list details", isinstance(details, list) and _texts(details)
+    yield f"no total {r['headline']!r}", _number(r["totals"].get(r["headline"]))
+    if task in ("mmbench", "mmbench_cn"):
+        yield "no total groups", _whole(r["totals"].get("groups"))
+    for name, table in r["tables"].items():
+        yield f"table {name!r} is not an object", isinstance(table, dict)
+    if task == "pope":
+        rows = r["tables"].get("per split", {}).values()
+        ratios = [row.get("Yes ratio") if isinstance(row, dict) else None for row in rows]
+        yield "no table per split with Yes ratio", bool(ratios) and all(map(_number, ratios))
+    yield "there are no samples", bool(r["per_sample"])
+    for key, s in r["per_sample"].items():
+        where = f"sample {key!r}"
+        yield f"{where} is not an object", isinstance(s, dict)
+        yield f"{where} has no score", _number(s.get("score"))
+        yield f"{where} has no answer or truth", "truth" in s and isinstance(s.get("answer"), str)
+        yield (
+            f"{where}: prompt or image is not text",
+            _texts([s.get(n, "") for n in ("prompt", "image")]),
+        )
+        for name in _DETAILS.get(task, ()):
+            yield f"{where} has no {name}", _number(s.get(name))
+        seen = s.get("hallucinated", [])
+        yield (
+            f"{where}: hallucinated is not a list of texts",
+            isinstance(seen, list) and _texts(seen),
+        )
+        if names := _GROUPS.get(task):
+            groups = s.get("groups")
+            right = isinstance(groups, dict) and _texts([groups.get(n) for n in names])
+            yield f"{where} has no groups {', '.join(names)}", right
+
+
+def _texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(v, str) for v in values)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def fractions(task: str) -> frozenset[str]:

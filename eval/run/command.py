@@ -199,8 +199,8 @@ def run_command(args: argparse.Namespace) -> int:
     from llava_jax.eval.cli import task_settings_of
     from llava_jax.eval.run.model import load_model
 
-    task_settings = task_settings_of(args)
-    tasks = [get_task(name) for name in args.tasks.split(",") if name]
+    tasks = [get_task(name) for name in args.tasks.replace(" ", "").split(",") if name]
+    task_settings = task_settings_of(args, tasks)
     chunk = parse_chunk(args.chunk)
     for name in ("batch_size", "limit", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

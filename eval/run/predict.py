@@ -88,28 +88,45 @@ def answered_lines(path: Path, repair: bool = True) -> dict[str, str]:
     (only reads past it without `repair`).
 
     Raises:
-      AnswerError: another line is broken or has no key (then the file is not one of ours).
+      AnswerError: another line is broken or has no key, or the last one is no beginning of ours: the
+        file is then left as it is.
     """
     if not path.exists():
         return {}
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
-    if repair and len(whole) < len(raw):
-        logger.warning("%s: dropped a line that was cut off", path)
-        with open(path, "r+b") as f:
-            f.truncate(len(whole))
     lines: dict[str, str] = {}
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
             key, text = json.loads(line)["metadata"]["key"], line.decode()
         except (ValueError, KeyError, TypeError):
-            raise AnswerError(
-                f"{path} line {number}: not an answer of this command", fix="move the file away"
-            ) from None
+            raise _foreign(path, number) from None
         if key in lines:
             raise AnswerError(f"{path} line {number}: {key!r} is answered a second time")
         lines[key] = text
+    if rest := raw[len(whole) :]:
+        if not _may_be_cut_off(rest):
+            raise _foreign(path, whole.count(b"\n") + 1)
+        if repair:
+            logger.warning("%s: dropped a line that was cut off", path)
+            with open(path, "r+b") as f:
+                f.truncate(len(whole))
     return lines
+
+
+def _foreign(path: Path, number: int) -> AnswerError:
+    what = f"{path} line {number}: not an answer of this command"
+    return AnswerError(what, fix="move the file away")
+
+
+def _may_be_cut_off(rest: bytes) -> bool:
+    """Whether a last line without its end may be the beginning of one of ours."""
+    try:
+        return "key" in json.loads(rest)["metadata"]
+    except (KeyError, TypeError):  # a whole row of another kind
+        return False
+    except ValueError:
+        return rest[:2] == b'{"'[: len(rest)]
 
 
 def image_paths(question: Question, folders: Sequence[Path]) -> tuple[Path | bytes, ...]:

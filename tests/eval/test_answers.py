@@ -46,6 +46,32 @@ def test_formula_like_answers_stay_text(tmp_path):
     assert [a.text for a in got.rows] == ["=1+1", "", "ab"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.xlsx"])
+def test_an_empty_cell_is_an_empty_answer(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.xlsx":
+        pytest.importorskip("openpyxl")
+        write_xlsx(path, ["question_id", "text"], [[1, None], [2, "b"]])
+    else:
+        sep = "," if name == "a.csv" else "\t"
+        write(path, f"question_id{sep}text\n1{sep}\n2{sep}b\n")
+    assert [a.text for a in read_answers(path).rows] == ["", "b"]
+
+
+def test_answers_from_a_pipe_and_a_folder(tmp_path):
+    import os
+    import threading
+
+    os.mkfifo(tmp_path / "pipe")
+    line = '{"question_id": 1, "text": "a"}\n'
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(line))
+    writer.start()
+    assert [a.text for a in read_answers(tmp_path / "pipe").rows] == ["a"]
+    writer.join()
+    with pytest.raises(AnswerError, match="a folder, not a file"):
+        read_answers(tmp_path)
+
+
 def test_object_of_texts(tmp_path):
     got = read_answers(write(tmp_path / "a.json", '{"v1_0": "x", "v1_1": "y"}'))
     assert [(a.id, a.text) for a in got.rows] == [("v1_0", "x"), ("v1_1", "y")]

@@ -116,6 +116,32 @@ def test_submit_and_questions(vqa, tmp_path, capsys):
     }
 
 
+def test_options_without_effect_are_refused(vqa, tmp_path, capsys):
+    data, answers = vqa
+    given = ["--answers", str(answers), "--data", str(data)]
+    ask = ["eval", "--model", "tiny", "--data", str(data), "--out", str(tmp_path / "o")]
+    for words, says in (
+        (["eval", "score", "textvqa", *given, "--set", "orc=no"], "did you mean --set ocr=VALUE"),
+        (["eval", "score", "textvqa", *given, "--set", "ocr=off"], "ocr=off: not yes or no"),
+        (["eval", "score", "vqav2", *given, "--set", "ocr=no"], "vqav2 takes none"),
+        (["eval", "score", "scienceqa", *given, "--set", "requery=x"], "without --set gpt4=FILE"),
+        (["eval", "score", "pope", *given, "--split", "zz"], "pope has no splits"),
+        ([*ask, "--tasks", ""], "--tasks names no benchmark"),
+        ([*ask, "--tasks", " ,"], "--tasks names no benchmark"),
+        ([*ask, "--tasks", "vqav2", "--images", "/nope"], "--images /nope: there is no such"),
+    ):
+        assert main(words) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_is_no_error(vqa, tmp_path, capsys):
+    data, answers = vqa
+    answers.write_text('{"question_id": 1, "text": "\\ud800"}\n{"question_id": 2, "text": "dog"}\n')
+    words = ["eval", "score", "vqav2", "--answers", str(answers), "--data", str(data)]
+    assert main([*words, "--json", str(tmp_path / "r.json")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["per_sample"]["1"]["answer"] == "\ud800"
+
+
 def test_usage(capsys):
     assert main(["eval", "list"]) == 0
     assert "mmbench_cn" in capsys.readouterr().out

@@ -303,6 +303,32 @@ def test_hallucination_figures(tmp_path):
 def test_not_a_result(tmp_path, capsys):
     with pytest.raises(DataError, match="not a result file"):
         read_result(dump(tmp_path / "x.json", {"task": "pope"}))
+    for more in (
+        {"totals": "x"},
+        {"totals": {}},
+        {"totals": {"overall": True}},
+        {"per_sample": {}},
+        {"per_sample": [1]},
+        {"per_sample": {"1": 5}},
+        {"per_sample": {"1": {"score": 1.0, "answer": "a"}}},
+        {"per_sample": {"1": {"score": "x", "answer": "a", "truth": "a"}}},
+        {"headline": "nothing"},
+        {"headline": ["overall"]},
+        {"coverage": None},
+        {"coverage": {"answered": 1, "expected": "1", "details": []}},
+        {"coverage": {"answered": 1, "expected": 1, "details": 5}},
+        {"notes": 5},
+        {"tables": {"a": 5}},
+        {"tables": [1]},
+        {"task": ["pope"]},
+        {"task": "pope"},
+        {"task": "mme"},
+        {"task": "llava_wild"},
+        {"task": "mmbench"},
+    ):
+        wrong = dump(tmp_path / "wrong.json", result([1.0], **more))
+        assert main(["eval", "report", str(wrong), "--out", str(tmp_path / "o")]) == 2, more
+        assert "wrong.json: not a result file: " in capsys.readouterr().err
     code = main(["eval", "report", str(tmp_path / "none.json"), "--out", str(tmp_path)])
     assert code == 2
     assert "none.json: cannot be read (No such file" in capsys.readouterr().err

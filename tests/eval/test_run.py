@@ -94,7 +94,7 @@ def test_reading_host_leaves_the_file_alone(tmp_path, monkeypatch):
     out = tmp_path / "a.jsonl"
     ask(Echo(), questions(2), out)
     with open(out, "ab") as f:
-        f.write(b"half")
+        f.write(b'{"half')
     before = out.read_bytes()
     assert ask(Echo(), questions(4), out, writes=False) == 2
     assert out.read_bytes() == before
@@ -299,3 +299,20 @@ def test_a_task_without_a_folder_beside_others_is_named(tmp_path):
     settings = RunSettings(tmp_path, tmp_path / "out", "m")
     with pytest.raises(DataError, match="mme: no such folder; .* holds pope"):
         run_task(Echo(), get_task("mme"), settings)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"question_id": 1, "text": "mine"}]',
+        '{"question_id": 1, "text": "mine"}',
+        "mine",
+        '[\n{"question_id": 1,\n"text": "mine"}]',
+    ],
+)
+def test_a_foreign_file_is_left_as_it_is(tmp_path, text):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(text)
+    with pytest.raises(AnswerError, match="not an answer of this command"):
+        answered_lines(path)
+    assert path.read_text() == text
