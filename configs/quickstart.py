@@ -15,21 +15,19 @@ its prefix, except in records that say `"turns": "conversation"`, from which the
 answer follow-up questions.
 """
 
-from ml_collections.config_dict import FieldReference
-
 from llava_jax.configs import common
 
 
 def get_config():
     c = common.get_config()
     c.name = "quickstart"
-    folder = FieldReference("runs/quickstart/data")
     c.unlock()
-    c.data_folder = folder
+    c.data_folder = "runs/quickstart/data"
     common.lock(c)
 
-    c.data.path = folder + "/instruct.json"
-    c.data.image_folder = folder
+    # When the settings are read, {data_folder} becomes the value that it has then.
+    c.data.path = "{data_folder}/instruct.json"
+    c.data.image_folder = "{data_folder}"
     # One shape per stage: compiling the step once more takes as long as a hundred steps.
     c.data.length_buckets = (40, 208)
     c.data.image_buckets = (1, 2)
@@ -55,7 +53,7 @@ def get_config():
         trainable=("projector",),
         steps=80,
         lr=0.02,
-        data=dict(path=folder + "/captions.json", version="plain"),
+        data=dict(path="{data_folder}/captions.json", version="plain"),
     )
     c.stages.stage2 = dict(
         trainable=("projector", "language"),

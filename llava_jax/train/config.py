@@ -37,7 +37,23 @@ def load_config(name: str, overrides: list[str]) -> Any:
         config.name = file.stem  # the file sets no name: this one is of the config it starts from
     for override in overrides:
         set_override(config, override)
+    fill_in_folder(config)
     return common.lock(config)
+
+
+def fill_in_folder(config: Any) -> None:
+    """Puts the config's data_folder, if it has one, where its settings say {data_folder}.
+
+    Not a FieldReference: to assign to a setting that is one changes all that depend on it.
+    """
+    for name, value in list(flat(config)) if "data_folder" in config else ():
+        if name != "data_folder" and isinstance(value, str | tuple | list):
+            one = isinstance(value, str)
+            filled = [
+                v.replace("{data_folder}", config.data_folder) if isinstance(v, str) else v
+                for v in ([value] if one else value)
+            ]
+            _set(config, name, filled[0] if one else type(value)(filled))
 
 
 def config_folder() -> Path:

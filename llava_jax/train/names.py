@@ -41,7 +41,8 @@ def known_settings() -> dict[str, Setting]:
     from llava_jax.configs import quickstart
 
     folder = quickstart.get_config().data_folder
-    return {**TRAINING, "data_folder": Setting("data_folder", str, folder)}
+    meaning = "what {data_folder} stands for in paths, those of the stages too"
+    return {**TRAINING, "data_folder": Setting("data_folder", str, folder, meaning)}
 
 
 def check_name(name: str, known: Collection[str], stages: Collection[str] = ()) -> None:

@@ -106,8 +106,10 @@ class Desk:
             elif line.page.startswith("docs/conversion") and name == "my-llava":
                 shutil.rmtree(self.folder / name, ignore_errors=True)  # written, and must be new
         if "def get_config" in line.text:  # a config of one's own
-            (self.folder / "own.py").write_text(line.text)
-            assert cli.main(["train", "--config", "own.py", "--show"]) == 0
+            named = re.match(r"# (\w+\.py)\n", line.text)
+            file = named[1] if named else "own.py"
+            (self.folder / file).write_text(line.text)
+            assert cli.main(["train", "--config", file, "--show"]) == 0
             return
         exec(compile(line.text, line.id, "exec"), self.namespace)
 
@@ -162,6 +164,11 @@ class Desk:
             elif value not in made and option in ("", "--config.model.init", "--config.model.base"):
                 self.put(value)
         config = ROOT / "configs" / f"{config_of(words)}.py"
+        own = self.folder / f"{config_of(words)}.py"
+        if own.exists():  # an earlier block of the page
+            for setting, value in re.findall(r'c\.data\.(\w+) = "(.*)"', own.read_text()):
+                make = {"path": standins.records, "image_folder": standins.image_folder}[setting]
+                self.unless_there(value, make)
         if config.exists():
             for name in re.findall(r'"(runs/[\w/]+)"', config.read_text()):
                 if name.endswith("/data"):

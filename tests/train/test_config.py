@@ -4,6 +4,7 @@ import pytest
 
 from llava_jax import cli
 from llava_jax.errors import ConfigError
+from llava_jax.settings import flat
 from llava_jax.train.config import load_config
 from llava_jax.train.names import FOREIGN, HINTS, known_settings
 from llava_jax.train.stages import split_stages
@@ -218,6 +219,15 @@ def test_what_depends_on_another_setting_follows_it():
     config = load_config("quickstart", ["--config.data_folder=here"])
     assert config.data.path == "here/instruct.json"
     assert config.stages.stage1.data.path == "here/captions.json"
+
+
+def test_a_path_of_one_s_own_changes_nothing_else(own):
+    text = OWN.replace("finetune_7b", "quickstart").replace("c.data.path", "c.data.image_folder")
+    config = load_config(own('c.data.image_folder = "images"', text), [])
+    assert (config.data.image_folder, config.data_folder) == ("images", "runs/quickstart/data")
+    assert config.data.path == "runs/quickstart/data/instruct.json"
+    assert config.stages.stage1.data.path == "runs/quickstart/data/captions.json"
+    assert "{data_folder}" not in str(dict(flat(config)))
 
 
 def test_what_cannot_follow_another_setting_is_an_error(own, capsys):
