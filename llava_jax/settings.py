@@ -76,6 +76,9 @@ class ModelGroup:
         host=True)
     vision_tower: str = setting("", "CLIP folder or hub id, for a checkpoint without its own",
         host=True)
+    projector: str = setting("mlp2x_gelu",
+        "of a language model and a tower that are new to each other: linear, mlpNx_gelu, identity",
+        aliases="mm_projector_type")
     allow_pickle: bool = setting(False, "read torch .bin files, which hold pickles", resume=True)
 
 

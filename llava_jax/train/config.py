@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from llava_jax.configs import common
+from llava_jax.configs import common, variants
 from llava_jax.errors import ConfigError, LlavaError, did_you_mean
 from llava_jax.settings import TRAINING, check, flat, parse
 from llava_jax.train.names import check_name, hint, known_settings, split_stage
@@ -31,9 +31,10 @@ def load_config(name: str, overrides: list[str]) -> Any:
     cannot be read, a mistyped name (with the nearest one) and a value of the wrong type.
     """
     file = find_config(name)
-    config = run_file(file)
+    variant = name in variants.VARIANTS and file == _variants_file()
+    config = variants.get_config(name) if variant else run_file(file)
     check_config(config, file)
-    if config.name != file.stem and (config_folder() / f"{config.name}.py").is_file():
+    if not variant and config.name != file.stem and config.name in shipped_configs():
         config.name = file.stem  # the file sets no name: this one is of the config it starts from
     for override in overrides:
         set_override(config, override)
@@ -64,21 +65,30 @@ def config_folder() -> Path:
 
 
 def shipped_configs() -> dict[str, str]:
-    """{bare name: first line of the docstring} of the configs that come with the package."""
+    """{bare name: what it is, in a line} of the configs that come with the package: files, variants."""
     found = {}
     for path in sorted(config_folder().glob("*.py")):
-        if path.stem not in ("__init__", "common"):
+        if path.stem not in ("__init__", "common", "variants"):
             words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             found[path.stem] = words.partition("\n")[0]
-    return found
+    return found | {name: variant.words for name, variant in variants.VARIANTS.items()}
+
+
+def _variants_file() -> Path:
+    return config_folder() / "variants.py"
 
 
 def find_config(name: str) -> Path:
-    """The file called `name`: a path, or a file of the installed configs with or without .py."""
+    """The file called `name`: a path, or a file of the installed configs with or without .py.
+
+    Of a variant it is the file with their table. Raises ConfigError where there is none.
+    """
     bare = Path(name).with_suffix(".py")
     for candidate in (Path(name), bare, config_folder() / bare.name):
-        if candidate.is_file():
+        if candidate.is_file() and candidate != _variants_file():
             return candidate
+    if name in variants.VARIANTS:
+        return _variants_file()
     known = list(shipped_configs())
     fix = did_you_mean(bare.stem, known, "{!r}") or f"one of {', '.join(known)}"
     raise ConfigError(f"no config file {name!r}", fix=fix)

@@ -59,7 +59,8 @@ def open_model(config: Any) -> Opened:
     m = config.model
     if not m.init:
         raise ConfigError("model.init is empty", fix="name a checkpoint folder or hub id")
-    options = Options(m.base or None, m.vision_tower or None, m.allow_pickle)
+    base, tower = m.base or None, m.vision_tower or None
+    options = Options(base, tower, m.allow_pickle, projector=m.projector)
     try:
         source = open_source(m.init, options)
     except WeightError as error:

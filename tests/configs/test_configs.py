@@ -10,6 +10,7 @@ import pytest
 import llava_jax.configs
 from llava_jax import cli
 from llava_jax.configs import common
+from llava_jax.configs.variants import VARIANTS
 from llava_jax.data.settings import DataFile, DataSettings, data_files
 from llava_jax.settings import TRAINING, flat
 from llava_jax.train.checks import check_settings
@@ -20,11 +21,11 @@ from llava_jax.train.stages import split_stages
 NAMES = sorted(
     p.stem
     for p in Path(str(llava_jax.configs.__file__)).parent.glob("*.py")
-    if p.stem not in ("__init__", "common")
+    if p.stem not in ("__init__", "common", "variants")
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
 def test_loads_and_every_stage_is_valid(name):
     config = load_config(name, [])
     assert config.is_locked
@@ -153,7 +154,7 @@ def test_the_documented_line_is_understood_from_any_folder(name, tmp_path, monke
     assert cli.main(["train", "--config", name, "--show"]) == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
 def test_every_setting_passes_the_checks_before_a_model(name, tmp_path):
     for file in ("mine", "captions", "instruct"):
         (tmp_path / f"{file}.json").touch()

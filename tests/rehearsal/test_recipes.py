@@ -18,11 +18,17 @@ STAGES = {
     "finetune_lora": ("instruct", "original"),
     "finetune_task": ("instruct", "hugging_face"),
     "finetune_task_lora": ("instruct", "original"),
+    "finetune_qlora": ("instruct", "original"),
+    "v1_pretrain": ("captions", "vicuna"),
 }
+KINDS = (
+    "finetune_qlora_7b",
+    "v1_pretrain_7b",
+)  # of configs/variants.py; the others differ in numbers
 RECIPES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in {"__init__", "common", *ONES_OWN_COMMAND}
+    if path.stem not in {"__init__", "common", "variants", *ONES_OWN_COMMAND}
 )
 
 
@@ -96,7 +102,7 @@ def test_stage_2_accounts_for_every_record(stage2, mix):
     check(stage2, mix.manifest["instruct"])
 
 
-@pytest.mark.parametrize("config", RECIPES)
+@pytest.mark.parametrize("config", [*RECIPES, *KINDS])
 def test_every_recipe_runs_on_the_mixture(config, mix, model, tmp_path):
     name = config.rpartition("_")[0]
     assert name in STAGES, f"say in STAGES what {config} starts from"
@@ -104,7 +110,8 @@ def test_every_recipe_runs_on_the_mixture(config, mix, model, tmp_path):
     settings = {"model.init": model(kind), "batch_size": 16, "steps": 2, **mix.settings(part)}
     if kind in ("vicuna", "original"):
         settings["model.vision_tower"] = model("clip")
-    ok(*train_words(f"configs/{config}.py", tmp_path / config, settings))
+    file = config if config in KINDS else f"configs/{config}.py"
+    ok(*train_words(file, tmp_path / config, settings))
     assert len(losses(tmp_path / config)) == 2
     assert all(map(math.isfinite, losses(tmp_path / config)))
     assert (tmp_path / config / "export" / "llava_jax.json").is_file()
