@@ -102,14 +102,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
 
 @functools.cache
-def compiled(trainable, images=1, remat="none"):
+def compiled(trainable, images=1, remat="none", micro=1, dtype="float32"):
     """(the compiled step of a run, its program)."""
-    words = [f"trainable={trainable}", f"remat={remat}", "dtype=float32", "data.max_length=64"]
+    words = [f"trainable={trainable}", f"remat={remat}", f"dtype={dtype}", "data.max_length=64"]
+    words.append(f"grad_accum={micro}")
     config = load_config("pretrain_7b", [f"--config.{word}" for word in words])
     mesh = make_mesh(devices=jax.devices()[:1])
     program = make_program(config, CONFIG, planned_params(CONFIG, mesh), mesh, 10)
     with jax.set_mesh(mesh):
-        batch = put_batch(batch_of(images=images), mesh, 1)
+        rows = random_batch(ROWS * micro, LENGTH, images, config=CONFIG)
+        batch = put_batch(rows, mesh, micro)
         args = program.state, program.frozen, batch, put_flags(Flags(), mesh)
         return program.step.lower(*args).compile(), program
 
@@ -168,6 +170,18 @@ def test_the_state_is_donated():
     assert step.as_text().partition("entry_computation_layout")[0].count("may-alias") == len(leaves)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     assert step.memory_analysis().alias_size_in_bytes == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.slow  # quick: test_accumulated_gradients_are_those_of_the_whole_batch
+def test_accumulation_holds_one_float32_copy_of_the_gradients():
+    def temporary(micro):
+        step, program = compiled("projector,language", 1, "full", micro, "bfloat16")
+        trained = 4 * sum(leaf.size for leaf in program.state.params.values())
+        return step.memory_analysis().temp_size_in_bytes / trained
+
+    alone, two, four = (temporary(micro) for micro in (1, 2, 4))
+    assert four == pytest.approx(two, abs=0.1)  # what grows is the batch
+    assert four < alone + 1.5  # the sum, and in bfloat16 the gradient of the micro-batch in hand
 
 
 # What is kept for the backward pass ----------------------------------------------------------------
