@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", help="the other one")
     add_source_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report to FILE")
-    parser.add_argument("--all", action="store_true", help="list every tensor, not only those off")
+    parser.add_argument("--all", action="store_true", help="list every tensor, not only mismatches")
     parser.add_argument(
         "--logits",
         choices=("auto", "yes", "no"),
@@ -320,7 +320,7 @@ def table(report: dict[str, Any], everything: bool = False) -> str:
         lines.append(f"setting {key}: {x} and {y}")
     for key, value in report["probe"].items():
         if isinstance(value, dict):
-            same = "the same" if value["tokens"][0] == value["tokens"][1] else "OTHER"
+            same = "the same" if value["tokens"][0] == value["tokens"][1] else "DIFFERENT"
             value = f"logits within {value['max_abs_logits']:.3g}, {same} greedy tokens"
         lines.append(f"{'probe' if key == 'note' else key}: {value}")
     lines += [f"{name}: holds NaN or infinity" for name in report["not_finite"]]

@@ -73,7 +73,7 @@ class Coverage:
     all_rows_count: bool = False
 
     def lines(self) -> list[str]:
-        """One sentence per thing that is not as it should be."""
+        """One sentence per problem."""
         how = "are left out" if self.missing_left_out else "count as wrong"
         how += f" (left out of {', '.join(self.left_out_of)})" if self.left_out_of else ""
         which, also = (

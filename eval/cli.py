@@ -119,7 +119,7 @@ def _questions_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def task_settings_of(args: argparse.Namespace, tasks: Sequence[Task]) -> TaskSettings:
-    """What a command line says of how to read and score `tasks`; raises LlavaError for what none takes."""
+    """How a command line asks to read and score `tasks`; raises LlavaError for what none of them takes."""
     options = {}
     for pair in args.set:
         name, equals, value = pair.partition("=")
@@ -231,10 +231,10 @@ def _run(args: argparse.Namespace) -> int:
 # Action -> its arguments (None: it has none), what it does, a line of help.
 ACTIONS = {
     "score": (_score_arguments, _score, "score an answer file"),
-    "submit": (_submit_arguments, _submit, "write the file a benchmark's server takes"),
-    "judge": (_judge_arguments, _judge, "let a judge model read answers"),
-    "report": (_report_arguments, _report, "one page of results beside the paper's"),
-    "fetch": (_fetch_arguments, _fetch, "get a benchmark's files"),
+    "submit": (_submit_arguments, _submit, "write the file that a benchmark's server accepts"),
+    "judge": (_judge_arguments, _judge, "have a judge model grade answers"),
+    "report": (_report_arguments, _report, "one page of results next to the paper's"),
+    "fetch": (_fetch_arguments, _fetch, "download a benchmark's files"),
     "questions": (_questions_arguments, _questions, "write a benchmark's prompts as LLaVA's jsonl"),
     "list": (None, _list, "the benchmarks and the files each needs"),
 }

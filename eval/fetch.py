@@ -2,7 +2,7 @@
 
 pooch downloads and checks; ours is what it lacks: hashes are ours to give only where the file is
 fixed in a public repository, so any other file's hash is noted in fetched.json when it first
-arrives, and a file that differs later is refused (pooch would fetch it anew without a word).
+arrives, and a file that differs later is refused (pooch would silently download it again).
 """
 
 import zipfile

@@ -50,7 +50,7 @@ class LlavaJax(lmms):
         return self._answer(asked, [r.args[1] for r in requests])
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[list[str]]:
-        """Rounds as the task's doc_to_text deals them out; each sees the task's own context only, as
+        """Rounds as the task's doc_to_text supplies them; each sees the task's own context only, as
         lmms-eval's adapters do."""
         return [self._rounds(*r.args) for r in requests]
 

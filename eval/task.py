@@ -110,7 +110,7 @@ DEFAULT = TaskSettings()
 
 
 class Task:
-    """Base of the benchmarks: what they have in common, and what each must say."""
+    """Base class of the benchmarks: what they share, and what each must define."""
 
     name: ClassVar[str]
     headline: ClassVar[str]  # the key of `totals` that stands beside the paper's number
@@ -119,7 +119,7 @@ class Task:
     # Totals and table columns in 0..1, which are printed in percent beside others that are.
     fractions: ClassVar[frozenset[str]] = frozenset()
     max_new_tokens: ClassVar[int] = 128
-    judge: ClassVar[bool] = False  # a judge model reads the answers before they are scored
+    judge: ClassVar[bool] = False  # a judge model grades the answers before they are scored
     # A line for `eval list`: which files of the owner or of LLaVA the data folder holds.
     data_files: ClassVar[str]
     llava_files: ClassVar[tuple[str, ...]] = ()  # globs of LLaVA's own question file

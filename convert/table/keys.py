@@ -263,7 +263,7 @@ def to_jax(
     where: str,
     mixed: bool = False,
 ) -> tuple[dict[str, Leaf], dict[str, Lazy]]:
-    """Their tensors as our leaves, and the known buffers that are left over.
+    """Foreign tensors as our leaves, and the known buffers that are left over.
 
     Raises WeightError, naming `where` and the tensor: unknown, missing, of the wrong shape, or
     (unless `mixed`) of another type than the rest of its component.

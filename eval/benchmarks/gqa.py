@@ -137,8 +137,8 @@ def _distribution(samples: dict[str, Sample], questions: dict[str, dict[str, Any
 def _consistency(
     questions: dict[str, dict[str, Any]], predicted: dict[str, str], samples: dict[str, Sample]
 ) -> float | None:
-    """Accuracy on what a rightly answered question entails; None if the file lacks some of those
-    (testdev_balanced does: eval.py wants the full questions for --consistency)."""
+    """Accuracy on what a correctly answered question entails; None if the file lacks some of those
+    (testdev_balanced does: eval.py needs the full questions for --consistency)."""
     scores = []
     for i, s in samples.items():
         entailed = [str(e) for e in questions[i].get("entailed", ()) if e != i]

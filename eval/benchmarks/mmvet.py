@@ -1,7 +1,7 @@
 """MM-Vet (218 questions), graded 0.0 to 1.0 by a judge.
 
 Judge and summary: yuweihao/MM-Vet mm-vet_evaluator.py (gpt-4-0613; LLaVA used gpt-4), one few-shot
-table row per question, temperature 0, three tokens. `eval judge` writes the grades, `score` sums them.
+table row per question, temperature 0, three tokens. `eval judge` writes the grades, `score` averages them.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Lets a judge read answers: reviews for the LLaVA-Bench sets, grades for MM-Vet.
+"""Has a judge grade answers: reviews for the LLaVA-Bench sets, grades for MM-Vet.
 
 The owners' judges (gpt-4-0314, gpt-4-0613) are retired, so the judge's name is in every row and in
 every result: numbers of different judges are not comparable.
@@ -131,11 +131,14 @@ def judge_command(args: argparse.Namespace) -> int:
         judge_grades(requests, args.out, endpoint, args.runs)
     else:
         judge_reviews(requests, args.out, endpoint)
-    print(f"wrote {args.out}; sum it with: llava-jax eval score {task.name} --answers {args.out}")
+    print(f"wrote {args.out}; score it with: llava-jax eval score {task.name} --answers {args.out}")
     return 0
 
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        raise JudgeError("nobody to ask whether to go on", fix="--yes starts without asking")
+        raise JudgeError(
+            "standard input is not a terminal, so nobody can confirm",
+            fix="--yes starts without asking",
+        )
     return input("start? [y/N] ").strip().lower() in ("y", "yes")

@@ -78,7 +78,7 @@ class Endpoint:
     ) -> JudgeReply:
         """The judge's reply, from the transcript if the same was asked before.
 
-        again: 1, 2, … asks anew what was asked already (further runs of a graded set).
+        again: 1, 2, … repeats a request that was made before (further runs of a graded set).
         Raises JudgeError, naming the endpoint, where there is no reply after all tries.
         """
         body = {

@@ -1,7 +1,7 @@
 """`llava-jax eval --model M --tasks …`: asks a model, scores its answers, writes the report.
 
-OUT/<task>/answers.jsonl grows batch by batch, and a killed run goes on where it stopped; beside it
-lie run.json (what was asked of whom), result.json and the upload file where a server has the truth.
+OUT/<task>/answers.jsonl grows batch by batch, and a killed run resumes where it stopped; next to it
+are run.json (what was asked of whom), result.json and the upload file where a server has the truth.
 Over several hosts of one mesh every host asks the same batches and the first one writes; separate
 processes each take a part (--chunk K/N), and the one that completes the last part joins them.
 """

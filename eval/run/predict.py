@@ -88,8 +88,8 @@ def answered_lines(path: Path, repair: bool = True) -> dict[str, str]:
     (only reads past it without `repair`).
 
     Raises:
-      AnswerError: another line is broken or has no key, or the last one is no beginning of ours: the
-        file is then left as it is.
+      AnswerError: another line is broken or has no key, or the last one cannot be the start of one of ours:
+        the file is then left as it is.
     """
     if not path.exists():
         return {}
@@ -160,7 +160,7 @@ def predict(
     progress: Callable[[int], Any] = lambda n: None,
     writes: bool = True,
 ) -> int:
-    """Asks what `out` does not hold yet, greedily, and appends the answers; returns how many were asked.
+    """Asks what is not in `out` yet, greedily, and appends the answers; returns how many were asked.
 
     Args:
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.

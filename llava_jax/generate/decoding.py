@@ -197,7 +197,7 @@ class Decoding:
             start += config.image_tokens if new == IMAGE_TOKEN else 1
         length = prompt.length(config.image_tokens)
         used = self._write_at + length_bucket(length - start)
-        # Entries of dropped tokens stay in the cache: read anew before they are half of it.
+        # Entries of dropped tokens stay in the cache: read again before they are half of it.
         if start < length - start or used > 2 * length_bucket(length):
             return None
         return known, start

@@ -1,6 +1,6 @@
 """How the next token is chosen: greedily, or by temperature, top-k and top-p with a seed per row.
 
-All settings are arrays with one entry per row, so that no mixture of them compiles anew, and a row's
+All settings are arrays with one entry per row, so that no mixture of them is compiled again, and a row's
 draw depends on its own seed and step alone: it is the same in any batch.
 """
 

@@ -64,7 +64,7 @@ class Limits(ImageLimits):
         ):
             raise ConfigError(f"formats is {self.formats!r}, not a tuple of names such as 'PNG'")
         if self.max_pixels > (Image.MAX_IMAGE_PIXELS or LIMITS["max_pixels"].high):
-            # Who raises the limit above where Pillow warns has no use for the warning.
+            # A limit above Pillow's own is deliberate, so its warning says nothing.
             warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
     def refusal(self, code: str, name: str, limit: str) -> ImageError:
@@ -244,7 +244,7 @@ def _check_size(size: tuple[int, int] | None, limits: Limits, name: str) -> None
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    # Not ImageOps.exif_transpose: it writes the whole EXIF block anew, and thousands of entries of a
+    # Not ImageOps.exif_transpose: it rewrites the whole EXIF block, and thousands of entries of a
     # hostile block may all point at the same megabytes.
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))

@@ -75,7 +75,7 @@ def pixels_of(
 
 
 def to_pixels(image: Image.Image, config: LlavaConfig) -> np.ndarray:
-    """uint8[H, W, 3] for the tower: an RGB picture padded to a square, or plainly resized and cropped.
+    """uint8[H, W, 3] for the tower: an RGB picture padded to a square, or resized without padding and cropped.
 
     `config.image_aspect_ratio` "pad" puts the picture in the middle of a square of the tower's mean
     colour; "square" is CLIP's own: shortest edge to the tower's size, centre crop. Where

@@ -64,14 +64,14 @@ def build_prompt(
 
 
 def slot_parts(tokenizer: Tokenizer, template: Template, use_im_start_end: bool) -> list[Part]:
-    """What one image slot looks like in a prompt: the slot, and what the model wants around it."""
+    """What one image slot looks like in a prompt: the slot, and what the model expects around it."""
     slot: list[Part] = [IMAGE_TOKEN]
     if use_im_start_end:
         try:
             start, end = tokenizer.special_tokens[IM_START], tokenizer.special_tokens[IM_END]
         except KeyError as e:
             raise ConfigError(
-                f"the model wants {e.args[0]} around images, but the tokenizer lacks it",
+                f"the model expects {e.args[0]} around images, but the tokenizer lacks it",
                 fix=f"tokenizer.with_tokens([{IM_START!r}, {IM_END!r}])",
             ) from e
         slot = [start, *slot, end]
