@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_jax.config import LlavaConfig
-from llava_jax.params import is_lora, is_run
+from llava_jax.params import is_run
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def count(
     below = {part: any(n.startswith(part) for n in learns) for part in ("vision.", "projector.")}
     into_language = bool(learns)  # whatever learns lies before the last layer's end
     for name, leaf in params.items():
-        if not (name.endswith(".kernel") or is_lora(name)) or not is_run(name):
+        weights = float(_weights(name, leaf))
+        if not weights or not is_run(name):
             continue
-        weights = float(_size(leaf.shape))
         passes = 1 + (name in learns)
         if name == "language.head.kernel":
             head += 2 * weights * work.targets * (passes + into_language)
@@ -117,11 +117,18 @@ def count(
 def _share(params: Mapping[str, Any], learns: set[str]) -> float:
     """Of the weights in the decoder's layers, the part that learns."""
     sizes = {
-        name: _size(leaf.shape)
+        name: _weights(name, leaf)
         for name, leaf in params.items()
-        if name.startswith("language.layers.") and (name.endswith(".kernel") or is_lora(name))
+        if name.startswith("language.layers.")
     }
     return sum(size for name, size in sizes.items() if name in learns) / sum(sizes.values())
+
+
+def _weights(name: str, leaf: Any) -> int:
+    """The weights of a matrix that is multiplied with; 0 for any other parameter."""
+    if name.endswith(".codes"):  # of nf4, two in a byte
+        return _size(leaf.shape) * (2 if leaf.dtype == "uint8" else 1)
+    return _size(leaf.shape) if name.endswith((".kernel", ".lora_a", ".lora_b")) else 0
 
 
 def _size(shape: Iterable[int]) -> int:

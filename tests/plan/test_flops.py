@@ -1,8 +1,10 @@
 """FLOPs of a step, against sums done by hand for the 7B."""
 
+from dataclasses import replace
+
 import pytest
 
-from llava_jax.config import LlavaConfig
+from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.llava import abstract_params
 from llava_jax.plan.flops import Work, count
 
@@ -22,6 +24,16 @@ def parts(params, *starts):
 def test_the_tower_takes_366_gigaflops_an_image(params):
     found = count(MODEL, params, parts(params, "projector."), SAMPLE)
     assert found.tower == pytest.approx(366e9, rel=0.01)
+
+
+def test_a_quantised_base_takes_the_work_of_the_plain_one():
+    lora = replace(MODEL, lora=LoraConfig(8, 16.0))
+    plain = abstract_params(lora)
+    trained = parts(plain, "projector.") + [n for n in plain if ".lora_" in n]
+    wanted = count(lora, plain, trained, SAMPLE)
+    for quantize in ("nf4", "int8"):
+        held = abstract_params(replace(lora, quantize=quantize))
+        assert count(lora, held, trained, SAMPLE) == wanted
 
 
 def test_stage_2_is_six_times_weights_times_tokens(params):
