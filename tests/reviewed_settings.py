@@ -84,7 +84,7 @@ ROWS = [
     ),
     Row(
         "lr",
-        "test_cli.py train/*",
+        "test_cli.py configs/test_variants.py train/*",
         ITSELF,
     ),
     Row("lr", "parity/test_golden_training.py", "as in the original's run that is compared with"),
@@ -120,6 +120,7 @@ ROWS = [
     Row("ema_decay", "train/test_loop.py", ITSELF),
     Row("z_loss", "train/test_loop.py", ITSELF),
     Row("quantize", "train/*", ITSELF),
+    Row("attention", "train/test_compiled.py", ITSELF),
     Row("lora_dora", "train/*", ITSELF),
     Row("optimizer", "train/test_loop.py", ITSELF),
     Row("loss_average", "train/*", ITSELF),
