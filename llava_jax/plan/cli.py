@@ -32,10 +32,11 @@ ASSUMED = {
     "targets": (float, "trained tokens of a sample"),
     "images": (float, "images of a sample"),
     "real": (float, "share of a step's positions that are not padding"),
+    "longest": (int, "positions of the longest row, unpacked"),
 }
 """{field of Mixture: type and meaning}; each is an option --NAME-per-sample or --NAME."""
 _OPTION = {"tokens": "tokens-per-sample", "targets": "targets-per-sample",
-           "images": "images-per-sample", "real": "real-tokens"}  # fmt: skip
+           "images": "images-per-sample", "real": "real-tokens", "longest": "longest-row"}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     configs = [load_config(name, args.overrides) for name in args.config]
     prepare(topologies)
 
-    from llava_jax.plan.plan import Question
+    from llava_jax.plan.plan import Question, sizes_of
     from llava_jax.plan.rows import Kept
     from llava_jax.plan.table import describe, table
     from llava_jax.train.stages import split_stages
@@ -79,10 +80,12 @@ def run(args: argparse.Namespace) -> int:
     for topology in topologies:
         devices = devices_of(topology)
         for config in configs:
+            before = None
             for stage, settings in split_stages(config):
                 name = f"{config.name}.{stage}" if stage else config.name
-                question = Question(name, settings, topology, args.model or "", assumed)
-                for row in _rows(question, devices, kept, search=not args.as_it_is):
+                asked = Question(name, settings, topology, args.model or "", before, assumed)
+                before = sizes_of(asked)
+                for row in _rows(asked, devices, kept, search=not args.as_it_is):
                     shown.append(row)
                     print(json.dumps(row) if args.json else describe(row), flush=True)
                 if args.table:

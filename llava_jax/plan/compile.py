@@ -62,10 +62,11 @@ def prepare(topologies: list[Topology]) -> None:
         module, fix = WHEELS[platform]
         if not importlib.util.find_spec(module):
             raise ConfigError(f"compiling for {topology.name} needs the package {module}", fix=fix)
-    # libtpu else asks the metadata server of a cloud machine what it runs on.
+    # libtpu else asks the metadata server of a cloud machine what it runs on, and lets one process in.
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }

@@ -23,7 +23,7 @@ _REMAT = ("none", "dots", "minimal", "full", "offload")  # by what they keep on 
 def changes(config: Any) -> Iterator[dict[str, Any]]:
     """Settings that take less memory, those that cost least first, each alone.
 
-    More recomputation; micro-batches; a mesh that shares more; adapters in place of the whole model.
+    More recomputation; micro-batches; a mesh that shares more; adapters in place of the whole model, at last over 4 bits.
     """
     known = [name for name in _REMAT if name in TRAINING["remat"].choices]
     if config.remat in known:
@@ -38,6 +38,8 @@ def changes(config: Any) -> Iterator[dict[str, Any]]:
             yield {"mesh.tensor": tensor}
     if "language" in config.trainable:
         yield {"trainable": ("projector", "lora"), "lora_rank": 128}
+    if "language" in config.trainable or (config.lora_rank and not config.quantize):
+        yield {"trainable": ("projector", "lora"), "lora_rank": 128, "quantize": "nf4"}
 
 
 def changed(question: Question, settings: dict[str, Any]) -> Question:

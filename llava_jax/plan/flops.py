@@ -7,7 +7,7 @@ layer's query, output and MLP, at supervised positions alone. The tower: the lay
 Not counted: padding, recomputation, embedding, norms, softmax, the loss, the optimizer.
 
 Executed FLOPs: what the step computes as it is compiled, padding and recomputation included, every layer
-at every position, attention over the whole row or its causal half.
+at every position, attention over the whole row, or its causal half where the kernel skips the other.
 """
 
 from __future__ import annotations

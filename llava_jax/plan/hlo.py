@@ -155,13 +155,22 @@ def trip_count(module: Module, loop: Instruction) -> int:
     """How often a while loop runs: what XLA found, else the constant its counter is compared with."""
     if found := re.search(r'"?known_trip_count"?:?=?\{"?n"?:"?(\d+)"?\}', loop.rest):
         return int(found[1])
-    numbers = [
-        int(one.argument)
-        for name in loop.called("condition")
-        for one in _reach(module, name)
-        if one.op == "constant" and one.argument.isdigit()
-    ]
-    return max(numbers, default=1)
+    numbers, places = [0], []
+    for name in loop.called("condition"):
+        for one in _reach(module, name):
+            if one.op == "constant" and one.argument.isdigit():
+                numbers.append(int(one.argument))
+            if one.op == "get-tuple-element" and (at := re.search(r"index=(\d+)", one.rest)):
+                places.append(int(at[1]))
+    # TPU programs carry the bound through the loop, beside the counter.
+    within = next(c for c in module.computations.values() if c.get(loop.name) is loop)
+    start = within.get(loop.operands[0]) if loop.operands else None
+    for place in places:
+        if start is not None and start.op == "tuple" and place < len(start.operands):
+            one = within.get(start.operands[place])
+            if one is not None and one.op == "constant" and one.argument.isdigit():
+                numbers.append(int(one.argument))
+    return max(numbers) or 1
 
 
 def _reach(module: Module, name: str) -> Iterator[Instruction]:

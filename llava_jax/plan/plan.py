@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from llava_jax.batch import Shape, collate
 from llava_jax.config import PRESETS, LlavaConfig
+from llava_jax.convert.io.hub import local
 from llava_jax.errors import ConfigError
 from llava_jax.plan import compile as compiler
 from llava_jax.plan import flops, hlo, roofline, traffic
@@ -30,14 +30,16 @@ Row = dict[str, Any]
 class Question:
     """What is asked: a stage with its settings, on a machine.
 
-    model: name of a preset; empty: as config.model.init says. assumed: what is known of the data
-    (fields of Mixture), in place of the recipe's. change: what differs from the recipe, in words.
+    model: name of a preset; empty: as config.model.init says. before: the model of the stage before.
+    assumed: what is known of the data (fields of Mixture), in place of the recipe's. change: what
+    differs from the recipe, in words.
     """
 
     name: str
     config: Any
     topology: Topology
     model: str = ""
+    before: LlavaConfig | None = None
     assumed: tuple[tuple[str, float], ...] = ()
     change: str = ""
 
@@ -56,27 +58,27 @@ class Setup:
     peak: float
 
 
-def sizes_of(config: Any, preset: str = "") -> LlavaConfig:
-    """The model that a run trains: of a preset, of the files of config.model.init, or by its name.
+def sizes_of(question: Question) -> LlavaConfig:
+    """The model of a run: a preset's, the stage before's, that of config.model.init, or as that is named.
 
     Raises ConfigError where none of them tells the sizes.
     """
-    if not preset and Path(config.model.init).exists():
+    config, preset = question.config, question.model
+    init = config.model.init
+    if not preset and not init and question.before:
+        return fit_model(config, question.before)
+    if not preset and init and local(init).exists():
         return open_model(config).config
     if not preset:
         # The recipes' names: lmsys/vicuna-13b-v1.5, runs/pretrain_7b/export, llava-hf/llava-1.5-7b-hf.
-        size = re.search(
-            r"(?<!\d)(7b|13b)(?![a-z0-9])", config.model.init.lower().replace("_", "-")
-        )
+        size = re.search(r"(?<!\d)(7b|13b)(?![a-z0-9])", init.lower().replace("_", "-"))
         preset = f"llava-v1.5-{size[1]}" if size else ""
-    if preset not in PRESETS:
-        what = (
-            f"no model {preset!r}" if preset else f"the sizes of {config.model.init!r} are unknown"
-        )
-        raise ConfigError(
-            f"{what} before its files are here", fix=f"--model {' or '.join(PRESETS)}"
-        )
-    return fit_model(config, PRESETS[preset]())
+    if preset in PRESETS:
+        return fit_model(config, PRESETS[preset]())
+    raise ConfigError(
+        f"the sizes of {init!r} are unknown before its files are here",
+        fix=f"--model {' or '.join(PRESETS)}",
+    )
 
 
 def set_up(question: Question, devices: list[Any]) -> Setup:
@@ -84,7 +86,7 @@ def set_up(question: Question, devices: list[Any]) -> Setup:
 
     Raises ConfigError for a mesh that does not fit the devices, or rows that do not fit the mesh.
     """
-    config, model = question.config, sizes_of(question.config, question.model)
+    config, model = question.config, sizes_of(question)
     mesh = make_mesh(**config.mesh, devices=devices)
     parts = row_parts(mesh, config.grad_accum)
     mixture = mixture_of(config, **dict(question.assumed))
@@ -127,6 +129,7 @@ def make_row(setup: Setup, kept: Kept) -> Row:
         "versions": versions,
         "remat": question.config.remat,
         "grad_accum": question.config.grad_accum,
+        "attention": _kernel(setup),
         "shape": setup.shape._asdict(),
         "mixture": asdict(setup.mixture),
         "compiled": compiled,
@@ -138,6 +141,12 @@ def make_row(setup: Setup, kept: Kept) -> Row:
     row["fits"] = compiled["fits"] and (device is None or row["memory"]["peak"] <= device)
     kept.add(row)
     return row
+
+
+def _kernel(setup: Setup) -> str:
+    """What computes attention."""
+    choice: Any = setup.program.compute.attention
+    return choice.at(setup.shape.length) if hasattr(choice, "at") else "plain"
 
 
 def _with(change: str) -> str:
@@ -175,7 +184,9 @@ def _time(setup: Setup, moved: dict[str, Any]) -> Row:
     model = flops.count(setup.model, params, trained, sample)
     positions, groups = shape.rows * shape.length, shape.groups or shape.rows
     targets = groups * (shape.targets or 0)
-    full = flops.Work(positions, targets, groups * shape.images, shape.length, positions)
+    # Every kernel but the plain one leaves out the blocks of keys that come later.
+    keys = shape.length / (1 if _kernel(setup) == "plain" else 2)
+    full = flops.Work(positions, targets, groups * shape.images, keys, positions)
     chunked = (shape.targets or 0) > 256
     executed = flops.count(setup.model, params, trained, full, config.remat, chunked)
     steps = steps_of(config, shape, mix)
@@ -189,12 +200,14 @@ def _time(setup: Setup, moved: dict[str, Any]) -> Row:
     chip, devices = setup.question.topology.chip, setup.program.mesh.size
     if chip is None:
         return row
-    real = min(1.0, samples * mix.tokens / (steps * positions))
+    # Unpacked, most steps are smaller than the largest one, which is what is compiled.
+    filled = min(1.0, samples * mix.tokens / (steps * positions))
+    real = filled if config.data.pack else mix.real
     row["real"] = real
     row["hours"] = roofline.hours(chip, devices, model.total * samples, real)
     if moved:
         sent = [traffic.Flow(**flow) for flow in moved["links"]]
         line = roofline.roofline(chip, devices, executed.total, moved["hbm"], sent)
         row["roofline"] = {**asdict(line), "seconds": line.seconds, "bottleneck": line.bottleneck}
-        row["roofline"]["hours"] = line.seconds * steps / 3600
+        row["roofline"]["hours"] = line.seconds * steps * filled / real / 3600
     return row

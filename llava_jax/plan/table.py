@@ -34,7 +34,10 @@ def _lines(row: Row) -> Iterable[tuple[str, str]]:
     shape, m, f = row["shape"], row["memory"], row["flops"]
     mesh = " x ".join(f"{axis} {n}" for axis, n in row["mesh"].items()) or "1 device"
     groups = shape["groups"] or shape["rows"]
-    yield "mesh", f"{mesh}, {row['grad_accum']} micro-batches a step, remat {row['remat']}"
+    yield (
+        "mesh",
+        f"{mesh}, {row['grad_accum']} micro-batches a step, remat {row['remat']}, attention {row['attention']}",
+    )
     yield (
         "a step",
         f"{shape['rows']} rows of {shape['length']:,}, {groups * shape['images']} images, "

@@ -124,7 +124,8 @@ def test_packed_rows_hold_a_batch():
     config.data.pack, config.data.max_length = True, 4096
     mixture = mixture_of(config, real=0.97)
     shape = step_shape(config, 4096, mixture, 8)
-    assert (shape.rows, shape.groups) == (32, 8)
+    assert (shape.rows, shape.groups) == (24, 8)  # 27 rows would hold 128 samples
+    assert step_shape(config, 4096, mixture, 16).rows == 32
     samples = shape.rows * 4096 * 0.97 / 861
     assert shape.groups * shape.images >= samples * mixture.images
     assert shape.groups * (shape.targets or 0) >= samples * mixture.targets
@@ -142,14 +143,24 @@ def test_packed_rows_hold_a_batch():
 def test_sizes_come_from_a_name(init, layers):
     config = common.get_config()
     config.model.init = init
-    assert plan.sizes_of(config).language.layers == layers
+    assert plan.sizes_of(plan.Question("", config, HERE)).language.layers == layers
 
 
 def test_unknown_sizes_are_an_error():
     config = common.get_config()
     config.model.init = "someone/qwen-17b"
     with pytest.raises(ConfigError, match="sizes of 'someone/qwen-17b' are unknown"):
-        plan.sizes_of(config)
+        plan.sizes_of(plan.Question("", config, HERE))
+
+
+def test_sizes_come_from_a_model_that_is_here_and_from_the_stage_before():
+    from llava_jax.configs import quickstart
+    from llava_jax.train.stages import split_stages
+
+    (_, first), (_, second) = split_stages(quickstart.get_config())
+    model = plan.sizes_of(plan.Question("", first, HERE))
+    assert model.language.layers == LlavaConfig.tiny().language.layers
+    assert plan.sizes_of(plan.Question("", second, HERE, before=model)) == model
 
 
 def test_the_command(tmp_path, capsys):
