@@ -47,6 +47,7 @@ _WRITERS: dict[str, Callable[[Source, Path, Target, Progress | None], None]] = {
     "lora": adapter.write_lora,
     "peft": adapter.write_peft,
 }
+COMPLETE = ("hf", "jax")  # kinds that need neither a base nor a tower from elsewhere
 _MERGED = ("hf", "original")  # formats that have no place for adapters
 
 
@@ -62,8 +63,18 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
     options, name = options or Options(), str(path)
     path = hub.resolve(path, options.allow_pickle)
     kind = identify(path)
-    if kind in ("hf", "jax") and options.base is not None:
+    if kind in COMPLETE and options.base is not None:
         log.warning("%s is complete: its base %s is not used", path, options.base)
+    if kind in COMPLETE and options.vision_tower is not None:
+        raise WeightError(
+            f"{path} holds its vision tower: {options.vision_tower} cannot take its place",
+            fix="leave out --vision-tower",
+        )
+    if kind != "llama" and (options.projector is not None or options.seed is not None):
+        raise WeightError(
+            f"{path} is a {KINDS[kind]}: a new projector is made for a language model alone",
+            fix="leave out --projector and --seed",
+        )
     if kind not in _READERS:
         raise WeightError(
             f"{path} is a {KINDS[kind]}",
@@ -77,6 +88,16 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
     source.leaves = tensors.cast_all(source.leaves, options.type)
     source.check()
     return source
+
+
+def kind_of(path: str | Path, allow_pickle: bool = False) -> str:
+    """What kind of checkpoint a path, hub id or name stands for: one of source.KINDS."""
+    return identify(hub.resolve(path, allow_pickle))
+
+
+def holds_tower(path: str | Path, allow_pickle: bool = False) -> bool:
+    """Whether a checkpoint is of a kind that always has its own vision tower."""
+    return kind_of(path, allow_pickle) in COMPLETE
 
 
 def _template(source: Source, path: Path, kind: str, name: str) -> str:

@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llava_jax.convert import Options, Source
 
+# Options that only some formats have a use for.
+_ONLY_TO = {
+    "layout": ("hf", "peft"),
+    "tower": ("original",),
+    "quantize": ("gguf",),
+    "shard_size": ("jax", "hf", "original"),
+}
 FORMATS = ("jax", "hf", "original", "projector", "lora", "peft", "gguf")
 PARTS = ("projector", "lora", "peft")  # of a model, without its base
 
@@ -51,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--template", metavar="NAME", help="conversation template, in place of the source's"
     )
     parser.add_argument("--merge", action="store_true", help="add LoRA updates into the kernels")
-    parser.add_argument("--shard-size", default="5GB", help="largest weight file (default 5GB)")
+    parser.add_argument("--shard-size", help="largest weight file (default 5GB)")
     parser.add_argument(
         "--layout",
         choices=("hf", "hf5", "hf5_memory", "hf4_memory"),
@@ -63,11 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where --to original puts the vision tower (default: where it was)",
     )
     parser.add_argument(
-        "--projector", default="mlp2x_gelu", help="kind of a new projector (CLIP + language model)"
+        "--projector",
+        help="kind of a new projector (CLIP + language model; default mlp2x_gelu)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of a new projector")
+    parser.add_argument("--seed", type=int, help="of a new projector (default 0)")
     parser.add_argument(
-        "--quantize", choices=("f16", "q8_0", "f32"), default="f16", help="weight type of --to gguf"
+        "--quantize",
+        choices=("f16", "q8_0", "f32"),
+        help="weight type of --to gguf (default f16)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace DST if it is a checkpoint"
@@ -84,14 +94,15 @@ def run(args: argparse.Namespace) -> int:
     """Converts, and with --check compares; 1 if the comparison finds a difference."""
     from tqdm import tqdm
 
+    _refuse_idle(args)
     from llava_jax.convert import Options, Target, convert
     from llava_jax.convert.formats.gguf import write_gguf
-    from llava_jax.convert.io.output import check_free, parse_size
+    from llava_jax.convert.io.output import DEFAULT_SHARD, check_free, parse_size
     from llava_jax.util import refuse_input
 
     options = Options(
         base=args.base,
-        vision_tower=args.vision_tower,
+        vision_tower=None if _only_checked(args) else args.vision_tower,
         allow_pickle=args.allow_pickle,
         dtype=args.dtype,
         merge=args.merge,
@@ -104,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         to=args.to,
         layout=args.layout,
         tower=args.tower,
-        shard_size=parse_size(args.shard_size),
+        shard_size=parse_size(args.shard_size or DEFAULT_SHARD),
         overwrite=args.overwrite,
     )
     source, quiet, overwrite = None, not sys.stderr.isatty(), args.overwrite
@@ -115,11 +126,27 @@ def run(args: argparse.Namespace) -> int:
             refuse_input(args.report, given_files(args, args.src, args.dst))
     with tqdm(unit="B", unit_scale=True, desc=f"to {args.to}", disable=quiet) as bar:
         if args.to == "gguf":
-            write_gguf(args.src, args.dst, options, args.quantize, overwrite, bar.update)
+            write_gguf(args.src, args.dst, options, args.quantize or "f16", overwrite, bar.update)
         else:
             source = convert(args.src, args.dst, target, options, bar.update)
     print(args.dst)
     return _check(args, options, source) if source and args.check else 0
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Raises UsageError for an option that has no effect with the others."""
+    from llava_jax.cli import UsageError
+
+    command = "llava-jax convert"
+    for name, formats in _ONLY_TO.items():
+        if getattr(args, name) is not None and args.to not in formats:
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect with --to {args.to}",
+                command=command,
+                fix=f"it is for --to {' and '.join(formats)}",
+            )
+    if args.report is not None and not args.check:
+        raise UsageError("--report has no effect without --check", command=command)
 
 
 def _refuse_unreadable(args: argparse.Namespace) -> None:
@@ -140,9 +167,10 @@ def _refuse_unreadable(args: argparse.Namespace) -> None:
         )
     if args.vision_tower:
         read_folder(hub.resolve(args.vision_tower, args.allow_pickle), args.allow_pickle)
-    if not args.base or args.to not in PARTS:
+    named = _base_of(args)
+    if named is None or args.to not in PARTS:
         return
-    base = hub.resolve(args.base, args.allow_pickle)
+    base = hub.resolve(named, args.allow_pickle)
     if identify(base) != "llama":
         open_source(base, Options(None, args.vision_tower, args.allow_pickle))
     elif args.to == "peft":
@@ -154,10 +182,29 @@ def _refuse_unreadable(args: argparse.Namespace) -> None:
         read_folder(base, args.allow_pickle)
 
 
+def _only_checked(args: argparse.Namespace) -> bool:
+    """Whether --vision-tower is not for SRC, but for --check to read DST with."""
+    from llava_jax.convert.checkpoint import holds_tower
+
+    lacks_tower = args.to in PARTS or args.tower == "none"
+    return args.check and lacks_tower and holds_tower(args.src, args.allow_pickle)
+
+
+def _base_of(args: argparse.Namespace) -> str | Path | None:
+    """The base that SRC lies over: of the option, or the one that an adapter names."""
+    from llava_jax.convert.formats.adapter import named_base
+    from llava_jax.convert.io import hub
+    from llava_jax.convert.source import identify
+
+    path = hub.resolve(args.src, args.allow_pickle)
+    return args.base or (named_base(path) if identify(path) == "lora" else None)
+
+
 def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
     from dataclasses import replace
 
     from llava_jax.convert import Options, compare
+    from llava_jax.convert.checkpoint import holds_tower
     from llava_jax.convert.formats.tower import find_tower
     from llava_jax.convert.io import hub
     from llava_jax.util import write_json
@@ -169,7 +216,8 @@ def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
         path = hub.resolve(args.src, args.allow_pickle)
         name = ((source.metadata.get("original") or {}).get("tower") or {}).get("name") or ""
         tower = find_tower(str(name), path.parent if path.is_file() else path, options, must=False)
-        back = replace(back, base=args.base or args.src, vision_tower=tower)
+        base = _base_of(args) or args.src
+        back = replace(back, base=base, vision_tower=None if holds_tower(base) else tower)
     elif args.tower == "none":
         back = replace(back, vision_tower=args.vision_tower)
     if args.to in ("hf", "original"):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llava_jax.convert import vocabulary
-from llava_jax.convert.checkpoint import open_source
+from llava_jax.convert.checkpoint import holds_tower, open_source
 from llava_jax.convert.cli import add_source_arguments, given_files
 from llava_jax.convert.formats.adapter import merge
 from llava_jax.convert.io import hub
@@ -60,12 +60,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(path: str, other: str, options: Options) -> Options:
-    """`options` for `path`. The base is an adapter's or projector's, where one of the two is that."""
+    """`options` for `path`. Base and tower are for the one of the two that has a use for them."""
     part, other_part = (
         identify(hub.resolve(p, options.allow_pickle)) in ("lora", "projector")
         for p in (path, other)
     )
-    return replace(options, base=None) if other_part and not part else options
+    if other_part and not part:
+        options = replace(options, base=None)
+    whole, other_whole = (holds_tower(p, options.allow_pickle) for p in (path, other))
+    return replace(options, vision_tower=None) if whole and not other_whole else options
 
 
 def compare(

@@ -33,12 +33,13 @@ class Options:
     vision_tower: CLIP folder or hub id, in place of the one the checkpoint names.
     dtype: "fp32", "bf16" or "fp16" for every parameter; None keeps the files' own.
     merge: adds LoRA updates into the kernels, in float32; the sum is rounded once, to `dtype`.
-    projector, seed: kind and seed of the random projector when CLIP and an LLM are joined.
+    projector, seed: kind and seed of the random projector when CLIP and an LLM are joined; None is
+    mlp2x_gelu and 0.
     mixed: lets a component mix types, which are then cast to `dtype`. Otherwise a tensor of another
     type than its neighbours is an error: somebody has edited the file.
     template: the conversation template, in place of the one that the checkpoint's files name.
 
-    Raises WeightError for `mixed` without a `dtype`.
+    Raises WeightError for `mixed` without a `dtype`, and a seed below 0.
     """
 
     base: str | Path | None = None
@@ -46,14 +47,16 @@ class Options:
     allow_pickle: bool = False
     dtype: str | None = None
     merge: bool = False
-    projector: str = "mlp2x_gelu"
-    seed: int = 0
+    projector: str | None = None
+    seed: int | None = None
     mixed: bool = False
     template: str | None = None
 
     def __post_init__(self):
         if self.mixed and self.dtype is None:
             raise WeightError("mixed types need a type to bring them to", fix="give --dtype")
+        if self.seed is not None and self.seed < 0:
+            raise WeightError(f"the seed of a projector is {self.seed}, below 0")
         if self.template is not None:
             find_template(self.template)
 
@@ -206,7 +209,7 @@ def projector_file(folder: Path) -> Path | None:
         return folder / folders.PROJECTOR_FILE
     numbered = sorted(
         (folder / "mm_projector").glob("checkpoint-*.bin"),
-        key=lambda p: int(p.stem.rpartition("-")[2]) if p.stem[-1].isdigit() else -1,
+        key=lambda p: int(n) if (n := p.stem.rpartition("-")[2]).isdecimal() else -1,
     )
     return numbered[-1] if numbered else None
 

@@ -22,7 +22,7 @@ RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # P
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 """The linear layers of a decoder layer."""
 QUANTIZED = ("", "nf4", "int8")  # how frozen kernels may be held; see llava_jax.quant
-_MLP = re.compile(r"^mlp([1-9]\d*)x_gelu$")
+_MLP = re.compile(r"mlp([1-9][0-9]?)x_gelu")
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,10 @@ class LlavaConfig:
     quantize: str = ""  # how a training run holds the decoder's frozen kernels; "" in every file
 
     def __post_init__(self):
-        if self.projector not in ("linear", "identity") and not _MLP.match(self.projector):
+        if self.projector not in ("linear", "identity") and not _MLP.fullmatch(self.projector):
             raise ConfigError(
-                f"projector {self.projector!r} is unknown", fix="use linear, mlpNx_gelu or identity"
+                f"projector {self.projector[:60]!r} is unknown",
+                fix="use linear, identity or mlpNx_gelu, N up to 99",
             )
         _one_of("feature_select", self.feature_select, FEATURE_SELECTS)
         _one_of("quantize", self.quantize, QUANTIZED)
@@ -207,7 +208,7 @@ class LlavaConfig:
         """Linear layers in the projector: 0 for identity, 1 for linear, N for mlpNx_gelu."""
         if self.projector in ("identity", "linear"):
             return int(self.projector == "linear")
-        return int(_MLP.match(self.projector).group(1))  # type: ignore[union-attr]
+        return int(_MLP.fullmatch(self.projector).group(1))  # type: ignore[union-attr]
 
     # Presets -------------------------------------------------------------------------------------
 

@@ -240,6 +240,12 @@ def _base(folder: Path, settings: dict[str, Any], options: Options) -> str | Pat
     raise WeightError(f"{folder}: {said}", fix="give --base")
 
 
+def named_base(folder: Path) -> str | Path:
+    """The base that the adapter in `folder` names. Raises WeightError where it is not here."""
+    settings = folders.read_json(folder / adapter_config.FILE, required=True)
+    return _base(folder, settings, Options())
+
+
 # Writing ------------------------------------------------------------------------------------------
 
 

@@ -74,13 +74,14 @@ def open_joined(folder: Path, options: Options) -> Source:
         config = LlavaConfig(
             vision=tower.config,
             language=lm.config.language,
-            projector=options.projector,
+            projector=options.projector or "mlp2x_gelu",
             max_length=min(STAGE1_LENGTH, lm.config.language.max_positions),
         )
     source = with_tower(lm, tower, config, {}, options)
     dtype = options.type or lm.leaves[EMBED].dtype
-    source.leaves |= random_projector(config, dtype, options.seed)
-    log.info("the projector is new and random (seed %d)", options.seed)
+    seed = options.seed or 0
+    source.leaves |= random_projector(config, dtype, seed)
+    log.info("the projector is new and random (seed %d)", seed)
     return source
 
 

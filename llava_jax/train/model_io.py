@@ -55,13 +55,17 @@ def open_model(config: Any) -> Opened:
     contradict it.
     """
     from llava_jax.convert import Options, open_source
+    from llava_jax.convert.checkpoint import COMPLETE, kind_of
 
     m = config.model
     if not m.init:
         raise ConfigError("model.init is empty", fix="name a checkpoint folder or hub id")
-    base, tower = m.base or None, m.vision_tower or None
-    options = Options(base, tower, m.allow_pickle, projector=m.projector)
     try:
+        # Settings for a checkpoint without a tower or projector: stages share them, the first one adds it.
+        kind = kind_of(m.init, m.allow_pickle)
+        tower = None if kind in COMPLETE else m.vision_tower or None
+        projector = m.projector if kind == "llama" else None
+        options = Options(m.base or None, tower, m.allow_pickle, projector=projector)
         source = open_source(m.init, options)
     except WeightError as error:
         fix = error.fix or ""
