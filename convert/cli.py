@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_jax.errors import ConfigError
+
 if TYPE_CHECKING:
     from llava_jax.convert import Options, Source
 
@@ -134,19 +136,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_idle(args: argparse.Namespace) -> None:
-    """Raises UsageError for an option that has no effect with the others."""
-    from llava_jax.cli import UsageError
-
-    command = "llava-jax convert"
+    """Raises ConfigError for an option that has no effect with the others."""
     for name, formats in _ONLY_TO.items():
         if getattr(args, name) is not None and args.to not in formats:
-            raise UsageError(
+            raise ConfigError(
                 f"--{name.replace('_', '-')} has no effect with --to {args.to}",
-                command=command,
-                fix=f"it is for --to {' and '.join(formats)}",
+                fix=f"it is for --to {', '.join(formats)}",
             )
     if args.report is not None and not args.check:
-        raise UsageError("--report has no effect without --check", command=command)
+        raise ConfigError("--report has no effect without --check", fix="add --check")
 
 
 def _refuse_unreadable(args: argparse.Namespace) -> None:

@@ -171,9 +171,8 @@ def test_a_quantised_model_is_named(settings, said, to, tmp_path, capsys):
     if "text_config" in settings:
         settings = {"text_config": (data.get("text_config") or {}) | settings["text_config"]}
     path.write_text(json.dumps(data | settings))
-    words = ["inspect", str(folder)]
-    if to == "clip":
-        words = ["inspect", str(tiny.language_model(tmp_path / "lm")), "--vision-tower", words[1]]
+    model = tiny.language_model(tmp_path / "lm") if to == "clip" else folder
+    words = ["inspect", str(model), *(["--vision-tower", str(folder)] if to != "hf" else [])]
     assert main(words) == 2
     error = capsys.readouterr().err
     assert f"config.json: {said} is not supported (use the 16-bit weights)" in error
