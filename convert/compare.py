@@ -16,6 +16,7 @@ from llava_jax.convert.checkpoint import holds_tower, open_source
 from llava_jax.convert.cli import add_source_arguments, given_files
 from llava_jax.convert.formats.adapter import merge
 from llava_jax.convert.io import hub
+from llava_jax.convert.io.folder import read_json
 from llava_jax.convert.io.lazy import Leaf, dtype_name
 from llava_jax.convert.source import Options, Source, identify
 from llava_jax.convert.values import all_finite, distance, rounding, rounding_text
@@ -26,7 +27,8 @@ from llava_jax.util import refuse_input, write_json
 
 log = logging.getLogger(__name__)
 
-LOGITS_BAR = 1e-4  # absolute, fp32
+LOGITS_BAR = 1e-4  # of fp32 logits of ordinary size: see `logits_bar`
+ORDINARY = 32.0
 HF_ROWS = 2 + 63  # <image>, <pad>, and up to the next multiple of 64
 MAX_PROBE = 4 * 10**9  # bytes of parameters beyond which the models are not run unless asked
 
@@ -84,7 +86,7 @@ def compare(
 
     Vocabulary rows that Hugging Face's format added to one of them are not compared, and adapters
     that only one of them has are merged. Equal are tensors of the same type and bytes, and logits
-    within LOGITS_BAR with the same greedy tokens. Checkpoints with weights that are NaN or infinite
+    within `logits_bar` with the same greedy tokens. Checkpoints with weights that are NaN or infinite
     ("not_finite") are never equal. "cast": what `options_a` rounded, see values.rounding.
     part: b is an adapter or projector over a base, which may be of another type than in a.
     """
@@ -245,10 +247,9 @@ def _tokenizers(a: Source, b: Source) -> dict[str, list[Any]]:
 
     try:
         one, other = (Tokenizer.load(folder) for folder in (a.tokenizer, b.tokenizer))
-        if one.model == other.model:
-            return {}
     except LlavaError as error:
-        log.warning("the tokenizers are not compared: %s", error)
+        return _unread_tokenizers(a.tokenizer, b.tokenizer, error)
+    if one.model == other.model:
         return {}
     if one.vocab_size != other.vocab_size:
         return {"tokenizer": [f"{t.vocab_size} pieces" for t in (one, other)]}
@@ -257,6 +258,17 @@ def _tokenizers(a: Source, b: Source) -> dict[str, list[Any]]:
         if x != y:
             return {"tokenizer": [f"piece {i} is {x!r}", f"piece {i} is {y!r}"]}
     return {}
+
+
+def _unread_tokenizers(a: Path, b: Path, error: LlavaError) -> dict[str, list[Any]]:
+    """As `_tokenizers`, where one is not read: a damaged file is a difference, and so is another model."""
+    if all((folder / "tokenizer.json").is_file() for folder in (a, b)):
+        # Not LLaMA's kind, maybe: the files are compared as they are.
+        models = [read_json(folder / "tokenizer.json").get("model") for folder in (a, b)]
+        if models[0] == models[1] and not any((f / "tokenizer.model").exists() for f in (a, b)):
+            log.warning("only the model in the tokenizer.json files is compared: %s", error)
+            return {}
+    return {"tokenizer": [f"in {a}", f"in {b}: {error}"]}
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -297,12 +309,21 @@ def _probe(a: Source, b: Source, logits: str, not_finite: list[str]) -> dict[str
     return out
 
 
+def logits_bar(logits: np.ndarray) -> float:
+    """How far logits may be from `logits`: LOGITS_BAR, and in proportion where any is beyond ORDINARY.
+
+    Float32 rounds a number in proportion to its size. So where the largest logit is beyond ORDINARY, as
+    with a tied head, LOGITS_BAR / ORDINARY = 3e-6 of it is allowed, 26 times the rounding of one number.
+    """
+    return LOGITS_BAR * max(1.0, float(np.abs(logits).max()) / ORDINARY)
+
+
 def _against(reference: tuple[np.ndarray, list[int]], answer: tuple[np.ndarray, list[int]]) -> dict:
     """How far the (logits, tokens) of an answer are from the reference."""
     (want, wanted), (logits, tokens) = reference, answer
     same_shape = want.shape == logits.shape  # else the two read the prompt differently
     off = float(np.abs(want - logits).max()) if same_shape else float("inf")
-    ok = off <= LOGITS_BAR and wanted == tokens
+    ok = off <= logits_bar(want) and wanted == tokens
     return {"max_abs_logits": off, "tokens": [wanted, tokens], "ok": ok}
 
 

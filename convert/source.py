@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from llava_jax.config import LlavaConfig
+from llava_jax.config import LlavaConfig, typed
 from llava_jax.convert.io import folder as folders
 from llava_jax.convert.io import output
 from llava_jax.convert.io.lazy import Lazy, Leaf, float_dtype
-from llava_jax.errors import ConfigError, LlavaError, WeightError
+from llava_jax.convert.table import keys
+from llava_jax.errors import LlavaError, WeightError
 from llava_jax.params import check_params, parameter_shapes
+from llava_jax.reader import Reader, config_of
 from llava_jax.text.conversation import find_template
 
 SIDE = "llava_jax"  # sub-folder of an export with what its format has no place for
@@ -133,22 +135,65 @@ def still_means(read: Callable[[], Any], want: Any, no_field: tuple[str, ...] = 
 # What an export carries along, for our own readers ------------------------------------------------
 
 
+_KEPT: dict[str, dict[str, type]] = {
+    "hf": {"config": dict, "layout": str, "generation_config": dict, "preprocessor_config": dict},
+    "original": {"config": dict, "generation_config": dict, "tower": dict},
+    "llama": {"config": dict, "generation_config": dict},
+    "lora": {"adapter_config": dict, "config": dict, "layout": str, "prefix": str, "whole": dict}
+    | {"adapter_file": str, "non_lora_file": str, "in_adapter": list},
+    "ours": {},
+    "tower": {
+        "name": str,
+        "layout": str,
+        "config": dict,
+        "preprocessor_config": dict,
+        "digest": str,
+    },
+}
+"""What the parts of kept.json hold; "tower" is that of "original"."""
+
+
 def read_side(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Lazy]]:
-    """(metadata, buffers) that a writer of ours left in the side folder; empty elsewhere."""
-    metadata = folders.read_json(folder / SIDE / "kept.json")
-    path = folder / SIDE / "extras.safetensors"
-    buffers = folders.read_file(path, False) if path.is_file() else {}
-    return {k: v for k, v in metadata.items() if isinstance(v, dict)}, buffers
+    """(metadata, buffers) that a writer of ours left in the side folder; empty elsewhere.
+
+    Raises WeightError naming file and key for what no writer of ours left there.
+    """
+    path = folder / SIDE / "kept.json"
+    r = Reader(folders.read_json(path), str(path))
+    for name in r.data:
+        _check_kept(name, r.object(name), str(path))
+    extras = folder / SIDE / "extras.safetensors"
+    buffers = folders.read_file(extras, False) if extras.is_file() else {}
+    return {k: v for k, v in r.data.items() if v is not None}, buffers
+
+
+def _check_kept(name: str, data: dict[str, Any], where: str) -> None:
+    r, kinds = Reader(data, f"{where}: {name}"), _KEPT.get(name, {})
+    for key, value in data.items():
+        kind = kinds.get(key)
+        if kind and value is not None and not isinstance(value, kind):
+            raise r.error(
+                key, value, {dict: "a JSON object", str: "a string", list: "a list"}[kind]
+            )
+    if data.get("layout") is not None and data["layout"] not in keys.LAYOUTS:
+        raise r.error("layout", data["layout"], "a layout")
+    whole = data.get("whole") or {}
+    for value in (*whole.values(), *(data.get("in_adapter") or ())):
+        if not isinstance(value, str):
+            raise r.error("whole, in_adapter", value, "the name of a tensor")
+    if name == "original":
+        _check_kept("tower", r.object("tower"), where)
 
 
 def restore_ours(source: Source) -> Source:
     """Puts back the settings of ours that the source's own config.json has no field for."""
     ours = source.metadata.get("ours") or {}
-    fields = {k: ours[k] for k in OURS_ONLY if k in ours}
-    try:
+    where = f"{SIDE}/kept.json: ours"
+    with config_of(where):
+        fields = typed(LlavaConfig, {k: ours[k] for k in OURS_ONLY if k in ours}, where)
+        if "template" in fields:
+            find_template(fields["template"])
         source.config = replace(source.config, **fields)
-    except (ConfigError, TypeError) as error:
-        raise WeightError(f"{SIDE}/kept.json: {error}") from None
     return source
 
 

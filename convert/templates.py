@@ -93,7 +93,7 @@ def chat_template(folder: Path) -> tuple[str, str | None]:
 def _text_of(found: Any, where: Path) -> str:
     """The template, or of several the one named default."""
     if isinstance(found, list):
-        found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}
     if isinstance(found, dict):
         found = found.get("default") or next(iter(found.values()), None)
     if not isinstance(found, str):

@@ -15,10 +15,17 @@ from llava_jax.convert.io.output import write_json
 from llava_jax.convert.table import pixels
 from llava_jax.convert.vocabulary import IMAGE, PAD
 from llava_jax.errors import ConfigError
+from llava_jax.reader import Reader
 from llava_jax.text import chat_template
 from llava_jax.text.conversation import find_template
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.text.tokenizer_files import AddedTokens, added_tokens, legacy_of
+from llava_jax.text.tokenizer_files import (
+    AddedTokens,
+    added_tokens,
+    check_model,
+    content,
+    legacy_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +41,14 @@ _FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": 
 
 
 def copy(source: Path | None, work: Path) -> None:
-    """The tokenizer's files as they are; a missing tokenizer is logged."""
+    """The tokenizer's files as they are; a missing tokenizer is logged.
+
+    Raises ConfigError for a tokenizer.model that is damaged.
+    """
     if source is None:
         log.warning("the source has no tokenizer files: add them before use")
         return
+    check_model(source)
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, work / name)
@@ -136,8 +147,7 @@ def copy_original(source: Path | None, work: Path, vocab_size: int) -> None:
     special = read_json(work / "special_tokens_map.json")
     if IMAGE in gone:
         special.pop("image_token", None)
-    pad = special.get("pad_token")
-    if (pad.get("content") if isinstance(pad, dict) else pad) in gone:
+    if content(special.get("pad_token")) in gone:
         special["pad_token"] = "<unk>"
     if special:
         write_json(work / "special_tokens_map.json", special)
@@ -157,7 +167,7 @@ def _list_tokens(
 ) -> None:
     """added_tokens_decoder in place: the entries that stay, and those of `wanted` that it lacks."""
     old = settings.get("added_tokens_decoder") or {}
-    decoder = {k: v for k, v in old.items() if stays(v.get("content"))}
+    decoder = {k: v for k, v in old.items() if stays(content(v))}
     for token, number in wanted.items():
         special = token not in tokens.plain
         decoder.setdefault(str(number), {"content": token, **_FLAGS, "special": special})
@@ -212,6 +222,6 @@ def legacy(folder: Path, default: bool) -> bool:
             return legacy_of(folder)
         except ConfigError:
             return default  # which tokenizer it is matters only to those who load it
-    data = read_json(folder / "tokenizer_config.json")
-    value = data.get("legacy", default if data else False)
-    return value if isinstance(value, bool) else default
+    path = folder / "tokenizer_config.json"
+    data = read_json(path)
+    return Reader(data, str(path)).flag("legacy", default if data else False)

@@ -15,6 +15,7 @@ from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.convert.source import Source
 from llava_jax.convert.table import configs
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.reader import Reader
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.tokenizer_files import AddedTokens, added_tokens
 from llava_jax.text.vocabulary import fitted, never_text
@@ -69,7 +70,10 @@ def needed_rows(source: Source, start: int) -> Needed:
     formal = {n for t, n in tokens.ids.items() if never_text(t, tokens.pad)}
     data = (source.metadata.get("hf") or {}).get("config") or {}
     if data:
-        formal |= {configs.image_token(data), data.get("pad_token_id")}
+        formal |= {
+            configs.image_token(data),
+            Reader(data, "config.json").integer("pad_token_id", -1, -1),
+        }
     used = {t: n for t, n in tokens.ids.items() if start <= n < rows and n not in formal}
     free = [n for n in range(start, rows) if n not in formal and n not in used.values()]
     unnamed = tuple(_trained(source, start, free))
@@ -115,11 +119,11 @@ def hf_vocabulary(source: Source) -> tuple[LlavaConfig, dict[str, Leaf], int, in
     config, vocab = source.config, source.config.language.vocab_size
     read = source.metadata.get("hf")
     data: dict[str, Any] = read["config"] if read else {}
-    text = data.get("text_config") or {}
+    text = Reader(data, "config.json").object("text_config")
     if read and vocab in (text.get("vocab_size", 32000), data.get("vocab_size")):
-        pad = data.get("pad_token_id", text.get("pad_token_id"))
-        image_id = configs.image_token(data)
-        return config, source.leaves, image_id, config.language.pad_id if pad is None else pad
+        pad = Reader({"pad_token_id": text.get("pad_token_id"), **data}, "config.json")
+        pad_id = pad.integer("pad_token_id", config.language.pad_id, low=-1)
+        return config, source.leaves, configs.image_token(data), pad_id
     have = {t: n for t, n in tokens_of(source).ids.items() if t in (IMAGE, PAD) and n < vocab}
     ids, first = dict(have), min(_tokens(source), vocab)
     for token in (IMAGE, PAD):
@@ -149,7 +153,7 @@ def original_vocabulary(source: Source) -> int:
     vocab, read = source.config.language.vocab_size, source.metadata.get("hf")
     image_id = configs.image_token(read["config"]) if read else vocab
     # Two tokens, rounded up to a multiple of 64; an <image> further down is one of the model's own.
-    if type(image_id) is not int or not 0 < vocab - image_id <= 128:
+    if not 0 < vocab - image_id <= 128:
         return vocab
     needed = needed_rows(source, image_id)
     if needed.rows > image_id:

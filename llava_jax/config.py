@@ -10,9 +10,10 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from llava_jax.errors import ConfigError
+from llava_jax.reader import is_number, shown
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -62,6 +63,12 @@ class VisionConfig:
     pixels: PixelConfig = field(default_factory=PixelConfig)
 
     def __post_init__(self):
+        _above_zero(
+            self, "vision", "image_size", "patch_size", "width", "layers", "heads", "mlp_width"
+        )
+        _within(self, "vision", "norm_eps", 0.0, 1.0)
+        if not all(self.image_std):
+            raise ConfigError(f"vision.image_std is {self.image_std}, not three numbers above 0")
         _multiple(self, "vision", "image_size", "patch_size")
         _multiple(self, "vision", "width", "heads")
         _one_of("vision.hidden_act", self.hidden_act, ("quick_gelu", "gelu"))
@@ -139,6 +146,11 @@ class LanguageConfig:
     more_eos_ids: tuple[int, ...] = ()  # further tokens at which an answer ends
 
     def __post_init__(self):
+        _above_zero(
+            self, "language", "vocab_size", "width", "layers", "heads", "kv_heads", "head_width"
+        )
+        _above_zero(self, "language", "mlp_width", "rope_theta", "max_positions")
+        _within(self, "language", "norm_eps", 0.0, 1.0)
         _multiple(self, "language", "heads", "kv_heads")
         if self.head_width % 2:
             raise ConfigError(f"language.head_width {self.head_width} is odd: RoPE needs pairs")
@@ -291,16 +303,75 @@ def _build(cls: type, data: Mapping[str, Any], where: str):
     unknown = sorted(set(data) - known)
     if unknown:
         raise ConfigError(f"{where}: unknown setting {unknown[0]!r}", fix=f"known: {sorted(known)}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    needed = [f.name for f in dataclasses.fields(cls) if _has_no_default(f)]
+    if missing := [name for name in needed if name not in data]:
+        raise ConfigError(f"{where}: {missing[0]} is missing")
+    values = typed(cls, data, where)
     for key, part in _PARTS.items():
-        if key in values and not (values[key] is None and key in _MAY_BE_NONE):
+        if values.get(key) is not None:
             values[key] = _build(part, values[key], key)
     return cls(**values)
+
+
+def _has_no_default(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def typed(cls: type, data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values of a JSON file for fields of a dataclass of this file, parts of it still as plain data.
+
+    Lists become tuples. Raises ConfigError where a value is not of its field's type.
+    """
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    kinds = get_type_hints(cls)
+    for key, value in values.items():
+        if key in _PARTS:
+            if not (isinstance(value, Mapping) or (value is None and key in _MAY_BE_NONE)):
+                raise ConfigError(f"{where}: {key} is {shown(value)}, not a JSON object")
+        elif not _fits(value, kinds[key]):
+            raise ConfigError(f"{where}: {key} is {shown(data[key])}, not {_words(kinds[key])}")
+    return values
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON file is of a field's type."""
+    inside = get_args(kind)
+    if get_origin(kind) is tuple:
+        count = None if inside[-1] is ... else len(inside)
+        whole = isinstance(value, tuple) and count in (None, len(value))
+        return whole and all(_fits(v, inside[0]) for v in value)
+    if inside:  # such as int | None
+        return any(_fits(value, k) for k in inside)
+    if kind is int:
+        return type(value) is int and abs(value) < 2**31
+    return is_number(value) if kind is float else type(value) is kind
+
+
+def _words(kind: Any) -> str:
+    """A field's type, for messages: "int", "tuple of float", "int or None"."""
+    inside = dict.fromkeys(getattr(k, "__name__", "") for k in get_args(kind) if k is not ...)
+    if get_origin(kind) is tuple:
+        count = "" if get_args(kind)[-1] is ... else f"{len(get_args(kind))} "
+        return f"a list of {count}{' or '.join(inside)}"
+    return " or ".join(inside).replace("NoneType", "null") or kind.__name__
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"{name} {value!r} is unknown", fix=f"one of {', '.join(known)}")
+
+
+def _above_zero(config: Any, where: str, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{where}.{name} is {getattr(config, name)!r}, not above 0")
+
+
+def _within(config: Any, where: str, name: str, low: float, high: float) -> None:
+    if not low <= getattr(config, name) <= high:
+        raise ConfigError(
+            f"{where}.{name} is {getattr(config, name)!r}, not in {low:g} to {high:g}"
+        )
 
 
 def _multiple(config: Any, where: str, name: str, of: str) -> None:

@@ -17,13 +17,15 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.NAME
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
-BASE = {"errors", "config", "params", "progress", "storage", "util", "setting", "settings"}
+BASE = {"errors", "config", "params", "progress", "reader", "storage", "util"}
+BASE |= {"setting", "settings"}
 NETWORK = {"quant", "layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "params": set(),
     "progress": set(),
+    "reader": set(),
     "storage": set(),
     "util": set(),
     "setting": set(),
@@ -56,8 +58,8 @@ MAY_IMPORT = {
 }
 # Never import jax.
 LIGHT = {
-    *("errors", "config", "params", "progress", "storage", "util", "setting", "settings"),
-    *("text", "images", "batch", "cli", "inspect", "configs"),
+    *("errors", "config", "params", "progress", "reader", "storage", "util"),
+    *("setting", "settings", "text", "images", "batch", "cli", "inspect", "configs"),
 }
 
 # Slow to import, or in an extra: only inside functions.

@@ -40,7 +40,7 @@ def open_adapter(folder: Path, options: Options) -> Source:
     formula.
     """
     settings = folders.read_json(folder / adapter_config.FILE, required=True)
-    lora = adapter_config.lora_config(settings)
+    lora = adapter_config.lora_config(settings, str(folder / adapter_config.FILE))
     data = folders.read_json(folder / "config.json")
     file = folders.first_file(folder, folders.ADAPTER_FILES)
     if file is None:
@@ -50,11 +50,11 @@ def open_adapter(folder: Path, options: Options) -> Source:
     more = folders.read_file(beside, options.allow_pickle) if beside else {}
     factors = unique((_factor(n), t) for n, t in state.items() if ".lora_" in n)
     more |= {n: t for n, t in state.items() if ".lora_" not in n}
-    _refuse_vocabulary(state, folder.name)
+    _refuse_vocabulary(state, str(folder))
     base = open_base(folder, data, options, _base(folder, settings, options))
-    adapter_config.check_saved(settings, more, folder.name)
+    adapter_config.check_saved(settings, more, str(folder / adapter_config.FILE))
     whole = unique(keys.to_original(strip_peft(more), base.config))
-    source = overlay(base, whole, base.config, folder.name, options)
+    source = overlay(base, whole, base.config, str(folder), options)
     files = [*source.files, file, *([beside] if beside else [])]
     source = replace(source, kind="lora", files=files)
     anywhere = replace(lora, targets=tuple(linears(source.config)))
@@ -62,12 +62,12 @@ def open_adapter(folder: Path, options: Options) -> Source:
     layout = keys.best_layout(factors, (*keys.hf_layouts(config), keys.ORIGINAL), config)
     not_run = {n: factors.pop(n) for n in _not_run(factors, layout, config)}
     if not_run:
-        log.info("%s: adapters on layers that the model does not run are merged", folder.name)
-        _merge_not_run(not_run, source, layout, lora, folder.name, options)
+        log.info("%s: adapters on layers that the model does not run are merged", str(folder))
+        _merge_not_run(not_run, source, layout, lora, str(folder), options)
         if not factors:
             source.check()
             return source
-    leaves = _leaves(factors, layout, config, settings, folder.name, options)
+    leaves = _leaves(factors, layout, config, settings, str(folder), options)
     adapted = {n.rpartition(".")[0] for n in leaves}
     targets = tuple(n for n in anywhere.targets if n in adapted)
     source.config = replace(config, lora=replace(lora, targets=targets))

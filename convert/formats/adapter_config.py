@@ -14,6 +14,7 @@ from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.convert.io import hub
 from llava_jax.convert.table import keys
 from llava_jax.errors import WeightError
+from llava_jax.reader import Reader, shown
 
 FILE = "adapter_config.json"
 MERGE = "merge the adapter with PEFT (merge_and_unload) and convert the result"
@@ -44,23 +45,27 @@ _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
 _CONVERTIBLE_INITS = ("pissa", "olora", "corda", "lora_ga")
 
 
-def lora_config(settings: dict[str, Any]) -> LoraConfig:
+def lora_config(settings: dict[str, Any], where: str = FILE) -> LoraConfig:
     """adapter_config.json -> LoraConfig, but for its targets, which the tensors of the adapter tell.
 
-    Raises WeightError, naming the field, for every variant of LoRA other than W + scale * B A over
-    the plain base with one rank and one scale (rsLoRA's or not, with DoRA's magnitudes or without).
+    where: what errors call the file. Raises WeightError, naming the field, for every variant of LoRA
+    other than W + scale * B A over the plain base with one rank and one scale (rsLoRA's or not, with
+    DoRA's magnitudes or without).
     """
-    if settings.get("peft_type", "LORA") != "LORA":
-        raise WeightError(f"{FILE}: peft_type {ascii(settings['peft_type'])[:40]} is not supported")
-    _check_init(settings.get("init_lora_weights"))
+    r = Reader(settings, where)
+    if r.word("peft_type", "LORA") != "LORA":
+        raise WeightError(f"{where}: peft_type {shown(settings['peft_type'])} is not supported")
+    _check_init(settings.get("init_lora_weights"), where)
     for key, value in settings.items():
         if _changes(key, value):
-            raise WeightError(f"{FILE}: {key} {ascii(value)[:60]} is not supported", fix=MERGE)
-    rank, alpha, dropout = (settings.get(k) for k in ("r", "lora_alpha", "lora_dropout"))
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
-        raise WeightError(f"{FILE}: r and lora_alpha are not numbers")
-    switches = bool(settings.get("use_rslora")), bool(settings.get("use_dora"))
-    return LoraConfig(rank, float(alpha), float(dropout or 0.0), *switches)
+            raise WeightError(f"{where}: {key} {shown(value)} is not supported", fix=MERGE)
+    return LoraConfig(
+        r.integer("r"),
+        r.number("lora_alpha", low=-1e9, high=1e9),
+        r.number("lora_dropout", 0.0, low=0.0, high=0.999),
+        rslora=r.flag("use_rslora"),
+        dora=r.flag("use_dora"),
+    )
 
 
 def _changes(key: str, value: Any) -> bool:
@@ -74,12 +79,12 @@ def _changes(key: str, value: Any) -> bool:
     )  # newer than this list
 
 
-def _check_init(value: Any) -> None:
+def _check_init(value: Any, where: str) -> None:
     """Raises WeightError for an initialisation that changed the base the adapter was trained on."""
-    name = str(value).lower()
+    name = shown(value).strip("'").lower()
     if value is None or name in _PLAIN_INITS:
         return
-    said = f"{FILE}: init_lora_weights {ascii(value)[:40]}"
+    said = f"{where}: init_lora_weights {shown(value)}"
     if name.startswith(_CONVERTIBLE_INITS):
         raise WeightError(
             f"{said}: the adapter belongs to a changed base, not to the one it names",
@@ -149,7 +154,7 @@ def targets(settings: dict[str, Any]) -> set[str] | None:
     listed = settings.get("target_modules")
     if not isinstance(listed, list):
         return None
-    return {str(m).rpartition(".")[2] for m in listed}
+    return {m.rpartition(".")[2] for m in listed if isinstance(m, str)}
 
 
 def base_name(base: str | Path) -> str:

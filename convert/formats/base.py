@@ -46,7 +46,7 @@ def open_base(folder: Path, data: dict[str, Any], options: Options, base: str | 
     tower = open_tower(data, folder, options)
     legacy = tokenizer_files.legacy(path, default=True)
     described = {**lm.metadata["llama"]["config"], **data}
-    config = configs.from_original(described, tower.config, f"{folder.name}/config.json", legacy)
+    config = configs.from_original(described, tower.config, str(folder / "config.json"), legacy)
     joined = with_tower(lm, tower, replace(config, language=lm.config.language), data, options)
     joined.tokenizer = folders.tokenizer_folder(folder, path)
     return _fitted(joined, data, folder)
@@ -54,7 +54,7 @@ def open_base(folder: Path, data: dict[str, Any], options: Options, base: str | 
 
 def _fitted(base: Source, data: dict[str, Any], folder: Path) -> Source:
     """`base` with the settings of `data`, which must be of the same sizes but for the vocabulary."""
-    have, where = base.config.language, f"{folder.name}/config.json"
+    have, where = base.config.language, str(folder / "config.json")
     if "hidden_size" not in data:
         return base
     want = language.language_config(data, where)

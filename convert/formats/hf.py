@@ -22,6 +22,7 @@ from llava_jax.convert.source import (
     write_side,
 )
 from llava_jax.convert.table import configs, keys, language
+from llava_jax.reader import Reader
 
 
 def open_hf(folder: Path, options: Options) -> Source:
@@ -30,7 +31,9 @@ def open_hf(folder: Path, options: Options) -> Source:
     processor, processor_where = processor_config(folder)
     generation = folders.read_json(folder / "generation_config.json")
     legacy = tokenizer_files.legacy(folder, default=False)
-    config = configs.from_hf(data, "config.json", processor, legacy, generation, processor_where)
+    config = configs.from_hf(
+        data, str(folder / "config.json"), processor, legacy, generation, processor_where
+    )
     state, files = folders.read_folder(folder, options.allow_pickle)
     layout = keys.best_layout(state, keys.HF_LAYOUTS, config)
     leaves, rest = keys.to_jax(state, layout, config, where=str(folder), mixed=options.mixed)
@@ -87,6 +90,7 @@ def _config(read: dict[str, Any], config: LlavaConfig, fresh: dict) -> dict:
         lambda: configs.from_hf(old, "", processor, generation=generation), config, OURS_ONLY
     ):
         return old
-    parts = {k: (old.get(k) or {}) | fresh[k] for k in ("text_config", "vision_config")}
+    r = Reader(old, "config.json")
+    parts = {k: r.object(k) | fresh[k] for k in ("text_config", "vision_config")}
     parts["text_config"].pop("rope_parameters", None)
     return old | fresh | parts

@@ -12,8 +12,9 @@ from llava_jax.convert.io import output
 from llava_jax.convert.io.lazy import leaf
 from llava_jax.convert.io.output import Progress
 from llava_jax.convert.source import Options, Source, Target, read_side, write_side
-from llava_jax.errors import ConfigError, WeightError
+from llava_jax.errors import WeightError
 from llava_jax.params import check_params, parameter_shapes, same_type
+from llava_jax.reader import Reader, config_of
 
 FILE = "llava_jax.json"
 
@@ -23,10 +24,9 @@ def open_jax(folder: Path, options: Options) -> Source:
     data = folders.read_json(folder / FILE, required=True)
     if data.get("format") != "llava_jax" or data.get("version") != 1:
         raise WeightError(f"{folder / FILE} has an unknown format or version")
-    try:
-        config = LlavaConfig.from_dict(data.get("config") or {})
-    except (ConfigError, TypeError, ValueError, AttributeError) as error:
-        raise WeightError(f"{FILE}: malformed configuration: {error}") from None
+    described = Reader(data, str(folder / FILE)).object("config")
+    with config_of(folder / FILE):
+        config = LlavaConfig.from_dict(described)
     state, files = folders.read_folder(folder, allow_pickle=False)
     shapes = parameter_shapes(config)
     check_params(state, shapes, folder, types=same_type)
@@ -58,7 +58,8 @@ def verify(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
 
     hashes: the SHA-256 of files that were read already, by folder name and file name.
     """
-    written = folders.read_json(folder / FILE, required=True).get("files") or {}
+    data = folders.read_json(folder / FILE, required=True)
+    written = Reader(data, str(folder / FILE)).object("files")
     for name, digest in written.items():
         path = folder / Path(str(name)).name
         found = (hashes or {}).get(f"{path.parent.name}/{path.name}")

@@ -16,9 +16,9 @@ from llava_jax.convert.io import hub
 from llava_jax.convert.io.lazy import Lazy, Leaf, of_array, summed
 from llava_jax.convert.source import Options, Source, identify
 from llava_jax.convert.table import keys, language
-from llava_jax.convert.table.reader import config_of
 from llava_jax.convert.vocabulary import EMBED, HEAD
 from llava_jax.errors import WeightError
+from llava_jax.reader import config_of
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,9 @@ def open_language(folder: Path, options: Options) -> Source:
     """A LlamaForCausalLM (or Mistral) folder: the language half of a checkpoint."""
     data = folders.model_config(folder)
     generation = folders.read_json(folder / "generation_config.json")
-    config = LlavaConfig(language=language.language_config(data, "config.json", generation))
+    config = LlavaConfig(
+        language=language.language_config(data, str(folder / "config.json"), generation)
+    )
     state, files = folders.read_folder(folder, options.allow_pickle)
     leaves, rest = keys.to_jax(state, keys.LLAMA, config, where=str(folder), mixed=options.mixed)
     metadata = {"llama": {"config": data, "generation_config": generation}}

@@ -30,7 +30,9 @@ def open_original(folder: Path, options: Options) -> Source:
     tower = open_tower(data, folder, options, state if inside else None)
     generation = folders.read_json(folder / "generation_config.json")
     legacy = tokenizer_files.legacy(folder, default=True)
-    config = configs.from_original(data, tower.config, "config.json", legacy, generation)
+    config = configs.from_original(
+        data, tower.config, str(folder / "config.json"), legacy, generation
+    )
     layout = keys.ORIGINAL if inside else keys.ORIGINAL_NO_TOWER
     leaves, rest = keys.to_jax(state, layout, config, where=str(folder), mixed=options.mixed)
     metadata, buffers = read_side(folder)

@@ -19,6 +19,7 @@ from llava_jax.convert.io.safetensors import contiguous
 from llava_jax.convert.source import SIDE, Options, Source, still_means
 from llava_jax.convert.table import configs, keys, pixels
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.reader import Reader
 
 
 @dataclass
@@ -54,7 +55,7 @@ def open_tower(
     data = folders.model_config(found)
     processor, where = processor_config(found)
     metadata |= {"config": data, "preprocessor_config": processor}
-    vision = configs.vision_config(data, f"{found.name}/config.json", processor, where)
+    vision = configs.vision_config(data, str(found / "config.json"), processor, where)
     return Tower(str(name), found, vision, metadata)
 
 
@@ -108,11 +109,12 @@ def processor_config(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
     transformers 5 has them in processor_config.json and looks there first.
     """
-    found = folders.read_json(folder / "processor_config.json").get("image_processor")
-    if isinstance(found, dict) and found:
-        return found, f"{folder.name}/processor_config.json: image_processor"
-    found = folders.read_json(folder / "preprocessor_config.json")
-    return found or None, f"{folder.name}/preprocessor_config.json"
+    path = folder / "processor_config.json"
+    found = Reader(folders.read_json(path), str(path)).object("image_processor")
+    if found:
+        return found, f"{path}: image_processor"
+    path = folder / "preprocessor_config.json"
+    return folders.read_json(path) or None, str(path)
 
 
 def _guess_vision(state: Mapping[str, Lazy], folder: Path) -> VisionConfig:

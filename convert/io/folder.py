@@ -41,17 +41,22 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
             raise WeightError(f"{path.parent}: there is no {path.name}")
         return {}
     if path.stat().st_size > MAX_JSON:
-        raise WeightError(f"{path.name} is larger than {MAX_JSON} bytes")
+        raise WeightError(f"{path} is larger than {MAX_JSON} bytes")
     raw = path.read_bytes()
-    safetensors.refuse_stand_in(raw, path.name)
-    try:
-        data = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda p: unique(p, path.name))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise WeightError(f"{path.name} is not valid JSON") from None
+    safetensors.refuse_stand_in(raw, str(path))
+    try:  # some editors begin a file with a byte order mark
+        text = raw.decode("utf-8-sig")
+        data = json.loads(text, object_pairs_hook=lambda p: unique(p, str(path)))
+        code = _has_key(data, "auto_map")
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise WeightError(f"{path} is not valid JSON (at {place})") from None
+    except (ValueError, RecursionError):  # no UTF-8, or more digits or depth than Python reads
+        raise WeightError(f"{path} is not valid JSON") from None
     if not isinstance(data, dict):
-        raise WeightError(f"{path.name} is not a JSON object")
-    if _has_key(data, "auto_map"):
-        raise WeightError(f"{path.name} asks for code of its own (auto_map), which is never run")
+        raise WeightError(f"{path} is not a JSON object")
+    if code:
+        raise WeightError(f"{path} asks for code of its own (auto_map), which is never run")
     return data
 
 
@@ -217,7 +222,7 @@ def sha256(path: Path) -> str:
 def tokenizer_folder(*folders: Path | None) -> Path | None:
     """The first of `folders` that holds a sentencepiece or tokenizers model."""
     for folder in folders:
-        if folder and any((folder / f).is_file() for f in ("tokenizer.model", "tokenizer.json")):
+        if folder and any((folder / f).exists() for f in ("tokenizer.model", "tokenizer.json")):
             return folder
     return None
 

@@ -39,13 +39,13 @@ def read(path: Path) -> dict[str, Lazy]:
     """
     path = Path(path)
     with open(path, "rb") as f:
-        refuse_stand_in(f.read(200), path.name)
+        refuse_stand_in(f.read(200), str(path))
     try:
         with safetensors.safe_open(path, "numpy"):  # checks sizes, types, holes and overlaps
             pass
     except safetensors.SafetensorError as error:
         said = ascii(str(error).removeprefix("Error while deserializing header: "))[1:-1][:200]
-        raise WeightError(f"{path.name}: malformed safetensors header: {said}") from None
+        raise WeightError(f"{path}: malformed safetensors header: {said}") from None
     header, start = _audit(path)
 
     mapped = np.memmap(path, np.uint8, "r")
@@ -72,18 +72,18 @@ def _audit(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     with open(path, "rb") as f:
         (length,) = struct.unpack("<Q", f.read(8))
         text = f.read(length)
-    header = json.loads(text, object_pairs_hook=lambda pairs: unique(pairs, path.name))
+    header = json.loads(text, object_pairs_hook=lambda pairs: unique(pairs, str(path)))
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
-        raise WeightError(f"{path.name}: {len(header)} tensors, the limit is {MAX_TENSORS}")
+        raise WeightError(f"{path}: {len(header)} tensors, the limit is {MAX_TENSORS}")
     for name, entry in header.items():
-        check_name(name, path.name)
+        check_name(name, str(path))
         if set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise WeightError(f"{path.name}: malformed safetensors header: the entry of {name}")
+            raise WeightError(f"{path}: malformed safetensors header: the entry of {name}")
         if entry["dtype"] not in DTYPES:
             quantised = entry["dtype"].startswith(("F8", "F6", "F4"))
             raise WeightError(
-                f"{path.name}: {name} has type {entry['dtype']}, which is not supported",
+                f"{path}: {name} has type {entry['dtype']}, which is not supported",
                 fix="use the 16-bit weights" if quantised else None,
             )
     return header, 8 + length

@@ -28,20 +28,18 @@ def read(path: Path, allow_pickle: bool) -> dict[str, Lazy]:
         refuse(path)
     torch = import_torch(path.name)
     with open(path, "rb") as file:
-        refuse_stand_in(file.read(200), path.name)
+        refuse_stand_in(file.read(200), str(path))
     try:
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except Exception:
         # The exception's own text quotes the file (class names, addresses): it is not repeated.
-        raise WeightError(
-            f"{path.name} is damaged, or holds something other than tensors"
-        ) from None
+        raise WeightError(f"{path} is damaged, or holds something other than tensors") from None
     if not isinstance(state, Mapping):
-        raise WeightError(f"{path.name}: expected named tensors, found a {type(state).__name__}")
+        raise WeightError(f"{path}: expected named tensors, found a {type(state).__name__}")
     if len(state) > MAX_TENSORS:
-        raise WeightError(f"{path.name}: {len(state)} tensors, the limit is {MAX_TENSORS}")
+        raise WeightError(f"{path}: {len(state)} tensors, the limit is {MAX_TENSORS}")
     return {name: _lazy(torch, path.name, name, value) for name, value in state.items()}
 
 

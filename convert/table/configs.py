@@ -16,8 +16,8 @@ from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.convert.table.language import language_config, language_json
 from llava_jax.convert.table.pixels import FILE as PREPROCESSOR_FILE
 from llava_jax.convert.table.pixels import pads, pixel_config
-from llava_jax.convert.table.reader import Reader, config_of, shown
 from llava_jax.errors import WeightError
+from llava_jax.reader import Reader, config_of, shown
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def vision_config(
     with config_of(where):
         return VisionConfig(
             **sizes,
-            norm_eps=r.number("layer_norm_eps", 1e-5),
+            norm_eps=r.number("layer_norm_eps", 1e-5, low=0.0, high=1.0),
             hidden_act=r.word("hidden_act", "quick_gelu"),
             image_mean=mean or CLIP_MEAN,
             image_std=std or CLIP_STD,
@@ -164,7 +164,8 @@ def from_hf(
     generation: generation_config.json, for its end tokens.
     """
     r = Reader(data, where)
-    text, vision = data.get("text_config") or {}, data.get("vision_config") or {}
+    image_token(data, where)  # read where a vocabulary is cut
+    text, vision = r.object("text_config"), r.object("vision_config")
     layers = data.get("vision_feature_layer")
     if isinstance(layers, list):  # transformers concatenates them
         if len(layers) != 1:
@@ -177,14 +178,14 @@ def from_hf(
     strategy = r.word("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise WeightError(f"{where}: vision_feature_select_strategy {shown(strategy)} is unknown")
-    text = {"pad_token_id": data.get("pad_token_id"), **Reader(text, f"{where}: text_config").data}
+    text = {"pad_token_id": r.integer("pad_token_id", -1, low=-1), **text}
     if r.has("eos_token_id"):  # transformers asks the outer config first
         text["eos_token_id"] = data["eos_token_id"]
     language = language_config(text, f"{where}: text_config", generation)
     if r.flag("tie_word_embeddings"):
         language = replace(language, tied_head=True)
     vision = vision_config(
-        Reader(vision, f"{where}: vision_config").data,
+        vision,
         f"{where}: vision_config",
         preprocessor,
         processor_where,
@@ -223,21 +224,24 @@ def hf_json(config: LlavaConfig, image_id: int, pad_id: int, dtype: str) -> dict
     }
 
 
-def image_token(data: Mapping[str, Any]) -> Any:
-    """The id of <image> in a Hugging Face config.json; transformers 5 reads either name."""
-    return data.get("image_token_index", data.get("image_token_id", 32000))
+def image_token(data: Mapping[str, Any], where: str = "config.json") -> int:
+    """The id of <image> in a Hugging Face config.json; transformers 5 reads either name.
+
+    It may be one that the model has no row for, or a negative one.
+    """
+    r = Reader(data, where)
+    key = "image_token_index" if r.has("image_token_index") else "image_token_id"
+    return r.integer(key, 32000, low=-(10**7))
 
 
 def _triple(
     data: Mapping[str, Any] | None, key: str, where: str
 ) -> tuple[float, float, float] | None:
-    values = (data or {}).get(key)
-    if values is None:
-        return None
-    numbers = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
-    if not numbers or len(values) != 3 or (key == "image_std" and 0 in values):
-        raise WeightError(f"{where}: {key} is not three numbers")
-    return (float(values[0]), float(values[1]), float(values[2]))
+    r = Reader(data or {}, where)
+    values = r.numbers(key, 3)
+    if values and key == "image_std" and any(abs(v) < 1e-6 for v in values):
+        raise r.error(key, data and data[key], "three numbers other than zero")
+    return values and (values[0], values[1], values[2])
 
 
 # The dtype that a config.json declares: always that of the weights beside it ----------------------

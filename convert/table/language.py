@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llava_jax.config import LanguageConfig, RopeScaling
-from llava_jax.convert.table.reader import Reader, shown
 from llava_jax.errors import WeightError
+from llava_jax.reader import TINY, Reader, shown
 
 LANGUAGE_TYPES = ("llama", "mistral", "llava", "llava_llama", "llava_mistral")
 # LlamaConfig's key -> (our field, LlamaConfig's default, largest value). Absent key-value heads and
@@ -58,12 +58,16 @@ def language_config(
             heads = sizes["heads"]
             default = heads if ours == "kv_heads" else sizes["width"] // heads
         sizes[ours] = r.integer(key, default, high=high)
+    _multiple(r.where, sizes, "num_attention_heads", "num_key_value_heads")
+    if sizes["head_width"] % 2:
+        raise WeightError(f"{where}: head_dim {sizes['head_width']} is odd: RoPE needs pairs")
     theta, scaling = _rope(data, where)
-    ends = Reader(generation or {}, "generation_config.json").integers("eos_token_id", ())
+    beside = f"{where.partition('config.json')[0]}generation_config.json"
+    ends = Reader(generation or {}, beside).integers("eos_token_id", ())
     ends = ends or r.integers("eos_token_id", (2,))
     return LanguageConfig(
         **sizes,
-        norm_eps=r.number("rms_norm_eps", 1e-6),
+        norm_eps=r.number("rms_norm_eps", 1e-6, low=0.0, high=1.0),
         rope_theta=theta,
         rope_scaling=scaling,
         tied_head=r.flag("tie_word_embeddings"),
@@ -77,6 +81,12 @@ def language_config(
         # Absent, or LLaMA's -1: the original pads with <unk>, id 0.
         pad_id=max(r.integer("pad_token_id", 0, low=-1), 0),
     )
+
+
+def _multiple(where: str, sizes: Mapping[str, int], key: str, of: str) -> None:
+    value, divisor = (sizes[_SIZES[k][0]] for k in (key, of))
+    if value % divisor:
+        raise WeightError(f"{where}: {key} {value} is not a multiple of {of} {divisor}")
 
 
 # What transformers requires of each kind beside rope_theta (modeling_rope_utils.py).
@@ -94,11 +104,11 @@ _ROPE_FIELDS = {
 def _rope(data: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
     """transformers 5 says rope_parameters, 4 says rope_theta and rope_scaling."""
     key = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
-    theta = Reader(data, where).number("rope_theta", 10000.0)
+    theta = Reader(data, where).number("rope_theta", 10000.0, low=TINY)
     if not data.get(key):
         return theta, None
     r = Reader(data[key], f"{where}: {key}")
-    theta = r.number("rope_theta", theta)
+    theta = r.number("rope_theta", theta, low=TINY)
     kind = r.word("rope_type", r.word("type", "default"))
     nested = next((name for name, value in r.data.items() if isinstance(value, Mapping)), None)
     if nested is not None:
@@ -122,19 +132,12 @@ def _rope(data: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | Non
             fix="transformers refuses it too: take the values from the base model's config.json",
         )
     if kind == "linear":
-        return theta, RopeScaling(kind, _positive(r, "factor"))
-    low, high = _positive(r, "low_freq_factor"), _positive(r, "high_freq_factor")
+        return theta, RopeScaling(kind, r.number("factor", low=TINY))
+    low, high = r.number("low_freq_factor", low=TINY), r.number("high_freq_factor", low=TINY)
     if high <= low:
         raise WeightError(f"{r.where}: high_freq_factor {high:g} is not above low_freq_factor")
     length = r.integer("original_max_position_embeddings")
-    return theta, RopeScaling(kind, _positive(r, "factor"), low, high, length)
-
-
-def _positive(r: Reader, key: str) -> float:
-    value = r.number(key)
-    if value <= 0:
-        raise WeightError(f"{r.where}: {key} is {value:g}, not above 0")
-    return value
+    return theta, RopeScaling(kind, r.number("factor", low=TINY), low, high, length)
 
 
 def language_json(config: LanguageConfig) -> dict[str, Any]:

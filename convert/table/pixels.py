@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llava_jax.config import RESAMPLES, LlavaConfig, PixelConfig
-from llava_jax.convert.table.reader import Reader, shown
 from llava_jax.errors import WeightError
+from llava_jax.reader import Reader, shown
 
 FILE = "preprocessor_config.json"
 _PADS, _CROPS = "LlavaImageProcessor", "CLIPImageProcessor"

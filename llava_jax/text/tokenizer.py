@@ -62,7 +62,7 @@ class Tokenizer:
         own_space: str = "slow",
     ):
         self.model, self.legacy, self.own_space = model, legacy, own_space
-        self._sp = _processor(model if legacy else model + _NO_DUMMY_PREFIX)
+        self._sp = sentencepiece_model(model if legacy else model + _NO_DUMMY_PREFIX)
         self.vocab_size: int = self._sp.get_piece_size()
         self.bos_token, self.eos_token, self.unk_token = bos_token, eos_token, unk_token
         self.added = {
@@ -336,9 +336,12 @@ class Tokenizer:
         return id_
 
 
-def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+def sentencepiece_model(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """The model in the bytes of a tokenizer.model. Raises ConfigError where they are none."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
+        if not model:  # which sentencepiece takes
+            raise ValueError
         processor.LoadFromSerializedProto(model)
     except (RuntimeError, TypeError, ValueError) as e:
         raise ConfigError("tokenizer: not a sentencepiece model") from e

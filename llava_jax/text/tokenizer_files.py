@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_jax.errors import ConfigError, instead_of_file
+from llava_jax.reader import Reader, is_id, is_text, shown
 from llava_jax.text import tokenizer_json
-from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.text.tokenizer import Tokenizer, sentencepiece_model
 from llava_jax.util import read_object, write_text
 
 MODEL, CONFIG = "tokenizer.model", "tokenizer_config.json"
 ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
 
+_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 # what every LLaVA tokenizer has; another value would change ids or decoded text
 _USUAL = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
 
@@ -29,17 +31,15 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
     legacy: None takes that of the folder (see `legacy_of`).
     Raises ConfigError if both are missing or unreadable, or a JSON file is malformed.
     """
-    config = _read_json(path / CONFIG)  # {} where `path` is a single file
-    named = _named(config, _read_json(path / SPECIAL))
+    config = _settings(path / CONFIG)  # {} where `path` is a single file
+    named = _named(config, _settings(path / SPECIAL))
     if ignored := _ignored(config):
         _warn_once(f"{path / CONFIG}: settings without effect here: {', '.join(ignored)}")
-    names = {f"{n}_token": _content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk")}
+    names = {f"{n}_token": content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk")}
     names = {name: token for name, token in names.items() if token}
     file, own_space = (path / MODEL if path.is_dir() else path), "slow"
     if file.is_file():
-        model = file.read_bytes()
-        if found := instead_of_file(model):
-            raise ConfigError(f"{file} {found[0]}", fix=found[1])
+        model = _read_model(file)
         legacy = legacy_of(path) if legacy is None else legacy
     else:
         file = path / tokenizer_json.FILE
@@ -66,6 +66,26 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
         raise ConfigError(f"{file}: {e.message.removeprefix('tokenizer: ')}", fix=e.fix) from e
 
 
+def check_model(folder: Path) -> None:
+    """Raises ConfigError where `folder` has a tokenizer.model that is damaged."""
+    file = folder / MODEL
+    if file.exists():
+        try:
+            sentencepiece_model(_read_model(file))
+        except ConfigError as e:
+            said = e.message.replace("tokenizer:", f"{file}:")
+            raise ConfigError(said, fix=e.fix or "copy that of its base model") from e
+
+
+def _read_model(file: Path) -> bytes:
+    if not file.is_file():
+        raise ConfigError(f"{file} is not a file")
+    model = file.read_bytes()
+    if found := instead_of_file(model):
+        raise ConfigError(f"{file} {found[0]}", fix=found[1])
+    return model
+
+
 def legacy_of(path: Path) -> bool:
     """`legacy` of a tokenizer's folder: that of tokenizer_config.json.
 
@@ -73,7 +93,7 @@ def legacy_of(path: Path) -> bool:
     tokenizer.model or was saved by transformers 5; else True, as in transformers 4.37.2
     (transformers 5 reads the same folder as False).
     """
-    config = _read_json(path / CONFIG)
+    config = _settings(path / CONFIG)
     legacy, fast = config.get("legacy"), path / tokenizer_json.FILE
     saved_by_5 = legacy is None and config.get("backend") == "tokenizers"
     if fast.is_file() and (saved_by_5 or not (path / MODEL).is_file()):
@@ -148,26 +168,26 @@ def added_tokens(folder: Path) -> AddedTokens:
 
     Raises ConfigError if a JSON file is malformed.
     """
-    named = _named(_read_json(folder / CONFIG), _read_json(folder / SPECIAL))
+    named = _named(_settings(folder / CONFIG), _settings(folder / SPECIAL))
     extra = named.get("extra_special_tokens") or ()
     listed = [*(named.get("additional_special_tokens") or ())]
     listed += extra.values() if isinstance(extra, dict) else extra
     listed += [named.get(f"{n}_token") for n in ("bos", "eos", "unk", "pad")]
-    special = {_content(token) for token in listed}
+    special = {content(token) for token in listed}
     fast = folder / tokenizer_json.FILE  # transformers 5 has them there and nowhere else
     entries = [*tokenizer_json.added_tokens(_read_json(fast), fast)]
     added: dict[str, int] = {t["content"]: t["id"] for t in entries} | _read_json(folder / ADDED)
     for id_, entry in (named.get("added_tokens_decoder") or {}).items():
-        added[_content(entry)] = int(id_)  # type: ignore[index]
+        added[content(entry)] = int(id_)  # type: ignore[index]
         if isinstance(entry, dict):
             entries.append(entry)
     flags = {entry["content"]: bool(entry.get("special")) for entry in entries}  # the last counts
     special |= {token for token, is_special in flags.items() if is_special}
     for token, id_ in added.items():
-        if type(id_) is not int or id_ < 0 or not isinstance(token, str):
-            raise ConfigError(f"{folder}: the added token {token!r} has the id {id_!r}")
+        if not is_id(id_) or not is_text(token):
+            raise ConfigError(f"{folder}: the added token {token!r} has the id {shown(id_)}")
     plain = tuple(token for token in added if token not in special)
-    return AddedTokens(added, plain, _content(named.get("pad_token")))
+    return AddedTokens(added, plain, content(named.get("pad_token")))
 
 
 def _ignored(config: dict) -> list[str]:
@@ -190,14 +210,37 @@ def _warn_once(text: str) -> None:
     log.warning("%s", text)
 
 
-def _content(token: Any) -> str | None:
-    """A token is written as a string or as {"content": ...}."""
+def content(token: Any) -> Any:
+    """The text of a token, which is written as a string or as {"content": ...}."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _entry(token: str) -> dict[str, Any]:
     flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     return {"content": token, **flags}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json or special_tokens_map.json; {} where there is none.
+
+    Raises ConfigError naming file and key where a value that is read here is of another type.
+    """
+    data = _read_json(path)
+    r = Reader(data, str(path), ConfigError)
+    r.flag("legacy")
+    listed = [(key, data[key]) for key in data if key in _TOKENS and data[key] is not None]
+    listed += [("additional_special_tokens", t) for t in r.list("additional_special_tokens")]
+    more = data.get("extra_special_tokens")
+    more = more.values() if isinstance(more, dict) else r.list("extra_special_tokens")
+    listed += [("extra_special_tokens", token) for token in more]
+    for id_, entry in r.object("added_tokens_decoder").items():
+        if not (id_.isascii() and id_.isdigit() and len(id_) < 8):
+            raise r.error("added_tokens_decoder", id_, "the id of a token")
+        listed.append(("added_tokens_decoder", entry))
+    for key, token in listed:
+        if not content(token) or not is_text(content(token)):
+            raise r.error(key, token, "a token")
+    return data
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
+from llava_jax.reader import Reader, is_id, is_text, shown
 
 FILE = "tokenizer.json"
 SPACE = "▁"
@@ -54,7 +55,7 @@ def convert(data: Mapping[str, Any], where: Path, unk_token: str | None = None) 
         if model.get(key):
             raise _refused(where, f"model.{key} is {model[key]!r}")
     vocab, unknown = _vocab(model, where), model.get("unk_token") or unk_token or "<unk>"
-    if unknown not in vocab:
+    if not isinstance(unknown, str) or unknown not in vocab:
         raise _refused(where, f"the vocabulary has no {unknown!r}")
     scores = _scores(model.get("merges"), vocab, where)
     added = {t["content"] for t in added_tokens(data, where)}
@@ -72,7 +73,7 @@ def convert(data: Mapping[str, Any], where: Path, unk_token: str | None = None) 
     ordered = sorted(vocab, key=vocab.__getitem__)
     pieces = [(piece, scores.get(piece, last), kind(piece)) for piece in ordered]
     proto = _model_proto(pieces, vocab[unknown])
-    return Converted(proto, legacy, own_space, unknown, tuple(_around(data)))
+    return Converted(proto, legacy, own_space, unknown, tuple(_around(data, where)))
 
 
 def added_tokens(data: Mapping[str, Any], where: Path) -> list[dict[str, Any]]:
@@ -81,16 +82,21 @@ def added_tokens(data: Mapping[str, Any], where: Path) -> list[dict[str, Any]]:
     for token in found if isinstance(found, list) else [None]:
         entry = token if isinstance(token, dict) else {}
         content = entry.get("content")
-        if not content or not isinstance(content, str) or type(entry.get("id")) is not int:
+        if not content or not is_text(content) or not is_id(entry.get("id")):
             raise ConfigError(f"{where}: an entry of added_tokens is not a token with its id")
     return found
 
 
-def _around(data: Mapping[str, Any]) -> list[str]:
+def _around(data: Mapping[str, Any], where: Path) -> list[str]:
     """What the post-processor puts around a text, `$A`: ["<s>", "$A"] in LLaMA's."""
-    processor = data.get("post_processor") or {}
-    steps: list[Any] = processor.get("single") or []
-    return [s["SpecialToken"]["id"] if "SpecialToken" in s else "$A" for s in steps] or ["$A"]
+    processor = Reader(data, str(where), ConfigError).object("post_processor")
+    found = []
+    for step in Reader(processor, f"{where}: post_processor", ConfigError).list("single"):
+        special = step.get("SpecialToken", {}) if isinstance(step, dict) else None
+        if not isinstance(special, dict) or (special and not is_text(special.get("id"))):
+            raise _refused(where, f"post_processor.single has a step {shown(step)}")
+        found.append(special["id"] if special else "$A")
+    return found or ["$A"]
 
 
 def pipeline(data: Mapping[str, Any], where: Path) -> tuple[bool, str]:
@@ -100,7 +106,7 @@ def pipeline(data: Mapping[str, Any], where: Path) -> tuple[bool, str]:
     Metaspaces that our own exports have. Raises ConfigError for anything else.
     """
     found = tuple(
-        tuple(_known_step(step, where, part) for step in _steps(data.get(part), listed))
+        tuple(_known_step(step, where, part) for step in _steps(data, part, listed, where))
         for part, listed in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"))
     )
     if found not in _PIPELINES:
@@ -121,10 +127,15 @@ _PIPELINES = {
 }
 
 
-def _steps(part: Any, key: str) -> list[Any]:
-    if part is None:
-        return []
-    return list(part.get(key) or []) if part.get("type") == "Sequence" else [part]
+def _steps(data: Mapping[str, Any], part: str, key: str, where: Path) -> list[dict[str, Any]]:
+    found = Reader(data, str(where), ConfigError).object(part)
+    if found.get("type") != "Sequence":
+        return [found] if found else []
+    steps = Reader(found, f"{where}: {part}", ConfigError).list(key)
+    for step in steps:
+        if not isinstance(step, dict):
+            raise _refused(where, f"{part} has a step {shown(step)}")
+    return steps
 
 
 def _known_step(step: Mapping[str, Any], where: Path, part: str) -> str:
@@ -142,8 +153,11 @@ def _known_step(step: Mapping[str, Any], where: Path, part: str) -> str:
 
 def _vocab(model: Mapping[str, Any], where: Path) -> dict[str, int]:
     vocab = model.get("vocab")
-    if not isinstance(vocab, dict) or sorted(vocab.values()) != list(range(len(vocab))):
+    whole = isinstance(vocab, dict) and all(map(is_id, vocab.values()))
+    if not whole or sorted(vocab.values()) != list(range(len(vocab))):
         raise _refused(where, "model.vocab does not number its tokens from 0 on without gaps")
+    if not all(map(is_text, vocab)):
+        raise _refused(where, "model.vocab has a token that is no text")
     if not model.get("byte_fallback") or any(byte not in vocab for byte in _BYTES):
         raise _refused(where, "model.byte_fallback is off, or the vocabulary lacks bytes")
     return vocab
@@ -157,6 +171,9 @@ def _scores(merges: Any, vocab: Mapping[str, int], where: Path) -> dict[str, flo
     """
     if not isinstance(merges, list):
         raise _refused(where, "model.merges is not a list")
+    for merge in merges:
+        if not isinstance(merge, str | list) or not all(isinstance(m, str) for m in merge):
+            raise _refused(where, f"model.merges has {shown(merge)}")
     pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
     if any(len(pair) != 2 or "".join(pair) not in vocab for pair in pairs):
         raise _refused(where, "model.merges has a pair that makes no token")

@@ -1,6 +1,7 @@
 """compare and --check: what differs is said, a cast is called one, an adapter is checked as one."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from llava_jax.convert import (
     save_checkpoint,
 )
 from llava_jax.convert.io.lazy import float_dtype
-from llava_jax.errors import WeightError
+from llava_jax.errors import LlavaError, WeightError
 from tests.convert import tiny
 
 
@@ -254,3 +255,37 @@ def test_a_base_that_is_not_needed_is_said(kind, tmp_path, caplog):
     else:
         load_checkpoint(whole, base=base)
         assert "is complete: its base" in caplog.text
+
+
+def test_the_bar_of_logits_grows_with_them_beyond_ordinary_size():
+    """Never for logits of ordinary size; beyond, by float32's rounding."""
+    ordinary = np.linspace(-compare.ORDINARY, compare.ORDINARY, 7, dtype=np.float32)
+    assert compare.logits_bar(ordinary) == compare.logits_bar(ordinary / 100) == 1e-4
+    assert compare.logits_bar(ordinary * 2) == 2e-4
+    off = compare._against((ordinary * 2, [1]), (ordinary * 2 + 1.5e-4, [1]))
+    assert off["ok"]
+    assert not compare._against((ordinary, [1]), (ordinary + 1.5e-4, [1]))["ok"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "folder"])
+def test_a_damaged_tokenizer_is_refused_and_never_equal(tmp_path, damage):
+    tokenizer = tiny.tokenizer(tmp_path / "tokenizer")
+    whole = tiny.save(tmp_path / "a", "hf", tiny.TEXT, tokenizer=tokenizer)
+    damaged = tmp_path / "b"
+    shutil.copytree(whole, damaged)
+    shutil.rmtree(damaged / "llava_jax")
+    model = damaged / "tokenizer.model"
+    data = model.read_bytes()
+    model.unlink()
+    (damaged / "tokenizer.json").unlink()
+    model.mkdir() if damage == "folder" else model.write_bytes(
+        data[:500] if damage == "cut" else b""
+    )
+    for to in ("hf", "jax", "original"):
+        with pytest.raises(LlavaError, match=r"b/tokenizer\.model"):
+            convert(damaged, tmp_path / "out", Target(to))
+    assert not (tmp_path / "out").exists()
+    for pair in ((whole, damaged), (damaged, damaged)):
+        report = compare.compare(*pair, logits="no")
+        assert "tokenizer.model" in report["config"]["tokenizer"][1]
+        assert not report["equal"]

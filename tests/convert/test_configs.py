@@ -230,7 +230,7 @@ def test_llama3_rope_that_lacks_a_field_is_refused(key, gone):
         ({"type": "dynamic", "factor": 2.0}, "rope_type 'dynamic' is not supported"),
         ({"type": "longrope", "short_factor": [1.0]}, "'longrope' is not supported"),
         ({"type": "linear"}, "factor missing, which rope_type linear needs"),
-        ({"type": "linear", "factor": 0}, "factor is 0, not above 0"),
+        ({"type": "linear", "factor": 0}, "factor is 0, not a number above 0"),
         (LLAMA3 | {"high_freq_factor": 1.0}, "high_freq_factor 1 is not above"),
         ({"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"full_attention": {"rope_theta": 1e4}}, "'full_attention': settings per layer"),
