@@ -38,7 +38,7 @@ def read_tokenizer(path: Path, *, legacy: bool | None = None) -> Tokenizer:
     names = {f"{n}_token": content(named.get(f"{n}_token")) for n in ("bos", "eos", "unk")}
     names = {name: token for name, token in names.items() if token}
     file, own_space = (path / MODEL if path.is_dir() else path), "slow"
-    if file.is_file():
+    if file.exists():
         model = _read_model(file)
         legacy = legacy_of(path) if legacy is None else legacy
     else:
