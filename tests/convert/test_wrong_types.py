@@ -16,7 +16,7 @@ from tests.convert import tiny
 
 WRONG = (None, "", "x", -1, 0, 10**400, 1e300, [], [[]], {}, {"": {}}, float("nan"), True, "\ud800")
 KINDS = ("hf", "original", "jax", "peft", "joined", "fast")
-SAMPLE = 40  # of each kind; all of them by hand: thousands
+SAMPLE = 25  # of each kind; all of them by hand: thousands
 
 
 def make(kind: str, folder: Path) -> tuple[Path, Options]:
