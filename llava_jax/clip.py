@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from llava_jax.attention import PLAIN, Choice, attention
 from llava_jax.config import LoraConfig, VisionConfig
 from llava_jax.layers import (
     ATTENTION,
     Compute,
     LayerNorm,
     Linear,
-    attention,
     linears_of,
     normal,
     run_layers,
@@ -72,13 +72,13 @@ class ClipAttention(nnx.Module):
         self.v = linear("attn.v", d, d, ("embed", "heads"), bias=True)
         self.out = linear("attn.out", d, d, ("heads", "embed"), bias=True, gain=0.5)
 
-    def __call__(self, x_MSD: jax.Array, implementation: str | None, keys) -> jax.Array:
+    def __call__(self, x_MSD: jax.Array, kernel: Choice, keys) -> jax.Array:
         split = (*x_MSD.shape[:2], self.heads, x_MSD.shape[2] // self.heads)
         q, k, v = (
             checkpoint_name(f(x_MSD, key).reshape(split), ATTENTION)
             for f, key in zip((self.q, self.k, self.v), keys)
         )  # [M, S, N, H]
-        y = attention(q, k, v, None, implementation)  # [M, S, N, H]
+        y = attention(q, k, v, None, kernel)  # [M, S, N, H]
         return checkpoint_name(self.out(y.reshape(x_MSD.shape), keys[3]), ATTENTION)  # [M, S, D]
 
 
@@ -106,9 +106,9 @@ class ClipLayer(nnx.Module):
         self.norm2 = LayerNorm(config.width, config.norm_eps)
         self.mlp = ClipMlp(config, linear)
 
-    def __call__(self, x: jax.Array, implementation: str | None = None, key=None) -> jax.Array:
+    def __call__(self, x: jax.Array, kernel: Choice = PLAIN, key=None) -> jax.Array:
         keys = [None] * 6 if key is None else jax.random.split(key, 6)  # one per Linear
-        x = x + self.attn(self.norm1(x), implementation, keys)
+        x = x + self.attn(self.norm1(x), kernel, keys)
         return x + self.mlp(self.norm2(x), keys)
 
 

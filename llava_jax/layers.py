@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax import quant
+from llava_jax.attention import PLAIN, Choice
 from llava_jax.config import LoraConfig, RopeScaling
 
 OFFLOADED = "pinned_host"
@@ -34,13 +35,15 @@ class Compute:
         "dots" the outputs of its linear layers, "minimal" attention's q, k, v and output, "full" the
         layer's input alone, "offload" that input in the host's memory.
     unroll: run layer stacks as a straight line instead of a scan (longer compile; faster on CPU).
-    attention: implementation of jax.nn.dot_product_attention: None, "xla" or "cudnn".
+    attention: the kernel, see llava_jax.attention. turns: whether independent turns may occur; a kernel
+        that does not know them is for runs without.
     """
 
     dtype: Any = jnp.float32
     remat: str = "none"
     unroll: bool = False
-    attention: str | None = None
+    attention: Choice = PLAIN
+    turns: bool = True
 
 
 LAYER_INPUT, ATTENTION = "layer input", "attention"  # names of activations that a policy may keep
@@ -226,44 +229,6 @@ class LayerNorm(nnx.Module):
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return (x32 * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-def attention(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_BTS: jax.Array | None,
-    implementation: str | None = None,
-) -> jax.Array:
-    """Softmax attention with float32 weights -> [B, T, N, H]. K divides N: grouped KV heads.
-
-    mask_BTS: bool, True where query t sees key s; None for all. A query that sees nothing gets a
-    meaningless but finite result. implementation: "cudnn" or "xla" for jax.nn's; None for ours.
-    """
-    if implementation is not None:
-        mask = None if mask_BTS is None else mask_BTS[:, None]
-        return jax.nn.dot_product_attention(
-            q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation=cast(Any, implementation)
-        )
-    b, t, n, h = q_BTNH.shape
-    s, kv = k_BSKH.shape[1:3]
-    g = n // kv  # query heads per KV head
-    # In named axes: softmax(einsum("BTKGH,BSKH->BKGTS", q, k)), then einsum("BKGTS,BSKH->BTKGH", ., v).
-    # Written as transposes and batched matmuls because XLA's CPU einsums of these are 1.7 times slower.
-    q = q_BTNH.reshape(b, t, kv, g, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
-    q = q.reshape(b, kv, g * t, h)  # [B, K, G*T, H]
-    k = k_BSKH.transpose(0, 2, 3, 1)  # [B, K, H, S]
-    v = v_BSKH.transpose(0, 2, 1, 3)  # [B, K, S, H]
-    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * h**-0.5  # [B, K, G*T, S]
-    if mask_BTS is not None:
-        # -1e30 and not -inf: a row that sees nothing (padding) must not become NaN.
-        grouped = scores.reshape(b, kv, g, t, s)
-        scores = jnp.where(mask_BTS[:, None, None], grouped, -1e30).reshape(scores.shape)
-    # Dividing after the second matmul writes the weights once, and the maximum needs no gradient.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    mixed = (mixed / weights.sum(-1, keepdims=True)).astype(q_BTNH.dtype)  # [B, K, G*T, H]
-    return mixed.reshape(b, kv, g, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:

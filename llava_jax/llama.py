@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from llava_jax.attention import Causal, attention, settled
 from llava_jax.config import LanguageConfig, LoraConfig
 from llava_jax.layers import (
     ATTENTION,
@@ -23,7 +24,6 @@ from llava_jax.layers import (
     Linear,
     RMSNorm,
     apply_rope,
-    attention,
     linears_of,
     rope_frequencies,
     rope_table,
@@ -51,21 +51,6 @@ def init_cache(config: LanguageConfig, batch: int, length: int, dtype, unrolled:
     return KVCache(*(jnp.zeros((config.layers, *shape), dtype) for _ in "kv"))
 
 
-def causal_mask(segments_BT: jax.Array, turns_BT: jax.Array | None = None) -> jax.Array:
-    """bool[B, T, T]: a query sees earlier tokens of its own packed example (segment > 0).
-
-    Within an example, tokens of turn 0 are seen by all turns, those of turn n by turn n alone.
-    """
-    index = jnp.arange(segments_BT.shape[1])
-    earlier = index[:, None] >= index[None, :]  # [T, S]
-    same_example = segments_BT[:, :, None] == segments_BT[:, None, :]  # [B, T, S]
-    mask = earlier & same_example & (segments_BT > 0)[:, None]  # [B, T, S]
-    if turns_BT is None:
-        return mask
-    same_turn = turns_BT[:, :, None] == turns_BT[:, None, :]  # [B, T, S]
-    return mask & (same_turn | (turns_BT == 0)[:, None])
-
-
 def take_positions(x_BTD: jax.Array, at_GP: jax.Array | None) -> jax.Array:
     """x at the positions of `at` -> [G, P, D]; x itself where that is None.
 
@@ -89,7 +74,7 @@ class LlamaAttention(nnx.Module):
         self.v = linear("attn.v", d, config.kv_heads * h, ("embed", "kv_heads"), bias=bias)
         self.o = linear("attn.o", config.heads * h, d, ("heads", "embed"), bias=bias, gain=0.5)
 
-    def __call__(self, x_BTD, rope, mask_BTS, cache, write_at, implementation, keys, at_GP=None):
+    def __call__(self, x_BTD, rope, seen, cache, write_at, kernel, keys, at_GP=None):
         b, t, _ = x_BTD.shape
         split = (b, t, -1, self.head_width)
         q = apply_rope(self.q(x_BTD, keys[0]).reshape(split), rope)  # [B, T, N, H]
@@ -103,9 +88,10 @@ class LlamaAttention(nnx.Module):
                 )
                 for old, new in zip(cache, (k, v))
             )
-            if mask_BTS.shape[-1] != t:  # else: a prefill, which attends only to its own tokens
+            if isinstance(seen, jax.Array) and seen.shape[-1] != t:
+                # Else: a prefill, which attends only to its own tokens.
                 k, v = (c.swapaxes(1, 2).astype(x_BTD.dtype) for c in cache)  # [B, S, K, H]
-        y = attention(q, k, v, mask_BTS, implementation)  # [B, T, N, H]
+        y = attention(q, k, v, seen, kernel)  # [B, T, N, H]
         y = take_positions(y.reshape(b, t, q.shape[2] * q.shape[3]), at_GP)  # [B, T, N * H]
         return checkpoint_name(self.o(y, keys[3]), ATTENTION), cache  # [B, T, D]
 
@@ -136,10 +122,9 @@ class LlamaLayer(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = LlamaMlp(config, linear)
 
-    def __call__(self, x, rope, mask, cache, write_at, implementation, key, at=None):
+    def __call__(self, x, rope, seen, cache, write_at, kernel, key, at=None):
         keys = [None] * 7 if key is None else jax.random.split(key, 7)  # one per Linear
-        mixed = self.attn_norm(x), rope, mask, cache, write_at, implementation, keys
-        y, cache = self.attn(*mixed, at)
+        y, cache = self.attn(self.attn_norm(x), rope, seen, cache, write_at, kernel, keys, at)
         x = take_positions(x, at) + y
         return x + self.mlp(self.mlp_norm(x), keys), cache
 
@@ -169,7 +154,10 @@ class Llama(nnx.Module):
         self,
         x_BTD: jax.Array,
         positions_BT: jax.Array,
-        mask_BTS: jax.Array,
+        segments_BT: jax.Array | None = None,
+        turns_BT: jax.Array | None = None,
+        *,
+        mask_BTS: jax.Array | None = None,
         cache: KVCache | None = None,
         write_at: jax.Array | int = 0,
         dropout_key: jax.Array | None = None,
@@ -179,11 +167,13 @@ class Llama(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         """Embeddings -> (hidden states after the last norm, dtype[B, T, D]; the updated cache).
 
-        mask_BTS: bool; S is T (no cache, or a prefill at write_at 0) or the cache's length.
+        segments_BT, turns_BT: int32, who sees whom among the T tokens, see attention.Causal: for
+        training, and for a prefill at write_at 0.
+        mask_BTS: bool, in their place: which of the cache's S entries each token sees.
         write_at: index of the cache entry that takes the first of the T new keys, for all rows.
         dropout_key: turns LoRA dropout on (training).
         key_positions_BS: RoPE positions of the cache's entries, from which a sliding window is
-        measured. Without it, the keys are the T tokens themselves.
+        measured.
         at_GP: positions to give hidden states of, as take_positions takes them: [G, P, D] and no cache.
         prune: do what follows the last layer's attention at those positions alone.
         """
@@ -191,18 +181,22 @@ class Llama(nnx.Module):
         rope = rope_table(
             positions_BT, rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling)
         )
-        if c.sliding_window:
-            keys_at = positions_BT if key_positions_BS is None else key_positions_BS
-            distance = positions_BT[:, :, None] - keys_at[:, None, :]  # [B, T, S]
-            mask_BTS = mask_BTS & (distance < c.sliding_window)
+        if segments_BT is not None:
+            causal = Causal(segments_BT, positions_BT, turns_BT, c.sliding_window)
+            seen = settled(causal, compute.attention)
+        else:
+            seen = mask_BTS
+            if c.sliding_window and key_positions_BS is not None:
+                distance = positions_BT[:, :, None] - key_positions_BS[:, None, :]  # [B, T, S]
+                seen &= distance < c.sliding_window
         keys = None if dropout_key is None else jax.random.split(dropout_key, c.layers)
 
         def apply(layer, x, entry):
             layer_cache, key = entry
-            return layer(x, rope, mask_BTS, layer_cache, write_at, compute.attention, key)
+            return layer(x, rope, seen, layer_cache, write_at, compute.attention, key)
 
         def last(layer, x, entry):
-            return layer(x, rope, mask_BTS, None, 0, compute.attention, entry[1], at_GP)
+            return layer(x, rope, seen, None, 0, compute.attention, entry[1], at_GP)
 
         every = self._per_layer(cache, keys)
         if prune:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from llava_jax.clip import ClipVision
 from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute, linears_of
-from llava_jax.llama import Llama, causal_mask
+from llava_jax.llama import Llama
 from llava_jax.params import check_params
 from llava_jax.sharding import IMAGES, SEQUENCE, constrain, state_shardings
 
@@ -126,9 +126,10 @@ class Llava(nnx.Module):
         x = constrain(
             self.embed(batch["tokens"], batch["slots"], batch["images"], dropout_key), SEQUENCE
         )  # [B, T, D]
-        mask = causal_mask(batch["segments"], batch.get("turns"))  # [B, T, T]
+        turns = batch.get("turns") if self.compute.turns else None
+        places = batch["positions"], batch["segments"], turns
         at = {"at_GP": at_GP, "prune": prune}
-        return self.language(x, batch["positions"], mask, dropout_key=dropout_key, **at)[0]
+        return self.language(x, *places, dropout_key=dropout_key, **at)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32[..., V]."""

@@ -234,8 +234,8 @@ class TrainSettings:
     remat: str = setting("full", "what the backward pass computes again; `full` needs least memory, `none` least time",
         choices=("none", "dots", "minimal", "full", "offload"), resume=True, aliases="gradient_checkpointing")
     unroll_layers: bool = setting(False, "no loop over layers: faster for tiny models", resume=True)
-    attention: str = setting("", "attention kernel; empty: jax chooses",
-        choices=("", "xla", "cudnn"), resume=True, aliases="attn_implementation")
+    attention: str = setting("", "attention kernel; empty: the fastest that suits devices and data",
+        choices=("", "plain", "chunked", "splash", "triton", "cudnn"), resume=True, aliases="attn_implementation")
     save_every: int = setting(500, "steps between checkpoints", low=1, resume=True,
         aliases="save_steps save_interval checkpoint_every")
     save_minutes: float = setting(30.0,

@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec as P
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError
-from llava_jax.layers import is_variable
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +140,9 @@ def state_shardings(abstract: nnx.State, config: LlavaConfig, mesh: Mesh) -> nnx
         units = _head_widths(config, str(getattr(path[0], "key", path[0])))
         return variable.replace(NamedSharding(mesh, spec(shape, axes, mesh, units)))
 
-    return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=is_variable)
+    return jax.tree_util.tree_map_with_path(
+        one, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
 
 
 def _head_widths(config: LlavaConfig, part: str) -> dict[str, int]:

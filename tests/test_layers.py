@@ -1,4 +1,4 @@
-"""Norms, attention, RoPE and layer stacks against formulas written out in numpy."""
+"""Norms, RoPE and layer stacks against formulas written out in numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from llava_jax.layers import (
     Linear,
     RMSNorm,
     apply_rope,
-    attention,
     dropout,
     rope_frequencies,
     rope_table,
@@ -66,26 +65,6 @@ def test_norms_are_float32_inside():
     wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(LayerNorm(64, 1e-5)(x), wanted, atol=1e-5)
     assert RMSNorm(64, 1e-5)(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("implementation", [None, "xla"])
-def test_attention_with_grouped_heads(kv_heads, implementation):
-    b, t, s, n, h = 2, 5, 7, 4, 8
-    q, k, v = normal(b, t, n, h), normal(b, s, kv_heads, h), normal(b, s, kv_heads, h)
-    mask = RNG.random((b, t, s)) < 0.7
-    mask[..., 0] = True
-    repeated = [np.repeat(x, n // kv_heads, axis=2) for x in (k, v)]
-    scores = np.einsum("btnh,bsnh->bnts", q, repeated[0]) * h**-0.5
-    weights = np.exp(np.where(mask[:, None], scores, -np.inf))
-    weights /= weights.sum(-1, keepdims=True)
-    wanted = np.einsum("bnts,bsnh->btnh", weights, repeated[1])
-    np.testing.assert_allclose(attention(q, k, v, mask, implementation), wanted, atol=1e-5)
-
-
-def test_a_query_that_sees_nothing_stays_finite():
-    q = normal(1, 2, 1, 4)
-    assert np.isfinite(attention(q, q, q, np.zeros((1, 2, 2), bool))).all()
 
 
 def test_rope_turns_pairs_half_a_head_apart():

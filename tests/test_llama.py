@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_jax.llama import causal_mask, init_cache
+from llava_jax.llama import init_cache
 from llava_jax.llava import build
 from tests.tiny import CONFIG, random_params
 
@@ -16,29 +16,6 @@ def params():
     return random_params(CONFIG)
 
 
-def test_mask_of_packed_examples_and_padding():
-    mask = causal_mask(jnp.array([[1, 1, 2, 2, 0]]))[0].astype(int)
-    assert mask.tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0],
-    ]
-
-
-def test_mask_of_independent_turns():
-    mask = causal_mask(jnp.ones((1, 6), jnp.int32), jnp.array([[0, 0, 1, 1, 2, 2]]))[0].astype(int)
-    assert mask.tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 1, 1],
-    ]
-
-
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_prefill_and_steps_equal_one_pass(params, unrolled):
     language = build(CONFIG, params).language
@@ -46,16 +23,15 @@ def test_prefill_and_steps_equal_one_pass(params, unrolled):
         language.unrolled()
     x = np.random.default_rng(0).normal(size=(2, 9, 48)).astype(np.float32)
     positions = jnp.tile(jnp.arange(9), (2, 1))
-    whole, _ = language(x, positions, causal_mask(jnp.ones((2, 9), jnp.int32)))
+    whole, _ = language(x, positions, jnp.ones((2, 9), jnp.int32))
 
     cache = init_cache(CONFIG.language, 2, 12, jnp.float32, unrolled)
-    start, cache = language(
-        x[:, :6], positions[:, :6], causal_mask(jnp.ones((2, 6), jnp.int32)), cache, 0
-    )
+    start, cache = language(x[:, :6], positions[:, :6], jnp.ones((2, 6), jnp.int32), cache=cache)
     np.testing.assert_allclose(start, whole[:, :6], atol=1e-5)
     for t in range(6, 9):
         seen = jnp.tile(jnp.arange(12) <= t, (2, 1, 1))
-        y, cache = language(x[:, t : t + 1], positions[:, t : t + 1], seen, cache, t)
+        where = {"mask_BTS": seen, "cache": cache, "write_at": t}
+        y, cache = language(x[:, t : t + 1], positions[:, t : t + 1], **where)
         np.testing.assert_allclose(y[:, 0], whole[:, t], atol=1e-5)
 
 
@@ -66,10 +42,10 @@ def test_packed_rows_equal_rows_alone(params):
         jnp.array([[1, 1, 1, 2, 2, 2, 2, 2]]),
         jnp.array([[0, 1, 2, 0, 1, 2, 3, 4]]),
     )
-    packed, _ = language(x, positions, causal_mask(segments))
+    packed, _ = language(x, positions, segments)
     for part in (slice(0, 3), slice(3, 8)):
         ones = jnp.ones((1, part.stop - part.start), jnp.int32)
-        alone, _ = language(x[:, part], positions[:, part], causal_mask(ones))
+        alone, _ = language(x[:, part], positions[:, part], ones)
         np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)
 
 

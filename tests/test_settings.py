@@ -74,7 +74,11 @@ def test_parts_that_learn_are_those_that_training_knows():
             "ful",
             "remat 'ful' is unknown (one of 'none', 'dots', 'minimal', 'full', 'offload')",
         ),
-        ("attention", "none", "attention 'none' is unknown (one of '', 'xla', 'cudnn')"),
+        (
+            "attention",
+            "none",
+            "attention 'none' is unknown (one of '', 'plain', 'chunked', 'splash', 'triton', 'cudnn')",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name, value, says):

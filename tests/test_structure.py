@@ -19,7 +19,7 @@ BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.
 # Room -> the rooms it may import. Every room may import itself and the BASE.
 BASE = {"errors", "config", "params", "progress", "reader", "storage", "util"}
 BASE |= {"setting", "settings"}
-NETWORK = {"quant", "layers", "clip", "llama", "llava", "lora"}
+NETWORK = {"quant", "attention", "layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
@@ -34,10 +34,11 @@ MAY_IMPORT = {
     "images": set(),
     "batch": {"text", "images"},
     "quant": set(),
-    "layers": {"quant"},
-    "clip": {"layers", "sharding"},
-    "sharding": {"layers"},
-    "llama": {"layers"},
+    "sharding": set(),
+    "attention": {"sharding"},
+    "layers": {"attention", "quant"},
+    "clip": {"attention", "layers", "sharding"},
+    "llama": {"attention", "layers"},
     "llava": {"layers", "sharding", "clip", "llama"},
     "data": {"text", "images", "batch"},
     "convert": NETWORK | {"sharding", "text", "batch"},

@@ -19,7 +19,6 @@ import numpy as np
 from examples.tiny.fit import Loss, Params, fit
 from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute
-from llava_jax.llama import causal_mask
 from llava_jax.llava import binder, merge_images
 from llava_jax.quickstart.questions import Object
 from llava_jax.quickstart.scenes import COLORS, PLACES, SHAPES
@@ -57,9 +56,9 @@ def text_loss(config: LlavaConfig) -> Loss:
         embedded = model.language.embed(jnp.maximum(words, 0))  # [B, K * I, W, D]
         features = jnp.where(words[..., None] >= 0, embedded, 0).sum(axis=2)  # [B, K * I, D]
         x = merge_images(model.language.embed(batch["tokens"]), features, batch["slots"])
-        mask = causal_mask(batch["segments"], batch["turns"])
+        places = (batch[name] for name in ("positions", "segments", "turns"))
         at = {"at_GP": batch["target_at"], "prune": True}
-        hidden, _ = model.language(x, batch["positions"], mask, **at)
+        hidden, _ = model.language(x, *places, **at)
         nll = supervised_nll(model, hidden, batch["targets"])
         return mean_loss(nll, batch["targets"])
 

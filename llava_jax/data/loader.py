@@ -122,6 +122,14 @@ class Loader:
         """Batches that show every sample once; the last may hold empty rows."""
         return self._planner.epochs.steps
 
+    @property
+    def turns(self) -> bool:
+        """Whether some sample may have independent turns: by data.turns, or by its own record."""
+        wanted = "independent"
+        return self._settings.turns == wanted or any(
+            record.get("turns") == wanted for record in self._data.records
+        )
+
     def __iter__(self) -> Loader:
         return self
 

@@ -23,6 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from llava_jax.attention import Need, choose
 from llava_jax.batch import check_prompt
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import PromptError
@@ -30,7 +31,7 @@ from llava_jax.generate import weights
 from llava_jax.generate.decoding import CHUNK, Decoding, Output, State, StepOutput
 from llava_jax.generate.sampling import Controls, choose_token
 from llava_jax.layers import Compute
-from llava_jax.llama import KVCache, causal_mask, init_cache
+from llava_jax.llama import KVCache, init_cache
 from llava_jax.llava import Llava
 from llava_jax.settings import SamplingSettings
 from llava_jax.sharding import BATCH, batch_sharding, constrain
@@ -43,7 +44,7 @@ class Generator:
     """A model that answers batches of prompts: Examples without labels, with pixels for images.
 
     config, params: the model, parameters flat and stacked as in llava_jax.llava.
-    compute: dtype of activations and cache; by default that of the parameters.
+    compute: dtype of activations and cache; by default that of the parameters. Attention by device.
     mesh: parameters lie as llava.param_shardings says, rows over data and fsdp.
     unroll: decoder layers one by one instead of a scan; by default on CPU only.
     consume: empties `params` on the way, so that a large model is never held twice.
@@ -63,11 +64,15 @@ class Generator:
         consume: bool = False,
         eos_ids: Sequence[int] | None = None,
     ):
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         if compute is None:
-            compute = Compute(dtype=jnp.dtype(params["language.embed.embedding"].dtype))
+            dtype = jnp.dtype(params["language.embed.embedding"].dtype)
+            window = config.language.sliding_window is not None
+            context = 1 if mesh is None else mesh.shape.get("context", 1)
+            need = Need(dtype.name, window=window, context=context)
+            compute = Compute(dtype, attention=choose(device, need))
         self.config, self.compute, self.mesh = config, compute, mesh
         self.eos_ids = tuple(eos_ids or config.language.eos_ids)
-        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         self.unrolled = device.platform == "cpu" if unroll is None else unroll
         self.graphdef, self.state = weights.load(
             config, params, compute, mesh=mesh, unrolled=self.unrolled, consume=consume
@@ -160,11 +165,10 @@ class Generator:
         real = at < lengths[:, None]  # [B, T]
         x = constrain(model.embed(batch["tokens"], batch["slots"], batch["images"]), BATCH)
         if state is None:
-            write_at, where = 0, {}
+            write_at, where = 0, {"segments_BT": real.astype(jnp.int32)}  # only these keys are read
             key_positions = jnp.pad(
                 jnp.where(real, at, -1), ((0, 0), (0, capacity - t)), constant_values=-1
             )  # [B, S]
-            mask = causal_mask(real.astype(jnp.int32))  # [B, T, T]: only these keys are read
             cache = init_cache(self.config.language, b, capacity, self.compute.dtype, self.unrolled)
             cache = self._sharded(cache)
         else:
@@ -174,9 +178,12 @@ class Generator:
             key_positions = jax.lax.dynamic_update_slice_in_dim(
                 old, jnp.where(real, positions, -1), write_at, axis=1
             )  # [B, S]
-            mask = visible(positions, key_positions)  # [B, T, S]
-            where = {"write_at": write_at, "key_positions_BS": key_positions}
-        hidden, cache = model.language(x, positions, mask, cache, **where)  # [B, T, D]
+            where = {
+                "mask_BTS": visible(positions, key_positions),
+                "write_at": write_at,
+                "key_positions_BS": key_positions,
+            }
+        hidden, cache = model.language(x, positions, cache=cache, **where)  # [B, T, D]
         logits = model.logits(hidden[jnp.arange(b), new_lengths - 1])  # [B, V]
         step = jnp.zeros((), jnp.int32)
         token, logprob = choose_token(logits, controls, step)  # [B]
@@ -230,8 +237,8 @@ class Generator:
         hidden, cache = model.language(
             model.language.embed(state.token[:, None], self.compute.dtype),  # [B, 1, D]
             at,
-            visible(at, key_positions),  # [B, 1, S]
-            state.cache,
+            mask_BTS=visible(at, key_positions),  # [B, 1, S]
+            cache=state.cache,
             write_at=state.write_at,
             key_positions_BS=key_positions,
         )

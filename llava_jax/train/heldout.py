@@ -37,15 +37,16 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
     stage.model.update(init=str(export), base="", vision_tower="")
     stage.lora_rank = 0  # the adapters are in the model
     mesh, micro = make_mesh(**stage.mesh), stage.grad_accum
-    opened, compute = open_model(stage), compute_of(stage)
-    params = read_params(opened, stage.seed, mesh)
-    _, params = split_params(params, set(), compute.dtype)
+    opened = open_model(stage)
     parts = math.lcm(row_parts(mesh, micro), jax.process_count())
     rows = -(-stage.batch_size // parts) * parts  # packed batches of any size are trained
     loader = together(
         # Where a run begins, it said which held-out images are missing.
         lambda: open_loader(stage, opened, mesh, say=False, **_PLAIN, batch_size=rows)
     )
+    compute = compute_of(stage, opened.config, mesh, loader.turns)
+    params = read_params(opened, stage.seed, mesh)
+    _, params = split_params(params, set(), compute.dtype)
     feed = Feed(loader)
     score = jax.jit(_scorer(make_loss(opened.config, compute)), out_shardings=replicated(mesh))
     total, tokens = 0.0, 0

@@ -21,7 +21,7 @@ from llava_jax.train.checkpoint import Checkpointer, NotSaved
 from llava_jax.train.control import Flags, put_flags, stop_flag
 from llava_jax.train.distributed import check_alike, is_main, on_main, together
 from llava_jax.train.log import NoLog, RunLog
-from llava_jax.train.model_io import open_model, read_params, save_model, split_params
+from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
 from llava_jax.train.optim import exported_params, warmup_cosine
 from llava_jax.train.placement import placement
 from llava_jax.train.program import make_program
@@ -56,11 +56,14 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         check_alike({f"data.{name}": value for name, value in loader.identity().items()})
         steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
 
+        compute = compute_of(config, opened.config, mesh, loader.turns)
+
         # Model: every parameter straight onto its shards; trained ones in float32.
         params = together(lambda: read_params(opened, config.seed, mesh, config.dtype))
-        program = make_program(config, opened.config, params, mesh, steps)
+        program = make_program(config, opened.config, params, mesh, steps, compute)
         trained, frozen = split_params(params, set(program.state.params), program.compute.dtype)
         log.info("%s", _summary(config, loader, steps, trained, frozen, mesh))
+        log.info("%s", compute.attention)
 
         # Resume.
         checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from llava_jax.attention import Need, choose
 from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.layers import Compute, column_norms
@@ -129,11 +130,22 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def compute_of(config: Any) -> Compute:
-    """How the network computes, by a run's settings."""
-    return Compute(
-        jnp.dtype(config.dtype), config.remat, config.unroll_layers, config.attention or None
+def compute_of(config: Any, model: LlavaConfig, mesh: Mesh, turns: bool | None = None) -> Compute:
+    """How the network computes, by a run's settings, on the devices of `mesh`.
+
+    turns: whether some sample may have independent turns; None: as data.turns says.
+    Raises ConfigError for a setting `attention` that the devices or the data do not allow.
+    """
+    turns = config.data.turns == "independent" if turns is None else turns
+    need = Need(
+        config.dtype,
+        packed=config.data.pack,
+        turns=turns,
+        window=model.language.sliding_window is not None,
+        context=mesh.shape.get("context", 1),
     )
+    kernel = choose(mesh.devices.flat[0], need, config.attention)
+    return Compute(jnp.dtype(config.dtype), config.remat, config.unroll_layers, kernel, turns)
 
 
 def read_params(opened: Opened, seed: int, mesh: Mesh, dtype: Any = jnp.float32) -> Params:

@@ -57,14 +57,20 @@ class Program:
 
 
 def make_program(
-    config: Any, model: LlavaConfig, params: Mapping[str, Any], mesh: Mesh, steps: int
+    config: Any,
+    model: LlavaConfig,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    steps: int,
+    compute: Compute | None = None,
 ) -> Program:
     """The step of a run of `steps` steps with settings `config` (configs/common.py).
 
     params: every parameter by name, with shape, dtype and sharding: arrays, or `planned_params`.
+    compute: how the network computes; None: as compute_of says.
     Raises ConfigError for a part of config.trainable that the model does not have.
     """
-    compute = compute_of(config)
+    compute = compute or compute_of(config, model, mesh)
     names = trainable_names(params, config.trainable)
     trained, frozen = _split(params, names, compute.dtype)
     optimizer, peaks = make_optimizer(config, sorted(names), steps)

@@ -9,7 +9,6 @@ import pytest
 
 from llava_jax.convert import load_checkpoint
 from llava_jax.layers import Compute
-from llava_jax.llama import causal_mask
 from llava_jax.llava import build
 from llava_jax.train.step import make_loss
 from tests.tiny import random_batch
@@ -142,7 +141,7 @@ def test_decoder(pair):
     ours = build(config, params)
     batch, theirs = inputs(config)
     x = np.random.default_rng(2).normal(size=(3, 20, config.language.width)).astype(np.float32)
-    hidden, _ = ours.language(x, batch["positions"], causal_mask(jnp.asarray(batch["segments"])))
+    hidden, _ = ours.language(x, batch["positions"], jnp.asarray(batch["segments"]))
     with torch.no_grad():
         wanted = model.model.language_model(
             inputs_embeds=torch.tensor(x), attention_mask=theirs["attention_mask"]
