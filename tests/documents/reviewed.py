@@ -18,6 +18,7 @@ NOT_RUN = {
 SLOW = {
     r"--config configs/\w+_13b\.py": "the same line with the 7B's config",
     r"--config configs/(easy_vqa|quickstart)\.py": "tests/examples/test_tiny.py, and the 7B's configs",
+    r"^python bench/attention\.py": "tests/attention/test_kernels.py: what it measures",
     r"^python bench/train\.py": "tests/train/test_compiled.py: the step that it measures",
     r"^python bench/decode_speed\.py": "tests/generate/test_engine.py: what it measures, on a tiny model",
 }
@@ -26,6 +27,7 @@ SLOW = {
 PROGRAMS = {
     r"^python examples/benchmark_sets\.py": ("--count", "2"),
     r"^python bench/convert\.py": ("--size", "tiny", "--folder", "disk"),
+    r"^python bench/attention\.py": ("--lengths", "40", "--repeats", "1"),
     r"^python bench/train\.py": ("--size=tiny", "--rows=2", "--length=40", "--repeats=1"),
     r"^python bench/decode_speed\.py": ("--tokens", "2", "--repeats", "1"),
 }
