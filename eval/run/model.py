@@ -40,6 +40,8 @@ def parse_mesh(text: str) -> tuple[int, int, int]:
         data, fsdp, tensor = (int(x) for x in text.split(","))
     except ValueError:
         raise LlavaError(f"--mesh {text}: expected DATA,FSDP,TENSOR such as 1,-1,1") from None
+    if any(size < 1 and size != -1 for size in (data, fsdp, tensor)):
+        raise LlavaError(f"--mesh {text}: sizes are at least 1, or -1 for all that remain")
     return data, fsdp, tensor
 
 

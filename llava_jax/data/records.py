@@ -36,7 +36,7 @@ def read_records(path: str | Path) -> list[Any]:
     if not is_address(path):
         path = Path(path)
         if not path.exists():
-            raise SampleError(f"{path}: no such data file", fix="set data.path")
+            raise SampleError(f"{path}: no such data file")
     text = read_text(path)
     records = _records_of(parse_values(text, path), path)
     if _may_have_doubled_keys(text, records):

@@ -112,6 +112,8 @@ def open_image(
     name: what error messages call the image; by default the last part of the file name.
     exif: turn the picture as its EXIF orientation says (the original does not).
     """
+    if source == "":
+        raise refusal("not_found", name or "''", fix="an empty file name was given")
     if isinstance(source, str) and is_data_uri(source):
         source = decode_data_uri(source, limits, name or "image")
     elif isinstance(source, (str, Path)):

@@ -57,7 +57,7 @@ def build_prompt(
         turns.append((role, _read(message.get("content"), slot, images, f"message {i}")))
     if open_turn:
         if not turns or turns[-1][0] != USER:
-            raise PromptError("the last message must be the user's", fix="or pass open_turn=False")
+            raise PromptError("the last message must be the user's", fix="end with a user message")
         turns.append((ASSISTANT, None))
     ids, labels, _ = tokenise(tokenizer, _with_system(tokenizer, template, turns, system))
     return Example(ids, tuple(images), None if open_turn else labels)

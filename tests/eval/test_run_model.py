@@ -127,6 +127,8 @@ def test_mesh():
     assert parse_mesh("2,-1,1") == (2, -1, 1)
     with pytest.raises(LlavaError, match="expected DATA,FSDP,TENSOR"):
         parse_mesh("2x4")
+    with pytest.raises(LlavaError, match="at least 1, or -1"):
+        parse_mesh("0,0,0")
 
 
 def words(checkpoint, sets, out, *more):

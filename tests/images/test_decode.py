@@ -381,3 +381,10 @@ def test_a_long_name_is_shortened():
         open_image("iVBORw0KGgo" * 100_000)
     assert caught.value.message.startswith("iVBORw0KGgo")
     assert len(str(caught.value)) < 200
+
+
+def test_an_empty_name_is_no_folder():
+    with pytest.raises(
+        ImageError, match=r"'': the file does not exist \(an empty file name was given"
+    ):
+        open_image("")
