@@ -153,9 +153,10 @@ def _known_step(step: Mapping[str, Any], where: Path, part: str) -> str:
 
 def _vocab(model: Mapping[str, Any], where: Path) -> dict[str, int]:
     vocab = model.get("vocab")
-    whole = isinstance(vocab, dict) and all(map(is_id, vocab.values()))
-    if not whole or sorted(vocab.values()) != list(range(len(vocab))):
+    numbers = list(vocab.values()) if isinstance(vocab, dict) else [None]
+    if not all(map(is_id, numbers)) or sorted(numbers) != list(range(len(numbers))):
         raise _refused(where, "model.vocab does not number its tokens from 0 on without gaps")
+    vocab = dict(vocab or {})
     if not all(map(is_text, vocab)):
         raise _refused(where, "model.vocab has a token that is no text")
     if not model.get("byte_fallback") or any(byte not in vocab for byte in _BYTES):
