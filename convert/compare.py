@@ -27,7 +27,7 @@ from llava_jax.util import refuse_input, write_json
 
 log = logging.getLogger(__name__)
 
-LOGITS_BAR = 1e-4  # of fp32 logits of ordinary size: see `logits_bar`
+LOGITS_ATOL = 1e-4  # of fp32 logits of ordinary size: see `logits_atol`
 ORDINARY = 32.0
 HF_ROWS = 2 + 63  # <image>, <pad>, and up to the next multiple of 64
 MAX_PROBE = 4 * 10**9  # bytes of parameters beyond which the models are not run unless asked
@@ -86,7 +86,7 @@ def compare(
 
     Vocabulary rows that Hugging Face's format added to one of them are not compared, and adapters
     that only one of them has are merged. Equal are tensors of the same type and bytes, and logits
-    within `logits_bar` with the same greedy tokens. Checkpoints with weights that are NaN or infinite
+    within `logits_atol` with the same greedy tokens. Checkpoints with weights that are NaN or infinite
     ("not_finite") are never equal. "cast": what `options_a` rounded, see values.rounding.
     part: b is an adapter or projector over a base, which may be of another type than in a.
     """
@@ -197,7 +197,12 @@ def _settings(a: Source, b: Source) -> dict[str, list[Any]]:
 
     Left out are those that only train, and those that the format of one of them has no place for.
     """
-    ignored = {"max_length", "language.pad_id", *_unsaid(a), *_unsaid(b)}
+    ignored = {
+        "max_length",
+        "language.pad_id",
+        *_unspecified_settings(a),
+        *_unspecified_settings(b),
+    }
     one, other = _flat(a.config.to_dict()), _flat(b.config.to_dict())
     return {
         k: [one.get(k), other.get(k)]
@@ -206,7 +211,7 @@ def _settings(a: Source, b: Source) -> dict[str, list[Any]]:
     }
 
 
-def _unsaid(source: Source) -> set[str]:
+def _unspecified_settings(source: Source) -> set[str]:
     """Settings that a checkpoint says nothing about: what is read of them is a default."""
     if source.kind == "jax" or (source.kind == "hf" and "ours" in source.metadata):
         return set()
@@ -309,13 +314,13 @@ def _probe(a: Source, b: Source, logits: str, not_finite: list[str]) -> dict[str
     return out
 
 
-def logits_bar(logits: np.ndarray) -> float:
-    """How far logits may be from `logits`: LOGITS_BAR, and in proportion where any is beyond ORDINARY.
+def logits_atol(logits: np.ndarray) -> float:
+    """How far logits may be from `logits`: LOGITS_ATOL, and in proportion where any is beyond ORDINARY.
 
     Float32 rounds a number in proportion to its size. So where the largest logit is beyond ORDINARY, as
-    with a tied head, LOGITS_BAR / ORDINARY = 3e-6 of it is allowed, 26 times the rounding of one number.
+    with a tied head, LOGITS_ATOL / ORDINARY = 3e-6 of it is allowed, 26 times the rounding of one number.
     """
-    return LOGITS_BAR * max(1.0, float(np.abs(logits).max()) / ORDINARY)
+    return LOGITS_ATOL * max(1.0, float(np.abs(logits).max()) / ORDINARY)
 
 
 def _against(reference: tuple[np.ndarray, list[int]], answer: tuple[np.ndarray, list[int]]) -> dict:
@@ -323,7 +328,7 @@ def _against(reference: tuple[np.ndarray, list[int]], answer: tuple[np.ndarray, 
     (want, wanted), (logits, tokens) = reference, answer
     same_shape = want.shape == logits.shape  # else the two read the prompt differently
     off = float(np.abs(want - logits).max()) if same_shape else float("inf")
-    ok = off <= logits_bar(want) and wanted == tokens
+    ok = off <= logits_atol(want) and wanted == tokens
     return {"max_abs_logits": off, "tokens": [wanted, tokens], "ok": ok}
 
 

@@ -260,8 +260,8 @@ def test_a_base_that_is_not_needed_is_said(kind, tmp_path, caplog):
 def test_the_bar_of_logits_grows_with_them_beyond_ordinary_size():
     """Never for logits of ordinary size; beyond, by float32's rounding."""
     ordinary = np.linspace(-compare.ORDINARY, compare.ORDINARY, 7, dtype=np.float32)
-    assert compare.logits_bar(ordinary) == compare.logits_bar(ordinary / 100) == 1e-4
-    assert compare.logits_bar(ordinary * 2) == 2e-4
+    assert compare.logits_atol(ordinary) == compare.logits_atol(ordinary / 100) == 1e-4
+    assert compare.logits_atol(ordinary * 2) == 2e-4
     off = compare._against((ordinary * 2, [1]), (ordinary * 2 + 1.5e-4, [1]))
     assert off["ok"]
     assert not compare._against((ordinary, [1]), (ordinary + 1.5e-4, [1]))["ok"]
