@@ -153,7 +153,7 @@ def _known_step(step: Mapping[str, Any], where: Path, part: str) -> str:
 
 def _vocab(model: Mapping[str, Any], where: Path) -> dict[str, int]:
     vocab = model.get("vocab")
-    numbers = list(vocab.values()) if isinstance(vocab, dict) else [None]
+    numbers: list[Any] = list(vocab.values()) if isinstance(vocab, dict) else [None]
     if not all(map(is_id, numbers)) or sorted(numbers) != list(range(len(numbers))):
         raise _refused(where, "model.vocab does not number its tokens from 0 on without gaps")
     vocab = dict(vocab or {})
