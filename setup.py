@@ -88,6 +88,7 @@ setup(
         "eval": EVAL,
         "chair": ["textblob>=0.19", "nltk>=3.9"],
         "lmms": ["lmms-eval>=0.7.2", *TORCH],
+        "ray": ["ray[train]>=2.60"],
         "serve": SERVE,
         "demo": ["gradio>=6.31"],
         "test": TEST,

@@ -173,9 +173,14 @@ def linears_of(
     return linear
 
 
+def splits_positions() -> bool:
+    """Whether the mesh that is set (jax.set_mesh) splits the positions of a row."""
+    return jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1
+
+
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., d_in] @ kernel [d_in, d_out] in x's dtype."""
-    if jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1:
+    if splits_positions():
         # Rows and positions that are both split cannot be one axis: XLA would gather x first.
         return x @ kernel.astype(x.dtype)
     # Two-dimensional on purpose: XLA's CPU gradient of a 3-D matmul is 2.6 times slower.

@@ -17,10 +17,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from llava_jax.clip import ClipVision
 from llava_jax.config import LlavaConfig
-from llava_jax.layers import Compute, linears_of
+from llava_jax.layers import Compute, linears_of, splits_positions
 from llava_jax.llama import Llama
 from llava_jax.params import check_params
-from llava_jax.sharding import IMAGES, SEQUENCE, constrain, state_shardings
+from llava_jax.sharding import IMAGES, LOOKED_UP, SEQUENCE, constrain, state_shardings
 
 
 class Projector(nnx.Module):
@@ -100,6 +100,10 @@ class Llava(nnx.Module):
     def embed(self, tokens_BT, slots_BT, images_GMHWC, dropout_key=None) -> jax.Array:
         """Token embeddings with the projected features of each group's images spliced in."""
         text = self.language.embed(tokens_BT, self.compute.dtype)  # [B, T, D]
+        if (
+            splits_positions()
+        ):  # from the table's place to SEQUENCE in two steps: XLA finds none in one
+            text = constrain(text, LOOKED_UP)
         g, m = images_GMHWC.shape[:2]
         if not m:
             return text

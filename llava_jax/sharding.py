@@ -39,6 +39,8 @@ BATCH = P(ROWS)
 """An array [B, ...] that has no axis of positions."""
 SEQUENCE = P(ROWS, "context")
 """[B, T, ...]: tokens, embeddings, hidden states."""
+LOOKED_UP = P("data", "context", "fsdp")
+"""[B, T, D] as it comes from a table whose width is split."""
 QUERIES = P(ROWS, "context", "tensor")
 """Queries [B, T, N, H], and what attention gives for them."""
 KEYS = P(ROWS, None, "tensor")
@@ -66,7 +68,8 @@ def make_mesh(
     not there.
     """
     devices = jax.devices() if devices is None else list(devices)
-    slices = slices or (len(_granules(devices)) if devices[0].platform == "tpu" else 1)
+    of_tpu = len(_granules(devices)) if devices[0].platform == "tpu" else 1
+    slices = slices or of_tpu
     sizes = [data, fsdp, context, tensor]
     given = " ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
@@ -79,7 +82,7 @@ def make_mesh(
         raise ConfigError(f"mesh {given}{per} does not fit {len(devices)} devices")
     # Auto axes: with Explicit ones, jax.make_mesh's default, plain matmuls raise ShardingTypeError.
     auto = (AxisType.Auto,) * len(MESH_AXES)
-    if slices == 1:
+    if slices == of_tpu == 1:
         return jax.make_mesh(tuple(sizes), MESH_AXES, devices=devices, axis_types=auto)
     return Mesh(_in_slices(devices, sizes, slices), MESH_AXES, axis_types=auto)
 

@@ -27,6 +27,7 @@ EXTRAS = {
     "chair",
     "eval",
     "lmms",
+    "ray",
     "serve",
     "demo",
     "test",

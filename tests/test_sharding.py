@@ -119,7 +119,9 @@ def test_slices_take_rows_apart_and_hold_the_other_axes_whole():
         assert tuple(found.shape.values()) == (2, 4, 1, 2)
         for part, of_one in enumerate(found.devices):
             assert {d.slice_index for d in of_one.flat} == {part}
-    with pytest.raises(ConfigError, match=r"mesh.slices is 4, but the number of slices is 2"):
-        make_mesh(slices=4, devices=devices)
+    for slices in (1, 4):
+        wrong = f"(mesh.slices is {slices}, but the number of slices is 2|does not fit)"
+        with pytest.raises(ConfigError, match=wrong):
+            make_mesh(slices=slices, devices=devices)
     with pytest.raises(ConfigError, match=r"the number of processes is 1"):
         make_mesh(slices=2)

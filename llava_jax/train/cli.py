@@ -48,6 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show", action="store_true", help="print the settings as they would be used, and stop"
     )
+    group = parser.add_argument_group("several hosts (schedulers need none of these)")
+    group.add_argument(
+        "--launcher",
+        choices=["ray"],
+        help="start the workers of a Ray cluster, and again if one is lost",
+    )
+    group.add_argument(
+        "--scaling",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of ray.train.ScalingConfig, such as num_workers=4 (default: a worker a host)",
+    )
+    group.add_argument(
+        "--max-failures",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often workers are started again (default: 3)",
+    )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # to answer them with a hint
 
 
@@ -70,11 +90,16 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         show(config)
         return 0
+    workdir = args.workdir or Path("runs") / config.name
+    if args.launcher:
+        from llava_jax.train.ray_launch import launch
+
+        launch(args, workdir)
+        return 0
     keep_freed_memory()
     from llava_jax.train.distributed import initialize, is_main
 
     initialize()
-    workdir = args.workdir or Path("runs") / config.name
     from llava_jax.train.stages import run_stages
 
     export = run_stages(config, workdir, quiet=args.quiet)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from llava_jax.params import component, is_lora
+from llava_jax.sharding import MESH_AXES
 from llava_jax.train.step import TrainState
 
 _KINDS = {"attn": "attention", "mlp": "MLP", "embed": "vocabulary", "head": "vocabulary"}
@@ -21,7 +22,7 @@ class _Row:
 
     count: int = 0
     bytes: int = 0
-    axes: dict[str, None] = field(default_factory=dict)  # an ordered set
+    axes: set[str] = field(default_factory=set)
 
 
 def placement(state: TrainState, frozen: Mapping[str, Any], batch: Any) -> str:
@@ -35,10 +36,10 @@ def placement(state: TrainState, frozen: Mapping[str, Any], batch: Any) -> str:
             row = rows.setdefault((kind(name), how, leaf.dtype.name), _Row())
             row.count += leaf.size
             row.bytes += bytes_on_a_device(leaf)
-            row.axes |= dict.fromkeys(_axes(leaf))
+            row.axes |= _axes(leaf)
     lines = [("parameters", "", "type", "split over", "MB a device")]
     for (what, how, dtype), row in rows.items():
-        over = " x ".join(row.axes) or "nothing"
+        over = " x ".join(axis for axis in MESH_AXES if axis in row.axes) or "nothing"
         lines.append((what, f"{row.count:,} {how}", dtype, over, _megabytes(row.bytes)))
     for what, tree in (("optimizer", state.opt_state), ("batch", batch)):
         lines.append((what, "", "", "", _megabytes(bytes_on_a_device(tree))))
@@ -67,12 +68,12 @@ def bytes_on_a_device(tree: Any) -> int:
     )
 
 
-def _axes(leaf: Any) -> list[str]:
+def _axes(leaf: Any) -> set[str]:
     """The mesh axes that split a leaf into more than one part."""
     sharding, found = leaf.sharding, []
     for entry in getattr(sharding, "spec", ()):
         found += [a for a in (entry if isinstance(entry, tuple) else (entry,)) if a]
-    return [axis for axis in found if sharding.mesh.shape[axis] > 1]
+    return {axis for axis in found if sharding.mesh.shape[axis] > 1}
 
 
 def _megabytes(size: int) -> str:

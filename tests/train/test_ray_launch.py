@@ -1,0 +1,125 @@
+"""`--launcher ray`: what it asks of Ray; two workers of which one is killed, and the run goes on."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llava_jax.cli import main
+from llava_jax.errors import ConfigError
+from llava_jax.train.log import METRICS, read_metrics
+from llava_jax.train.ray_launch import _every_host, _given
+from tests.train.run import make_data, make_model, overrides
+from tests.train.test_processes import end, slurm
+
+HAS_RAY = importlib.util.find_spec("ray") is not None
+STEPS = 8
+
+
+def test_a_worker_a_host_with_all_its_gpus():
+    cpu, gpu = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}
+    nodes = [{"Alive": True, "Resources": r} for r in (cpu, gpu, gpu)]
+    assert _every_host(nodes[:1]) == {"num_workers": 1}
+    gone = {"Alive": False, "Resources": gpu}
+    found = _every_host([*nodes, gone])
+    assert found == {"num_workers": 2, "use_gpu": True, "resources_per_worker": {"GPU": 4}}
+
+
+def test_scaling_is_name_and_value():
+    words = ["num_workers=4", "use_tpu=true", "topology=4x4", "resources_per_worker={'CPU': 1}"]
+    assert _given(words) == {
+        "num_workers": 4, "use_tpu": True, "topology": "4x4", "resources_per_worker": {"CPU": 1}
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="'4' is not NAME=VALUE"):
+        _given(["4"])
+
+
+@pytest.mark.skipif(HAS_RAY, reason="ray is installed")
+def test_without_ray_the_extra_is_named(capsys):
+    assert main(["train", "--config", "finetune_7b", "--launcher", "ray"]) == 2
+    assert "llava_jax[ray]" in capsys.readouterr().err
+
+
+# Two workers ---------------------------------------------------------------------------------------
+
+
+def command(made, workdir, *words):
+    settings = overrides(*made, steps=STEPS, save_every=2, unroll_layers=False)
+    return [
+        *(sys.executable, "-m", "llava_jax", "train", "--config", "common", "--quiet"),
+        *("--workdir", str(workdir), *settings, *words),
+    ]
+
+
+def killed_after_step(number: int, mark: str, workdir: Path, driver: subprocess.Popen) -> int:
+    """Kills the worker that does not write the log once step `number` is in it; its process id."""
+    log = workdir / METRICS
+    while driver.poll() is None:
+        if log.exists() and len(read_metrics(log)) >= number:
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if mark.encode() not in (process / "environ").read_bytes():
+                        continue
+                    if b"TrainWorker" not in (process / "cmdline").read_bytes():
+                        continue
+                    if log not in [p.readlink() for p in (process / "fd").iterdir()]:
+                        os.kill(int(process.name), signal.SIGKILL)
+                        return int(process.name)
+        time.sleep(0.02)
+    pytest.fail(str(driver.communicate()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_RAY, reason="pip install 'llava_jax[ray]'")
+def test_a_worker_is_killed_and_the_run_goes_on(tmp_path):
+    data = make_data(tmp_path / "data", 30)
+    made = make_model(tmp_path, data), data
+    never, killed = tmp_path / "never", tmp_path / "killed"
+    two = [
+        subprocess.Popen(
+            command(made, never),
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for env in slurm(2, devices=2)
+    ]
+    codes, outs = end(two)
+    assert codes == [0, 0], outs
+    start, mark = time.time(), f"{tmp_path.name}-{os.getpid()}"
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env |= {"LLAVA_JAX_TEST_MARK": mark, "RAY_USAGE_STATS_ENABLED": "0"}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # see slurm
+    words = ["--launcher", "ray", "--scaling", "num_workers=2", "--max-failures", "1"]
+    driver = subprocess.Popen(
+        command(made, killed, *words),
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    victim = killed_after_step(3, mark, killed, driver)
+    (code,), (out,) = end([driver], 900)
+    assert code == 0, out
+    rows, wanted = (read_metrics(w / METRICS) for w in (killed, never))
+    for row in (*rows, *wanted):
+        row.pop("seconds"), row.pop("save_seconds", None)
+    assert rows == wanted
+    assert "resumed at step" in out
+    assert (killed / "export" / "llava_jax.json").is_file()
+    import ray
+
+    told = {
+        "ray": ray.__version__,
+        "steps": STEPS,
+        "killed": f"worker 1 of 2, process {victim}, after step 3",
+        "resumed": next(x[x.index("resumed at") :] for x in out.splitlines() if "resumed at" in x),
+        "rows equal to the run never killed": len(rows),
+        "seconds": round(time.time() - start),
+    }
+    print(json.dumps(told, indent=1))
