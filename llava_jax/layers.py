@@ -123,13 +123,13 @@ class Linear(nnx.Module):
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(x.dtype)
         if self.lora:
-            dropped = dropout_key is not None and self.lora.dropout
-            if dropped:
+            whole = x
+            if dropout_key is not None and self.lora.dropout:
                 x = dropout(x, self.lora.dropout, dropout_key)
             update = matmul(matmul(x, self.lora_a[...]), self.lora_b[...]) * self.lora.scale
             if self.lora.dora:  # as PEFT: the dropout is before the base's share of the update too
-                base = self._base(x) if dropped else base
-                ratio = self._magnitude_ratio()  # float32[d_out]
+                base = base if x is whole else self._base(x)
+                ratio = self._magnitude_ratio(self.lora.scale)  # float32[d_out]
                 update = ((ratio - 1) * base + ratio * update).astype(x.dtype)
             y = y + update
         return y
@@ -139,10 +139,12 @@ class Linear(nnx.Module):
         if hasattr(self, "kernel"):
             return matmul(x, self.kernel[...])
         # Recomputed in the backward pass, so that only the codes of a layer outlive its forward pass.
-        product = jax.checkpoint(lambda x, *held: matmul(x, quant.dequantize(*held, self.d_in)))
+        product = jax.checkpoint(
+            lambda x, codes, scales: matmul(x, quant.dequantize(codes, scales, self.d_in, x.dtype))
+        )
         return product(x, self.codes[...], jax.lax.stop_gradient(self.scales[...]))
 
-    def _magnitude_ratio(self) -> jax.Array:
+    def _magnitude_ratio(self, scale: float) -> jax.Array:
         """float32[d_out]: trained over actual norm of each column of the kernel with its update.
 
         The norm has no gradient (section 4.3 of DoRA's paper, and PEFT).
@@ -152,7 +154,7 @@ class Linear(nnx.Module):
         else:
             kernel = quant.dequantize(self.codes[...], self.scales[...], self.d_in)
         a, b = (leaf[...].astype(jnp.float32) for leaf in (self.lora_a, self.lora_b))
-        norms = column_norms(kernel.astype(jnp.float32) + self.lora.scale * (a @ b))
+        norms = column_norms(kernel.astype(jnp.float32) + scale * (a @ b))
         return self.lora_m[...].astype(jnp.float32) / jax.lax.stop_gradient(norms)
 
 

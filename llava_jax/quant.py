@@ -8,6 +8,7 @@ keeps a code per uint4 element, and its provider wraps a model object, where our
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +46,10 @@ def quantize(kernel: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
     return pairs[..., 0, :] << 4 | pairs[..., 1, :], scales
 
 
-def dequantize(codes: jax.Array, scales: jax.Array, d_in: int) -> jax.Array:
-    """The kernel float32[..., d_in, d_out] that codes and scales stand for."""
+def dequantize(
+    codes: jax.Array, scales: jax.Array, d_in: int, dtype: Any = jnp.float32
+) -> jax.Array:
+    """The kernel dtype[..., d_in, d_out] that codes and scales stand for."""
     if codes.dtype == jnp.int8:
         units = codes.astype(jnp.float32)
     else:
@@ -55,7 +58,7 @@ def dequantize(codes: jax.Array, scales: jax.Array, d_in: int) -> jax.Array:
         )  # [..., d_in / 2, 2, d_out]
         units = halves.reshape(*codes.shape[:-2], -1, codes.shape[-1])
     blocks = units.reshape(*scales.shape[:-1], BLOCK, scales.shape[-1])
-    kernel = (blocks * scales[..., None, :]).reshape(units.shape)
+    kernel = (blocks * scales[..., None, :]).astype(dtype).reshape(units.shape)
     return kernel[..., :d_in, :]
 
 

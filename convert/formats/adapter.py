@@ -292,7 +292,7 @@ def write_lora(source: Source, work: Path, target: Target, progress: Progress | 
 def write_peft(source: Source, work: Path, target: Target, progress: Progress | None) -> None:
     """An adapter for PEFT on Hugging Face's LLaVA; the projector goes along as a saved module."""
     read = source.metadata.get("lora") or {}
-    was = keys.LAYOUTS.get(read.get("layout") or _BY_PREFIX.get(read.get("prefix")) or "")
+    was = keys.LAYOUTS.get(read.get("layout") or _BY_PREFIX.get(read.get("prefix", ""), ""))
     layout = was or keys.HF_MEMORY
     if layout is keys.ORIGINAL or target.layout:
         layout = keys.LAYOUTS[target.layout or "hf5_memory"]

@@ -114,8 +114,8 @@ def rates(names: Collection[str], config: Any) -> dict[str, tuple[float, float]]
 
     Norms and biases have no decay, whatever their group sets.
     """
-    lr = dict.fromkeys(names, config.lr)
-    decay = dict.fromkeys(names, config.weight_decay)
+    lr: dict[str, float] = {name: config.lr for name in names}
+    decay: dict[str, float] = {name: config.weight_decay for name in names}
     for group in param_groups(config):
         covered = select("param_groups", group.word, names, "trained parameter")
         if group.lr is not None:

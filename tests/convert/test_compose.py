@@ -286,6 +286,7 @@ def test_an_adapter_on_the_projector_alone(pair, tmp_path):
     settings.pop("modules_to_save")
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(settings))
     got, want = load_checkpoint(tmp_path / "peft", base=base), params_of(base)
+    assert got.config.lora
     assert got.config.lora.targets == ("projector.linear_0",)
     assert all(np.array_equal(got.params[name], value) for name, value in want.items())
     together = params_of(tmp_path / "peft", base=base, merge=True)

@@ -31,8 +31,8 @@ GROUPS = ("LANGUAGE", "LORA", "VISION", "VISION_LORA")
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_rule_is_needed(group, monkeypatch):
     biased = replace(tiny.ORIGINAL.language, attention_bias=True)
-    config = replace(tiny.ORIGINAL, language=biased, lora=LoraConfig(2, 4.0, dora=True))
-    config = replace(config, lora=replace(config.lora, targets=tuple(linears(config))))
+    lora = LoraConfig(2, 4.0, dora=True, targets=tuple(linears(tiny.ORIGINAL)))
+    config = replace(tiny.ORIGINAL, language=biased, lora=lora)
     rules = getattr(keys, group)
     for rule in rules:
         monkeypatch.setattr(keys, group, tuple(r for r in rules if r is not rule))

@@ -201,6 +201,7 @@ def test_a_model_and_the_settings_that_do_not_fit_it(data):
     with pytest.raises(ConfigError, match=r"no adapters \(set lora_rank"):
         fit(adapters)
     words = fit(adapters, "lora_rank=8", r"lora_targets=vision,re:.*\.mlp\.up", "lora_rslora=true")
+    assert words.lora
     assert words.lora.targets == (*linears(V15_7B)[:6], "language.layers.mlp.up")
     assert words.lora.scale == 256 / 8**0.5
     with pytest.raises(ConfigError, match=r"lora_targets: 're:q_proj' matches no linear layer"):

@@ -113,6 +113,7 @@ def test_new_adapters_change_nothing_over_a_quantised_base(made):
     changes = {"lora_rank": 4, "trainable": "lora", "quantize": "nf4", "lora_dora": True}
     changes["lora_targets"] = r"language,projector,re:vision\.layers\.attn\.[qv]"
     opened = open_model(load_config("common", overrides(*made, **changes)))
+    assert opened.config.lora
     assert len(opened.config.lora.targets) == 7 + 2 + 2
     params = read_params(opened, 0, make_mesh(fsdp=8))
     assert params["language.layers.mlp.up.codes"].dtype == jnp.uint8

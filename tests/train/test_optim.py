@@ -1,5 +1,7 @@
 """Rules of the update: schedule, groups, moving average; and the z-loss. Off, they change no bit."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ def updates(steps=3, **changes):
     params = {"projector.linear_0.kernel": jnp.arange(6.0).reshape(2, 3) + 1}
     params["language.norm.scale"] = jnp.ones(3)
     optimizer, _ = make_optimizer(settings(**changes), sorted(params), steps)
+    seen: list[Any]
     state, seen = optimizer.init(params), [params]
     for _ in range(steps):
         change, state = optimizer.update(seen[-1], state, seen[-1])
