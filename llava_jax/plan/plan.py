@@ -129,7 +129,7 @@ def make_row(setup: Setup, kept: Kept) -> Row:
         "versions": versions,
         "remat": question.config.remat,
         "grad_accum": question.config.grad_accum,
-        "attention": _kernel(setup),
+        "attention": setup.program.compute.attention.at(setup.shape.length),
         "shape": setup.shape._asdict(),
         "mixture": asdict(setup.mixture),
         "compiled": compiled,
@@ -141,12 +141,6 @@ def make_row(setup: Setup, kept: Kept) -> Row:
     row["fits"] = compiled["fits"] and (device is None or row["memory"]["peak"] <= device)
     kept.add(row)
     return row
-
-
-def _kernel(setup: Setup) -> str:
-    """What computes attention."""
-    choice: Any = setup.program.compute.attention
-    return choice.at(setup.shape.length) if hasattr(choice, "at") else "plain"
 
 
 def _with(change: str) -> str:
@@ -185,7 +179,9 @@ def _time(setup: Setup, moved: dict[str, Any]) -> Row:
     positions, groups = shape.rows * shape.length, shape.groups or shape.rows
     targets = groups * (shape.targets or 0)
     # Every kernel but the plain one leaves out the blocks of keys that come later.
-    keys = shape.length / (1 if _kernel(setup) == "plain" else 2)
+    keys = shape.length / (
+        1 if setup.program.compute.attention.at(setup.shape.length) == "plain" else 2
+    )
     full = flops.Work(positions, targets, groups * shape.images, keys, positions)
     chunked = (shape.targets or 0) > 256
     executed = flops.count(setup.model, params, trained, full, config.remat, chunked)
