@@ -107,6 +107,8 @@ def wait_for_steps(processes, workdir, steps, before=0, seconds=300):
 def same_run(workdir, alone):
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
     rows, theirs = (read_metrics(w / METRICS) for w in (workdir, alone))
+    # Of the first step, before updates amplify what rounding differs in.
+    np.testing.assert_allclose(rows[0]["grad_norm"], theirs[0]["grad_norm"], rtol=1e-5)
     assert [(r["samples"], r["tokens"]) for r in rows] == [
         (r["samples"], r["tokens"]) for r in theirs
     ]
