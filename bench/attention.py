@@ -12,7 +12,7 @@ import time
 
 def main() -> None:
     """Prints one line per length and kind of row."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[208, 512, 1024, 2048, 4096])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--width", type=int, default=64)

@@ -181,14 +181,13 @@ class Llama(nnx.Module):
         rope = rope_table(
             positions_BT, rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling)
         )
+        seen: Any = mask_BTS
         if segments_BT is not None:
             causal = Causal(segments_BT, positions_BT, turns_BT, c.sliding_window)
             seen = settled(causal, compute.attention)
-        else:
-            seen = mask_BTS
-            if c.sliding_window and key_positions_BS is not None:
-                distance = positions_BT[:, :, None] - key_positions_BS[:, None, :]  # [B, T, S]
-                seen &= distance < c.sliding_window
+        elif c.sliding_window and key_positions_BS is not None:
+            distance = positions_BT[:, :, None] - key_positions_BS[:, None, :]  # [B, T, S]
+            seen = seen & (distance < c.sliding_window)
         keys = None if dropout_key is None else jax.random.split(dropout_key, c.layers)
 
         def apply(layer, x, entry):

@@ -76,7 +76,7 @@ def choose(device: Any, need: Need, asked: str = "") -> Choice:
     return Choice("chunked", why=why, **_chunked(device))
 
 
-def _chunked(device: Any) -> dict[str, int]:
+def _chunked(device: Any) -> dict[str, Any]:
     return _CHUNKED_ON_CPU if device.platform == "cpu" else _CHUNKED
 
 

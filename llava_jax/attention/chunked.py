@@ -9,7 +9,7 @@ example or after the last query of a block of queries are never computed.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def chunked(
         _blocks(x.transpose(0, 2, 1, 3), 2, form.block) for x in (k_BSKH, v_BSKH)
     )  # [P, B, K, C, H]
     query, key = jax.tree.map(lambda x: _blocks(x, 1, form.block), (query, key))
-    out = _attend(q, k, v, query, key, form)  # [Q, B, K, G, C, H]
+    out: Any = _attend(q, k, v, query, key, form)  # [Q, B, K, G, C, H]
     out = jnp.moveaxis(out, 0, 3).reshape(b, kv, n // kv, -1, h)[:, :, :, :t]
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 

@@ -39,9 +39,10 @@ def splash_kernel(length: int, heads: int, form: Form, parts: int, interpret: bo
     own = length // parts
     block = next(n for n in range(_SPLASH_BLOCK, 0, -STEP["splash"]) if own % n == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks: dict[str, Any] = {f"block_{name}": block for name in names}
     return lib.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
-        block_sizes=lib.BlockSizes(**{f"block_{name}": block for name in names}),
+        block_sizes=lib.BlockSizes(**blocks),
         head_shards=1,
         q_seq_shards=parts,
         interpret=interpret,

@@ -49,8 +49,8 @@ class Causal:
 
 def sees(query: Tokens, key: Tokens, window: int | None) -> jax.Array:
     """bool[B, T, S]: whether each query sees each key, by the rules of `Causal`."""
-    q = Tokens(*(None if x is None else x[:, :, None] for x in query))  # each [B, T, 1]
-    k = Tokens(*(None if x is None else x[:, None, :] for x in key))  # each [B, 1, S]
+    q = jax.tree.map(lambda x: x[:, :, None], query)  # each [B, T, 1]
+    k = jax.tree.map(lambda x: x[:, None, :], key)  # each [B, 1, S]
     seen = (q.index >= k.index) & (q.segment == k.segment) & (k.segment > 0)
     if q.turn is not None and k.turn is not None:
         seen &= (q.turn == k.turn) | (k.turn == 0)

@@ -157,6 +157,7 @@ class Generator:
         self.compiled["prefill" if state is None else "extend"] += 1
         model = self.model(leaves)
         b, t = batch["tokens"].shape
+        where: dict[str, Any]
         cache: Any  # never None: a cache goes in
         # 1 in an empty row, so that no softmax is of nothing.
         new_lengths = jnp.maximum((batch["segments"] > 0).sum(1, dtype=jnp.int32), 1)  # [B]

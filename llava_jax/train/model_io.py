@@ -136,7 +136,7 @@ def compute_of(config: Any, model: LlavaConfig, mesh: Mesh, turns: bool | None =
     turns: whether some sample may have independent turns; None: as data.turns says.
     Raises ConfigError for a setting `attention` that the devices or the data do not allow.
     """
-    turns = config.data.turns == "independent" if turns is None else turns
+    turns = bool(config.data.turns == "independent" if turns is None else turns)
     need = Need(
         config.dtype,
         packed=config.data.pack,
