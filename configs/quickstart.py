@@ -60,6 +60,6 @@ def get_config():
         batch_size=32,
         steps=800,
         lr=0.01,  # at 0.02 the language model loses part of what it was pre-trained to look up
-        data=dict(turns="independent", turns_per_sample=6, pack=True, row_multiple=20),
+        data=dict(turns="independent", turns_per_sample=6, pack="exact", row_multiple=20),
     )
     return c

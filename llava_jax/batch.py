@@ -121,23 +121,6 @@ def bucket(need: int, buckets: Sequence[int], field: int, sample: str) -> int:
     )
 
 
-def first_fit(sizes: Sequence[Size], room: Size) -> list[list[int]]:
-    """Packs examples of these sizes into rows of `room`; returns the indices in each row.
-
-    Longest first. Ties keep their order, so the same sizes always make the same rows.
-    """
-    rows: list[list[int]] = []
-    left: list[Size] = []  # in each row
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i].length):
-        r = next((r for r, free in enumerate(left) if sizes[i].fits(free)), len(rows))
-        if r == len(rows):
-            rows.append([])
-            left.append(room)
-        rows[r].append(i)
-        left[r] = Size(*(free - need for free, need in zip(left[r], sizes[i])))
-    return rows
-
-
 def shape_of(rows: Sequence[Row], count: int, buckets: Buckets, image_tokens: int) -> Shape:
     """The smallest buckets that hold every row; `count` is the number of rows, empty ones included."""
     sizes = [(size_of(row, image_tokens), row[0].id) for row in rows if row]

@@ -28,6 +28,7 @@ class Setting:
     regular expression. needs: the setting without which this one has no effect, as
     NAME (must be set) or NAME=VALUE (must be, or contain, VALUE). resume: may differ when a run is
     resumed. host: each process of a run may have its own value. aliases: names in other programs.
+    old: what the True and False of earlier versions are called now.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Setting:
     resume: bool = False
     host: bool = False
     aliases: str = ""
+    old: Mapping[bool, str] = field(default_factory=dict)
 
     @property
     def limits(self) -> str:
@@ -91,12 +93,17 @@ _ONE = {bool: "True or False", int: "a whole number", float: "a number", str: "a
 _MANY = {int: "whole numbers", float: "numbers", str: "strings"}
 
 
+def current(row: Setting, value: Any) -> Any:
+    """`value`, or what a value of an earlier version is called now."""
+    return row.old.get(value, value) if isinstance(value, bool) else value
+
+
 def check(row: Setting, value: Any, shown: str = "") -> None:
     """Raises ConfigError for a value of the wrong type, beyond a limit or not among the choices.
 
     shown: the setting's name in the message, where it is not the row's.
     """
-    name = shown or row.name
+    name, value = shown or row.name, current(row, value)
     forms = forms_of(row)
     if not any(_is(form, value) for form in forms):
         wanted = " or ".join(in_words(form) for form in forms if form is not NoneType)
@@ -143,10 +150,10 @@ def parse(row: Setting, text: str) -> Any:
     many = any(get_origin(form) is tuple for form in forms)
     if many and (len(forms) == 1 or text.startswith(("(", "["))):
         return _tuple(text)
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if str in forms:
-        return text
+        return current(row, words.get(text.lower(), text)) if row.old else text
     if bool in forms:
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         return words.get(text.lower(), text)
     if text.lower() == "none":
         return None

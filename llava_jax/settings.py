@@ -109,9 +109,15 @@ class DataGroup(ImageLimits):
         aliases="group_by_modality_length")
     groups: int = setting(1, "the original's number of devices, for its exact grouping by length",
         low=1, needs="data.group_by_modality")
-    pack: bool = setting(False, "several samples in one row", aliases="packing")
-    row_multiple: int = setting(0, "packed rows are a multiple of this; 0: an eighth of the batch",
-        low=0, needs="data.pack")
+    pack: str = setting("",
+        "several samples in a row; exact: steps of the same samples, fill: rows that are full",
+        choices=("", "exact", "fill"), old={True: "exact", False: ""}, aliases="packing")
+    pack_length: int = setting(0, "positions of a packed row; 0: data.max_length", low=0,
+        needs="data.pack")
+    pack_rows: int = setting(0, "rows of a step; 0: as many as hold about batch_size samples",
+        low=0, needs="data.pack=fill", resume=True)
+    row_multiple: int = setting(0, "the rows of a step are a multiple of this; 0: as few as needed",
+        low=0, needs="data.pack=exact")
     length_buckets: tuple[int, ...] = setting(
         (128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048),
         "rows are padded to one of these lengths; each compiles once", low=1)
@@ -290,8 +296,8 @@ _HEAD = """# Settings
 
 Made by `python -m llava_jax.settings > docs/settings.md` from the tables of llava_jax/settings.py.
 
-Settings of training stand in a config file (`c.data.pack = True`) or on the command line
-(`--config.data.pack=true`); see [training.md](training.md). Those marked with a star may differ when a
+Settings of training stand in a config file (`c.data.pack = "exact"`) or on the command line
+(`--config.data.pack=exact`); see [training.md](training.md). Those marked with a star may differ when a
 run is resumed. Settings of generation are arguments of `Request` and options of `llava-jax chat`; see
 [generation.md](generation.md)."""
 

@@ -60,7 +60,6 @@ ROWS = [
         "data/test_make_loader.py::test_a_conversation_ends_up_in_the_batch",
     ),
     Row("data.length_buckets", "train/test_config.py", ITSELF),
-    Row("data.target_buckets", "data/test_epoch.py", RECIPES),
     # Number formats and memory.
     Row("dtype", "train/run.py train/test_heldout.py rehearsal/field.py", RECIPES),
     Row(
@@ -169,12 +168,12 @@ ROWS = [
     Row("data.holdout_side", "data/* train/test_heldout.py", RECIPES),
     Row("data.image_aspect_ratio", "data/test_make_loader.py", ITSELF),
     Row("data.pack", "data/* rehearsal/* train/*", RECIPES),
-    Row("data.prefetch", "data/test_epoch.py", RECIPES),
     Row(
-        "data.row_multiple",
-        "data/test_loader.py",
-        "data/test_epoch.py::test_packed_rows_serve_every_micro_batch_of_an_epoch",
+        "data.pack_rows",
+        "rehearsal/test_layouts.py",
+        "data/test_packing.py::test_rows_of_a_step_are_refused_where_devices_do_not_divide_them",
     ),
+    Row("data.prefetch", "data/test_epoch.py", RECIPES),
     Row("data.shuffle", "data/* train/test_data.py", RECIPES),
     Row("data.image_buckets", "data/*", RECIPES),
     Row("data.threads", "data/* train/test_loop.py", RECIPES),

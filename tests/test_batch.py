@@ -13,7 +13,6 @@ from llava_jax.batch import (
     batch_bucket,
     collate,
     expand,
-    first_fit,
     image_bucket,
     length_bucket,
     prompt_shape,
@@ -119,15 +118,6 @@ def sample_of(length: int, images: int = 0, name: str = "s"):
     ids = [1] + [X] * images + [5] * (length - 1 - 2 * images)
     labels = [_] * (1 + images) + ids[1 + images :]
     return replace(example(ids, labels), id=name)
-
-
-def test_first_fit_puts_the_longest_first():
-    sizes = [size_of([sample_of(n)], 2) for n in (3, 6, 4, 7, 2)]
-    assert [s.length for s in sizes] == [3, 6, 4, 7, 2]
-    assert first_fit(sizes, Size(10, 9, 99)) == [[3, 0], [1, 2], [4]]
-    assert first_fit([size_of([sample_of(5, 1)], 2)] * 3, Size(99, 2, 99)) == [[0, 1], [2]]
-    assert first_fit(sizes, Size(10, 9, 6)) == [[3], [1, 4], [2, 0]]
-    assert first_fit([], Size(10, 1, 1)) == []
 
 
 def test_sizes_add_up_within_a_row():

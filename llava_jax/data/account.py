@@ -10,6 +10,7 @@ import numpy as np
 
 from llava_jax.data.bad import SHOWN, BadSamples
 from llava_jax.data.check import Dataset
+from llava_jax.data.layout import Layout
 from llava_jax.data.sampler import Epochs
 
 COUNTS = ("given", "replaced", "empty", "cut", "image_replaced", "image_empty")
@@ -33,8 +34,8 @@ class Account:
     A sample's notes count the first time that it is seen, so per sample and not per visit.
     """
 
-    def __init__(self, data: Dataset, epochs: Epochs, batch_size: int):
-        self._data, self._epochs, self._batch_size = data, epochs, batch_size
+    def __init__(self, data: Dataset, epochs: Epochs, layout: Layout):
+        self._data, self._epochs, self._layout = data, epochs, layout
         self.counts = dict.fromkeys(COUNTS, 0)
         self._notes: Counter[str] = Counter()
         self._noted: defaultdict[str, list[str]] = defaultdict(list)
@@ -70,14 +71,14 @@ class Account:
         self._notes = Counter(state.get("notes", {}))
         self._noted = defaultdict(list, {k: list(v) for k, v in state.get("noted", {}).items()})
         self._seen[:] = False
-        number, within = divmod(step, self._epochs.steps)
+        number, within = self._layout.locate(step)
         for earlier in range(number):
             self._seen[self._epochs.records(earlier)] = True
             if self._seen.all():
                 return
         if within:
-            epoch = self._epochs[number]
-            self._seen[epoch.records[epoch.order[: within * self._batch_size]]] = True
+            entries = self._layout.before(number, within)
+            self._seen[self._epochs[number].records[entries]] = True
 
     def report(self, bad: BadSamples) -> dict[str, Any]:
         """Everything, JSON-ready; the keys are explained in docs/data.md."""

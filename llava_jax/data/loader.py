@@ -8,6 +8,8 @@ of threads or hosts, sees the same bytes. grain runs the steps ahead of time in 
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,13 +22,18 @@ from llava_jax.data.account import Account
 from llava_jax.data.bad import Bad, bad_sample
 from llava_jax.data.check import Dataset, open_data
 from llava_jax.data.cut import CutNotice
+from llava_jax.data.layout import Exact, Fill
 from llava_jax.data.pixels import Cache, ImageStore, augment
 from llava_jax.data.plan import MakeExample, Plan, Planned, Planner, example_maker
 from llava_jax.data.sampler import AUGMENT, seeded_random
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, ImageError, LlavaError
 from llava_jax.images.decode import CODES
+from llava_jax.setting import current
+from llava_jax.settings import TRAINING
 from llava_jax.text.example import TRUNCATED, Example
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 Noted = list[tuple[int, Iterable[str]]]
@@ -35,7 +42,15 @@ Noted = list[tuple[int, Iterable[str]]]
 # What makes step numbers mean the same samples.
 _IDENTITY = (
     *("batch_size", "version", "compat", "turns", "turns_per_sample", "max_length", "shuffle"),
-    *("group_by_modality", "groups", "pack", "holdout", "holdout_seed", "holdout_side"),
+    *(
+        "group_by_modality",
+        "groups",
+        "pack",
+        "pack_length",
+        "holdout",
+        "holdout_seed",
+        "holdout_side",
+    ),
     *("augment", "seed"),
 )
 
@@ -53,6 +68,8 @@ def make_loader(
     own_parts: Sequence[int] | None = None,
     data: Dataset | None = None,
     say: bool = True,
+    epochs: float = 1.0,
+    steps: int = 0,
 ) -> Loader:
     """The loader of a training run, from its `data` settings (see DataSettings for their names).
 
@@ -61,6 +78,7 @@ def make_loader(
     row_parts: every batch has a multiple of so many rows: micro-batches times devices along the batch.
     own_parts: which of the row_parts this host makes, in this order; None: its share, end to end.
     data: what `open_data` made of the same settings; None opens it here, and logs what is bad if `say`.
+    epochs, steps: how long the run is, in steps if they are given; packed shapes are chosen for it.
     Raises ConfigError for settings, SampleError for data that cannot be used.
     """
     settings = DataSettings.read(config)
@@ -72,14 +90,16 @@ def make_loader(
     data = data or open_data(settings, process_index=process_index, say=say)
     make = example_maker(settings, model_config, tokenizer)
     parts = None if own_parts is None else (row_parts, tuple(own_parts))
-    return Loader(data, make, settings, model_config, process_index, process_count, start, parts)
+    entries = math.ceil(steps * settings.batch_size / len(data)) if steps else math.ceil(epochs)
+    place = (process_index, process_count, start, parts, max(1, entries))
+    return Loader(data, make, settings, model_config, *place)
 
 
 class Loader:
     """An endless iterator of (batch, info). See batch.py for the arrays of a batch.
 
-    info: step, epoch, samples and tokens of the global batch (padding not counted), ids of this
-    host's samples, skipped (ids that were replaced), cut (samples longer than allowed), given,
+    info: step, epoch, samples and tokens of the global batch (padding not counted), real (the part
+    of its positions that are tokens), ids of this host's samples, skipped (ids that were replaced), cut (samples longer than allowed), given,
     replaced and empty (see docs/data.md; of this host's rows where images decide).
     The last batch of an epoch is filled up with empty rows: every sample is seen once per epoch.
     """
@@ -94,19 +114,24 @@ class Loader:
         process_count: int = 1,
         start: int = 0,
         parts: tuple[int, tuple[int, ...]] | None = None,
+        run_epochs: int = 1,
     ):
         self._data, self._settings, self._model = data, settings, model_config
         self._parts = parts or (process_count, (process_index,))
         self._first = process_index == 0
         cache = Cache(settings.cache_mb * 2**20 if settings.cache_images else 0)
-        self._planner = Planner(data, make_example, settings, model_config.image_tokens, cache)
+        tokens = model_config.image_tokens
+        self._planner = Planner(data, make_example, settings, tokens, cache, run_epochs)
+        self._layout = self._planner.layout
+        if isinstance(self._layout, (Exact, Fill)) and self._first:
+            log.info("%s", self._layout.summary)
         self._images = [
             ImageStore(f.image_folder, model_config, cache, settings.image_limits)
             for f in data.files
         ]
         self._bad = data.bad
         self._cut = CutNotice(settings.max_length, model_config)
-        self._account = Account(data, self._planner.epochs, settings.batch_size)
+        self._account = Account(data, self._planner.epochs, self._layout)
         self._step = start
         self._steps = self._start(start)
 
@@ -120,7 +145,11 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         """Batches that show every sample once; the last may hold empty rows."""
-        return self._planner.epochs.steps
+        return self._layout.steps(1)
+
+    def steps(self, epochs: float) -> int:
+        """Steps of so many epochs; with data.pack=fill an epoch may have a step more than another."""
+        return self._layout.steps(epochs)
 
     @property
     def turns(self) -> bool:
@@ -162,6 +191,7 @@ class Loader:
         """
         ours = self.identity()
         for name, value in state["data"].items():
+            value = current(TRAINING[f"data.{name}"], value) if name == "pack" else value
             if ours.get(name) != value:
                 raise ConfigError(
                     f"data.{name} is {ours.get(name)!r} but was {value!r} when this run began",
@@ -194,7 +224,8 @@ class Loader:
         """What makes step numbers mean the same samples, JSON-ready."""
         values = {name: getattr(self._settings, name) for name in _IDENTITY}
         weights = [file.weight for file in self._data.files]
-        return {"content": self._data.content, **values, "weights": weights}
+        own = self._layout.identity()
+        return {"content": self._data.content, **values, "weights": weights, **own}
 
     def report(self) -> dict[str, Any]:
         """What became of every record so far, JSON-ready. See docs/data.md for its keys."""
@@ -235,11 +266,13 @@ class Loader:
         image_empty = loaded.count(None)
         image_replaced = sum(x.replaces for x in loaded if x) - sum(x.replaces for x in planned)
         own = {x.record: x.sample.notes for x in plan.samples if not x.replaces}
+        tokens = sum(x.sample.length(self._model.image_tokens) for x in plan.samples)
         info = {
             "step": step,
             "epoch": plan.epoch,
             "samples": len(plan.samples),
-            "tokens": sum(x.sample.length(self._model.image_tokens) for x in plan.samples),
+            "tokens": tokens,
+            "real": tokens / (plan.shape.rows * plan.shape.length),
             "ids": [x.sample.id for x in loaded if x],
             "skipped": [b.id for b in bad],
             "cut": sum(TRUNCATED in x.sample.notes for x in plan.samples),

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llava_jax.batch import Buckets, Shape, Size, first_fit, shape_of, size_of
+from llava_jax.batch import Buckets, Shape, Size, size_of
 from llava_jax.config import LlavaConfig
 from llava_jax.data.bad import Bad, bad_sample
 from llava_jax.data.check import Dataset
+from llava_jax.data.layout import Batches, Exact, Fill, Layout
+from llava_jax.data.lengths import sample_lengths
 from llava_jax.data.pixels import Cache
 from llava_jax.data.sampler import TURNS, Epochs, seeded_random
 from llava_jax.data.settings import DataSettings
@@ -63,7 +65,10 @@ class Plan:
 
 
 class Planner:
-    """Plans the steps of a run. Threads may share it."""
+    """Plans the steps of a run. Threads may share it.
+
+    run_epochs: how many epochs the run has, for which the shapes of packed rows are chosen.
+    """
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class Planner:
         settings: DataSettings,
         image_tokens: int,
         cache: Cache,
+        run_epochs: int = 1,
     ):
         self.epochs = Epochs(data, settings)
         self._data, self._make, self._settings, self._cache = data, make, settings, cache
@@ -79,14 +85,17 @@ class Planner:
         self._buckets = Buckets(
             settings.length_buckets, settings.image_buckets, settings.target_buckets
         )
+        self.layout: Layout = Batches(self.epochs, settings)
+        if settings.pack:
+            kind = {"exact": Exact, "fill": Fill}[settings.pack]
+            sizes = sample_lengths(data, make, settings, image_tokens)
+            self.layout = kind(self.epochs, settings, sizes, run_epochs)
 
     def plan(self, step: int) -> Plan:
         """The plan of global step `step`."""
-        s = self._settings
-        number, within = divmod(step, self.epochs.steps)
-        epoch = self.epochs[number]
-        entries = epoch.order[within * s.batch_size : (within + 1) * s.batch_size].tolist()
-        given = epoch.records[entries].tolist()
+        number, within = self.layout.locate(step)
+        entries = self.layout.entries(number, within)
+        given = self.epochs[number].records[entries].tolist()
         found: list[Planned | None] = []
         bad: list[Bad] = []
         for entry, record in zip(entries, given):
@@ -96,22 +105,17 @@ class Planner:
             except LlavaError as e:
                 found.append(None)
                 bad.append(self._bad(record, e))
-        # A replacement must make no row longer and no shape larger.
         sizes = [self._size(x.sample) for x in found if x]
-        room = self._buckets.hold(Size(*map(max, zip(*sizes)))) if sizes else None
         for n, (entry, record) in enumerate(zip(entries, given)):
             if found[n] is None:
                 images = len(image_paths(self._data.records[record]))
+                room = self.layout.room(entry, number, sizes)
                 own = room or self._buckets.largest._replace(images=images)
                 found[n] = next(self.replacements(number, entry, own), None)
+        places = [n for n, x in enumerate(found) if x]
         samples = [x for x in found if x]
-        rows = [[i] for i in range(len(samples))]
-        count = s.batch_size
-        if s.pack:
-            rows = first_fit([self._size(x.sample) for x in samples], self._buckets.largest)
-            count = -(-max(len(rows), 1) // s.row_multiple) * s.row_multiple
-        filled = [[samples[i].sample for i in row] for row in rows]
-        shape = shape_of(filled, count, self._buckets, self._image_tokens)
+        sizes = [self._size(x.sample) for x in samples]
+        rows, shape = self.layout.rows(number, within, places, sizes)
         return Plan(step, number, given, samples, rows, shape, bad)
 
     def sample(self, record: int, entry: int, epoch: int) -> Example:

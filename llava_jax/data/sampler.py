@@ -25,7 +25,7 @@ MAX_TRIES = 100
 """Samples looked at for one that may replace a bad one; after that, its place stays empty."""
 
 # Last words of the keys of `seeded_random`, after (seed, epoch, ...): one for each purpose.
-TURNS, AUGMENT, REPLACE, WEIGHTS = 0, 1, 2, 3
+TURNS, AUGMENT, REPLACE, WEIGHTS, FILL = 0, 1, 2, 3, 4
 
 Permute = Callable[[int], Sequence[int] | np.ndarray]
 """n -> a permutation of range(n); called in a fixed order."""
@@ -74,7 +74,6 @@ class Epochs:
         self.samples = sum(_entries(len(records), weight) for records, weight in self._files)
         if not self.samples:
             raise SampleError("data.weights leave no sample in an epoch", fix="raise them")
-        self.steps = -(-self.samples // settings.batch_size)  # the last may hold empty rows
         self._lengths: np.ndarray | None = None
         if settings.group_by_modality:
             self._lengths = np.asarray([n or 1 for n in modality_lengths(data.records)], np.int64)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_jax.errors import ConfigError, did_you_mean
 from llava_jax.images.decode import LIMITS, Limits
+from llava_jax.setting import current
 from llava_jax.settings import DataGroup, TrainSettings, check, rows, setting
 
 
@@ -67,9 +67,14 @@ def data_files(data: Any) -> list[DataFile]:
     return [DataFile(*f) for f in zip(paths, folders, weights or (1.0,) * len(paths))]
 
 
-def padded_lengths(buckets: Sequence[int], longest: int | None) -> tuple[int, ...]:
-    """The lengths that rows are padded to, where no sample is longer than `longest` (None: as is)."""
-    return (*(n for n in buckets if n < longest), longest) if longest else tuple(buckets)
+def padded_lengths(data: Any, longest: int | None) -> tuple[int, ...]:
+    """The lengths that rows of the settings `data` have, where no sample is longer than `longest`.
+
+    longest: None where data.length_buckets alone say it.
+    """
+    buckets = tuple(data.length_buckets)
+    lengths = (*(n for n in buckets if n < longest), longest) if longest else buckets
+    return (data.pack_length or lengths[-1],) if data.pack else lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +87,10 @@ class DataSettings(DataGroup):
     batch_size: int = setting(1, "samples of a step, over all hosts", low=1)
     seed: int = setting(TrainSettings.seed, "of everything that is drawn", low=0)
     bad_report: str = setting("", "JSON lines file that lists the bad samples")
+    row_parts: int = setting(1, "into how many equal parts the rows of a step are cut", low=1)
 
     def __post_init__(self):
+        object.__setattr__(self, "pack", current(_ROWS["pack"], self.pack))
         for name, row in _ROWS.items():
             check(row, getattr(self, name), f"data.{name}")
 
@@ -113,19 +120,39 @@ class DataSettings(DataGroup):
                 fix="change batch_size, grad_accum or mesh",
             )
         longest = self.max_length or model_length
-        lengths = padded_lengths(self.length_buckets, longest)
+        lengths = padded_lengths(dataclasses.replace(self, pack=""), longest)
         powers = (2**i for i in range(3, 32) if i == 3 or 2 ** (i - 1) < lengths[-1])
-        if self.row_multiple:
-            rows = math.lcm(self.row_multiple, parts)
-        else:
-            rows = -(-max(1, self.batch_size // 8) // parts) * parts
+        self._check_packing(lengths[-1])
         return dataclasses.replace(
             self,
             max_length=longest,
             length_buckets=lengths,
             target_buckets=self.target_buckets or tuple(powers),
-            row_multiple=rows,
+            pack_length=self.pack_length or lengths[-1],
+            row_parts=parts,
         )
+
+    def _check_packing(self, longest: int) -> None:
+        """Raises ConfigError for settings that data.pack cannot follow."""
+        if self.pack and 0 < self.pack_length < longest:
+            raise ConfigError(
+                f"data.pack_length {self.pack_length} is shorter than the longest sample, {longest}",
+                fix="raise it, or lower data.max_length",
+            )
+        if self.pack != "fill":
+            return
+        if self.group_by_modality:
+            raise ConfigError(
+                "data.group_by_modality makes batches of similar samples, which data.pack=fill "
+                "takes apart",
+                fix="--config.data.group_by_modality=false, or data.pack=exact",
+            )
+        if self.turns_per_sample:
+            raise ConfigError(
+                "data.turns_per_sample draws other turns in each epoch, so lengths change, and "
+                "data.pack=fill plans with lengths",
+                fix="--config.data.turns_per_sample=0, or data.pack=exact",
+            )
 
     @classmethod
     def read(cls, config: Any) -> DataSettings:

@@ -45,7 +45,7 @@ def mixture_of(config: Any, **changes: float | None) -> Mixture:
 
 
 def _pack(config: Any) -> str:
-    return "fill" if config.data.pack is True else config.data.pack
+    return "exact" if config.data.pack is True else config.data.pack
 
 
 def step_shape(config: Any, length: int, mixture: Mixture, parts: int) -> Shape:

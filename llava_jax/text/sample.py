@@ -71,6 +71,12 @@ class ExampleMaker:
         wrapped = use_im_start_end and not self._caption
         self._slot = slot_parts(tokenizer, self.version.template, wrapped)
 
+    def identity(self) -> dict[str, Any]:
+        """All that its Examples depend on, JSON-ready."""
+        names = ("max_length", "image_tokens", "turns", "compat", "use_im_start_end")
+        own = {name: getattr(self, name) for name in names}
+        return {"tokenizer": self.tokenizer.digest, "version": self.version.name, **own}
+
     def __call__(self, record: Mapping[str, Any], name: str | None = None) -> Example:
         """The Example of a record; `name` is its id there and in errors, by default its own.
 

@@ -11,6 +11,8 @@ token id, or IMAGE_TOKEN. `split_markup` makes such parts from text that is trus
 from __future__ import annotations
 
 import bisect
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,6 +96,13 @@ class Tokenizer:
         self._unk_length = len(self._sp.encode(unk_token))
         self._markup = _alternatives([*self.special_tokens, *self.added])
         self._markup_or_image = _alternatives([*self.special_tokens, *self.added, IMAGE_TAG])
+
+    @property
+    def digest(self) -> str:
+        """Of all that its ids depend on."""
+        named = [self.bos_token, self.eos_token, self.unk_token, self.pad_token]
+        facts = [self.legacy, self.own_space, self.added, named, sorted(self.plain_added)]
+        return hashlib.sha256(self.model + json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     # Making one ----------------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ def check_devices(stages: Stages) -> None:
         mesh, data = make_mesh(**config.mesh), config.data
         with _naming(name):
             check_remat(config.remat, mesh.local_devices[0])
-            check_lengths(padded_lengths(data.length_buckets, data.max_length), mesh)
+            check_lengths(padded_lengths(data, data.max_length), mesh)
             if not data.pack:  # packed rows are filled up
                 check_rows(config.batch_size, mesh, config.grad_accum)
 

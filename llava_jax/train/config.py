@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from llava_jax.configs import common, variants
 from llava_jax.errors import ConfigError, LlavaError, did_you_mean
+from llava_jax.setting import current
 from llava_jax.settings import TRAINING, check, flat, parse
 from llava_jax.train.names import check_name, hint, known_settings, split_stage
 
@@ -39,6 +40,10 @@ def load_config(name: str, overrides: list[str]) -> Any:
     for override in overrides:
         set_override(config, override)
     fill_in_folder(config)
+    for name, value in flat(config):
+        row = known_settings().get(split_stage(name)[1])
+        if row and current(row, value) is not value:
+            _set(config, name, current(row, value))
     return common.lock(config)
 
 

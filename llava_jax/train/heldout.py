@@ -71,7 +71,8 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
 
 _PLAIN = {
     **HELD_SIDE,
-    "pack": False,
+    "pack": "",
+    "pack_length": 0,
     "group_by_modality": False,
     "shuffle": False,
     "augment": "",

@@ -54,7 +54,7 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         loader = together(lambda: open_loader(config, opened, mesh, bad_report=bad))
         cleanup.callback(loader.close)
         check_alike({f"data.{name}": value for name, value in loader.identity().items()})
-        steps = config.steps or math.ceil(config.epochs * loader.steps_per_epoch)
+        steps = config.steps or loader.steps(config.epochs)
 
         compute = compute_of(config, opened.config, mesh, loader.turns)
 

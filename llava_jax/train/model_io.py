@@ -139,7 +139,7 @@ def compute_of(config: Any, model: LlavaConfig, mesh: Mesh, turns: bool | None =
     turns = bool(config.data.turns == "independent" if turns is None else turns)
     need = Need(
         config.dtype,
-        packed=config.data.pack,
+        packed=bool(config.data.pack),
         turns=turns,
         window=model.language.sliding_window is not None,
         context=mesh.shape.get("context", 1),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import ConfigError
+from llava_jax.setting import current
 from llava_jax.settings import TRAINING, Setting, flat
 from llava_jax.train.names import split_stage
 from llava_jax.util import read_object, write_json, write_text
@@ -56,7 +57,7 @@ def check_same(config: Any, workdir: Path) -> list[str]:
     path = workdir / SETTINGS
     if not path.exists():
         return []
-    before = dict(flat(read_record(path)))
+    before = {name: current(_row(name), value) for name, value in flat(read_record(path))}
     now = dict(flat(json.loads(settings_text(config))))
     # A name that only one of the two has is of another version of this package.
     changed = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from llava_jax.data.account import join_counts
 from llava_jax.data.loader import Loader, make_loader
-from llava_jax.data.settings import padded_lengths
+from llava_jax.data.settings import DataSettings, padded_lengths
 from llava_jax.errors import LlavaError
 from llava_jax.sharding import check_lengths, own_row_parts, row_parts
 from llava_jax.train.checkpoint import Checkpointer
@@ -33,9 +33,10 @@ def open_loader(config: Any, model: Opened, mesh: Mesh, *, say: bool = True, **d
 
     Raises as make_loader does, and ConfigError for lengths that the context axis does not divide.
     """
-    check_lengths(padded_lengths(config.data.length_buckets, model.config.max_length), mesh)
+    settings = DataSettings.read({**config.data, "batch_size": config.batch_size} | data)
+    check_lengths(padded_lengths(settings, model.config.max_length), mesh)
     return make_loader(
-        {**config.data, "batch_size": config.batch_size} | data,
+        settings,
         model.config,
         model.tokenizer,
         process_index=jax.process_index(),
@@ -44,6 +45,8 @@ def open_loader(config: Any, model: Opened, mesh: Mesh, *, say: bool = True, **d
         row_parts=row_parts(mesh, config.grad_accum),
         own_parts=own_row_parts(mesh, config.grad_accum),
         say=say,
+        epochs=config.epochs,
+        steps=config.steps,
     )
 
 
@@ -69,7 +72,7 @@ class Feed:
                 if jax.process_count() == 1:
                     raise
                 self.error = error
-        return self.loader.blank(), {"samples": 0, "tokens": 0}
+        return self.loader.blank(), {"samples": 0, "tokens": 0, "real": 0.0}
 
     def stop(self) -> None:
         """Raises, in every process, what the loader of one of them raised."""
@@ -159,6 +162,7 @@ class Metrics:
                 "lr": self._lr(number - 1),
                 "samples": info["samples"],
                 "tokens": info["tokens"],
+                "real": info["real"],
                 "ok": ok,
             },
             ended,

@@ -57,7 +57,9 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
-def loader(folder: Path, index: int = 0, count: int = 1, start: int = 0, **settings) -> Loader:
+def loader(
+    folder: Path, index: int = 0, count: int = 1, start: int = 0, parts: int = 1, **settings
+) -> Loader:
     base = {
         "batch_size": 4,
         "threads": 0,
@@ -68,7 +70,7 @@ def loader(folder: Path, index: int = 0, count: int = 1, start: int = 0, **setti
     plain = DataSettings.read(
         {"path": str(folder / "data.json"), "image_folder": str(folder), **base, **settings}
     )
-    full = plain.completed(64, count)
+    full = plain.completed(64, count, parts)
     data = open_data(full, process_index=index)
     return Loader(data, make_example, full, MODEL, index, count, start)
 
@@ -89,7 +91,10 @@ def epoch_ids(source: Loader) -> list[str]:
 ALL = sorted(f"s{i}" for i in range(37))
 
 
-@pytest.mark.parametrize("extra", [{}, {"group_by_modality": True}, {"pack": True}])
+FILL = {"pack": "fill", "pack_length": 128, "pack_rows": 2}
+
+
+@pytest.mark.parametrize("extra", [{}, {"group_by_modality": True}, {"pack": "exact"}])
 def test_every_sample_once_an_epoch(data, extra):
     source = loader(data, **extra)
     assert (source.samples, source.steps_per_epoch) == (37, 10)
@@ -123,7 +128,7 @@ def test_batches_fit_the_contract(data):
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-@pytest.mark.parametrize("extra", [{}, {"group_by_modality": True, "pack": True}])
+@pytest.mark.parametrize("extra", [{}, {"group_by_modality": True, "pack": "exact"}, FILL])
 def test_resume_gives_the_same_bytes(data, threads, extra):
     whole = take(loader(data, augment="flip_shift4", **extra), 35)
     for at in (0, 1, 7, 10, 23):
@@ -156,10 +161,10 @@ def test_start_is_the_same_as_going_there(data):
     assert take(loader(data, start=6), 3) == take(loader(data), 9)[6:]
 
 
-@pytest.mark.parametrize("extra", [{}, {"pack": True}, {"group_by_modality": True}])
+@pytest.mark.parametrize("extra", [{}, {"pack": "exact"}, FILL, {"group_by_modality": True}])
 def test_hosts_share_the_global_batch(data, extra):
-    whole = loader(data, row_multiple=2, **extra)
-    hosts = [loader(data, i, 2, row_multiple=2, **extra) for i in range(2)]
+    whole = loader(data, parts=2, **extra)
+    hosts = [loader(data, i, 2, **extra) for i in range(2)]
     for _ in range(12):
         batch, info = next(whole)
         parts = [next(h) for h in hosts]
@@ -324,20 +329,25 @@ def test_settings_are_checked():
     assert DataSettings(max_length=0).completed(None).max_length is None
 
 
-def test_row_multiple_serves_every_part_of_a_step():
-    """At batch 128 on 8 devices with 4 micro-batches, an eighth of the batch would be 16 rows."""
-    rows = {
-        (multiple, parts, hosts): DataSettings(batch_size=128, pack=True, row_multiple=multiple)
-        .completed(2048, hosts, parts)
-        .row_multiple
-        for multiple, parts, hosts in [(0, 1, 1), (0, 32, 1), (0, 32, 3), (24, 32, 1), (5, 1, 2)]
-    }
-    assert list(rows.values()) == [16, 32, 96, 96, 10]
-    for pack in (False, True):
+def test_a_batch_that_cannot_be_shared_is_refused():
+    for pack in ("", "exact"):
         with pytest.raises(ConfigError, match="batch_size 4 cannot be cut into 8 equal parts"):
             DataSettings(batch_size=4, pack=pack).completed(None, 1, 8)
     with pytest.raises(ConfigError, match="batch_size 12 cannot be cut into 8 equal parts"):
         DataSettings(batch_size=12).completed(None, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"group_by_modality": True}, r"data\.group_by_modality makes batches"),
+        ({"turns": "independent", "turns_per_sample": 2}, r"data\.turns_per_sample draws"),
+        ({"pack_length": 1024}, r"data\.pack_length 1024 is shorter than the longest sample, 2048"),
+    ],
+)
+def test_what_full_rows_cannot_be_made_of_is_refused(changes, says):
+    with pytest.raises(ConfigError, match=says):
+        DataSettings(batch_size=4, pack="fill", **changes).completed(2048)
 
 
 def test_buckets_end_at_the_longest_length():

@@ -21,10 +21,10 @@ LAYOUTS = {
 }
 FEEDS = {
     "shuffled": {"data.group_by_modality": False},
-    "packed": {"data.pack": True},
-    "packed, shuffled": {"data.pack": True, "data.group_by_modality": False},
+    "packed": {"data.pack": "exact"},
+    "packed, shuffled": {"data.pack": "exact", "data.group_by_modality": False},
     "accumulated": {"grad_accum": 2},
-    "packed, accumulated": {"data.pack": True, "grad_accum": 2},
+    "packed, accumulated": {"data.pack": "exact", "grad_accum": 2},
 }
 
 
@@ -135,6 +135,19 @@ def test_two_processes_train_one_model(mix, model, trained, tmp_path):
     assert (tmp_path / "export" / "llava_jax.json").is_file()
     assert (tmp_path / "data_report.json").is_file()
     assert all("2 cpu device" in text for text in told), told
+
+
+def test_two_processes_train_packed_rows_as_one_does(mix, model, trained, tmp_path):
+    """Full rows of no other samples than one process has, whose losses are those of one device."""
+    changes = {
+        "dtype": "float32",
+        "data.pack": "fill",
+        "data.group_by_modality": False,
+        "data.pack_rows": 2,
+    }
+    _as_two_processes(train_words("finetune_7b", tmp_path, _settings(mix, model, **changes)))
+    np.testing.assert_allclose(losses(tmp_path), trained(**changes), rtol=1e-5)
+    assert all(row["real"] > 0.5 for row in metrics(tmp_path))
 
 
 @pytest.mark.slow

@@ -1,0 +1,118 @@
+"""What packing LLaVA-1.5's data costs and gives, on lengths and records like its own.
+
+    python bench/packing.py            # plans, on lengths alone: 665K and 558K samples
+    python bench/packing.py --count    # and the time to count the lengths of 665K records
+
+No data is needed: lengths are drawn as in tests/data/mixture_lengths.py, records are made of words.
+Prints processor seconds, peak memory and the part of positions that are tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from llava_jax.data import lengths
+from llava_jax.data.layout import Exact, Fill
+from llava_jax.data.packing import Sizes
+from llava_jax.data.sampler import Epochs
+from llava_jax.data.settings import DataFile, DataSettings
+from llava_jax.text.sample import ExampleMaker
+from llava_jax.text.tokenizer import Tokenizer
+from tests.data.mixture_lengths import CAPTIONS_558K, MIX_665K, mixture
+
+
+def layout(pack: str, sizes: Sizes, batch_size: int, length: int) -> Any:
+    """The plan of an epoch, for 8 devices."""
+    settings = DataSettings(batch_size=batch_size, pack=pack, pack_length=length)
+    data = SimpleNamespace(
+        with_image=sizes.images > 0,
+        file=np.zeros(len(sizes.length), np.int64),
+        files=[DataFile("", "", 1.0)],
+    )
+    settings = settings.completed(2048, 1, 8)
+    kind = {"exact": Exact, "fill": Fill}[pack]
+    return kind(Epochs(data, settings), settings, sizes, 1)
+
+
+def show_plans() -> None:
+    """A line for each plan."""
+    for name, source, batch_size, at in (
+        ("665K", MIX_665K, 128, (4096, 8192)),
+        ("558K", CAPTIONS_558K, 256, (4096, 4224, 8192)),
+    ):
+        sizes = mixture(source)
+        for length in at:
+            for pack in ("exact", "fill"):
+                begun = time.process_time()
+                found = layout(pack, sizes, batch_size, length)
+                seconds = time.process_time() - begun
+                print(
+                    f"{name}: {seconds:.0f} s of processor, {_peak()}; {found.summary}", flush=True
+                )
+
+
+def count_lengths(count: int, tokenizer: str) -> None:
+    """Times counting `count` conversations of about 285 words, as the 665K have."""
+    rng = np.random.RandomState(0)
+    words = ["".join(rng.choice(list("etaoinshrdlu"), rng.randint(2, 9))) for _ in range(5000)]
+    records = []
+    for n in range(count):
+        turns = []
+        for turn in range(4):
+            question, answer = (" ".join(rng.choice(words, k)) for k in (9, 26))
+            tag = "<image>\n" if not turn else ""
+            turns += [{"from": "human", "value": tag + question}, {"from": "gpt", "value": answer}]
+        records.append({"id": str(n), "image": f"{n}.jpg", "conversations": turns})
+    make = ExampleMaker(Tokenizer.load(tokenizer))
+    with tempfile.TemporaryDirectory() as folder:
+        data: Any = _Data(records, [DataFile(f"{folder}/data.json", "", 1.0)])
+        settings = DataSettings().completed(2048)
+        for title in ("counted", "read from the file"):
+            begun, used = time.monotonic(), _processor()
+            sizes = lengths.sample_lengths(data, make, settings, 576)
+            print(
+                f"{count:,} lengths {title}: {time.monotonic() - begun:.0f} s, "
+                f"{_processor() - used:.0f} s of processor on {os.cpu_count()} cores, {_peak()}; "
+                f"mean {sizes.length.mean():.0f}"
+            )
+
+
+class _Data(list):
+    """As much of a Dataset as counting needs."""
+
+    def __init__(self, records: list[Any], files: list[DataFile]):
+        super().__init__(records)
+        self.records, self.ids = records, [r["id"] for r in records]
+        self.files, self.content = files, "bench"
+
+
+def _processor() -> float:
+    usage = (resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def _peak() -> str:
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB at most"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", action="store_true", help="also time counting lengths")
+    parser.add_argument("--records", type=int, default=665_298, help="how many to count")
+    parser.add_argument("--tokenizer", default="tiny-vicuna", help="folder with tokenizer.model")
+    arguments = parser.parse_args()
+    show_plans()
+    if arguments.count:
+        count_lengths(arguments.records, arguments.tokenizer)

@@ -1,0 +1,271 @@
+"""How long every sample of a data set is: counted once, in several processes, and kept on disk.
+
+Packing is planned from these numbers. The file lies beside the data (else in the user's cache folder)
+and is named after a digest of all that they depend on: records, tokenizer, template and limits. So a
+change of any of them counts anew, and one of them that is back finds its file again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import llava_jax
+from llava_jax.data.check import Dataset
+from llava_jax.data.packing import Sizes
+from llava_jax.data.settings import DataSettings
+from llava_jax.errors import LlavaError
+from llava_jax.progress import progress
+from llava_jax.text.example import Example
+from llava_jax.text.records import image_paths
+from llava_jax.text.sample import ExampleMaker, check_trained
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Part of the digest: another number where what is counted changes."""
+MANY = 5_000
+"""From so many records on, several processes count, and the result is kept."""
+CHUNK = 1_000
+"""Records that a process takes at a time."""
+
+
+class Rule(NamedTuple):
+    """What becomes of an Example before it is given out."""
+
+    max_length: int | None
+    turns_per_sample: int
+    compat: bool
+    image_tokens: int
+
+
+def sample_lengths(
+    data: Dataset, make: Callable[[Any, str], Example], settings: DataSettings, image_tokens: int
+) -> Sizes:
+    """What each record needs; 0 positions and targets where it cannot be trained.
+
+    Where some of the turns are drawn anew in each epoch, the most that they can need.
+    make: an ExampleMaker, or another function, whose results are not kept.
+    """
+    s = settings
+    rule = Rule(s.max_length, s.turns_per_sample, s.compat, image_tokens)
+    if len(data) < MANY or not isinstance(make, ExampleMaker):
+        return _measure(make, rule, data.records, data.ids)
+    name = f"{Path(data.files[0].path).name}.lengths-{_digest(data, make, rule)}.npz"
+    folders = [Path(data.files[0].path).absolute().parent, _cache_folder()]
+    for folder in folders:
+        if (found := _read(folder / name, len(data))) is not None:
+            return found
+    with _only_one(folders, name) as file:
+        if file and (found := _read(file, len(data))) is not None:
+            return found  # another process counted meanwhile
+        found = _count(data, make, rule)
+        if file:
+            _write(file, found)
+    return found
+
+
+# One record ---------------------------------------------------------------------------------------
+
+
+def _measure(
+    make: Callable[[Any, str], Example], rule: Rule, records: Sequence[Any], ids: Sequence[str]
+) -> Sizes:
+    needs = [_need(make, rule, record, name) for record, name in zip(records, ids)]
+    return Sizes(*np.asarray(needs, np.int32).reshape(-1, 3).T)
+
+
+def _need(make: Any, rule: Rule, record: Any, name: str) -> tuple[int, int, int]:
+    try:
+        example = make(record, name)
+        length, targets = _of_turns(example, rule)
+        cut = example.truncated(rule.max_length, rule.image_tokens)
+        if not rule.compat:
+            check_trained(cut, rule.max_length)
+    except LlavaError:
+        return 0, len(image_paths(record)), 0  # for what replaces it
+    return min(length, cut.length(rule.image_tokens)), len(cut.images), targets
+
+
+def _of_turns(example: Example, rule: Rule) -> tuple[int, int]:
+    """(positions, targets) of an Example, with the longest of its turns where some are drawn."""
+    turns, count = example.turns, rule.turns_per_sample
+    cut = example.truncated(rule.max_length, rule.image_tokens)
+    length, targets = example.length(rule.image_tokens), cut.target_count
+    if turns is None or not count or turns.max(initial=0) <= count:
+        return length, targets
+    of_turn = np.sort(np.bincount(turns)[1:])  # ids of each
+    trained = np.sort(np.bincount(turns[np.asarray(example.labels) >= 0])[1:])
+    return length - int(of_turn[:-count].sum()), int(trained[-count:].sum())
+
+
+# All of them --------------------------------------------------------------------------------------
+
+
+def _count(data: Dataset, make: ExampleMaker, rule: Rule) -> Sizes:
+    """In a process per core: Python counts one record at a time."""
+    started, total = time.monotonic(), len(data)
+    chunks = [slice(at, at + CHUNK) for at in range(0, total, CHUNK)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = Sizes(*(np.zeros(total, np.int32) for _ in Sizes._fields))
+    with (
+        _workers(min(cores or 1, len(chunks)), pickle.dumps((make, rule))) as ask,
+        ThreadPoolExecutor(min(cores or 1, len(chunks))) as pool,
+        progress(total, "counting lengths", "sample") as bar,
+    ):
+        jobs = {pool.submit(ask, (data.records[c], data.ids[c])): c for c in chunks}
+        for job in as_completed(jobs):
+            for column, values in zip(found, job.result()):
+                column[jobs[job]] = values
+            bar.update(len(data.ids[jobs[job]]))
+    log.info("lengths of %s samples counted in %.0f s", f"{total:,}", time.monotonic() - started)
+    return found
+
+
+@contextlib.contextmanager
+def _workers(count: int, start: bytes) -> Iterator[Callable[[Any], Sizes]]:
+    """ask(records, ids), to be called by `count` threads at a time: each has a process of its own.
+
+    Not multiprocessing: it would run a user's script once more in every process, or fork a process
+    that has jax's threads.
+    """
+    home = str(Path(str(llava_jax.__file__)).parents[1])
+    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-c", "from llava_jax.data.lengths import serve; serve()"]
+    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+    started = []
+    try:
+        for _ in range(count):
+            worker = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+            started.append(worker)
+            _send(worker.stdin, start)
+            idle.put(worker)
+
+        def ask(chunk: Any) -> Sizes:
+            worker = idle.get()
+            _send(worker.stdin, pickle.dumps(chunk))
+            answer = _receive(worker.stdout)
+            if answer is None:
+                raise LlavaError(
+                    f"a process that counts lengths ended with exit code {worker.wait()}",
+                    fix="its message is above; is there enough memory?",
+                )
+            idle.put(worker)
+            return pickle.loads(answer)  # noqa: S301, our own process wrote it
+
+        yield ask
+    finally:
+        for worker in started:
+            worker.kill()
+            worker.communicate()
+
+
+def serve() -> None:
+    """The life of one counting process: pickled chunks of records in, Sizes out."""
+    source, answers = sys.stdin.buffer, sys.stdout.buffer
+    make, rule = pickle.loads(_receive(source) or b"")  # noqa: S301, our own process wrote it
+    while (message := _receive(source)) is not None:
+        records, ids = pickle.loads(message)  # noqa: S301, likewise
+        _send(answers, pickle.dumps(_measure(make, rule, records, ids)))
+
+
+def _send(stream: Any, message: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):  # said by who waits for the answer
+        stream.write(len(message).to_bytes(8, "big") + message)
+        stream.flush()
+
+
+def _receive(stream: Any) -> bytes | None:
+    """The next message; None where the other side is gone."""
+    head = stream.read(8)
+    body = stream.read(int.from_bytes(head, "big")) if len(head) == 8 else b""
+    return body or None
+
+
+# On disk ------------------------------------------------------------------------------------------
+
+
+def _digest(data: Dataset, make: ExampleMaker, rule: Rule) -> str:
+    facts = [FORMAT, data.content, make.identity(), list(rule)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _cache_folder() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return home / "llava_jax" / "lengths"
+
+
+def _seal(sizes: Sizes) -> str:
+    return hashlib.sha256(b"".join(column.tobytes() for column in sizes)).hexdigest()
+
+
+def _read(file: Path, count: int) -> Sizes | None:
+    """The lengths in a file; None where it is missing, or damaged, which is said."""
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file) as stored:
+            found = Sizes(*(stored[name].astype(np.int32) for name in Sizes._fields))
+            if all(len(column) == count for column in found) and str(stored["seal"]) == _seal(
+                found
+            ):
+                return found
+    except Exception as error:  # numpy and zipfile raise what they like
+        log.debug("%s: %s", file, error)
+    log.warning("%s is damaged: lengths are counted again", file)
+    return None
+
+
+@contextlib.contextmanager
+def _only_one(folders: Sequence[Path], name: str) -> Iterator[Path | None]:
+    """The file of the first folder that can be written to; other processes of the host wait here."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / f"{name}.lock").open("a")
+            break
+        except OSError as error:
+            log.debug("%s: %s", folder, error)
+    else:
+        log.warning("no folder for lengths can be written to: every start counts them again")
+        yield None
+        return
+    with lock:
+        with contextlib.suppress(ImportError, OSError):  # no such locks here
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder / name
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
+
+
+def _write(file: Path, sizes: Sizes) -> None:
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as out:
+            np.savez_compressed(out, seal=np.array(_seal(sizes)), **sizes._asdict())
+        temporary.replace(file)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the next start counts again", file, error.strerror)
+        temporary.unlink(missing_ok=True)
