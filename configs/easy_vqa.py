@@ -26,8 +26,6 @@ def get_config():
     c.data.max_length = 168
     everything = ("projector", "language", "vision")
     c.stages.stage1.update(trainable=everything, steps=800, lr=0.01)
-    # Captions of about 24 positions, three a row. Longer rows would cost more in attention.
-    c.stages.stage1.data.update(pack="exact", max_length=40, pack_length=80)
     c.stages.stage2.update(trainable=everything, steps=900)
     c.stages.stage2.data.update(pack="", row_multiple=0)  # its samples are of similar lengths
     c.exact_match = True
