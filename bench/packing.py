@@ -36,7 +36,7 @@ from tests.data.mixture_lengths import CAPTIONS_558K, MIX_665K, mixture
 def layout(pack: str, sizes: Sizes, batch_size: int, length: int) -> Any:
     """The plan of an epoch, for 8 devices."""
     settings = DataSettings(batch_size=batch_size, pack=pack, pack_length=length)
-    data = SimpleNamespace(
+    data: Any = SimpleNamespace(
         with_image=sizes.images > 0,
         file=np.zeros(len(sizes.length), np.int64),
         files=[DataFile("", "", 1.0)],
@@ -108,7 +108,7 @@ def _peak() -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="What packing costs and gives.")
     parser.add_argument("--count", action="store_true", help="also time counting lengths")
     parser.add_argument("--records", type=int, default=665_298, help="how many to count")
     parser.add_argument("--tokenizer", default="tiny-vicuna", help="folder with tokenizer.model")

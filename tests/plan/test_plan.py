@@ -122,7 +122,7 @@ def test_steps_of_the_recipes():
 
 def test_packed_rows_hold_a_batch():
     config = finetune_7b.get_config()
-    config.data.pack, config.data.max_length = True, 4096
+    config.data.pack, config.data.max_length = "fill", 4096
     mixture = mixture_of(config, real=0.97)
     shape = step_shape(config, 4096, mixture, 8)
     assert (shape.rows, shape.groups) == (24, 8)  # 27 rows would hold 128 samples

@@ -171,7 +171,7 @@ def test_a_later_stage_s_data_is_read_before_the_first(path, says, data, tmp_pat
         (["muon_adam_lr_ratio=0.5"], "has no effect unless optimizer is 'muon'"),
         (["lora_alpha=16"], "lora_alpha = 16.0 has no effect unless lora_rank is set"),
         (["data.turns_per_sample=3"], "unless data.turns is 'independent'"),
-        (["data.row_multiple=3"], "unless data.pack is set"),
+        (["data.row_multiple=3"], "unless data.pack is 'exact'"),
         (["data.holdout_seed=3"], "unless data.holdout is set"),
     ],
 )
