@@ -241,7 +241,7 @@ def _triple(
     values = r.numbers(key, 3)
     if values and key == "image_std" and any(abs(v) < 1e-6 for v in values):
         raise r.error(key, data and data[key], "three numbers other than zero")
-    return values and (values[0], values[1], values[2])
+    return (values[0], values[1], values[2]) if values else None
 
 
 # The dtype that a config.json declares: always that of the weights beside it ----------------------

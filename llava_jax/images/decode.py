@@ -18,7 +18,7 @@ import warnings
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 from urllib.parse import unquote
 
 from PIL import Image
@@ -46,6 +46,12 @@ CODES = {
     "bad_base64": "the base64 text is malformed",
 }
 """Every way to be refused: code -> the fixed text that a user sees."""
+
+
+class Readable(Protocol):
+    """An open binary file, or whatever else has bytes to read."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +106,7 @@ _TURNS = {
 
 
 def open_image(
-    source: str | Path | bytes | bytearray | memoryview | BinaryIO,
+    source: str | Path | bytes | bytearray | memoryview | Readable,
     limits: Limits = DEFAULT_LIMITS,
     name: str | None = None,
     *,
@@ -203,7 +209,7 @@ def refusal(code: str, name: str, fix: str | None = None) -> ImageError:
 
 
 def _read(
-    source: Path | bytes | bytearray | memoryview | BinaryIO, limits: Limits, name: str
+    source: Path | bytes | bytearray | memoryview | Readable, limits: Limits, name: str
 ) -> bytes:
     try:
         if isinstance(source, Path):

@@ -103,14 +103,14 @@ def moving_average(decay: float) -> optax.GradientTransformation:
         return AverageState(jax.tree.map(jnp.copy, params))
 
     def update(updates, state, params=None):
-        new = optax.apply_updates(params, updates)
+        new = optax.apply_updates(cast(Any, params), updates)
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, new)
         return updates, AverageState(average)
 
     return optax.GradientTransformation(init, update)
 
 
-def exported_params(params: Mapping[str, Any], opt_state: Any) -> Mapping[str, Any]:
+def exported_params(params: dict[str, Any], opt_state: Any) -> dict[str, Any]:
     """What a run exports: the moving average where there is one, else the trained parameters."""
     last = opt_state[-1] if isinstance(opt_state, tuple) and opt_state else None
     return last.average if isinstance(last, AverageState) else params
