@@ -1,6 +1,8 @@
 """What a work directory says of its run, and which settings may change when that is resumed."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -103,12 +105,21 @@ def test_a_setting_that_another_version_of_this_package_has_is_passed_over(tmp_p
     assert check_same(config(), tmp_path) == []
 
 
-def test_what_was_there_stays_until_the_new_text_is_whole(tmp_path):
+def test_what_was_there_stays_until_the_new_text_is_whole(tmp_path, monkeypatch):
     path = tmp_path / "done.json"
     write_text(path, '{"steps": 1}')
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "half \ud800")
+
+    def full_disk(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:5])
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            write_text(path, '{"steps": 2}')
     assert read_record(path) == {"steps": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["done.json"]
     write_text(path, '{"steps": 2, "said": "\u00e9"}')
     assert read_record(path) == {"steps": 2, "said": "\u00e9"}
 
