@@ -16,6 +16,7 @@ BYTES = {
 }
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _NAME = re.compile(r"^(ROOT )?%?([\w.\-]+) = ")
 
 
@@ -66,15 +67,26 @@ class Module:
 def parse(text: str) -> Module:
     """The module of an optimized program's text (`compiled.as_text()`)."""
     module, current = Module(), None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if head := _HEAD.match(line):
             current = module.computations.setdefault(head[2], {})
             module.entry = head[2] if head[1] else module.entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
-        elif current is not None and (one := _instruction(line.strip())):
+        elif current is not None and (one := _instruction(line)):
             current[one.name] = one
     return module
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """A line for each instruction: kernels of TPUs have attributes with line breaks."""
+    parts: list[str] = []
+    for line in text.splitlines():
+        if _HEAD.match(line) or _END.match(line) or _NAME.match(line.strip()):
+            yield " ".join(parts)
+            parts = []
+        parts.append(line.strip())
+    yield " ".join(parts)
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -152,25 +164,51 @@ def runs(module: Module) -> dict[str, Runs]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-    """How often a while loop runs: what XLA found, else the constant its counter is compared with."""
+    """How often a while loop runs: what XLA found, else as its counter says."""
     if found := re.search(r'"?known_trip_count"?:?=?\{"?n"?:"?(\d+)"?\}', loop.rest):
         return int(found[1])
     numbers, places = [0], []
     for name in loop.called("condition"):
         for one in _reach(module, name):
-            if one.op == "constant" and one.argument.isdigit():
-                numbers.append(int(one.argument))
+            numbers += _number(one)
             if one.op == "get-tuple-element" and (at := re.search(r"index=(\d+)", one.rest)):
                 places.append(int(at[1]))
     # TPU programs carry the bound through the loop, beside the counter.
     within = next(c for c in module.computations.values() if c.get(loop.name) is loop)
     start = within.get(loop.operands[0]) if loop.operands else None
     for place in places:
-        if start is not None and start.op == "tuple" and place < len(start.operands):
-            one = within.get(start.operands[place])
-            if one is not None and one.op == "constant" and one.argument.isdigit():
-                numbers.append(int(one.argument))
-    return max(numbers) or 1
+        numbers += _number(_element(within, start, place))
+    return math.ceil(max(numbers) / _step(module, loop, places)) or 1
+
+
+def _step(module: Module, loop: Instruction, places: list[int]) -> int:
+    """By how much a turn raises the counter, which is at one of `places`: 2 in unrolled loops of TPUs."""
+    for name in loop.called("body"):
+        body = module.computations[name]
+        root = next((one for one in body.values() if one.root), None)
+        for place in places:
+            after = _element(body, root, place)
+            if after is None or after.op != "add":
+                continue
+            steps = [n for o in after.operands for n in _number(body.get(o))]
+            if len(steps) == 1 and steps[0] > 0:
+                return steps[0]
+    return 1
+
+
+def _element(
+    computation: dict[str, Instruction], tuple_: Instruction | None, place: int
+) -> Instruction | None:
+    """What is at a place of a tuple; None where that cannot be told."""
+    if tuple_ is None or tuple_.op != "tuple" or place >= len(tuple_.operands):
+        return None
+    return computation.get(tuple_.operands[place])
+
+
+def _number(one: Instruction | None) -> list[int]:
+    """The number that it is, if it is one."""
+    known = one is not None and one.op == "constant" and one.argument.isdigit()
+    return [int(one.argument)] if one is not None and known else []
 
 
 def _reach(module: Module, name: str) -> Iterator[Instruction]:

@@ -33,7 +33,8 @@ def flows(module: Module, mesh: dict[str, int], slices: int = 1) -> list[Flow]:
     mesh: {axis: size}. slices: equal parts of the devices, one after the other, that DCN joins.
     Ring algorithms: of B bytes that a device holds, with n devices, an all-gather sends (n - 1) B, a
     reduce-scatter and an all-to-all (n - 1) / n B, an all-reduce twice that; across slices, each
-    device sends its part alone. A collective that TPU kernels repeat (one channel) counts once.
+    device sends its part alone. A collective that TPU kernels repeat (one channel) counts once, as often
+    as the rarest: it goes on in the background of kernels that a loop may run several times.
     """
     sizes: dict[tuple[str, str], tuple[int, int, int, str, str]] = {}
     how_often = runs(module)
@@ -44,12 +45,14 @@ def flows(module: Module, mesh: dict[str, int], slices: int = 1) -> list[Flow]:
             if kind not in COLLECTIVES:
                 continue
             held = sum(computation[o].bytes for o in one.operands if o in computation)
+            if times.fused and kind == "all-reduce" and _is_scattered(computation, one):
+                kind = "reduce-scatter"
             count, across, axes = _groups(one, mesh, slices)
             channel = re.search(r"channel_id=(\d+)", one.rest)
             key = (kind, channel[1] if channel else f"{name}.{one.name}")
             total = held * times.times
             before = sizes.get(key)
-            if before is None or before[0] < total:
+            if before is None or total < before[0]:
                 sizes[key] = (total, count, across, kind, axes)
     sums: dict[tuple[str, str, bool], float] = defaultdict(float)
     for held, count, across, kind, axes in sizes.values():
@@ -62,6 +65,12 @@ def flows(module: Module, mesh: dict[str, int], slices: int = 1) -> list[Flow]:
             sums[kind, axes, False] += held * _sent(kind, inside)
     found = [Flow(*key, sent) for key, sent in sums.items() if sent]
     return sorted(found, key=lambda flow: -flow.bytes)
+
+
+def _is_scattered(computation: dict[str, Instruction], one: Instruction) -> bool:
+    """Whether a kernel keeps only this device's part of a sum: how TPU programs write reduce-scatter."""
+    users = [user.op for user in computation.values() if one.name in user.operands]
+    return bool(users) and all(op == "dynamic-slice" for op in users)
 
 
 def _sent(kind: str, count: int) -> float:
@@ -149,12 +158,20 @@ def hbm_bytes(module: Module) -> float:
 
 def _moved(module: Module, computation: dict[str, Instruction], one: Instruction) -> float:
     operands = [computation[name] for name in one.operands if name in computation]
+    if one.op in ("copy-start", "slice-start", "collective-permute-start", "all-gather-start"):
+        # Its shape holds the operand too; a slice is moved alone.
+        moved = [a for a in one.arrays[:2] if not a.fast]
+        return float(
+            len(moved) * one.arrays[1].bytes if "slice" in one.op else sum(a.bytes for a in moved)
+        )
     if one.op in _SLICES:
         return 2 * _slow(one)
     if one.op == "dynamic-update-slice":
         return 2 * _slow(operands[1])
     if one.op == "fusion" and (called := one.called("calls")):
         inner = module.computations[called[0]]
+        if any('"AsyncCollectiveDone"' in part.rest for part in inner.values()):
+            return 0.0
         return _read(inner, operands) + _written(inner, one)
     return sum(map(_slow, operands)) + _slow(one)
 
@@ -187,6 +204,8 @@ def _part(
     one: Instruction, user: Instruction, users: dict[str, list[Instruction]], whole: float
 ) -> float:
     """What `user` reads of `one`."""
+    if user.op == "tuple":  # handed on
+        return 0.0
     if user.op == "bitcast":
         return sum(_part(user, next_user, users, whole) for next_user in users[user.name])
     if user.op in _SLICES and user.operands[0] == one.name:
@@ -208,6 +227,8 @@ def _written(inner: dict[str, Instruction], fusion: Instruction) -> float:
         parts = [inner[name] for name in root.operands if name in inner]
     total, whole = 0.0, _slow(fusion)
     for part in parts:
+        if part.op == "parameter":  # handed on
+            continue
         in_place = part.op == "dynamic-update-slice" and part.operands[1] in inner
         total += inner[part.operands[1]].bytes if in_place else part.bytes
     return min(whole, total)

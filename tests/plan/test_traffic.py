@@ -96,3 +96,54 @@ def test_the_tower_runs_each_image_on_one_device():
         text = compiled(lambda p, *batch: bind(p).embed(*batch), params, rows, rows, images)
     sent = {flow.collective for flow in flows(parse(text), dict(mesh.shape))}
     assert "all-reduce" not in sent  # of activations, whose width would be split over the devices
+
+
+TPU = """HloModule tpu
+
+%ring (p: (bf16[8,64], u32[])) -> (bf16[8,64], u32[]) {
+  %p = (bf16[8,64], u32[]) parameter(0)
+  %part = bf16[8,64] get-tuple-element(%p), index=0
+  %at = u32[] get-tuple-element(%p), index=1
+  %two = u32[] constant(2)
+  %send = (bf16[8,64], bf16[8,64], u32[]) collective-permute-start(%part), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %sent = bf16[8,64] collective-permute-done(%send)
+  %next = u32[] add(%at, %two)
+  ROOT %t = (bf16[8,64], u32[]) tuple(%sent, %next)
+}
+
+%more (q: (bf16[8,64], u32[])) -> pred[] {
+  %q = (bf16[8,64], u32[]) parameter(0)
+  %now = u32[] get-tuple-element(%q), index=1
+  %end = u32[] constant(8)
+  ROOT %less = pred[] compare(%now, %end), direction=LT
+}
+
+%scatter (g: bf16[16,64]) -> bf16[8,64] {
+  %g = bf16[16,64] parameter(0)
+  %sum = bf16[16,64] all-reduce(%g), channel_id=2, replica_groups={{0,1}}, to_apply=%add
+  %zero = u32[] constant(0)
+  ROOT %own = bf16[8,64] dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={8,64}
+}
+
+ENTRY %main (a: bf16[8,64], b: bf16[16,64]) -> bf16[8,64] {
+  %a = bf16[8,64] parameter(0)
+  %b = bf16[16,64] parameter(1)
+  %kernel = bf16[8,64] custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+ "xprof_metadata":"{}"
+}}, metadata={op_name="splash"}
+  %first = u32[] constant(0)
+  %start = (bf16[8,64], u32[]) tuple(%kernel, %first)
+  %loop = (bf16[8,64], u32[]) while(%start), condition=%more, body=%ring
+  ROOT %r = bf16[8,64] fusion(%b), kind=kCustom, calls=%scatter
+}
+"""
+
+
+def test_a_tpu_program_is_read_past_the_line_breaks_of_its_kernels():
+    module = parse(TPU)
+    assert runs(module)["ring"].times == 4  # its counter goes up by two
+    held = 8 * 64 * 2
+    assert flows(module, {"fsdp": 2}) == [
+        Flow("collective-permute", "fsdp", False, 4 * held),
+        Flow("reduce-scatter", "fsdp", False, 2 * held / 2),
+    ]
