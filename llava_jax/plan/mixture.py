@@ -57,7 +57,7 @@ def step_shape(config: Any, length: int, mixture: Mixture, parts: int) -> Shape:
     """
     data = config.data
     if not data.pack:
-        targets = 1 << math.ceil(math.log2(4 * mixture.targets))  # of the row that has most
+        targets = 1 << max(0, math.ceil(math.log2(4 * mixture.targets)))  # of the row that has most
         length = min(length, mixture.longest)
         return Shape(config.batch_size, length, math.ceil(mixture.images), min(length, targets))
     length = data.get("pack_length", 0) or length

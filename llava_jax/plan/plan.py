@@ -16,7 +16,7 @@ from llava_jax.plan import flops, hlo, roofline, traffic
 from llava_jax.plan.memory import Memory, estimate, weigh
 from llava_jax.plan.mixture import Mixture, mixture_of, step_shape, steps_of
 from llava_jax.plan.rows import Kept, key_of
-from llava_jax.plan.topology import Topology
+from llava_jax.plan.topology import HERE, Topology
 from llava_jax.sharding import make_mesh, row_parts
 from llava_jax.train.model_io import fit_model, open_model
 from llava_jax.train.program import Program, abstract_batch, make_program, planned_params
@@ -105,12 +105,13 @@ def make_row(setup: Setup, kept: Kept) -> Row:
     topology = question.topology
     versions = compiler.versions(topology)
     assumed = {**asdict(setup.mixture), "model": setup.model.to_dict()}
-    key = key_of(question.config, assumed, topology.name, versions)
+    target = topology.chip.target if topology.chip else _here(setup)
+    machine = topology.name if topology.chip else target
+    key = key_of(question.config, assumed, machine, versions)
     if found := kept.get(key):
         log.info("%s on %s: kept", question.name, topology.name)
         return found
     lowered, digest = compiler.lower(setup.program, setup.batch)
-    target = topology.chip.target if topology.chip else topology.name
     twin = kept.same_program(digest, target)
     if twin:
         compiled, moved = twin["compiled"], twin["traffic"]
@@ -141,6 +142,12 @@ def make_row(setup: Setup, kept: Kept) -> Row:
     row["fits"] = compiled["fits"] and (device is None or row["memory"]["peak"] <= device)
     kept.add(row)
     return row
+
+
+def _here(setup: Setup) -> str:
+    """The devices that are here, by number and kind: "here" is another machine elsewhere."""
+    devices = setup.program.mesh.devices
+    return f"{HERE}: {devices.size} x {devices.flat[0].device_kind}"
 
 
 def _with(change: str) -> str:

@@ -47,9 +47,11 @@ def parse_topology(name: str) -> Topology:
 
 
 def _tpu(name: str, slices: int, chip: Chip, size: int) -> Topology:
+    if not slices:
+        raise ConfigError(f"no topology {name!r}: it has no slice", fix=f"for example {EXAMPLES}")
     chips = size // 2 if chip.name == "v5p" else size
     powers = chips.bit_length() - 1
-    exists = chips == 2**powers and powers != 1 and powers < 14 and slices
+    exists = chips and chips == 2**powers and powers != 1 and powers < 14
     if not exists or (chip.name == "v5p" and (size % 2 or chips == 1)):
         sizes = "8, 16, 32, ... cores" if chip.name == "v5p" else "1, 4, 8, 16, ... chips"
         raise ConfigError(f"no topology {name!r}: {chip.name} slices have {sizes}")
@@ -63,6 +65,12 @@ def _tpu(name: str, slices: int, chip: Chip, size: int) -> Topology:
 
 def _gpu(name: str, count: int, chip: Chip) -> Topology:
     hosts = -(-count // chip.per_host)
-    if not count or (hosts > 1 and count % chip.per_host):
-        raise ConfigError(f"no topology {name!r}: hosts have {chip.per_host} GPUs")
+    if not count:
+        raise ConfigError(f"no topology {name!r}: it has no GPU", fix=f"for example 8x{chip.name}")
+    if hosts > 1 and count % chip.per_host:
+        whole = f"{(hosts - 1) * chip.per_host}x{chip.name} or {hosts * chip.per_host}x{chip.name}"
+        raise ConfigError(
+            f"no topology {name!r}: hosts have {chip.per_host} GPUs, and several hosts are whole ones",
+            fix=f"name {whole}",
+        )
     return Topology(name, chip, count, hosts)

@@ -75,6 +75,21 @@ def test_chips_that_differ_in_memory_share_a_program(setup, tmp_path, monkeypatc
     assert len(Kept(tmp_path / "rows.jsonl").rows) == 2
 
 
+def test_here_is_another_machine_where_other_devices_are(tmp_path, monkeypatch):
+    asked, kept = question(), Kept(tmp_path / "rows.jsonl")
+    all_here, one = (plan.set_up(asked, jax.devices()[:n]) for n in (None, 1))
+    many = plan.make_row(all_here, kept)
+    alone = plan.make_row(one, kept)
+    assert (many["devices"], alone["devices"]) == (8, 1)
+    assert many["target"] == "here: 8 x cpu"
+    assert many["key"] != alone["key"]
+
+    monkeypatch.setattr(plan, "_here", lambda _: "here: 8 x another chip")
+    monkeypatch.setattr(compiler, "compile_step", lambda *_: pytest.fail("was compiled"))
+    with pytest.raises(pytest.fail.Exception):  # neither the row nor its program is taken
+        plan.make_row(all_here, kept)
+
+
 def test_another_file_is_not_taken_for_rows(tmp_path):
     (tmp_path / "x.json").write_text('{"a": 1}\n')
     with pytest.raises(ConfigError, match="something else"):

@@ -40,6 +40,21 @@ def test_what_does_not_exist_is_refused_by_name(name):
         parse_topology(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("0xH100", "no topology '0xH100': it has no GPU (for example 8xH100)"),
+        ("12xH100", "several hosts are whole ones (name 8xH100 or 16xH100)"),
+        ("0xv5e-8", "no topology '0xv5e-8': it has no slice"),
+        ("v5e-0", "v5e slices have 1, 4, 8, 16, ... chips"),
+    ],
+)
+def test_a_size_that_does_not_exist_is_explained(name, said):
+    with pytest.raises(ConfigError) as error:
+        parse_topology(name)
+    assert said in str(error.value)
+
+
 def test_chips_of_a_target_are_described_alike():
     targets = {chip.target for chip in CHIPS.values() if chip.platform == "cuda"}
     for target in targets:
