@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ _OPTION = {"tokens": "tokens-per-sample", "targets": "targets-per-sample",
            "images": "images-per-sample", "real": "real-tokens", "longest": "longest-row"}  # fmt: skip
 
 
+_LIMITS = {"samples": (1, 10**15), "tokens": (1e-3, 1e9), "targets": (1e-3, 1e9),
+           "images": (0, 1e6), "real": (1e-3, 1), "longest": (1, 10**9)}  # fmt: skip
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `llava-jax plan`. Settings are changed with --config.NAME=VALUE."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -66,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         what = "--config" if not args.config else "--topology"
         known = ", ".join(shipped_configs()) if not args.config else EXAMPLES
         raise ConfigError(f"no {what} is given", fix=f"for example {known}")
+    _check(args)
     topologies = [parse_topology(name) for name in args.topology]
     configs = [load_config(name, args.overrides) for name in args.config]
     prepare(topologies)
@@ -91,6 +97,33 @@ def run(args: argparse.Namespace) -> int:
                 if args.table:
                     write_text(args.table, "\n".join(table(shown)) + "\n")
     return int(not all(row["fits"] or row.get("instead") for row in shown))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for numbers that no data have, and files that cannot be written."""
+    for name, (low, high) in _LIMITS.items():
+        value, option = getattr(args, name), f"--{_OPTION.get(name, name)}"
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"{option} is {value:g}", fix=f"give {low:g} to {high:g}")
+    for option, path in (("--out", args.out), ("--table", args.table)):
+        if path is None:
+            continue
+        try:
+            special = path.exists() and not path.is_file()
+            if special and (option == "--out" or path.is_dir()):
+                raise ConfigError(f"{option} {path} is not a file", fix="name a file")
+            if special:
+                continue  # a pipe or a device
+            target = Path(os.path.realpath(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            probe = target.with_name(f".{target.name}.try")
+            probe.open("a").close()
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            why = f"{option} {path} cannot be written ({error.strerror})"
+            raise ConfigError(why, fix="name another file") from None
+    if args.out and args.table and os.path.realpath(args.out) == os.path.realpath(args.table):
+        raise ConfigError("--out and --table are the same file", fix="name two files")
 
 
 def _rows(question: Any, devices: list[Any], kept: Any, *, search: bool) -> list[dict[str, Any]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import llava_jax
 from llava_jax.errors import ConfigError
+from llava_jax.plan.table import describe, table
 from llava_jax.settings import flat
-from llava_jax.util import parse_values, read_text, write_text
+from llava_jax.util import json_lines, parse_values, read_text, write_text
 
 
 def key_of(config: Any, assumed: dict[str, Any], topology: str, versions: dict[str, str]) -> str:
@@ -34,15 +38,8 @@ class Kept:
     """
 
     def __init__(self, path: Path | None):
-        self._path, self.rows = path, {}
-        if path is None or not path.exists():
-            return
-        for row in parse_values(read_text(path, ConfigError), path, ConfigError):
-            if not isinstance(row, dict) or not {"key", "compiled", "target"} <= set(row):
-                raise ConfigError(
-                    f"{path}: holds something else than rows of a plan", fix="name another file"
-                )
-            self.rows[row["key"]] = row
+        self._path = path
+        self.rows: dict[str, dict[str, Any]] = _read(path) if path else {}
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The finished row with this key."""
@@ -58,7 +55,48 @@ class Kept:
     def add(self, row: dict[str, Any]) -> None:
         """Keeps a finished row; it is in the file when this returns."""
         self.rows[row["key"]] = row
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(self._path):  # another plan may have added rows to the file
+            self.rows = {**_read(self._path), **self.rows}
             lines = (json.dumps(row, sort_keys=True) for row in self.rows.values())
             write_text(self._path, "".join(f"{line}\n" for line in lines))
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    text, rows = read_text(path, ConfigError), {}
+    parse_values(text, path, ConfigError)
+    for number, line in json_lines(text):
+        found = parse_values(line, path, ConfigError)
+        if len(found) != 1 or not _is_row(found[0]):
+            raise ConfigError(
+                f"{path}: line {number} holds something else than a row of a plan",
+                fix="name another file for --out",
+            )
+        rows[found[0]["key"]] = found[0]
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a value has what a row is shown and compared by."""
+    try:
+        describe(row), table([row])
+        texts = (row["key"], row["target"], row["compiled"]["digest"])
+        return all(isinstance(text, str) for text in texts) and isinstance(row["fits"], bool)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
+        return False
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Other processes of the host wait here. The lock's file stays, else two could lock two files."""
+    target = Path(os.path.realpath(path))
+    with target.with_name(f".{target.name}.lock").open("a") as lock:
+        with contextlib.suppress(ImportError, OSError):  # no such locks here
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -96,6 +96,35 @@ def test_another_file_is_not_taken_for_rows(tmp_path):
         Kept(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("change", [{"compiled": 3}, {"key": []}, {"memory": {}}])
+def test_what_is_no_row_is_named_by_its_line(setup, tmp_path, change):
+    row, file = plan.make_row(setup, Kept(None)), tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n" + json.dumps(row | change) + "\n")
+    with pytest.raises(ConfigError, match=r"rows.jsonl: line 2 holds something else"):
+        Kept(file)
+
+
+def test_two_plans_keep_their_rows_in_one_file(setup, tmp_path):
+    row, file = plan.make_row(setup, Kept(None)), tmp_path / "rows.jsonl"
+    one, two = Kept(file), Kept(file)
+    one.add(row | {"key": "1"})
+    two.add(row | {"key": "2"})
+    assert set(Kept(file).rows) == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--real-tokens=nan", "--real-tokens=1.5", "--samples=0", "--tokens-per-sample=0",
+     "--targets-per-sample=-1", "--images-per-sample=inf", "--longest-row=0",
+     "--out=/dev/null/x", "--table=/dev/null/x", "--table=/"],
+)  # fmt: skip
+def test_numbers_and_files_are_checked_first(words, capsys):
+    assert main(["plan", "--config", "finetune_7b", "--topology", "here", words]) == 2
+    said = capsys.readouterr().err
+    assert words.split("=")[0] in said
+    assert len(said.splitlines()) == 1
+
+
 def test_the_first_change_that_fits_is_named(setup, monkeypatch):
     made = []
 
