@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ def open_adapter(folder: Path, options: Options) -> Source:
     """An adapter folder over its base, unmerged: leaves `<linear>.lora_a`, `<linear>.lora_b`.
 
     The base is `options.base` or the one adapter_config.json names. Adapters on layers of the tower
-    that the model does not run are merged. Raises WeightError for variants of LoRA that change the
+    that the model does not run are merged, and so are those on some of its layers alone. Raises WeightError for variants of LoRA that change the
     formula.
     """
     settings = folders.read_json(folder / adapter_config.FILE, required=True)
@@ -62,7 +63,7 @@ def open_adapter(folder: Path, options: Options) -> Source:
     layout = keys.best_layout(factors, (*keys.hf_layouts(config), keys.ORIGINAL), config)
     not_run = {n: factors.pop(n) for n in _not_run(factors, layout, config)}
     if not_run:
-        log.info("%s: adapters on layers that the model does not run are merged", str(folder))
+        log.info("%s: adapters on some layers of the tower alone are merged", str(folder))
         _merge_not_run(not_run, source, layout, lora, str(folder), options)
         if not factors:
             source.check()
@@ -188,10 +189,19 @@ def _merged(
 
 
 def _not_run(names: Iterable[str], layout: keys.Layout, config: LlavaConfig) -> dict[str, str]:
-    """{factor: the kernel it is on, in their names} of the tower's layers after the feature layer."""
+    """{factor: the kernel it is on, in their names} of what cannot be a leaf: layers of the tower after
+    the feature layer, and linear layers of the tower of which only some have factors."""
     places = keys.places(layout, config)
     kernels = {n: f"{n.removeprefix(keys.PEFT).partition('.lora_')[0]}.weight" for n in names}
-    return {n: k for n, k in kernels.items() if k in places and not is_run(places[k][0].ours)}
+    kernels = {n: k for n, k in kernels.items() if k in places}
+    whole = Counter(pairing.ours for pairing, *_ in places.values())
+    adapted = Counter(places[k][0].ours for k in set(kernels.values()))
+
+    def merged(ours: str) -> bool:
+        partly = ours.startswith("vision.") and adapted[ours] < whole[ours]
+        return partly or not is_run(ours)
+
+    return {n: k for n, k in kernels.items() if merged(places[k][0].ours)}
 
 
 def _merge_not_run(

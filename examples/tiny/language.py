@@ -52,9 +52,9 @@ def text_loss(config: LlavaConfig) -> Loss:
 
     def loss(trained: Params, frozen: Params, batch: Mapping[str, Any]) -> jax.Array:
         model = bind({**frozen, **trained})
-        words = batch["words"]  # [B, K * I, W]
-        embedded = model.language.embed(jnp.maximum(words, 0))  # [B, K * I, W, D]
-        features = jnp.where(words[..., None] >= 0, embedded, 0).sum(axis=2)  # [B, K * I, D]
+        words = batch["words"]  # [G, M * I, W]
+        embedded = model.language.embed(jnp.maximum(words, 0))  # [G, M * I, W, D]
+        features = jnp.where(words[..., None] >= 0, embedded, 0).sum(axis=2)  # [G, M * I, D]
         x = merge_images(model.language.embed(batch["tokens"]), features, batch["slots"])
         places = (batch[name] for name in ("positions", "segments", "turns"))
         at = {"at_GP": batch["target_at"], "prune": True}
@@ -74,17 +74,18 @@ def with_words(
     """The loader's batches with `words` in place of `images`.
 
     seen: what is in the image of each sample, by the sample's id; each sample has one image.
-    words: int32[B, K * I, W], the tokens whose embeddings add up in each image slot, -1 for none.
+    words: int32[G, M * I, W], the tokens whose embeddings add up in each image slot, -1 for none.
     """
     rng = np.random.default_rng([seed, 2])
     for batch, info in loader:
-        rows, images = batch.pop("images").shape[:2]
-        words = np.full((rows, images, stand_in.count, stand_in.width), -1, np.int32)
+        groups, images = batch.pop("images").shape[:2]
+        words = np.full((groups, images, stand_in.count, stand_in.width), -1, np.int32)
         names = iter(info["ids"])  # row by row
-        for row, samples in zip(words, batch["segments"].max(axis=1)):
+        samples_of = batch["segments"].max(axis=1).reshape(groups, -1).sum(axis=1)
+        for group, samples in zip(words, samples_of):
             for i in range(samples):
-                row[i] = stand_in.words(seen[next(names)], rng)
-        yield {**batch, "words": words.reshape(rows, images * stand_in.count, -1)}
+                group[i] = stand_in.words(seen[next(names)], rng)
+        yield {**batch, "words": words.reshape(groups, images * stand_in.count, -1)}
 
 
 class StandIn:

@@ -88,6 +88,11 @@ def check_settings(c: Any) -> None:
             f"loss_groups is {c.loss_groups}, but with data.pack rows hold several samples",
             fix="leave loss_groups at 1, or data.pack off",
         )
+    if c.loss_average == "micro" and c.data.pack and c.grad_accum > 1:
+        raise ConfigError(
+            "loss_average is 'micro', but data.pack deals a step's samples to micro-batches anew",
+            fix="--config.loss_average=global, which packing does not change",
+        )
     if c.exact_match and not c.data.holdout:
         raise ConfigError(
             "exact_match is set, but data.holdout is 0: there are no questions to ask",

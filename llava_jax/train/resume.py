@@ -59,7 +59,9 @@ def check_same(config: Any, workdir: Path) -> list[str]:
         return []
     before = {name: current(_row(name), value) for name, value in flat(read_record(path))}
     now = dict(flat(json.loads(settings_text(config))))
-    # A name that only one of the two has is of another version of this package.
+    # A setting that the run's version did not have was at its default. One that only it had is gone.
+    defaults = {n: TRAINING[n].default for n in now.keys() - before.keys() if n in TRAINING}
+    before |= json.loads(json.dumps(defaults))
     changed = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
     wrong = [n for n in changed if not _may_change(n, before, now, workdir)]
     if not wrong:

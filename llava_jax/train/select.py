@@ -37,6 +37,10 @@ def select(setting: str, word: str, names: Collection[str], noun: str = "paramet
     if not word.startswith(PATTERN):
         return {name for name in names if GROUPS[word](name)}
     pattern = word.removeprefix(PATTERN)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{setting}: {word!r} is not a regular expression: {error}") from None
     found = {name for name in names if re.fullmatch(pattern, name)}
     if found:
         return found

@@ -97,10 +97,8 @@ def test_kinds_of_tokens(source, tmp_path):
 
 
 def test_a_damaged_tokenizer_is_named(source, tmp_path):
-    folder = tmp_path / "t"
-    shutil.copytree(source.parent / "t", folder)
-    (folder / "tokenizer.model").write_bytes(b"\xff\xff\xff")
-    made = tiny.save(tmp_path / "a", "jax", MLP, tokenizer=folder)
+    made = tiny.save(tmp_path / "a", "jax", MLP, tokenizer=source.parent / "t")
+    (made / "tokenizer.model").write_bytes(b"\xff\xff\xff")
     with pytest.raises(WeightError, match=r"tokenizer\.model"):
         write_gguf(made, tmp_path / "b")
 

@@ -11,6 +11,7 @@ NOT_RUN = {
     r"^python -m examples\.tiny": "minutes; tests/examples/test_tiny.py runs it with few steps",
     r"^python -m llava_jax\.settings": "tests/test_settings.py compares what it prints with the page",
     r"^python bench/lines\.py": "counts what git lists, and the copy that runs the lines is no checkout",
+    r"^python bench/packing\.py": "minutes; tests/data/test_packing.py and test_lengths.py hold what it measures",
     r"^llava-jax plan ": "compiles for minutes; tests/plan runs it on a tiny model",
     r"convert SRC DST --to FORMAT": "the form of the command, not a command",
 }

@@ -113,18 +113,19 @@ def test_batches_of_text_have_words_for_images(data, tokenizer):
     batches = making.text_batches(config, tokenizer, data, objects, seed=0)
     for batch in (next(batches) for _ in range(6)):
         assert "images" not in batch
-        rows, images, _ = batch["words"].shape
-        assert (rows, images) in ((10, 2 * 16), (4, 6 * 16))
+        groups, slots, _ = batch["words"].shape
+        assert slots % 16 == 0
         said = set()
-        for row in range(rows):
-            samples = batch["segments"][row].max()
-            words = batch["words"][row].reshape(-1, 4, 4, batch["words"].shape[-1])
+        for group in range(groups):
+            rows = slice(*(n * len(batch["slots"]) // groups for n in (group, group + 1)))
+            samples = batch["segments"][rows].max(axis=1).sum()
+            words = batch["words"][group].reshape(-1, 4, 4, batch["words"].shape[-1])
             assert (words[samples:] < 0).all()
             for picture in words[:samples]:
                 assert (picture[:2, :2] < 0).all()
                 assert (picture[2:, 2:] < 0).all()
                 said |= {tokenizer.decode([i]) for i in picture[2:, :2].ravel() if i >= 0}
-            assert np.count_nonzero(batch["slots"][row] >= 0) == 16 * samples
+            assert np.count_nonzero(batch["slots"][rows] >= 0) == 16 * samples
         assert said == {"red", "circle", "bottom left"}
 
 

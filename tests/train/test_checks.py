@@ -122,6 +122,13 @@ def test_loss_groups_and_packing_exclude_each_other(data):
         check_settings(load_config("finetune_7b", words))
 
 
+def test_packing_and_the_average_over_micro_batches_exclude_each_other(data):
+    words = [*data, "--config.loss_average=micro", "--config.data.pack=exact"]
+    check_settings(load_config("finetune_7b", words))
+    with pytest.raises(ConfigError, match="loss_average is 'micro', but data.pack"):
+        check_settings(load_config("finetune_7b", [*words, "--config.grad_accum=2"]))
+
+
 def stages_of(data, *words, stages=None):
     config = load_config("finetune_7b", [*data, *(f"--config.{word}" for word in words)])
     config.stages.update(stages or {})

@@ -130,3 +130,17 @@ def test_a_damaged_file_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"done\.json is damaged.*remove this file"):
         read_record(path)
+
+
+def test_a_setting_that_an_older_run_did_not_have_was_at_its_default(tmp_path):
+    begin(config(), tmp_path)
+    path = tmp_path / SETTINGS
+    older = json.loads(path.read_text())
+    for name in ("z_loss", "param_groups"):
+        del older[name]
+    path.write_text(json.dumps(older))
+    assert check_same(config(), tmp_path) == []
+    with pytest.raises(ConfigError, match=r"z_loss was 0\.0 and is 5\.0"):
+        check_same(config("z_loss=5.0"), tmp_path)
+    with pytest.raises(ConfigError, match="param_groups was"):
+        check_same(config("param_groups=projector lr=0"), tmp_path)

@@ -65,6 +65,7 @@ def test_rates_by_group_the_last_that_covers_counts():
         ("vision lr=-1", "'lr=-1' is not lr=NUMBER"),
         ("vision decay=1", "'decay=1' is not lr=NUMBER"),
         ("re:x lr=1", "matches no trained parameter"),
+        ("re:( lr=1", "is not a regular expression"),
     ],
 )
 def test_a_group_that_says_nothing_is_an_error(text, says):
