@@ -81,6 +81,8 @@ def steps_of(config: Any, shape: Shape, mixture: Mixture) -> int:
     if config.steps:
         return config.steps
     samples: float = config.batch_size
-    if config.data.pack:  # a step is as full as its shape
+    if (
+        _pack(config) == "fill"
+    ):  # a step is as full as its shape; exact keeps the samples of each step
         samples = shape.rows * shape.length * mixture.real / mixture.tokens
     return math.ceil(config.epochs * mixture.samples / samples)

@@ -83,7 +83,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 def _is_row(row: Any) -> bool:
     """Whether a value has what a row is shown and compared by."""
     try:
-        describe(row), table([row])
+        describe(row)
+        table([row])
         texts = (row["key"], row["target"], row["compiled"]["digest"])
         return all(isinstance(text, str) for text in texts) and isinstance(row["fits"], bool)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):

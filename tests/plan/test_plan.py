@@ -175,6 +175,8 @@ def test_packed_rows_hold_a_batch():
     assert shape.groups * shape.images >= samples * mixture.images
     assert shape.groups * (shape.targets or 0) >= samples * mixture.targets
     assert steps_of(config, shape, mixture) == math.ceil(665_298 / samples)
+    config.data.pack = "exact"  # the samples of each step are those of the unpacked run
+    assert steps_of(config, shape, mixture) == 5198
 
 
 @pytest.mark.parametrize(
