@@ -96,8 +96,8 @@ def installed() -> list[str]:
 
 def model_flops(args: argparse.Namespace) -> float:
     """Of one step, as FORMULA says."""
+    from llava_jax.flops import Work, count
     from llava_jax.params import parameter_shapes
-    from llava_jax.plan.flops import Work, count
     from llava_jax.train.select import trainable_names
 
     model = model_config(args)

@@ -13,22 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from llava_jax.chips import peak_of
+
 SYSTEMS = ("llava_jax", "transformers")
 TRAIN = {
     "full": ("projector", "language"),
     "lora": ("projector", "lora"),
     "projector": ("projector",),
 }
-
-CHIPS = {
-    "A100": "A100-80",
-    "H100": "H100",
-    "H200": "H200",
-    "TPU v5 lite": "v5e",
-    "TPU v5": "v5p",
-    "TPU v6 lite": "v6e",
-}
-"""{part of a device's name: its row of llava_jax.plan.hardware}; the first that fits."""
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -81,13 +73,6 @@ def model_config(args: argparse.Namespace) -> Any:
     language = replace(made.language, max_positions=positions)
     lora = LoraConfig(128, 256.0, 0.0) if args.train == "lora" else None
     return replace(made, language=language, lora=lora)
-
-
-def peak_of(name: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device by its data sheet; None for one that is not in CHIPS."""
-    from llava_jax.plan import hardware
-
-    return next((hardware.CHIPS[chip].flops for part, chip in CHIPS.items() if part in name), None)
 
 
 def peak_host_memory() -> tuple[float, str]:

@@ -18,7 +18,7 @@ BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
 BASE = {"errors", "config", "params", "progress", "reader", "storage", "util"}
-BASE |= {"setting", "settings"}
+BASE |= {"setting", "settings", "chips", "flops"}
 NETWORK = {"quant", "attention", "layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
     "errors": set(),
@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "reader": set(),
     "storage": set(),
     "util": set(),
+    "chips": set(),
+    "flops": set(),
     "setting": set(),
     "settings": set(),
     "text": set(),
@@ -60,7 +62,18 @@ MAY_IMPORT = {
 # Never import jax.
 LIGHT = {
     *("errors", "config", "params", "progress", "reader", "storage", "util"),
-    *("setting", "settings", "text", "images", "batch", "cli", "inspect", "configs"),
+    *(
+        "setting",
+        "settings",
+        "chips",
+        "flops",
+        "text",
+        "images",
+        "batch",
+        "cli",
+        "inspect",
+        "configs",
+    ),
 }
 
 # Slow to import, or in an extra: only inside functions.

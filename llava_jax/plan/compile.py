@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from llava_jax.chips import target_config
 from llava_jax.errors import ConfigError
-from llava_jax.plan.hardware import target_config
 from llava_jax.plan.topology import HERE, Topology
 
 WHEELS = {

@@ -7,12 +7,13 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llava_jax import flops
 from llava_jax.batch import Shape, collate
 from llava_jax.config import PRESETS, LlavaConfig
 from llava_jax.convert.io.hub import local
 from llava_jax.errors import ConfigError
 from llava_jax.plan import compile as compiler
-from llava_jax.plan import flops, hlo, roofline, traffic
+from llava_jax.plan import hlo, roofline, traffic
 from llava_jax.plan.memory import Memory, estimate, weigh
 from llava_jax.plan.mixture import Mixture, mixture_of, step_shape, steps_of
 from llava_jax.plan.rows import Kept, key_of

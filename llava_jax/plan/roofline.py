@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_jax.plan.hardware import Chip
+from llava_jax.chips import Chip
 from llava_jax.plan.traffic import Flow
 
 MFUS = (0.45, 0.55, 0.65)

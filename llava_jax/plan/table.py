@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from llava_jax.plan.hardware import GIB
+from llava_jax.chips import GIB
 
 Row = dict[str, Any]
 

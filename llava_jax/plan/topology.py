@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from llava_jax.chips import CHIPS, Chip
 from llava_jax.errors import ConfigError
-from llava_jax.plan.hardware import CHIPS, Chip
 
 HERE = "here"
 EXAMPLES = "v5e-8, v5p-128, 2xv5e-256, 8xA100-40, 16xH100, 1xH200 or here"

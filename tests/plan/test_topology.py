@@ -2,8 +2,8 @@
 
 import pytest
 
+from llava_jax.chips import CHIPS, target_config
 from llava_jax.errors import ConfigError
-from llava_jax.plan.hardware import CHIPS, target_config
 from llava_jax.plan.topology import parse_topology
 
 

@@ -52,6 +52,18 @@ CHIPS = {
     )
 }  # fmt: skip
 
+_KINDS = {
+    "A100": "A100-80", "H100": "H100", "H200": "H200",
+    "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+}  # fmt: skip
+"""{part of a device's kind, as jax calls it: a chip of that peak rate}; the first that fits."""
+
+
+def peak_of(device_kind: str) -> float | None:
+    """Dense bf16 FLOP/s of a device by its maker's data sheet; None for one that is not in CHIPS."""
+    return next((CHIPS[chip].flops for part, chip in _KINDS.items() if part in device_kind), None)
+
+
 # What XLA wants to know of a GPU that is not there: limits of its compute capability (CUDA C++
 # Programming Guide, "Technical specifications per compute capability") and figures of the chip.
 _SM = {

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from llava_jax.config import LlavaConfig, LoraConfig
+from llava_jax.flops import Work, count
 from llava_jax.llava import abstract_params
-from llava_jax.plan.flops import Work, count
 
 MODEL = LlavaConfig.v15_7b()
 SAMPLE = Work(tokens=861, targets=138, images=1, keys=861 / 2, last=138)
