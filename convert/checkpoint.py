@@ -48,7 +48,7 @@ _WRITERS: dict[str, Callable[[Source, Path, Target, Progress | None], None]] = {
     "peft": adapter.write_peft,
 }
 COMPLETE = ("hf", "jax")  # kinds that need neither a base nor a tower from elsewhere
-_MERGED = ("hf", "original")  # formats that have no place for adapters
+_MERGED = ("hf", "original")  # formats that cannot hold adapters
 
 
 # Open checkpoints ---------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
     """Opens any supported checkpoint; its kind is determined by what is in it.
 
     Reads headers and settings, and no weights. Raises WeightError, in one line that names the file
-    or tensor, for everything that is wrong.
+    or tensor, for anything that is wrong.
     """
     options, name = options or Options(), str(path)
     path = hub.resolve(path, options.allow_pickle)
@@ -192,7 +192,7 @@ def load_checkpoint(
 
 
 def read_leaves(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding]) -> dict[str, Any]:
-    """{name: jax array} of an open source's leaves, each shard read straight to where it lies.
+    """{name: jax array} of an open source's leaves, each shard read straight to its device.
 
     Equal shards (replicas) are read once.
     """
@@ -286,7 +286,7 @@ def _base_to_name(to: str, options: Options) -> str | Path | None:
 
 
 def _versions() -> dict[str, str]:
-    """The versions of what wrote a file."""
+    """The versions of the packages that wrote a file."""
     return {
         "llava_jax": __version__,
         "numpy": np.__version__,
@@ -295,7 +295,7 @@ def _versions() -> dict[str, str]:
 
 
 def _command(options: Options, target: Target) -> str:
-    """The conversion as a command, without the places of files (two runs give the same bytes)."""
+    """The conversion as a command line, without paths (so that two runs give the same bytes)."""
     words = ["llava-jax convert SRC DST", f"--to {target.to}"]
     words += [f"--layout {target.layout}"] * bool(target.layout)
     words += [f"--dtype {target.dtype or options.dtype}"] * bool(target.dtype or options.dtype)

@@ -12,7 +12,7 @@ from llava_jax.errors import ConfigError
 if TYPE_CHECKING:
     from llava_jax.convert import Options, Source
 
-# Options that only some formats have a use for.
+# Options that only some formats use.
 _ONLY_TO = {
     "layout": ("hf", "peft"),
     "tower": ("original",),
@@ -47,7 +47,7 @@ def given_files(args: argparse.Namespace, *checkpoints: str) -> list[Path]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `llava-jax convert`."""
     parser.add_argument("src", help="checkpoint: folder, projector file, or hub id")
-    parser.add_argument("dst", help="folder to write; it appears whole or not at all")
+    parser.add_argument("dst", help="folder to write; it appears complete or not at all")
     parser.add_argument("--to", choices=FORMATS, required=True, help="format to write")
     add_source_arguments(parser)
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: the source's")
@@ -209,7 +209,7 @@ def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
 
     # What was just written may hold pickles of ours.
     back = Options(allow_pickle=True, merge=options.merge, template=options.template)
-    if args.to in PARTS:  # read back over the same base
+    if args.to in PARTS:  # read back on the same base
         # The tower beside the source, which its parts name relative to themselves, would not be found.
         path = hub.resolve(args.src, args.allow_pickle)
         name = ((source.metadata.get("original") or {}).get("tower") or {}).get("name") or ""

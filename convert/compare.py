@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(path: str, other: str, options: Options) -> Options:
-    """`options` for `path`. Base and tower are for the one of the two that has a use for them."""
+    """`options` for `path`. Base and tower go to the one of the two that needs them."""
     part, other_part = (
         identify(hub.resolve(p, options.allow_pickle)) in ("lora", "projector")
         for p in (path, other)

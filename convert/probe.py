@@ -1,4 +1,4 @@
-"""A picture and a prompt, put to a checkpoint in JAX and, where it is installed, in PyTorch."""
+"""Runs one picture and prompt through a checkpoint in JAX and, if installed, in PyTorch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def jax_answer(source: Source) -> tuple[np.ndarray, list[int]]:
 
     config, ids = source.config, prompt_ids(source)
     params = {n: jnp.asarray(leaf.read(), jnp.float32) for n, leaf in source.leaves.items()}
-    # Places for the answer: nobody before them sees them, because the mask is causal.
+    # Room for the answer: the mask is causal, so no earlier token sees it.
     prompt = Example(np.pad(ids, (0, NEW_TOKENS)), (picture(config),))
     total = prompt.length(config.image_tokens)
     length = total - NEW_TOKENS
@@ -109,7 +109,7 @@ def torch_answer(source: Source) -> tuple[np.ndarray, list[int]]:
 def torch_model(source: Source):
     """(transformers' model in fp32 with the values of `source`, its id of <image>).
 
-    Projectors that transformers has not are put in from their parts.
+    Projectors that transformers lacks are built from their parts.
     """
     import torch
     from transformers import LlavaConfig as HfConfig

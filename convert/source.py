@@ -1,4 +1,4 @@
-"""An open checkpoint: our configuration and our parameters over somebody's files, nothing read yet.
+"""An open checkpoint: our configuration and parameters over files of any format, nothing read yet.
 
 Also how to open one, how to write one, and what kind of checkpoint a folder is.
 """
@@ -22,7 +22,7 @@ from llava_jax.params import check_params, parameter_shapes
 from llava_jax.reader import Reader, config_of
 from llava_jax.text.conversation import find_template
 
-SIDE = "llava_jax"  # sub-folder of an export with what its format has no place for
+SIDE = "llava_jax"  # sub-folder of an export, with what its format cannot hold
 # Settings of ours that no config.json of others can hold; they go into the side folder.
 OURS_ONLY = ("template", "max_length", "use_im_start_end", "image_aspect_ratio", "tokenizer_legacy")
 
@@ -38,7 +38,7 @@ class Options:
     projector, seed: kind and seed of the random projector when CLIP and an LLM are joined; None is
     mlp2x_gelu and 0.
     mixed: lets a component mix types, which are then cast to `dtype`. Otherwise a tensor of another
-    type than its neighbours is an error: somebody has edited the file.
+    type than its neighbours is an error: the file was edited.
     template: the conversation template, in place of the one that the checkpoint's files name.
 
     Raises WeightError for `mixed` without a `dtype`, and a seed below 0.
@@ -198,7 +198,7 @@ def restore_ours(source: Source) -> Source:
 
 
 def write_side(source: Source, work: Path) -> None:
-    """What the format has no place for, in the sub-folder that `read_side` looks into."""
+    """What the format cannot hold, in the sub-folder that `read_side` looks into."""
     ours = {name: getattr(source.config, name) for name in OURS_ONLY}
     (work / SIDE).mkdir(exist_ok=True)
     output.write_json(work / SIDE / "kept.json", {**source.metadata, "ours": ours})

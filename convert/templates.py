@@ -24,8 +24,8 @@ def of_folder(folder: Path, kind: str, name: str) -> str:
     """The template for the checkpoint in `folder`, of one of source.KINDS, called `name`.
 
     An original's is chosen as the original does it, by model_type and name; Hugging Face's is
-    recognised by its chat template, which is never run. Says so in a warning where it is not
-    Vicuna's. Raises WeightError for a malformed file.
+    recognised by its chat template, which is never run. Warns if it is not Vicuna's.
+    Raises WeightError for a malformed file.
     """
     if kind != "hf":
         found = by_name(folder, name)

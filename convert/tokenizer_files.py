@@ -62,10 +62,10 @@ def write_hf(
     if source is None:
         return
     added, tokens = {IMAGE: image_id, PAD: pad_id}, added_tokens(source)
-    # What has no row was never used, and its id is now another's (see text.vocabulary).
+    # A token without a row was never used; its id now belongs to another (see text.vocabulary).
     others = {t: n for t, n in tokens.ids.items() if t not in added and n not in added.values()}
     settings = read_json(work / "tokenizer_config.json")
-    settings.pop("chat_template", None)  # a template is a program: only our own goes out
+    settings.pop("chat_template", None)  # a template is a program: only our own are exported
     _list_tokens(settings, tokens, added | others, lambda token: token in others)
     settings |= {
         "image_token": IMAGE,
@@ -221,7 +221,7 @@ def legacy(folder: Path, default: bool) -> bool:
         try:
             return legacy_of(folder)
         except ConfigError:
-            return default  # which tokenizer it is matters only to those who load it
+            return default  # matters only to whoever loads the tokenizer
     path = folder / "tokenizer_config.json"
     data = read_json(path)
     return Reader(data, str(path)).flag("legacy", default if data else False)

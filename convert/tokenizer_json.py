@@ -1,6 +1,6 @@
 """tokenizer.json made from tokenizer.model, with the ids of the original's tokenizer.
 
-transformers 5 makes one itself where a folder has none, and gets it wrong: it ranks the merges by id
+transformers 5 makes one itself where a folder has none, incorrectly: it ranks the merges by id
 instead of score and drops the leading space. So exports carry this one.
 """
 

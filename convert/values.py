@@ -105,7 +105,7 @@ def rounding(
 
 def _before(path: str | Path, options: Options) -> tuple[list[str], bool]:
     """(the types in the checkpoint's files, whether it has adapters)."""
-    if options.mixed:  # which cannot be opened without a cast
+    if options.mixed:  # cannot be opened without a cast
         source = open_source(path, replace(options, merge=False))
         return ["mixed types"], source.config.lora is not None
     source = open_source(path, replace(options, dtype=None, merge=False))

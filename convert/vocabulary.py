@@ -54,7 +54,7 @@ class Needed:
     unnamed: tuple[int, ...]
 
     def text(self) -> str:
-        """The rows beyond the ordinary ones, in words."""
+        """The rows beyond the ordinary ones, as a phrase."""
         named = ", ".join(f"{t} ({n})" for t, n in self.tokens.items())
         bare = f"trained rows without a token ({_ranges(self.unnamed)})" if self.unnamed else ""
         return ", ".join(part for part in (named, bare) if part)
@@ -141,7 +141,7 @@ def _tokens(source: Source) -> int:
         return rows
     try:
         return len(fitted(Tokenizer.load(source.tokenizer), rows))
-    except ConfigError:  # who writes its files says what is wrong
+    except ConfigError:  # the writer of its files reports what is wrong
         return rows
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters over a base: PEFT's files, of the original LLaVA or on Hugging Face's.
+"""LoRA adapters on a base: PEFT's files, for the original LLaVA or Hugging Face's.
 
 PEFT's rule: W + scale * B @ A with scale = alpha / r (alpha / sqrt(r) with use_rslora); with use_dora
 each output's weights are then scaled to a trained length, the lora_magnitude_vector.
@@ -82,7 +82,7 @@ def open_adapter(folder: Path, options: Options) -> Source:
         "adapter_file": file.name,
         "non_lora_file": beside.name if beside else None,
         "prefix": f"{layout.lm}.",
-        # Whole tensors that go along: the file's own names -> the original's.
+        # Tensors trained whole: the file's own names -> the original's.
         "whole": {n: o for n, o in zip(more, whole) if not keys.is_buffer(o)},
         "in_adapter": [n for n in more if n in state],
     }
@@ -189,7 +189,7 @@ def _merged(
 
 
 def _not_run(names: Iterable[str], layout: keys.Layout, config: LlavaConfig) -> dict[str, str]:
-    """{factor: the kernel it is on, in their names} of what cannot be a leaf: layers of the tower after
+    """{factor: its kernel, in their names} of factors that cannot be leaves: layers of the tower after
     the feature layer, and linear layers of the tower of which only some have factors."""
     places = keys.places(layout, config)
     kernels = {n: f"{n.removeprefix(keys.PEFT).partition('.lora_')[0]}.weight" for n in names}

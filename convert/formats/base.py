@@ -1,4 +1,4 @@
-"""The base of an adapter or projector, and tensors that take the place of its own."""
+"""The base of an adapter or projector, and tensors that replace its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_base(folder: Path, data: dict[str, Any], options: Options, base: str | 
     data = folders.without_quantisation(data)  # of QLoRA: its base was quantised while it trained
     kind = identify(path)
     if kind == "lora":
-        raise WeightError(f"{path} is an adapter itself, and no base")
+        raise WeightError(f"{path} is itself an adapter, not a base")
     if kind != "llama":
         from llava_jax.convert.checkpoint import open_source  # which needs this module
 
@@ -81,7 +81,7 @@ def overlay(
 ) -> Source:
     """`base` with the tensors of `state` (original names, any part of the model) in place of its own.
 
-    Raises WeightError for a name that the original has not, a wrong shape, or a projector in part.
+    Raises WeightError for a name that the original lacks, a wrong shape, or a projector in part.
     """
     plan = keys.pairings(keys.ORIGINAL, replace(config, lora=None))
     places = {name: p for p in plan for name in p.theirs}

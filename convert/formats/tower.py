@@ -38,7 +38,7 @@ def open_tower(
     options: Options,
     inside: Mapping[str, Lazy] | None = None,
 ) -> Tower:
-    """The tower that `options` or the config.json `data` name; `inside`: tensors that hold it already.
+    """The tower named by `options` or by the config.json `data`; `inside`: tensors that hold it already.
 
     A relative name is looked for in the checkpoint's folder and beside it.
     """

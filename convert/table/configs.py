@@ -1,4 +1,4 @@
-"""Other people's config.json <-> LlavaConfig. Nothing here reads weights or imports transformers.
+"""config.json of other projects <-> LlavaConfig. Nothing here reads weights or imports transformers.
 
 Field names and defaults: transformers' LlamaConfig, MistralConfig, CLIPVisionConfig, LlavaConfig
 (4.37 and 5.23 agree on those used), and llava/model/llava_arch.py for the `mm_` fields.
@@ -258,7 +258,7 @@ def types_of(tensors: Iterable[Leaf | Lazy]) -> list[str]:
 def with_dtype(
     data: Mapping[str, Any], tensors: Iterable[Leaf | Lazy], read: list[str] | None = None
 ) -> dict[str, Any]:
-    """A config.json whose dtype fields, of either spelling and at any depth, are true of `tensors`.
+    """A config.json whose dtype fields, of either spelling and at any depth, match `tensors`.
 
     read: the types that were beside `data` when it was read. If they still are, what it said of them
     stays, unless it would round them. Otherwise the dtype is that of `tensors`; where these differ it

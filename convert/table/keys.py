@@ -1,6 +1,6 @@
-"""The names and shapes of parameters in other people's checkpoints: one table, read both ways.
+"""The names and shapes of parameters in other projects' checkpoints: one table, read both ways.
 
-A rule says how a tensor is called there, how it is called here, and how the two lie in memory.
+A rule gives a tensor's name there, its name here, and how the axes of the two are ordered.
 `{i}` is the layer number there and the leading axis here. {lm}, {head}, {projector} and {vision}
 are the prefixes in which the layouts differ. Sources: haotian-liu/LLaVA @ c121f04, the published
 llava-hf files, transformers 5.23, PEFT 0.21. (GGUF's names follow from these: see formats/gguf.py.)
@@ -140,7 +140,7 @@ BUFFERS = re.compile(
 
 @dataclass(frozen=True)
 class Layout:
-    """What one generation of files calls things. A prefix of None: it has no such component."""
+    """The prefixes of one generation of files. None: it has no such component."""
 
     name: str
     lm: str | None = None
@@ -209,7 +209,7 @@ LAYOUTS = {layout.name: layout for layout in (ORIGINAL, CLIP, CLIP_BARE, *HF_LAY
 
 @dataclass(frozen=True)
 class Pairing:
-    """One parameter of ours and the tensors, one or one per layer, that it is called there."""
+    """One of our parameters, and the tensors (one, or one per layer) that hold it there."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -225,7 +225,7 @@ class Pairing:
 def pairings(layout: Layout, config: LlavaConfig) -> list[Pairing]:
     """The rules of `layout`, written out for the sizes of `config`.
 
-    Raises WeightError for a parameter of one of its components that no rule is for.
+    Raises WeightError for a parameter of its components without a rule.
     """
     shapes = parameter_shapes(config)
     found = []
@@ -327,7 +327,7 @@ def is_buffer(name: str) -> bool:
 
 
 def best_layout(names: Iterable[str], candidates: Iterable[Layout], config: LlavaConfig) -> Layout:
-    """The candidate that knows the most of `names`; the first of equals."""
+    """The candidate that knows most of `names`; the first of several that tie."""
     names = list(names)
 
     def known(layout: Layout) -> int:

@@ -1,7 +1,7 @@
 """preprocessor_config.json of an image processor <-> PixelConfig.
 
-Keys and what they do: transformers' CLIPImageProcessor and LlavaImageProcessor (4.37 and 5.24). What
-we cannot do is refused, with the file and the key.
+Keys and what they do: transformers' CLIPImageProcessor and LlavaImageProcessor (4.37 and 5.24).
+Anything we cannot do is refused by file and key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llava_jax.reader import Reader, shown
 FILE = "preprocessor_config.json"
 _PADS, _CROPS = "LlavaImageProcessor", "CLIPImageProcessor"
 _KINDS = (_PADS, _CROPS, "CLIPFeatureExtractor")
-_SUFFIXES = ("Fast", "Pil")  # the same settings by another backend
+_SUFFIXES = ("Fast", "Pil")  # same settings, another backend
 _FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad")
 
 

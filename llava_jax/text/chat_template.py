@@ -15,7 +15,7 @@ from llava_jax.text.conversation import TEMPLATES, Template
 
 _BLOCK = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.S)
 _LITERAL = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.S)
-# Around literals that are compared, looked up or passed to a filter, and so not output.
+# Syntax around literals that are compared, looked up or passed to a filter, so never output.
 _BEFORE = re.compile(r"(?:\[|==|!=|\bin|\w\(|,|attribute=)\s*$")
 _AFTER = re.compile(r"\s*(?:\]|==|!=|\bin\b|\bnot\s+in\b)")
 _ESCAPES = {"n": "\n", "t": "\t"}
@@ -27,7 +27,8 @@ _ROLES = (
     (re.compile(_ROLE), "user assistant system"),
 )  # fmt: skip
 
-# Name -> what must be said. Of several that fit, the first whose system prompt is said, else the first.
+# Name -> the literals it must output. If several match: the first whose system prompt is output,
+# else the first of all.
 _MUST = {
     "vicuna_v1": ("USER", "ASSISTANT"),
     "llava_v1": ("USER", "ASSISTANT"),
@@ -43,7 +44,7 @@ _MARKS = ("<<SYS>>", "<</SYS>>", "[INST]", "[/INST]", "<s>", "</s>", IMAGE_TAG)
 
 
 def recognise(text: str) -> str | None:
-    """The name of our template that says what a Jinja chat template says; None for a foreign one.
+    """The name of our template that says what a Jinja chat template says; None for an unknown one.
 
     Our own exports are known by their text, others by what they can say. A system prompt may be
     missing: Hugging Face's spelling of Vicuna's template has none.

@@ -1,4 +1,4 @@
-"""The original's training labels to the id, mistakes included.
+"""The original's training labels, equal id by id, mistakes included.
 
 Follows preprocess_multimodal and preprocess_* of llava/train/train.py
 (haotian-liu/LLaVA @ c121f04, with tokenizers >= 0.14): prompts are rendered to text, every special
@@ -24,10 +24,10 @@ Turns = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class CompatSample:
-    """What the original makes of one sample, before padding.
+    """One sample as the original prepares it, before padding.
 
     ids, labels: int64[t]; a label can be -200, where an answer holds an image slot.
-    mismatch: (counted, present) lengths when the original gave the sample up: no label is left.
+    mismatch: (counted, present) lengths when the original drops the sample: no label is left.
     """
 
     turns: Turns

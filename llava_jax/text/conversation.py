@@ -39,7 +39,7 @@ class Template:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Texts that end an answer. Where it is an EOS token, that token ends it just as well."""
+        """Texts that end an answer. If one is the EOS token, that token ends the answer too."""
         ends = self.sep2 if self.style in ("two", "llama_2") else self.sep
         return (ends,) if ends else ()
 
@@ -48,11 +48,11 @@ TEMPLATE_TEXT, SYSTEM_TEXT = -1, -2
 
 
 class Piece(NamedTuple):
-    """A stretch of a prompt: text of the template, or what one message says."""
+    """A span of a prompt: template text, or the content of one message."""
 
     content: Any
     message: int  # index of the message this is, else TEMPLATE_TEXT or SYSTEM_TEXT
-    answer: bool  # said by the assistant, end mark included: what training is about
+    answer: bool  # said by the assistant, end mark included: what is trained
 
 
 def render(template: Template | str, messages: Sequence[tuple[int, str | None]]) -> str:
@@ -79,7 +79,7 @@ def template_pieces(
 
 
 def _hide_examples(pieces: list[Piece], examples: int) -> list[Piece]:
-    """Counts messages from after the built-in ones; what is before them is nobody's answer."""
+    """Numbers messages from the first that is not built in; what comes before it is never trained."""
     if not examples:
         return pieces
     first = next((i for i, piece in enumerate(pieces) if piece.message >= examples), len(pieces))

@@ -1,4 +1,4 @@
-"""The one thing that text makes of a training record or of a question."""
+"""`Example`: what a training record or a question becomes once it is tokenised."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Example:
         return SampleError(f"sample {self.id}: {what}")
 
     def length(self, image_tokens: int) -> int:
-        """Positions in the model, with `image_tokens` features for each slot."""
+        """Positions in the model, counting `image_tokens` features for each slot."""
         return len(self.ids) + len(self.images) * (image_tokens - 1)
 
     @cached_property
@@ -83,7 +83,7 @@ class Example:
         )
 
     def truncated(self, max_length: int | None, image_tokens: int) -> Example:
-        """What fits into `max_length` positions; an image fits as a whole or not at all.
+        """The part that fits into `max_length` positions; an image fits as a whole or not at all.
 
         An example that lost tokens has the note TRUNCATED. None is no limit.
         """

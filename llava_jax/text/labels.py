@@ -1,10 +1,10 @@
 """Which tokens of a prompt are trained, for every `--version` of the original.
 
-A prompt is assembled from pieces that know who says them; a token is trained if the piece its first
+A prompt is assembled from pieces that record who says them; a token is trained if the piece its first
 character comes from is trained. On ordinary samples this gives the labels of the original
 (llava/train/train.py), which finds them by tokenising parts of the text again and adding up
-lengths; where that sum does not come out, the original trains nothing of the sample and ours is
-still right. The original's own arithmetic is in `compat`.
+lengths; where the sum does not match, the original trains nothing of the sample, and ours is still
+right. The original's own arithmetic is in `compat`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Messages with images to an Example. Image slots come from structure, never from text."""
+"""Turns messages with images into an Example. Image slots come from structure, never from text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build_prompt(
     use_im_start_end: bool = False,
     open_turn: bool = True,
 ) -> Example:
-    """Lays out messages and tokenises them in one pass; the images are as the messages gave them.
+    """Lays out messages and tokenises them in one pass; images are kept as the messages gave them.
 
     messages: [{"role": "user", "content": ...}, ...] with roles user and assistant in turns, and
         at most one system message, first, in place of the template's own (plain text, like all
@@ -64,7 +64,7 @@ def build_prompt(
 
 
 def slot_parts(tokenizer: Tokenizer, template: Template, use_im_start_end: bool) -> list[Part]:
-    """What one image slot looks like in a prompt: the slot, and what the model expects around it."""
+    """One image slot as the model expects it in a prompt, with the tokens around it."""
     slot: list[Part] = [IMAGE_TOKEN]
     if use_im_start_end:
         try:
@@ -135,7 +135,7 @@ def _role(message: Mapping[str, Any], i: int) -> int:
     if not isinstance(role, str) or role not in ROLES:
         raise PromptError(f"message {i} has role {role!r}", fix="roles are user and assistant")
     if ROLES[role] != i % 2:
-        raise PromptError(f"message {i} is by the {role}: user and assistant must take turns")
+        raise PromptError(f"message {i} is from the {role}: user and assistant must alternate")
     return ROLES[role]
 
 

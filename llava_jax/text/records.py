@@ -70,11 +70,11 @@ def check_turns(
 ) -> None:
     """Raises SampleError for a conversation that cannot be trained, whatever the tokenizer.
 
-    caption: of stage 1, which is an image and two turns.
+    caption: a stage-1 sample, which is an image and two turns.
     """
-    first = 1 if turns[0][0] == ASSISTANT else 0  # an answer to nothing is left out
+    first = 1 if turns[0][0] == ASSISTANT else 0  # an answer without a question is dropped
     if any(role != i % 2 for i, (role, _) in enumerate(turns[first:])):
-        raise SampleError(f"sample {name}: human and gpt do not take turns")
+        raise SampleError(f"sample {name}: human and gpt do not alternate")
     if caption and (len(turns) - first != 2 or not images):
         raise SampleError(
             f"sample {name}: a caption sample needs an image and two turns, "
@@ -93,13 +93,13 @@ TAG_NOTES = {
     "tag without image": f"{IMAGE_TAG} is trained as text",
     "more tags than images": f"the image is shown at every {IMAGE_TAG}",
 }
-"""What `tag_note` calls a mismatch of tags and images -> what comes of it."""
+"""A mismatch of tags and images, as `tag_note` names it -> its consequence."""
 
 
 def tag_note(tags: int, images: int, *, caption: bool = False) -> str | None:
-    """What is odd about so many `<image>` tags for so many images, as a count of it is called.
+    """The name of a mismatch between `<image>` tags and images, or None.
 
-    caption: of stage 1, where an image is shown without a tag too.
+    caption: a stage-1 sample, whose image is shown even without a tag.
     """
     if tags and not images:
         return "tag without image"

@@ -1,4 +1,4 @@
-"""A LLaVA training record to an Example: token ids, labels, and the images in slot order.
+"""Turns a LLaVA training record into an Example: token ids, labels, and the images in slot order.
 
 A record is {"id", "image"?: path or list of paths, "turns"?: one of TURNS, "conversations": [{"from":
 "human" | "gpt", "value"}]}, and `<image>` in a record that has images is a slot. Everything else in it
@@ -34,12 +34,12 @@ class ExampleMaker:
     """Makes Examples of records, all with the same tokenizer and settings. Threads may share it.
 
     version: a `--version` of the original: "v1" for LLaVA-1.5, "plain" for stage 1, ...
-    max_length: positions after image features went in; what is longer is cut, never inside the
+    max_length: positions, image features included; longer samples are cut, never inside the
         features of an image. None: no limit.
     image_tokens: features per image (`LlavaConfig.image_tokens`).
     turns: "conversation", or "independent": every question of a record is trained as if it were
         alone with the image; the text before it and the image are shared by all. A record's own
-        "turns" has precedence, so that one file may hold both.
+        "turns" takes precedence, so that one file may hold both.
     compat: the original's ids and labels. Tags collapse to one per turn, a sample that it gives up
         has no labels, and text samples are cut at max_length tokens.
 
@@ -188,7 +188,7 @@ class ExampleMaker:
         for n, (ids, labels, _) in enumerate(alone, 1):
             more = len(ids) - start
             if n > 1 and self.max_length is not None and length + more > self.max_length:
-                notes[LEFT_OUT] += 1  # half a question is worth nothing, but for the first
+                notes[LEFT_OUT] += 1  # half a question is useless, except in the first round
                 continue
             joined.append((ids[start:], labels[start:], np.full(more, n, np.int32)))
             length += more
@@ -197,7 +197,8 @@ class ExampleMaker:
     def _front(self, question: list[Part]) -> list[Part]:
         """The part of a question up to its last image slot; empty without one."""
         at = [i for i, part in enumerate(question) if part == IMAGE_TOKEN]
-        rest = len(self._slot) - self._slot.index(IMAGE_TOKEN)  # with what closes the slot
+        # the rest of the slot: the token that closes it
+        rest = len(self._slot) - self._slot.index(IMAGE_TOKEN)
         return question[: at[-1] + rest] if at else []
 
     # The original ------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ class ExampleMaker:
 
 
 def check_trained(example: Example, max_length: int | None) -> None:
-    """Raises SampleError if nothing of an example is trained, say because of its length."""
+    """Raises SampleError if no token of an example is trained, for instance because it was cut."""
     if not example.target_count:
         why = f"within its first {max_length} tokens" if TRUNCATED in example.notes else "in it"
         raise SampleError(f"sample {example.id}: there is nothing to train {why}")
@@ -239,7 +240,7 @@ def _tag_first(text: str) -> str:
 
 
 def _after(front: list[Part], question: list[Part]) -> list[Part]:
-    """A question as it reads after the images of the first one."""
+    """A later question, as it reads after the shared images."""
     if not front:
         return question
     text = "".join(part for part in question if isinstance(part, str)).strip()

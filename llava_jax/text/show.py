@@ -1,4 +1,4 @@
-"""An Example as text for people: its prompt, and which tokens of it are trained."""
+"""An Example as readable text: its prompt, and which of its tokens are trained."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Tokenizer:
         self.added = {
             token: id_
             for token, id_ in (added or {}).items()
-            # a folder lists the basic three again, though the model has them
+            # folders list the three basic tokens again, although the model has them
             if token not in (bos_token, eos_token, unk_token) or self._piece_id(token) != id_
         }
         self.pad_token = pad_token or unk_token
@@ -99,7 +99,7 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """Of all that its ids depend on."""
+        """A digest of everything the ids depend on."""
         named = [self.bos_token, self.eos_token, self.unk_token, self.pad_token]
         facts = [self.legacy, self.own_space, self.added, named, sorted(self.plain_added)]
         return hashlib.sha256(self.model + json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -266,7 +266,7 @@ class Tokenizer:
                 before = self._decode_run(ids[start:i])
                 texts += [before, self._added_text[id_]] if before else [self._added_text[id_]]
                 start = i + 1
-        if start < len(ids):  # may be an empty text, and is set off even then
+        if start < len(ids):  # may be an empty text, and still gets its space
             texts.append(self._decode_run(ids[start:]))
         return " ".join(texts)
 
@@ -346,7 +346,7 @@ class Tokenizer:
 
 
 def sentencepiece_model(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    """The model in the bytes of a tokenizer.model. Raises ConfigError where they are none."""
+    """Parses the bytes of a tokenizer.model. Raises ConfigError if they are not one."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
         if not model:  # which sentencepiece takes

@@ -18,7 +18,7 @@ MODEL, CONFIG = "tokenizer.model", "tokenizer_config.json"
 ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-# what every LLaVA tokenizer has; another value would change ids or decoded text
+# values of every LLaVA tokenizer; others would change ids or decoded text
 _USUAL = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -
     for name, data in ((CONFIG, config), (SPECIAL, special), (ADDED, tokenizer.added)):
         if data:
             write_text(folder / name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-        else:  # one of a tokenizer that was there before
+        else:  # left over from a tokenizer that was here before
             (folder / name).unlink(missing_ok=True)
 
 

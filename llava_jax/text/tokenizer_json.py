@@ -1,4 +1,4 @@
-"""tokenizer.json, the form of the tokenizers library, read as the sentencepiece model it was made of.
+"""tokenizer.json, the form of the tokenizers library, read as the sentencepiece model it was made from.
 
 Folders that transformers 5 saves hold no tokenizer.model. LLaMA's tokenizer.json holds the same
 pieces, and merges in the order of their scores: for such files, and only for them, a sentencepiece
@@ -65,7 +65,7 @@ def convert(data: Mapping[str, Any], where: Path, unk_token: str | None = None) 
             return UNKNOWN
         if piece in _BYTES:
             return BYTE
-        # Never made of text: neither by a merge nor as a character.
+        # Text never becomes these: no merge makes them, and no character is one.
         never = piece in added or (len(piece) > 1 and piece not in scores)
         return CONTROL if never else NORMAL
 
@@ -158,7 +158,7 @@ def _vocab(model: Mapping[str, Any], where: Path) -> dict[str, int]:
         raise _refused(where, "model.vocab does not number its tokens from 0 on without gaps")
     vocab = dict(vocab or {})
     if not all(map(is_text, vocab)):
-        raise _refused(where, "model.vocab has a token that is no text")
+        raise _refused(where, "model.vocab has a token that is not a string")
     if not model.get("byte_fallback") or any(byte not in vocab for byte in _BYTES):
         raise _refused(where, "model.byte_fallback is off, or the vocabulary lacks bytes")
     return vocab
@@ -167,8 +167,8 @@ def _vocab(model: Mapping[str, Any], where: Path) -> dict[str, int]:
 def _scores(merges: Any, vocab: Mapping[str, int], where: Path) -> dict[str, float]:
     """{piece: score}: minus the place of its merges in the file.
 
-    sentencepiece merges whatever two neighbours make a piece, the best score first; so all ways to
-    make a piece must be there, and none of another piece between them.
+    sentencepiece merges any two neighbours that form a piece, best score first; so all pairs that
+    form a piece must be listed, with no pair of another piece between them.
     """
     if not isinstance(merges, list):
         raise _refused(where, "model.merges is not a list")

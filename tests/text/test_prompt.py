@@ -113,8 +113,8 @@ def test_closed_turns(tok):
     [
         ("Hi", "must be a list"),
         ([], "the last message must be the user's"),
-        ([bot("Hi")], "message 0 is by the assistant"),
-        ([user("a"), user("b")], "message 1 is by the user"),
+        ([bot("Hi")], "message 0 is from the assistant"),
+        ([user("a"), user("b")], "message 1 is from the user"),
         ([{"role": "tool", "content": "x"}], "message 0 has role 'tool'"),
         ([{"role": "user"}], "message 0 has no content"),
         ([user("")], "message 0 is empty"),

@@ -153,7 +153,7 @@ def test_bad_records_are_named(tok, bad, message):
 def test_wrong_order(tok):
     bad = record("a", "b", image=None)
     bad["conversations"][1]["from"] = "human"
-    with pytest.raises(SampleError, match="r1: human and gpt do not take turns"):
+    with pytest.raises(SampleError, match="r1: human and gpt do not alternate"):
         ExampleMaker(tok)(bad)
 
 
