@@ -36,30 +36,38 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", help="checkpoint folder or hub id")
+    p.add_argument("--model", help="checkpoint folder or hub id, or a name at --endpoint")
+    p.add_argument("--endpoint", metavar="URL", help="ask a server (OpenAI-compatible) instead")
+    p.add_argument(
+        "--config", type=Path, help="options in a YAML or JSON file, or of a result.json"
+    )
     p.add_argument("--base", help="model that an adapter or projector in --model belongs to")
     p.add_argument("--vision-tower", help="CLIP of a checkpoint that comes without its own")
     p.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
-    p.add_argument("--tasks", help=f"comma-separated: {', '.join(TASKS)}")
+    p.add_argument("--tasks", help="comma-separated names or NAME:SPLIT; see eval list")
     p.add_argument(
         "--data", type=Path, help="folder with one per benchmark in it, or a benchmark's own"
     )
     p.add_argument("--images", type=Path, help="image folder, where it is not in the data folder")
     p.add_argument("--out", type=Path, help="folder for answers, results and the report")
-    p.add_argument("--batch-size", type=int, default=16, help="questions per batch (default 16)")
-    p.add_argument("--limit", type=int, help="ask only the first N questions")
+    batch = "questions per batch, or at once at an endpoint (default 16)"
+    p.add_argument("--batch-size", type=int, help=batch)
+    limit = "ask at most N questions, whole pairs and rotations; may be raised later"
+    p.add_argument("--limit", type=int, help=limit)
     p.add_argument("--shuffle-seed", type=int, help="ask in a random order drawn from this seed")
     p.add_argument("--chunk", default="0/1", help="K/N: this process asks the K-th of N parts")
     p.add_argument("--max-new-tokens", type=int, help="per answer (default: the paper's)")
     p.add_argument("--mesh", help="DATA,FSDP,TENSOR (default: split over all devices)")
     p.add_argument("--template", help="conversation template (default: the model's own)")
     p.add_argument("--name", help="model_id in the answers (default: the model's folder name)")
+    p.add_argument("--key-env", help="variable with the endpoint's key (default OPENAI_API_KEY)")
+    p.add_argument("--per-minute", type=float, help="most requests per minute to the endpoint")
     _reading_arguments(p)
 
 
 def _reading_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--split", help="part of a file name, where several fit")
-    options = "an option of one benchmark (textvqa: ocr=no; scienceqa: gpt4=FILE, requery=FILE)"
+    options = "an option of a benchmark, [TASK.]NAME=VALUE (ocr=no; textvqa.ocr=no)"
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=options)
 
 
@@ -120,16 +128,22 @@ def _questions_arguments(p: argparse.ArgumentParser) -> None:
 
 def task_settings_of(args: argparse.Namespace, tasks: Sequence[Task]) -> TaskSettings:
     """How a command line asks to read and score `tasks`; raises LlavaError for what none of them takes."""
+    options = options_of(args)
+    strict, skip = getattr(args, "strict", False), getattr(args, "skip_bad_lines", False)
+    settings = TaskSettings(args.split, strict, skip, options)
+    check_settings(tasks, settings)
+    return settings
+
+
+def options_of(args: argparse.Namespace) -> dict[str, str]:
+    """The pairs of --set."""
     options = {}
     for pair in args.set:
         name, equals, value = pair.partition("=")
         if not equals:
             raise LlavaError(f"--set {pair}: expected NAME=VALUE")
         options[name] = value
-    strict, skip = getattr(args, "strict", False), getattr(args, "skip_bad_lines", False)
-    settings = TaskSettings(args.split, strict, skip, options)
-    check_settings(tasks, settings)
-    return settings
+    return options
 
 
 def check_folder(option: str, folder: Path | None) -> None:
@@ -217,15 +231,13 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    for name in ("model", "tasks", "data", "out"):
-        if getattr(args, name) is None:
-            raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")
-    if not args.tasks.strip(", "):
-        raise LlavaError("--tasks names no benchmark", fix=f"some of {', '.join(TASKS)}")
-    check_folder("--images", args.images)
+    if args.config is None:
+        for name in ("model", "tasks", "data", "out"):
+            if getattr(args, name) is None:
+                raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")
     from llava_jax.eval.run.command import run_command
 
-    return run_command(args)
+    return run_command(args, options_of(args))
 
 
 # Action -> its arguments (None: it has none), what it does, a line of help.

@@ -147,6 +147,10 @@ class Task:
         """The questions made from the owner's files."""
         raise NotImplementedError
 
+    def group_of(self, question: Question) -> str:
+        """What a question is scored together with (a pair, a rotation); by default it stands alone."""
+        return question.key
+
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Scores an answer file by the owner's rule."""
         raise NotImplementedError

@@ -30,7 +30,7 @@ _REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
-_STATED = re.compile(r"(?i)(?:correct\s+)?answer\s+is\s+\**([ABCD])\**")
+_STATED = re.compile(r"(?i)(?:correct\s+)?answer\s+is\s+\**([ABCD])\b")
 _SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 ROTATION = 1_000_000  # row index = question + rotation * this
 GROUPS = ("l2-category", "category", "split")
@@ -66,6 +66,9 @@ class MMBench(Task):
             images = (_image_bytes(row),)
             questions.append(Question(str(row["index"]), prompt + self.suffix, images, record))
         return questions
+
+    def group_of(self, question: Question) -> str:
+        return str(int(question.key) % ROTATION)
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         given = self.read(answers, settings)

@@ -50,6 +50,9 @@ class Mme(Task):
             questions.append(question(path, prompt, path, key=key, category=task))
         return questions
 
+    def group_of(self, question: Question) -> str:
+        return str(question.images[0]) if question.images else question.key
+
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         if answers.is_dir() or answers.suffix == ".txt":
             samples, coverage = _from_tool_files(answers)

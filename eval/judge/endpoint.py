@@ -1,4 +1,4 @@
-"""A judge over an OpenAI-compatible endpoint: the `openai` client, a rate limit, and a transcript.
+"""An OpenAI-compatible endpoint: the `openai` client, a rate limit, and a transcript.
 
 The client retries (with Retry-After). Every reply is appended to the transcript before it is used,
 keyed by all that was asked, so a run that stops goes on without paying twice. The key is read from
@@ -8,18 +8,31 @@ the environment and written nowhere.
 import hashlib
 import json
 import os
+import re
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from llava_jax.errors import LlavaError, counted
 from llava_jax.util import need, read_text, write_text
 
+REASONING_TOKENS = 8192  # room to think, for models that count it among the tokens of a reply
+_THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+A, B = TypeVar("A"), TypeVar("B")
+
 
 class JudgeError(LlavaError):
-    """The judge cannot be reached, refuses, or answers nonsense."""
+    """The judge cannot be reached, refuses, or answers nonsense.
+
+    refused: it takes this request for a bad one (HTTP 400, 413, 422), and others perhaps not.
+    """
+
+    refused = False
 
 
 @dataclass(frozen=True)
@@ -33,18 +46,19 @@ class JudgeReply:
 
 
 class Endpoint:
-    """An OpenAI-compatible `chat/completions` service.
+    """An OpenAI-compatible `chat/completions` service, which several threads may ask at once.
 
-    url: up to and with "/v1". model: the judge. transcript: jsonl of all exchanges, read at start.
-    key_env: variable of the key; a server without one (a local model) needs none.
+    url: up to and with "/v1". model: its name there. transcript: jsonl of all exchanges, read at
+    start; None keeps none. key_env: variable of the key; a server without one needs none.
     per_minute: most requests per minute. retries: tries after the first. timeout: seconds per try.
+    tokens_in, tokens_out: what the replies so far took, those of the transcript not counted.
     """
 
     def __init__(
         self,
         url: str,
         model: str,
-        transcript: Path,
+        transcript: Path | None,
         key_env: str = "OPENAI_API_KEY",
         per_minute: float = 60.0,
         retries: int = 6,
@@ -53,14 +67,17 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise JudgeError(f"{url!r} is not an http(s) address")
-        if per_minute <= 0:
+        if not per_minute > 0:
             raise JudgeError("--per-minute must be above 0")
         key = os.environ.get(key_env, "")
         if parts.hostname == "api.openai.com" and not key:
             raise JudgeError(f"no key in ${key_env}", fix=f"export {key_env}=…")
         self.url, self.model, self.transcript = url, model, transcript
-        self.retries, self._pause, self._last = retries, 60 / per_minute, 0.0
-        self._replies = _read_transcript(transcript)
+        self.retries, self._pause, self._next = retries, 60 / per_minute, 0.0
+        self.tokens_in = self.tokens_out = 0
+        self._replies = _read_transcript(transcript) if transcript else {}
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._completion_tokens = self._no_temperature = False
         self._openai = need("openai", "to ask a judge", "llava_jax[eval]")
         self._has_key = bool(key)
         # A hook of the client's HTTP library: it sees every try, retries included.
@@ -73,8 +90,17 @@ class Endpoint:
             http_client=http,
         )
 
+    def check(self, seconds: float = 10.0) -> None:
+        """Raises JudgeError within seconds where nobody answers at the address."""
+        try:
+            self._client.with_options(max_retries=0, timeout=seconds).models.list()
+        except self._openai.APIConnectionError as e:
+            raise JudgeError(f"{self.url}: {e.__cause__ or e}", fix="is the server up?") from None
+        except (self._openai.OpenAIError, ValueError):
+            pass  # somebody is there
+
     def ask(
-        self, messages: list[dict[str, str]], *, temperature: float, max_tokens: int, again: int = 0
+        self, messages: list[dict[str, Any]], *, temperature: float, max_tokens: int, again: int = 0
     ) -> JudgeReply:
         """The judge's reply, from the transcript if the same was asked before.
 
@@ -87,66 +113,134 @@ class Endpoint:
             "temperature": temperature,
             "max_tokens": max_tokens,
         }
-        key = request_key(body, again)
-        if key not in self._replies:
-            reply = self._post(body)
-            row = {"key": key, "request": body, "reply": asdict(reply), "time": time.time()}
-            self.transcript.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.transcript, "a", encoding="utf-8") as f:
-                f.write(json.dumps(row) + "\n")
-            self._replies[key] = reply
-        return self._replies[key]
+        key = request_key(body, again) if self.transcript else ""
+        with self._lock:
+            if key in self._replies:
+                return self._replies[key]
+        reply = self._post(body)
+        with self._lock:
+            self.tokens_in += reply.tokens_in
+            self.tokens_out += reply.tokens_out
+            if self.transcript:
+                row = {"key": key, "request": body, "reply": asdict(reply), "time": time.time()}
+                self.transcript.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.transcript, "a", encoding="utf-8") as f:
+                    f.write(json.dumps(row) + "\n")
+                self._replies[key] = reply
+        return reply
 
     def _post(self, body: dict[str, Any]) -> JudgeReply:
         tries = f"({counted(self.retries + 1, 'time')})"
         try:
-            got = self._client.chat.completions.create(**body)
+            got = self._client.chat.completions.create(**self._as_served(body))
         except self._openai.APIStatusError as e:
+            if self._learns(e):
+                return self._post(body)
             error = e.body.get("message", "") if isinstance(e.body, dict) else ""
             retried = e.status_code in (408, 409, 429) or e.status_code >= 500
             words = [f"HTTP {e.status_code}", str(error)[:200], tries if retried else ""]
-            raise JudgeError(f"{self.url}: {' '.join(w for w in words if w)}") from None
+            failed = JudgeError(f"{self.url}: {' '.join(w for w in words if w)}")
+            failed.refused = e.status_code in (400, 413, 422)
+            raise failed from None
         except self._openai.APIConnectionError as e:
             raise JudgeError(f"{self.url}: {e.__cause__ or e} {tries}") from None
-        except (self._openai.OpenAIError, ValueError) as e:  # a reply that is not JSON
+        except (self._openai.OpenAIError, ValueError, RecursionError) as e:  # not JSON
             raise JudgeError(f"{self.url}: the reply cannot be read ({e})") from None
         try:  # the client checks no fields of a reply
             text, usage = got.choices[0].message.content, got.usage
         except (AttributeError, IndexError, TypeError):
             shown = got if isinstance(got, str) else got.to_json(indent=None)
             raise JudgeError(f"{self.url}: no choices in the reply {shown[:80]!r}") from None
-        return JudgeReply(
-            text or "",
-            str(got.model or self.model),
-            int(getattr(usage, "prompt_tokens", 0) or 0),
-            int(getattr(usage, "completion_tokens", 0) or 0),
-        )
+        counts = [getattr(usage, n, 0) for n in ("prompt_tokens", "completion_tokens")]
+        counts = [n if isinstance(n, int) else 0 for n in counts]
+        return JudgeReply(content_text(text), str(got.model or self.model), *counts)
+
+    def _as_served(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request with the parameters that this server turned out to take."""
+        body = dict(body)
+        if self._no_temperature:
+            del body["temperature"]
+        if self._completion_tokens:
+            body["max_completion_tokens"] = body.pop("max_tokens") + REASONING_TOKENS
+        return body
+
+    def _learns(self, error: Any) -> bool:
+        """Whether the refusal names a parameter that this server wants otherwise: reasoning models
+        take max_completion_tokens, which holds their thoughts too, and no temperature."""
+        if error.status_code != 400:
+            return False
+        said = json.dumps(error.body, default=str)
+        if "max_completion_tokens" in said and not self._completion_tokens:
+            self._completion_tokens = True
+        elif "temperature" in said and not self._no_temperature:
+            self._no_temperature = True
+        else:
+            return False
+        return True
 
     def _before_try(self, request: Any) -> None:
         """Waits for the next turn; sends no key where there is none."""
         if not self._has_key:
             request.headers.pop("Authorization", None)
-        pause = self._last + self._pause - time.monotonic()
-        if pause > 0:
+        with self._turn:
+            start = max(self._next, time.monotonic())
+            self._next = start + self._pause
+        if (pause := start - time.monotonic()) > 0:
             time.sleep(pause)
-        self._last = time.monotonic()
+
+
+def in_parallel(work: Callable[[A], B], items: Sequence[A], threads: int) -> Iterator[B]:
+    """The results of `work` in the order of `items`, so many at a time; the first error stops all
+    that has not begun."""
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for future in futures:
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def content_text(content: Any) -> str:
+    """The text of a reply's content: text, null, or a list of parts; without its thoughts."""
+    if isinstance(content, list):
+        parts = [p if isinstance(p, dict) else getattr(p, "__dict__", {}) for p in content]
+        content = "".join(str(p.get("text") or "") for p in parts if p.get("type") == "text")
+    text = content if isinstance(content, str) else ""
+    if "</think" in text or "<think" in text:
+        text = _THINKING.sub("", text).lstrip()
+        if "</think" in text:  # the server ate the opening tag
+            text = re.split(r"</think(?:ing)?>", text)[-1].lstrip()
+        text = text.split("<think")[0]  # thoughts that the token limit cut off
+    return text
 
 
 def _read_transcript(path: Path) -> dict[str, JudgeReply]:
     if not path.exists():
         return {}
-    text = read_text(path, JudgeError)
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:  # a kill in the middle of a line
-        write_text(path, whole)
+    repair_lines(path)
     replies = {}
-    for number, line in enumerate(whole.split("\n")[:-1], 1):
+    for number, line in enumerate(read_text(path, JudgeError).split("\n")[:-1], 1):
         try:
             row = json.loads(line)
             replies[row["key"]] = JudgeReply(**row["reply"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise JudgeError(f"{path} line {number}: not a transcript") from None
     return replies
+
+
+def repair_lines(path: Path) -> None:
+    """Cuts off a last line that a kill left without its end."""
+    text = read_text(path, JudgeError)
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        json.loads(text[len(whole) :])  # a file from elsewhere without a last line feed
+        whole = text + "\n"
+    except ValueError:
+        pass
+    if whole != text:
+        write_text(path, whole)
 
 
 def request_key(body: dict[str, Any], again: int) -> str:

@@ -7,24 +7,21 @@ processes each take a part (--chunk K/N), and the one that completes the last pa
 """
 
 import argparse
-import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llava_jax.errors import LlavaError
-from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.questions import Question
+from llava_jax.errors import LlavaError, counted
+from llava_jax.eval.errors import DataError
 from llava_jax.eval.report.text import as_text, complete
-from llava_jax.eval.run.predict import answered_lines, choose, merge, predict
-from llava_jax.eval.task import DEFAULT, TASKS, Task, TaskSettings, get_task
+from llava_jax.eval.run.experiment import experiment_of, resolve, tasks_of
+from llava_jax.eval.run.identity import Digests, check_run, model_identity, versions
+from llava_jax.eval.run.predict import Line, answered_lines, choose, merge, predict
+from llava_jax.eval.task import DEFAULT, TASKS, Task, TaskSettings
 from llava_jax.progress import progress
-from llava_jax.util import read_object, write_json
-
-if TYPE_CHECKING:
-    from llava_jax.model import LlavaModel
+from llava_jax.util import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +29,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RunSettings:
     """How to run. data: holds a folder per task, or is the one task's. chunk: this part of how many.
-    max_new_tokens: in place of the paper's. The rest as in `llava-jax eval --help`."""
+    max_new_tokens: in place of the paper's. identity: what the model is (see identity.py).
+    experiment: the options that ask this again. The rest as in `llava-jax eval --help`."""
 
     data: Path
     out: Path
@@ -44,13 +42,17 @@ class RunSettings:
     chunk: tuple[int, int] = (0, 1)
     max_new_tokens: int | None = None
     task: TaskSettings = DEFAULT
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    experiment: Mapping[str, Any] = field(default_factory=dict)
     writes: bool = True
     show_progress: bool = True
 
 
-def run_task(model: "LlavaModel", task: Task, settings: RunSettings) -> dict[str, Any] | None:
+def run_task(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] | None:
     """Asks one benchmark and scores it.
 
+    Args:
+      model: a LlavaModel, or what answers Requests as its generate_batch does.
     Returns:
       The result as written to result.json; None where it cannot be scored here and now: other parts
       are still out, a judge must read the answers first, or only a server has the truth.
@@ -58,35 +60,77 @@ def run_task(model: "LlavaModel", task: Task, settings: RunSettings) -> dict[str
     data = task_folder(settings.data, task)
     folder = settings.out / task.name
     questions = task.questions(data, settings.task)
-    chosen = choose(questions, limit=settings.limit, shuffle_seed=settings.shuffle_seed)
-    part = choose(chosen, chunk=settings.chunk)
-    answers = _part(folder, *settings.chunk)
+    many: dict[str, Any] = {"limit": settings.limit, "shuffle_seed": settings.shuffle_seed}
+    chosen = choose(questions, group_of=task.group_of, **many)
+    part = choose(questions, group_of=task.group_of, chunk=settings.chunk, **many)
+    parts = [_part(folder, n, settings.chunk[1]) for n in range(settings.chunk[1])]
+    run = _run_of(task, settings, model.config.template)
     if settings.writes:
-        _check_run(folder / "run.json", task, settings, chosen, model.config.template)
+        check_run(folder / "run.json", run, f"run.{settings.chunk[0]}.json")
     quiet = not (settings.writes and settings.show_progress)
     # Time per answer over the whole run, so that the first compilations do not mislead for long.
     with progress(len(part), task.title, "q", quiet=quiet, smoothing=0.05) as bar:
         predict(
             model,
             part,
-            answers,
+            parts[settings.chunk[0]],
             model_id=settings.model_id,
-            max_new_tokens=settings.max_new_tokens or task.max_new_tokens,
+            max_new_tokens=run["max_new_tokens"],
             batch=settings.batch,
             folders=image_folders(settings, data, task),
+            digests=Digests(folder / f"pictures-{settings.chunk[0]}-of-{settings.chunk[1]}.json"),
+            others=[p for n, p in enumerate(parts) if n != settings.chunk[0]],
             progress=bar.update,
             writes=settings.writes,
         )
-    if not settings.writes or not _joined(folder, settings.chunk, questions, len(chosen)):
+    if not settings.writes:
         return None
-    return _score(task, folder, data, settings)
+    lines = {key: line for p in parts for key, line in answered_lines(p, repair=False).items()}
+    if any(q.key not in lines for q in chosen):
+        return None
+    merge(parts, questions, folder / "answers.jsonl")
+    result = _score(task, folder, data, settings)
+    if result is not None:
+        result["notes"] += _unasked(lines)
+        result |= {"run": settings.model_id, "settings": run, "versions": versions()}
+        result["experiment"] = dict(settings.experiment)
+        write_json(folder / "result.json", result, indent=1, ensure_ascii=False)
+    return result
 
 
-def task_folder(data: Path, task: Task) -> Path:
-    """The task's folder in `data`, or `data` itself if it has none.
+def _run_of(task: Task, settings: RunSettings, template: str) -> dict[str, Any]:
+    """What run.json holds: whatever an answer depends on besides its question."""
+    return {
+        "task": task.name,
+        "model": settings.model_id,
+        **settings.identity,
+        "template": template,
+        "max_new_tokens": settings.max_new_tokens or task.max_new_tokens,
+        "temperature": 0.0,
+        "split": settings.task.split,
+        "parts": settings.chunk[1],
+    }
 
+
+def _unasked(lines: Mapping[str, Line]) -> list[str]:
+    """A note on the questions that could not be asked."""
+    failed = [f"{key} ({line.error})" for key, line in lines.items() if line.error]
+    if not failed:
+        return []
+    more = ", …" if len(failed) > 5 else ""
+    return [
+        f"{counted(len(failed), 'question')} could not be asked; an empty answer is scored as the "
+        f"benchmark's rule has it: {'; '.join(failed[:5])}{more}"
+    ]
+
+
+def task_folder(data: Path, task: Task, alone: bool = True) -> Path:
+    """The task's folder in `data`, or `data` itself where it is of one task.
+
+    Args:
+      alone: no other task is run from `data`.
     Raises:
-      DataError: there is none, or `data` holds folders of other tasks and none of this.
+      DataError: there is none, or `data` is or holds folders of other tasks.
     """
     if not data.is_dir():
         raise DataError(f"{data}: no such folder")
@@ -99,6 +143,10 @@ def task_folder(data: Path, task: Task) -> Path:
             f"{own}: no such folder; {data} holds {', '.join(others)}",
             fix=f"it needs {task.data_files}",
         )
+    other = data.name in TASKS and data.name != task.name and data.name
+    if other or not alone:
+        what = f"is the folder of {other}" if other else "is asked for several benchmarks"
+        raise DataError(f"{own}: no such folder; {data} {what}", fix=f"it needs {task.data_files}")
     return data
 
 
@@ -113,53 +161,6 @@ def image_folders(settings: RunSettings, data: Path, task: Task) -> list[Path]:
 
 def _part(folder: Path, index: int, parts: int) -> Path:
     return folder / ("answers.jsonl" if parts == 1 else f"answers-{index}-of-{parts}.jsonl")
-
-
-def _joined(
-    folder: Path, chunk: tuple[int, int], questions: Sequence[Question], count: int
-) -> bool:
-    """Whether answers.jsonl holds the `count` answers asked for; joins the parts if all of them are.
-
-    It is then in the order of `questions`, which the scripts of LLaVA and POPE rely on.
-    """
-    parts = [_part(folder, i, chunk[1]) for i in range(chunk[1])]
-    complete = sum(len(answered_lines(p)) for p in parts) >= count
-    if complete:
-        merge(parts, questions, _part(folder, 0, 1))
-    return complete
-
-
-def _check_run(
-    path: Path, task: Task, settings: RunSettings, chosen: Sequence[Question], template: str
-) -> None:
-    """Writes what is asked of whom, or compares it with what the folder's answers are from.
-
-    Raises:
-      AnswerError: the folder belongs to another model, prompts or settings.
-    """
-    keys = sorted(f"{q.key}\n{q.prompt}" for q in chosen)
-    run = {
-        "task": task.name,
-        "model": settings.model_id,
-        "template": template,
-        "max_new_tokens": settings.max_new_tokens or task.max_new_tokens,
-        "questions": len(chosen),
-        "prompts": hashlib.sha256("\0".join(keys).encode()).hexdigest(),
-        "parts": settings.chunk[1],
-    }
-    if path.exists():
-        old = read_object(path, AnswerError)
-        if changed := [k for k, v in run.items() if old.get(k) != v]:
-            was = ", ".join(f"{k} was {old.get(k)!r}" for k in changed if k != "prompts")
-            raise AnswerError(
-                f"{path.parent}: holds answers of another run ({was or 'other prompts'})",
-                fix="use another --out, or move that folder away",
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f"run.{settings.chunk[0]}.json")  # the parts may start at the same time
-    write_json(own, run, indent=1)
-    own.replace(path)
 
 
 def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[str, Any] | None:
@@ -178,10 +179,7 @@ def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[
         except LlavaError as no:
             logger.warning("%s: no upload file either: %s", task.title, no)
         return None
-    result = complete(scored, only_answered=settings.limit is not None)
-    result["run"] = settings.model_id
-    write_json(folder / "result.json", result, indent=1, ensure_ascii=False)
-    return result
+    return complete(scored, only_answered=settings.limit is not None)
 
 
 def parse_chunk(text: str) -> tuple[int, int]:
@@ -192,21 +190,62 @@ def parse_chunk(text: str) -> tuple[int, int]:
     return int(index), int(parts)
 
 
-def run_command(args: argparse.Namespace) -> int:
-    """The command line's run: all tasks, then the report."""
-    import jax
-
-    from llava_jax.eval.cli import task_settings_of
-    from llava_jax.eval.run.model import load_model
-
-    tasks = [get_task(name) for name in args.tasks.replace(" ", "").split(",") if name]
-    task_settings = task_settings_of(args, tasks)
+def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
+    """The command line's run: all tasks, then the report. options: of --set."""
+    wanted = resolve(args)
+    for name in ("model", "data", "out"):
+        if getattr(args, name) is None:
+            raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")
+    tasks = tasks_of(wanted or "", args.split, options)
+    if not tasks:
+        raise LlavaError("--tasks names no benchmark", fix=f"some of {', '.join(TASKS)}")
+    if args.images is not None and not args.images.is_dir():
+        raise LlavaError(f"--images {args.images}: there is no such folder")
     chunk = parse_chunk(args.chunk)
     for name in ("batch_size", "limit", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise LlavaError(f"--{name.replace('_', '-')} must be at least 1")
-    for task in tasks:  # a missing file shows before the model is loaded
-        task.questions(task_folder(args.data, task), task_settings)
+    for task, own in tasks:  # a missing file shows before the model is loaded
+        task.questions(task_folder(args.data, task, alone=len(tasks) == 1), own)
+    model, identity, writes = _model(args)
+    results = []
+    for task, own in tasks:
+        settings = RunSettings(
+            data=args.data,
+            out=args.out,
+            model_id=args.name or Path(args.model).name,
+            images=args.images,
+            batch=args.batch_size,
+            limit=args.limit,
+            shuffle_seed=args.shuffle_seed,
+            chunk=chunk,
+            max_new_tokens=args.max_new_tokens,
+            task=own,
+            identity=identity,
+            experiment=experiment_of(args, task, own),
+            writes=writes,
+        )
+        if result := run_task(model, task, settings):
+            print(as_text(result, tables=False))
+            results.append(args.out / task.name / "result.json")
+    return _report(results, args.out / "report", args.images or args.data)
+
+
+def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
+    """(what answers, what it is, whether this process writes)."""
+    if args.endpoint:
+        from llava_jax.eval.run.remote import RemoteModel
+
+        for name in ("base", "vision_tower", "mesh", "template"):
+            if getattr(args, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise LlavaError(f"{option}: does nothing with --endpoint, whose server decides it")
+        remote = RemoteModel(args.endpoint, args.model, args.key_env, args.per_minute)
+        return remote, remote.identity, True
+    import jax
+
+    from llava_jax.eval.run.model import load_model
+
     model = load_model(
         args.model,
         mesh=args.mesh,
@@ -215,27 +254,13 @@ def run_command(args: argparse.Namespace) -> int:
         vision_tower=args.vision_tower,
         allow_pickle=args.allow_pickle,
     )
-    settings = RunSettings(
-        data=args.data,
-        out=args.out,
-        model_id=args.name or Path(args.model).name,
-        images=args.images,
-        batch=args.batch_size,
-        limit=args.limit,
-        shuffle_seed=args.shuffle_seed,
-        chunk=chunk,
-        max_new_tokens=args.max_new_tokens,
-        task=task_settings,
-        writes=jax.process_index() == 0,
-    )
-    written = []
-    for task in tasks:
-        if result := run_task(model, task, settings):
-            print(as_text(result, tables=False))
-            written.append(args.out / task.name / "result.json")
-    if written:
+    return model, model_identity(model), jax.process_index() == 0
+
+
+def _report(results: Sequence[Path], out: Path, images: Path) -> int:
+    if results:
         from llava_jax.eval.report.write import write_report
 
-        html, _ = write_report(written, args.out / "report", images=args.images or args.data)
+        html, _ = write_report(results, out, images=images)
         print(f"report: {html}")
     return 0

@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llava_jax.errors import counted
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.questions import Question
+from llava_jax.eval.run.identity import Digests
 from llava_jax.eval.run.model import agree
 from llava_jax.util import write_text
 
@@ -49,20 +51,35 @@ def choose(
     limit: int | None = None,
     shuffle_seed: int | None = None,
     chunk: tuple[int, int] = (0, 1),
+    group_of: Callable[[Question], str] = lambda q: q.key,
 ) -> list[Question]:
     """The part of the questions to ask: shuffled first, then limited, then cut into chunks of
     ceil(n / parts) as LLaVA's scripts do.
 
+    Args:
+      limit: at most so many, in whole groups (one group at least): half of an MME pair or of an
+        MMBench rotation would be a wrong answer.
+      group_of: the group that a question is scored in.
     Raises:
       DataError: two questions have one key.
     """
     key, count = next(iter(Counter(q.key for q in questions).most_common(1)), ("", 0))
     if count > 1:
         raise DataError(f"two questions have the key {key!r}")
-    chosen = list(questions)
+    groups: dict[str, list[Question]] = {}
+    for q in questions:
+        groups.setdefault(group_of(q), []).append(q)
+    order = list(groups)
     if shuffle_seed is not None:
-        random.Random(shuffle_seed).shuffle(chosen)
-    chosen = chosen[:limit]
+        random.Random(shuffle_seed).shuffle(order)
+    chosen: list[Question] = []
+    for group in order:
+        if limit is not None and chosen and len(chosen) + len(groups[group]) > limit:
+            break
+        chosen += groups[group]
+    if shuffle_seed is None:
+        taken = {q.key for q in chosen}
+        chosen = [q for q in questions if q.key in taken]  # rotations stay where they were
     index, parts = chunk
     size = math.ceil(len(chosen) / parts)
     return chosen[index * size : (index + 1) * size]
@@ -83,8 +100,17 @@ def length_buckets(questions: Sequence[Question], batch: int) -> Iterator[list[Q
             yield group[start : start + batch]
 
 
-def answered_lines(path: Path, repair: bool = True) -> dict[str, str]:
-    """Key -> line of each answer in `path`; cuts off a last line that was not written to its end
+class Line(NamedTuple):
+    """A line of an answer file: its text, the digest of the question as it was asked, and why it
+    could not be asked, if so."""
+
+    text: str
+    asked: str
+    error: str
+
+
+def answered_lines(path: Path, repair: bool = True) -> dict[str, Line]:
+    """Key -> each answer in `path`; cuts off a last line that was not written to its end
     (only reads past it without `repair`).
 
     Raises:
@@ -95,15 +121,16 @@ def answered_lines(path: Path, repair: bool = True) -> dict[str, str]:
         return {}
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
-    lines: dict[str, str] = {}
+    lines: dict[str, Line] = {}
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
-            key, text = json.loads(line)["metadata"]["key"], line.decode()
+            known, text = json.loads(line)["metadata"], line.decode()
+            key = known["key"]
         except (ValueError, KeyError, TypeError):
             raise _foreign(path, number) from None
         if key in lines:
             raise AnswerError(f"{path} line {number}: {key!r} is answered a second time")
-        lines[key] = text
+        lines[key] = Line(text, str(known.get("asked", "")), str(known.get("error", "")))
     if rest := raw[len(whole) :]:
         if not _may_be_cut_off(rest):
             raise _foreign(path, whole.count(b"\n") + 1)
@@ -157,23 +184,32 @@ def predict(
     max_new_tokens: int,
     batch: int,
     folders: Sequence[Path],
+    digests: Digests | None = None,
+    others: Sequence[Path] = (),
     progress: Callable[[int], Any] = lambda n: None,
     writes: bool = True,
 ) -> int:
     """Asks what is not in `out` yet, greedily, and appends the answers; returns how many were asked.
 
+    A question that cannot be asked (a picture that is no picture) gets an empty answer, and its row
+    says why; it is asked again once its picture is another.
+
     Args:
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
+      others: answer files of other parts of the run: what is in them is not asked either.
       folders: where images may lie, in order.
       progress: receives the number of answers after each batch.
       writes: whether this process writes; the hosts of one mesh all ask, and one writes.
     Raises:
       DataError: an image is missing (before anything is asked).
-      AnswerError: the file is not ours.
+      AnswerError: the file is not ours, or its answers are to other prompts or about other pictures.
     """
-    from llava_jax.model import Request
-
+    digests = digests or Digests()
     done = answered_lines(out, repair=writes)
+    if writes:
+        done = _still_true(out, done, questions, folders, digests)
+    for other in others:
+        done = answered_lines(other, repair=False) | done
     answered = agree([q.key in done for q in questions])
     todo = [q for q, is_answered in zip(questions, answered) if not is_answered]
     found = {q.key: image_paths(q, folders) for q in todo}
@@ -182,34 +218,93 @@ def predict(
         out.parent.mkdir(parents=True, exist_ok=True)
     with open(out if writes else os.devnull, "a", encoding="utf-8") as f:
         for group in length_buckets(todo, batch):
-            # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
-            # question, as in LLaVA's evaluation.
-            asked = [Request(q.prompt, found[q.key], max_new_tokens=max_new_tokens) for q in group]
-            replies = model.generate_batch(asked, batch_size=len(asked))
-            answers = zip(group, replies, strict=True)
-            f.write("".join(_line(q, reply.text, model_id) for q, reply in answers))
+            asked = [(q, found[q.key]) for q in group]
+            f.write(_answers(model, asked, digests, model_id, max_new_tokens))
             f.flush()
             progress(len(group))
+    if writes:
+        digests.save()
     return len(todo)
 
 
-def _line(q: Question, text: str, model_id: str) -> str:
-    ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": {"key": q.key}}
+def _still_true(
+    out: Path,
+    done: dict[str, Line],
+    questions: Sequence[Question],
+    folders: Sequence[Path],
+    digests: Digests,
+) -> dict[str, Line]:
+    """The answers in `done` less those to ask again: their picture could not be read and is another
+    now. Raises AnswerError where a question or a picture changed under its answer."""
+    changed = []
+    for q in questions:
+        if (line := done.get(q.key)) is not None:
+            try:
+                images = image_paths(q, folders)
+            except DataError:  # pictures that are no longer there: nothing to compare with
+                continue
+            if digests.of(q, images) != line.asked:
+                changed.append(q.key)
+    if wrong := [key for key in changed if not done[key].error]:
+        raise AnswerError(
+            f"{out}: {counted(len(wrong), 'answer')} to another prompt or about other pictures than "
+            f"are there now, first {wrong[0]!r}",
+            fix="use another --out, or move that folder away",
+        )
+    if changed:
+        done = {key: line for key, line in done.items() if key not in changed}
+        write_text(out, "".join(f"{line.text}\n" for line in done.values()))
+    return done
+
+
+def _answers(
+    model: "LlavaModel",
+    asked: Sequence[tuple[Question, Sequence[Path | bytes]]],
+    digests: Digests,
+    model_id: str,
+    max_new_tokens: int,
+) -> str:
+    """The lines of one batch. asked: questions and their images."""
+    from llava_jax.generate.request import Request
+
+    # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
+    # question, as in LLaVA's evaluation.
+    requests = [Request(q.prompt, i, max_new_tokens=max_new_tokens) for q, i in asked]
+    replies = model.generate_batch(requests, batch_size=len(requests), on_error="reply")
+    lines = []
+    for (q, images), reply in zip(asked, replies, strict=True):
+        known = {"key": q.key, "asked": digests.of(q, images)}
+        if error := getattr(reply, "error", None):
+            logger.warning("question %s: not asked: %s", q.key, error)
+            known["error"] = error
+        lines.append(_line(q, reply.text, model_id, known))
+    return "".join(lines)
+
+
+def _line(q: Question, text: str, model_id: str, known: dict[str, str]) -> str:
+    ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": known}
     row = {**q.record, "text": text, **ids}
     # Escaped (ensure_ascii), so that a cut-off line can never be half a character.
     return json.dumps(row) + "\n"
 
 
-def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> None:
-    """Joins the answer files of several processes, in the order of the questions.
+def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> dict[str, Line]:
+    """Joins the answer files of several processes, in the order of the questions; returns them.
 
     Raises:
       AnswerError: two files answer the same question.
     """
-    lines: dict[str, str] = {}
+    lines: dict[str, Line] = {}
     for part in parts:
         found = answered_lines(part)
         if again := next((key for key in found if key in lines), None):
             raise AnswerError(f"{part}: {again!r} is answered in another part as well")
         lines |= found
-    write_text(out, "".join(f"{lines[q.key]}\n" for q in questions if q.key in lines))
+    if unknown := lines.keys() - {q.key for q in questions}:
+        raise AnswerError(
+            f"{out.parent}: {counted(len(unknown), 'answer')} to questions that are not in the "
+            f"benchmark, such as {min(unknown)!r}",
+            fix="use another --out, or move that folder away",
+        )
+    write_text(out, "".join(f"{lines[q.key].text}\n" for q in questions if q.key in lines))
+    return lines

@@ -25,7 +25,7 @@ class Echo:
     def __init__(self, rule=lambda r: f"to {r.messages}", dies_after=None):
         self.rule, self.left, self.batches = rule, dies_after, []
 
-    def generate_batch(self, requests, batch_size):
+    def generate_batch(self, requests, batch_size, on_error="raise"):
         if self.left == 0:
             raise KeyboardInterrupt
         self.left = None if self.left is None else self.left - 1
@@ -130,7 +130,7 @@ def test_requests_are_greedy_and_in_the_models_template(tmp_path):
 
 def test_wrong_number_of_answers(tmp_path):
     class Short(Echo):
-        def generate_batch(self, requests, batch_size):
+        def generate_batch(self, requests, batch_size, on_error="raise"):
             return [SimpleNamespace(text="x")]
 
     with pytest.raises(ValueError, match="shorter"):
@@ -203,7 +203,7 @@ def test_run_scores(vqa):
     assert result["totals"]["overall"] == 100.0
     folder = vqa / "out" / "vqav2"
     assert json.loads((folder / "result.json").read_text())["per_sample"]["3"]["answer"] == "x3"
-    assert json.loads((folder / "run.json").read_text())["questions"] == 6
+    assert json.loads((folder / "run.json").read_text())["task"] == "vqav2"
     assert run_task(Echo(dies_after=0), task, settings(vqa))["totals"] == result["totals"]
     with pytest.raises(AnswerError, match="model was 'm'"):
         run_task(Echo(), task, RunSettings(**settings(vqa).__dict__ | {"model_id": "other"}))

@@ -51,7 +51,7 @@ class Oracle:
             for q in task.questions(folder):
                 self.known[q.prompt, pixels(image_paths(q, folders))] = truths[q.key]
 
-    def generate_batch(self, requests, batch_size):
+    def generate_batch(self, requests, batch_size, on_error="raise"):
         texts = [self.known[r.messages, pixels(r.images)] for r in requests]
         return [SimpleNamespace(text=text) for text in texts]
 
@@ -147,7 +147,7 @@ def test_command(sets, tmp_path, monkeypatch, capsys):
     assert "report: " in out
     assert (tmp_path / "report" / "report.md").exists()
     run = json.loads((tmp_path / "pope" / "run.json").read_text())
-    assert (run["model"], run["max_new_tokens"], run["questions"]) == ("tiny-model", 4, 2)
+    assert (run["model"], run["max_new_tokens"], run["parts"]) == ("tiny-model", 4, 1)
     assert main(words("m", sets, tmp_path, "--chunk", "2/2")) == 2
     assert main(words("m", sets, tmp_path, "--batch-size", "0")) == 2
     assert "must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""What an evaluation is: tasks, model and settings, from the command line, a file, or a result.
+
+A file (YAML or JSON) has the names of the options; the command line has precedence over it. Every
+result carries its own under "experiment", so a result file is such a file too.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llava_jax.errors import LlavaError, did_you_mean
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.task import Task, TaskSettings, check_settings, get_task
+from llava_jax.util import read_text
+
+# Option -> its type. `tasks` may also be a list, or an object task -> {split, set}.
+OPTIONS: dict[str, type] = {
+    "model": str, "endpoint": str, "tasks": str, "data": Path, "images": Path, "include": Path,
+    "base": str, "vision_tower": str, "allow_pickle": bool, "name": str, "template": str,
+    "mesh": str, "batch_size": int, "limit": int, "shuffle_seed": int, "max_new_tokens": int,
+    "key_env": str, "per_minute": float,
+}  # fmt: skip
+DEFAULTS = {"batch_size": 16, "key_env": "OPENAI_API_KEY", "allow_pickle": False}
+PLACES = ("data", "images", "include", "model", "base", "vision_tower")
+
+
+def resolve(args: argparse.Namespace) -> Any:
+    """Fills what the command line leaves open from --config and the defaults; returns its tasks, as
+    `tasks_of` takes them."""
+    given = read_experiment(args.config) if args.config else {}
+    tasks = args.tasks if args.tasks is not None else given.pop("tasks", None)
+    given.pop("tasks", None)
+    for name in OPTIONS:
+        on_the_line = getattr(args, name, None)
+        if name != "tasks" and (on_the_line is None or on_the_line is False):
+            setattr(args, name, given.get(name, DEFAULTS.get(name)))
+    return tasks
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """The options in a file of an experiment or of a result; raises LlavaError naming a wrong one."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(read_text(path, DataError))
+    except (yaml.YAMLError, RecursionError, ValueError) as e:
+        raise DataError(f"{path}: is not YAML or JSON ({' '.join(str(e).split())[:80]})") from None
+    if isinstance(value, dict) and isinstance(value.get("experiment"), dict):
+        value = value["experiment"]
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds no options, name: value")
+    found: dict[str, Any] = {}
+    for name, given in value.items():
+        kind = OPTIONS.get(str(name).replace("-", "_"))
+        if kind is None:
+            fix = did_you_mean(str(name), OPTIONS) or f"known are {', '.join(OPTIONS)}"
+            raise DataError(f"{path}: {name} is not an option of an experiment", fix=fix)
+        if given is None:
+            continue
+        wanted = (str, list, dict) if name == "tasks" else (int, float) if kind is float else kind
+        wanted = str if wanted is Path else wanted
+        if not isinstance(given, wanted) or (kind is not bool and isinstance(given, bool)):
+            raise DataError(f"{path}: {name} is {given!r}, not of type {kind.__name__}")
+        found[str(name).replace("-", "_")] = Path(given) if kind is Path else given
+    return found
+
+
+def tasks_of(
+    tasks: Any, split: str | None, options: Mapping[str, str]
+) -> list[tuple[Task, TaskSettings]]:
+    """Each task with its settings.
+
+    Args:
+      tasks: "vqav2:val2014,scienceqa", a list of such names, or name -> {"split": …, "set": {…}}.
+      split: of the tasks that have splits and name none.
+      options: name, or task.name, -> value; each goes to the tasks that take it.
+    Raises:
+      LlavaError: an unknown task, or a split or an option that no task takes.
+    """
+    if isinstance(tasks, str):
+        tasks = [name for name in tasks.replace(" ", "").split(",") if name]
+    if not isinstance(tasks, dict):
+        tasks = dict.fromkeys(map(str, tasks))
+    chosen: list[tuple[Task, TaskSettings]] = []
+    for text, own in tasks.items():
+        name, _, part = str(text).partition(":")
+        own = own or {}
+        if not isinstance(own, dict) or own.keys() - {"split", "set"}:
+            raise LlavaError(f"task {name}: {own!r} is not an object of split and set")
+        task, part = get_task(name), part or own.get("split")
+        settings = TaskSettings(split=part, options=dict(own.get("set") or {}))
+        check_settings([task], settings)
+        chosen.append((task, settings))
+    every = [task for task, _ in chosen]
+    plain = {name.rpartition(".")[2]: value for name, value in options.items()}
+    check_settings(every, TaskSettings(split=split, options=plain))
+    for n, (task, settings) in enumerate(chosen):
+        mine = {
+            key: value
+            for name, value in options.items()
+            for place, _, key in [name.rpartition(".")]
+            if key in task.options and place in ("", task.name)
+        }
+        split_here = split if task.has_splits or task.takes_split else None
+        chosen[n] = (
+            task,
+            replace(settings, split=settings.split or split_here, options=settings.options | mine),
+        )
+    return chosen
+
+
+def experiment_of(args: argparse.Namespace, task: Task, settings: TaskSettings) -> dict[str, Any]:
+    """The options that ask one task again, folders by their full paths."""
+    found: dict[str, Any] = {"tasks": {task.name: {}}}
+    if settings.split:
+        found["tasks"][task.name]["split"] = settings.split
+    if settings.options:
+        found["tasks"][task.name]["set"] = dict(settings.options)
+    for name in OPTIONS:
+        value = getattr(args, name, None)
+        if name != "tasks" and value is not None and value is not False:
+            there = name in PLACES and Path(value).exists()
+            found[name] = str(Path(value).resolve()) if there else value
+    return {k: str(v) if isinstance(v, Path) else v for k, v in found.items()}

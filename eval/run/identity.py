@@ -1,0 +1,133 @@
+"""Whose answers these are: what a folder of answers remembers, so that it never passes for another's.
+
+A model is known by the bits of its tensors and its config, not by its folder's name; an answer by
+its prompt and the bytes of its pictures.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_jax.eval.errors import AnswerError
+from llava_jax.eval.questions import Question
+from llava_jax.util import read_object, write_json
+
+if TYPE_CHECKING:
+    from llava_jax.model import LlavaModel
+
+PACKAGES = ("llava_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
+
+
+def model_identity(model: "LlavaModel") -> dict[str, Any]:
+    """What a loaded model is: a digest of config, tokenizer and every parameter, and how many
+    parameters. Copies, shardings and folder names do not change it; another type (bf16) does."""
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(model.generator.leaves)
+    arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    sums = jax.device_get(jax.jit(lambda x: jax.tree.map(_checksum, x))(arrays))
+    facts = {
+        "config": dataclasses.asdict(model.config),
+        "tokenizer": model.tokenizer.digest,
+        "params": {k: [list(a.shape), str(a.dtype), *map(int, sums[k])] for k, a in arrays.items()},
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return {"fingerprint": digest, "parameters": sum(a.size for a in arrays.values())}
+
+
+def _checksum(x: Any) -> Any:
+    """Two numbers uint32 of all bits of an array and their places, without moving a shard."""
+    import jax
+    import jax.numpy as jnp
+
+    if jnp.issubdtype(x.dtype, jnp.bool_) or x.dtype.itemsize < 1:
+        x = x.astype(jnp.uint8)
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(x.dtype.itemsize)
+    if kind is None or x.dtype.name in ("int4", "uint4"):
+        x, kind = x.astype(jnp.int32), jnp.uint32
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    place, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    place = (place ^ (place >> 15)) * jnp.uint32(0x2C1B3C6D)
+    place = (place ^ (place >> 12)) * jnp.uint32(0x297A2D39)
+    mixed = bits * (place | 1), (bits ^ (place >> 7)) * jnp.uint32(0x9E3779B1)
+    return jnp.stack([m.sum(dtype=jnp.uint32) for m in (mixed[0], mixed[1] ^ (mixed[1] >> 16))])
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_run(path: Path, run: dict[str, Any], own: str) -> None:
+    """Writes `run`, what is asked of whom, or compares it with what the folder's answers are from.
+
+    Args:
+      own: name of this process's own temporary file: parts may start at the same time.
+    Raises:
+      AnswerError: the folder belongs to another model or other settings, which it names.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path.with_name(own), run, indent=1)
+        path.with_name(own).replace(path)
+        return
+    old = read_object(path, AnswerError)
+    if changed := [k for k, v in run.items() if old.get(k) != v]:
+        was = ", ".join(f"{k} was {_short(old.get(k))}, is {_short(run[k])}" for k in changed)
+        raise AnswerError(
+            f"{path.parent}: holds answers of another run ({was})",
+            fix="use another --out, or move that folder away",
+        )
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else repr(value)
+
+
+class Digests:
+    """Digests of questions: prompt and pictures. A picture is read once and then known by its size
+    and time, which `save` keeps in `cache`."""
+
+    def __init__(self, cache: Path | None = None):
+        self._cache, self._changed = cache, False
+        self._known: dict[str, list[Any]] = {}
+        if cache is not None and cache.exists():
+            self._known = read_object(cache, AnswerError)
+
+    def of(self, question: Question, images: Sequence[Path | bytes]) -> str:
+        """A digest of a question as it is asked."""
+        digest = hashlib.sha256(question.prompt.encode("utf-8", "backslashreplace"))
+        for image in images:
+            inside = isinstance(image, bytes)
+            digest.update(hashlib.sha256(image).digest() if inside else self._file(image))
+        return digest.hexdigest()[:16]
+
+    def _file(self, path: Path) -> bytes:
+        state, name = path.stat(), str(path)
+        stamp = [state.st_size, state.st_mtime_ns]
+        known = self._known.get(name)
+        if not (isinstance(known, list) and known[:2] == stamp):
+            known = [*stamp, hashlib.sha256(path.read_bytes()).hexdigest()]
+            self._known[name], self._changed = known, True
+        return bytes.fromhex(known[2])
+
+    def save(self) -> None:
+        """Keeps what was read."""
+        if self._cache is not None and self._changed:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._cache, self._known)
+            self._changed = False

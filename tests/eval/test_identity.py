@@ -1,0 +1,182 @@
+"""Answers belong to one model, one prompt and one picture: nothing else is taken for theirs."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from llava_jax.errors import LlavaError
+from llava_jax.eval.answers import read_answers
+from llava_jax.eval.benchmarks.mme import mme_answer
+from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.run.command import RunSettings, run_task, task_folder
+from llava_jax.eval.run.experiment import tasks_of
+from llava_jax.eval.run.identity import model_identity
+from llava_jax.eval.run.predict import choose
+from llava_jax.eval.task import get_task
+from llava_jax.generate.request import Reply
+from tests.eval.test_choice_family import ROWS, mmbench_table
+from tests.eval.test_run import Echo, right, settings, vqa  # noqa: F401
+from tests.eval.test_vqa_family import dump
+from tests.generate.tiny import model
+
+
+def test_a_model_is_its_numbers():
+    one, changed = model_identity(model()), model()
+    leaves = changed.generator.leaves
+    paths, tree = jax.tree_util.tree_flatten(leaves)
+    biggest = max(range(len(paths)), key=lambda n: paths[n].size)
+    last = paths[biggest].at[(-1,) * paths[biggest].ndim]
+    for other, same in ((last.add(0.0), True), (last.add(1e-3), False)):
+        new = [other if n == biggest else x for n, x in enumerate(paths)]
+        asked = SimpleNamespace(
+            config=changed.config,
+            tokenizer=changed.tokenizer,
+            generator=SimpleNamespace(leaves=jax.tree_util.tree_unflatten(tree, new)),
+        )
+        assert (model_identity(asked) == one) == same
+
+
+def again(folder, **more):
+    return RunSettings(**settings(folder).__dict__ | more)
+
+
+def test_answers_of_another_model_of_the_same_name_are_refused(vqa):  # noqa: F811
+    task = get_task("vqav2")
+    run_task(Echo(right), task, again(vqa, identity={"fingerprint": "a" * 64}))
+    kept = run_task(Echo(dies_after=0), task, again(vqa, identity={"fingerprint": "a" * 64}))
+    assert kept["totals"]["overall"] == 100.0
+    with pytest.raises(AnswerError, match="another run .fingerprint was aaaaaaaaaaaa…, is bbbb"):
+        run_task(Echo(), task, again(vqa, identity={"fingerprint": "b" * 64}))
+    with pytest.raises(AnswerError, match="max_new_tokens was 128, is 5"):
+        run_task(Echo(), task, again(vqa, identity={"fingerprint": "a" * 64}, max_new_tokens=5))
+
+
+def test_other_pictures_and_prompts_are_refused(vqa):  # noqa: F811
+    task, picture = get_task("vqav2"), vqa / "images" / f"COCO_val2014_{3:012d}.jpg"
+    run_task(Echo(right), task, settings(vqa))
+    picture.write_bytes(b"other")
+    with pytest.raises(
+        AnswerError, match="1 answer to another prompt or about other pictures.*'3'"
+    ):
+        run_task(Echo(right), task, settings(vqa))
+    picture.write_bytes(b"")
+    assert run_task(Echo(dies_after=0), task, settings(vqa))["totals"]["overall"] == 100.0
+    path = vqa / "data" / "vqav2" / "v2_questions.json"
+    path.write_text(path.read_text().replace("number x4", "the number x4"))
+    with pytest.raises(AnswerError, match="another prompt"):
+        run_task(Echo(right), task, settings(vqa))
+
+
+def test_a_limit_is_raised_without_asking_again(vqa):  # noqa: F811
+    task, echo = get_task("vqav2"), Echo(right)
+    assert len(run_task(echo, task, settings(vqa, limit=2))["per_sample"]) == 2
+    assert len(run_task(echo, task, settings(vqa, limit=4))["per_sample"]) == 4
+    assert run_task(echo, task, settings(vqa))["totals"]["overall"] == 100.0
+    assert echo.batches == [2, 2, 2]
+    parts = [again(vqa, limit=n, chunk=(k, 2), out=vqa / "p") for n in (2, 6) for k in (0, 1)]
+    found = [run_task(echo, task, p) for p in parts]
+    assert [f and len(f["per_sample"]) for f in found] == [None, 2, None, 6]
+    assert sum(echo.batches) == 6 + 6
+
+
+def test_limits_take_whole_groups(tmp_path):
+    mmbench_table(tmp_path / "mmbench_dev_20230712.tsv", ROWS)
+    task = get_task("mmbench")
+    truth = {q.prompt: row["answer"] for q, row in zip(task.questions(tmp_path), ROWS)}
+    run = RunSettings(tmp_path, tmp_path / "out", "m", limit=2, show_progress=False)
+    result = run_task(Echo(lambda r: truth[r.messages]), task, run)
+    assert result["totals"][result["headline"]] == 100.0  # was 0.00: no rotation had been asked
+    mme = tmp_path / "mme"
+    for kind in ("existence", "OCR"):
+        for n in range(2):
+            dump(mme / kind / f"{n}.json", 0)
+            (mme / kind / f"{n}.jpg").touch()
+            (mme / kind / f"{n}.txt").write_text("Is it? Please answer yes or no.\tYes\nOr?\tNo\n")
+    task = get_task("mme")
+    for limit, count in ((1, 2), (2, 2), (3, 2), (5, 4), (None, 8)):
+        for seed in (None, 0, 1):
+            part = choose(
+                task.questions(mme), limit=limit, shuffle_seed=seed, group_of=task.group_of
+            )
+            assert len(part) == count
+            assert {task.group_of(q) for q in part} == {str(q.images[0]) for q in part}
+    run = RunSettings(tmp_path, tmp_path / "o", "m", limit=4, shuffle_seed=3, show_progress=False)
+    result = run_task(Echo(lambda r: "Yes" if "Is it" in r.messages else "No"), task, run)
+    kinds = {s["groups"]["task"] for s in result["per_sample"].values()}
+    assert result["totals"]["perception_of_answered"] == 200 * len(kinds)
+    # The owner's calculation.py goes by adjacent lines: the file has the pairs in this order.
+    rows = [a.row for a in read_answers(tmp_path / "o" / "mme" / "answers.jsonl").rows]
+    for one, two in zip(rows[::2], rows[1::2]):
+        assert one["question_id"] == two["question_id"]
+        assert [mme_answer(r["text"]) for r in (one, two)] == ["yes", "no"]
+
+
+def test_a_corrupt_picture_is_counted_and_named(vqa):  # noqa: F811
+    class Eyes(Echo):
+        def generate_batch(self, requests, batch_size, on_error="raise"):
+            assert on_error == "reply"
+            bad = [r.images[0].read_bytes() == b"bad" for r in requests]
+            found = super().generate_batch(requests, batch_size)
+            return [
+                Reply("", (), "error", error="not an image") if b else f for b, f in zip(bad, found)
+            ]
+
+    task, picture = get_task("vqav2"), vqa / "images" / f"COCO_val2014_{3:012d}.jpg"
+    picture.write_bytes(b"bad")
+    result = run_task(Eyes(right), task, settings(vqa))
+    assert result["totals"]["overall"] == pytest.approx(100 * 5 / 6, abs=0.01)
+    assert result["coverage"]["answered"] == 6
+    (note,) = result["notes"]
+    assert note.startswith("1 question could not be asked")
+    assert note.endswith("3 (not an image)")
+    assert run_task(Eyes(dies_after=0), task, settings(vqa))["notes"] == [note]
+    picture.write_bytes(b"mended")
+    mended = Eyes(right)
+    assert run_task(mended, task, settings(vqa))["totals"]["overall"] == 100.0
+    assert mended.batches == [1]
+    assert len(read_answers(vqa / "out" / "vqav2" / "answers.jsonl").rows) == 6
+
+
+def test_no_task_reads_the_folder_of_another(tmp_path):
+    (tmp_path / "pope").mkdir()
+    with pytest.raises(DataError, match="mme: no such folder; .* is the folder of pope"):
+        task_folder(tmp_path / "pope", get_task("mme"))
+    assert task_folder(tmp_path / "pope", get_task("pope")) == tmp_path / "pope"
+    (tmp_path / "mine").mkdir()
+    assert task_folder(tmp_path / "mine", get_task("mme")) == tmp_path / "mine"
+    with pytest.raises(DataError, match="is asked for several benchmarks"):
+        task_folder(tmp_path / "mine", get_task("mme"), alone=False)
+
+
+def test_splits_and_options_per_task():
+    found = {
+        task.name: (own.split, own.options)
+        for task, own in tasks_of(
+            "vqav2:val2014,scienceqa,textvqa,pope", "val", {"ocr": "no", "scienceqa.gpt4": "f"}
+        )
+    }
+    assert found == {
+        "vqav2": ("val2014", {}),
+        "scienceqa": ("val", {"gpt4": "f"}),
+        "textvqa": ("val", {"ocr": "no"}),
+        "pope": (None, {}),
+    }
+    written = {"textvqa": {"set": {"ocr": "no"}}, "gqa": {"split": "val"}}
+    assert [(t.name, s.split, s.options) for t, s in tasks_of(written, None, {})] == [
+        ("textvqa", None, {"ocr": "no"}),
+        ("gqa", "val", {}),
+    ]
+    for wrong in ("pope:val", {"pope": 5}, {"pope": {"sets": 1}}, ["mne"]):
+        with pytest.raises(LlavaError):
+            tasks_of(wrong, None, {})
+
+
+def test_a_result_carries_what_asks_it_again(vqa):  # noqa: F811
+    run = again(vqa, experiment={"tasks": {"vqav2": {}}, "model": "m"}, identity={"parameters": 7})
+    run_task(Echo(right), get_task("vqav2"), run)
+    written = json.loads((vqa / "out" / "vqav2" / "result.json").read_text())
+    assert written["settings"]["parameters"] == 7
+    assert written["experiment"] == {"tasks": {"vqav2": {}}, "model": "m"}
+    assert "jax" in written["versions"]
