@@ -17,6 +17,7 @@ TFDS = [
     "importlib_resources",  # tensorflow-datasets needs it on 3.11 and does not say so
 ]
 GGUF = ["gguf>=0.17"]
+PARQUET = ["pyarrow>=17"]
 EVAL = ["openpyxl>=3.1", "pooch>=1.9", "openai>=1.60", "jinja2>=3.1"]
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "sse-starlette>=2.1", "httpx>=0.27"]
 TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77"]
@@ -57,7 +58,7 @@ setup(
     packages=packages(),
     package_dir={f"llava_jax.{d}": d for d in BESIDE},
     package_data={
-        "llava_jax": ["py.typed", "assets/**/*"],
+        "llava_jax": ["py.typed", "assets/**/*", "datasets/recipes/*.toml"],
         "llava_jax.eval": ["**/*.html", "**/*.json", "**/*.txt"],
     },
     install_requires=[
@@ -85,6 +86,7 @@ setup(
         "torch": TORCH,
         "tfds": TFDS,
         "gguf": GGUF,
+        "parquet": PARQUET,
         "eval": EVAL,
         "chair": ["textblob>=0.19", "nltk>=3.9"],
         "lmms": ["lmms-eval>=0.7.2", *TORCH],

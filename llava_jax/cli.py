@@ -46,6 +46,11 @@ COMMANDS = {
         "make, train and question a tiny LLaVA, with no network",
         aliases="demo download start",
     ),
+    "data": Command(
+        "llava_jax.datasets.cli",
+        "build a training set, check it, count it, look at a sample",
+        aliases="dataset datasets prepare stats sample show validate",
+    ),
     "train": Command(
         "llava_jax.train.cli",
         "train a stage from a config file; run again to resume",
@@ -74,12 +79,12 @@ COMMANDS = {
     "inspect": Command(
         "llava_jax.inspect",
         "show what a checkpoint or a training sample is",
-        aliases="describe info show",
+        aliases="describe info",
     ),
     "eval": Command(
         "llava_jax.eval.cli",
         "run benchmarks, or score an answer file",
-        aliases="benchmark evaluate score test validate",
+        aliases="benchmark evaluate score test",
     ),
 }
 

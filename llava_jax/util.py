@@ -170,7 +170,7 @@ def parse_values(
     doubled: an object with a key twice comes as Doubled; costs as much again as reading.
     Raises `error` with the line and column where the text of `path` is not JSON.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_object if doubled else None)
+    decoder = json_decoder(doubled)
     values: list[Any] = []
     at = _after_space(text, 0)
     try:
@@ -190,6 +190,11 @@ def parse_values(
         line = text.count("\n", 0, at) + 1
         raise error(f"{path}: line {line}: a number cannot be read ({e})") from None
     return values
+
+
+def json_decoder(doubled: bool = False) -> json.JSONDecoder:
+    """A decoder; with `doubled`, an object with a key twice comes as Doubled."""
+    return json.JSONDecoder(object_pairs_hook=_object if doubled else None)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

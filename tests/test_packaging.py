@@ -24,6 +24,7 @@ EXTRAS = {
     "torch",
     "tfds",
     "gguf",
+    "parquet",
     "chair",
     "eval",
     "lmms",

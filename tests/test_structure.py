@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "llama": {"attention", "layers"},
     "llava": {"layers", "sharding", "clip", "llama"},
     "data": {"text", "images", "batch"},
+    "datasets": {"text", "images", "data"},
     "convert": NETWORK | {"sharding", "text", "batch"},
     "generate": NETWORK | {"sharding", "text", "images", "batch"},
     "model": NETWORK | {"sharding", "text", "images", "batch", "generate", "convert"},
@@ -73,6 +74,7 @@ LIGHT = {
         "cli",
         "inspect",
         "configs",
+        "datasets",
     ),
 }
 
@@ -80,7 +82,7 @@ LIGHT = {
 LAZY = {
     *("transformers", "grain", "orbax", "torch", "matplotlib", "tensorboardX", "huggingface_hub"),
     *("tensorflow_datasets", "array_record", "openpyxl", "gguf", "fastapi", "uvicorn", "gradio"),
-    *("pooch", "openai", "jinja2", "fsspec", "ray"),
+    *("pooch", "openai", "jinja2", "fsspec", "ray", "pyarrow"),
 }
 
 

@@ -127,7 +127,7 @@ def open_image(
         name = name or source.name
     name = name or "image"
     data = _read(source, limits, name)
-    kind = next((k for k in limits.formats if k in _MAGIC and _MAGIC[k].match(data)), None)
+    kind = format_of(data, limits.formats)
     if kind is None:
         raise refusal("unknown_format", name, fix=f"accepted: {', '.join(limits.formats)}")
     if kind == "WEBP":  # its decoder allocates the canvas on opening, before Pillow knows the size
@@ -153,6 +153,11 @@ def open_image(
         return rgb.transpose(turn) if turn is not None else rgb
     except Exception:
         raise refusal("damaged", name) from None
+
+
+def format_of(data: bytes, formats: tuple[str, ...] = DEFAULT_LIMITS.formats) -> str | None:
+    """Pillow's name of the format that encoded bytes begin as; None if it is none of `formats`."""
+    return next((k for k in formats if k in _MAGIC and _MAGIC[k].match(data)), None)
 
 
 def refuse_address(text: str, name: str | None = None) -> None:

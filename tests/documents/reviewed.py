@@ -13,6 +13,7 @@ NOT_RUN = {
     r"^python bench/lines\.py": "counts what git lists, and the copy that runs the lines is no checkout",
     r"^python bench/packing\.py": "minutes; tests/data/test_packing.py and test_lengths.py hold what it measures",
     r"^llava-jax plan ": "compiles for minutes; tests/plan runs it on a tiny model",
+    r"^llava-jax data build": "needs the owners' files; tests/datasets/test_build.py runs it on small ones",
     r"convert SRC DST --to FORMAT": "the form of the command, not a command",
 }
 

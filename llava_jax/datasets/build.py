@@ -1,0 +1,188 @@
+"""`llava-jax data build`: a recipe's sets, one after the other, into one training file and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llava_jax import __version__
+from llava_jax.data.records import check_record
+from llava_jax.datasets.recipe import Part, Recipe
+from llava_jax.datasets.source import Record, Source
+from llava_jax.datasets.writer import Writer, open_writer
+from llava_jax.errors import LlavaError, SampleError
+from llava_jax.progress import progress
+from llava_jax.text.records import image_paths
+from llava_jax.util import write_json
+
+MEGABYTE = 1_000_000
+
+
+def build(
+    recipe: Recipe, out: str | Path, *, format: str = "json", quiet: bool = False
+) -> dict[str, Any]:
+    """Writes the recipe's records to `out`, and a manifest beside it; returns the manifest.
+
+    The same files, recipe and seed give the same bytes. Nothing is at `out` before all of it is.
+    Raises SampleError for a file that is missing or not in its owner's form, naming set and row.
+    """
+    out = Path(out)
+    for part in recipe.parts:  # before anything is read
+        part.source.inputs()
+    sets = []
+    with open_writer(format, out) as writer:
+        for part in recipe.parts:
+            sets.append(_add(part, recipe.seed, writer, quiet))
+        made = writer.finish()
+    manifest = {
+        "version": __version__,
+        "recipe": {"name": recipe.name, "seed": recipe.seed, "text": recipe.text},
+        "format": format,
+        **made,
+        "records": sum(row["records"] for row in sets),
+        "sets": sets,
+        "peak_mb": peak_mb(),
+    }
+    write_json(manifest_of(out), manifest, indent=1)
+    return manifest
+
+
+def manifest_of(out: Path) -> Path:
+    """Where the manifest of a built set lies."""
+    return out.with_name(f"{out.stem}.manifest.json")
+
+
+def _add(part: Part, seed: int, writer: Writer, quiet: bool) -> dict[str, Any]:
+    """Writes one set; its row of the manifest."""
+    source, started = part.source, time.monotonic()
+    inputs = source.inputs()
+    passes = 1 if part.weight == 1 and part.count is None else 2
+    size = passes * sum(path.stat().st_size for path in inputs)
+    counts: Counter[str] = Counter()
+    pictures: set[int] = set()
+    with progress(max(1, size // MEGABYTE), source.name, "MB", quiet=quiet) as bar:
+        source.told = _Megabytes(bar.update)
+        there = None if passes == 1 else sum(1 for _ in named(source))
+        source.skipped.clear()
+        for record, times in _chosen(named(source), part, there, seed):
+            for _ in range(times):
+                writer.write(record)
+            counts["records"] += times
+            counts["turns"] += times * (len(record["conversations"]) // 2)
+            counts["there"] += 1
+            pictures.update(hash(path) for path in image_paths(record) if times)
+    return {
+        "source": source.name,
+        "records": counts["records"],
+        "of": counts["there"],
+        "published": source.published,
+        "turns": counts["turns"],
+        "pictures": len(pictures),
+        "skipped": {k: n for k, n in source.skipped.items() if n},
+        "weight": part.weight if part.count is None else None,
+        "inputs": [_facts(path) for path in inputs],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def named(source: Source) -> Iterator[Record]:
+    """The records of a source, checked. What its owner's files do wrong is a SampleError with the row."""
+    made, index = source.records(), 0
+    while True:
+        try:
+            record = next(made)
+        except StopIteration:
+            return
+        except LlavaError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+            what = f"no {e.args[0]!r}" if isinstance(e, KeyError) and e.args else str(e)
+            raise SampleError(
+                f"{source.name}: {source.at or 'its file'} is not in the owner's form: {what}"
+            ) from e
+        check_record(record, f"{source.name}[{index}]")
+        index += 1
+        yield record
+
+
+def _chosen(
+    records: Iterable[Record], part: Part, there: int | None, seed: int
+) -> Iterator[tuple[Record, int]]:
+    """(record, how often it is taken). there: how many there are; None takes each once."""
+    if there is None:
+        yield from ((record, 1) for record in records)
+        return
+    name, wanted = part.source.name, part.wanted(there)
+    if not there or (part.count is not None and wanted > there):
+        raise SampleError(
+            f"{name}: there are {there:,} records, fewer than count {wanted:,}",
+            fix="lower count, or take weight to repeat them",
+        )
+    whole, rest = divmod(wanted, there)
+    more = set(random.Random(f"{seed} {name}").sample(range(there), rest))
+    for i, record in enumerate(records):
+        yield record, whole + (i in more)
+
+
+class _Megabytes:
+    """Adds up bytes and tells whole megabytes."""
+
+    def __init__(self, update: Any):
+        self._update, self._bytes = update, 0
+
+    def __call__(self, count: int) -> None:
+        before, self._bytes = self._bytes, self._bytes + count
+        if more := self._bytes // MEGABYTE - before // MEGABYTE:
+            self._update(more)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def peak_mb() -> int:
+    """The most memory that this process had at a time, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, else KiB
+    return math.ceil(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE)
+
+
+def report(manifest: dict[str, Any]) -> str:
+    """The manifest's counts as a table, beside those of LLaVA-1.5's own sets."""
+    rows = [("set", "records", "published", "difference", "turns", "pictures", "seconds")]
+    for row in manifest["sets"]:
+        known = row["published"]
+        rows.append(
+            (
+                row["source"],
+                f"{row['records']:,}",
+                f"{known:,}" if known else "",
+                f"{row['records'] - known:+,}" if known else "",
+                f"{row['turns']:,}",
+                f"{row['pictures']:,}",
+                f"{row['seconds']:.1f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    ]
+    for row in manifest["sets"]:
+        lines += [f"{row['source']}: {n:,} left out: {why}" for why, n in row["skipped"].items()]
+    lines.append(
+        f"{manifest['path']}: {manifest['records']:,} records, {manifest['bytes']:,} bytes"
+    )
+    return "\n".join(lines)

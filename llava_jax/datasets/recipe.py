@@ -1,0 +1,145 @@
+"""A recipe: which sets a training file is made of, how much of each, and with which prompts.
+
+seed = 0
+[[set]]
+source = "ocrvqa"        # a name of llava_jax.datasets.sources, of an installed package, or a .py file
+folder = "ocrvqa"        # the owner's files, below --raw; by default the set's name
+count = 80000            # or weight = 2.5: how often, a part of them drawn by the seed
+prompt = "..."           # fields of the set, see its file: prompt, image, ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import tomllib
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from llava_jax.datasets.source import Source
+from llava_jax.errors import ConfigError, did_you_mean
+
+HERE = Path(__file__).parent
+GROUP = "llava_jax.datasets"
+"""The entry point group of packages that bring sets: name = "package.module"."""
+_OURS = ("source", "folder", "weight", "count")
+_HIDDEN = ("skipped", "at", "told", "seed", "folder")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of a recipe. count: how many records of it; None: as many as there are, times weight."""
+
+    source: Source
+    weight: float = 1.0
+    count: int | None = None
+
+    def wanted(self, there: int) -> int:
+        """How many records to take where there are so many."""
+        return round(there * self.weight) if self.count is None else self.count
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `read_recipe` reads."""
+
+    name: str
+    seed: int
+    parts: list[Part]
+    text: str
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted((HERE / "recipes").glob("*.toml"))}
+
+
+def read_recipe(name: str, raw: str | Path, only: tuple[str, ...] = ()) -> Recipe:
+    """A recipe that is shipped, or a .toml file. raw: what folders of sets are below.
+
+    only: the sets to keep, by name. Raises ConfigError, naming set and key.
+    """
+    path = shipped().get(name) or Path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except FileNotFoundError:
+        known = ", ".join(shipped())
+        fix = did_you_mean(name, shipped()) or f"{known}, or a .toml file"
+        raise ConfigError(f"no recipe {name!r}", fix=fix) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not TOML ({e})") from None
+    rows, seed = data.pop("set", None), data.pop("seed", 0)
+    if data:
+        raise ConfigError(f"{path}: {next(iter(data))!r} is neither seed nor set")
+    if not isinstance(rows, list) or not rows:
+        raise ConfigError(
+            f"{path}: there are no sets", fix='begin each with [[set]] and source = "..."'
+        )
+    parts = [_part(row, path, Path(raw), seed) for row in rows]
+    if only:
+        names = [part.source.name for part in parts]
+        for wanted in only:
+            if wanted not in names:
+                raise ConfigError(f"{path}: no set {wanted!r}", fix=f"one of {', '.join(names)}")
+        parts = [part for part in parts if part.source.name in only]
+    return Recipe(path.stem, seed, parts, text)
+
+
+def _part(row: dict[str, Any], path: Path, raw: Path, seed: int) -> Part:
+    name = row.get("source")
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: a set has no source")
+    made = find_source(name, path.parent)
+    fields = {f.name: f for f in dataclasses.fields(made) if f.name not in _HIDDEN}
+    values = {key: value for key, value in row.items() if key not in _OURS}
+    for key, value in values.items():
+        if key not in fields:
+            known = [*fields, *_OURS]
+            fix = did_you_mean(key, known) or f"one of {', '.join(known)}"
+            raise ConfigError(f"{path}: {name}: {key!r} is not a field of it", fix=fix)
+        values[key] = _value(value, fields[key].default, f"{path}: {name}: {key}")
+    weight, count = row.get("weight", 1.0), row.get("count")
+    if type(weight) not in (int, float) or not 0 < weight < 1e6:
+        raise ConfigError(f"{path}: {name}: weight is {weight!r}, not a number above 0")
+    if count is not None and (type(count) is not int or count < 1 or "weight" in row):
+        raise ConfigError(f"{path}: {name}: count is a whole number from 1, without weight")
+    source = made(folder=raw / row.get("folder", made.name), seed=seed, **values)
+    return Part(source, float(weight), count)
+
+
+def _value(value: Any, default: Any, where: str) -> Any:
+    value = tuple(value) if isinstance(value, list) else value
+    if type(value) is not type(default):
+        kind = {str: "text", tuple: "a list", int: "a whole number"}.get(
+            type(default), "true or false"
+        )
+        raise ConfigError(f"{where} is {value!r}, not {kind}")
+    return value
+
+
+def find_source(name: str, base: Path = Path()) -> type[Source]:
+    """The SOURCE of a module: a .py file (relative to `base`), one of ours, or an entry point's.
+
+    A .py file is run: name only files that you trust.
+    """
+    if name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(name).stem, base / name)
+        if spec is None or spec.loader is None or not (base / name).is_file():
+            raise ConfigError(f"no such source file {base / name}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.SOURCE
+    ours = sorted(
+        p.stem for p in (HERE / "sources").glob("*.py") if p.stem not in ("__init__", "regions")
+    )
+    theirs = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in ours:
+        return importlib.import_module(f"llava_jax.datasets.sources.{name}").SOURCE
+    if name in theirs:
+        return theirs[name].load().SOURCE
+    fix = did_you_mean(name, [*ours, *theirs]) or f"one of {', '.join([*ours, *theirs])}"
+    raise ConfigError(f"no source {name!r}", fix=fix)

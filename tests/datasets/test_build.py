@@ -1,0 +1,178 @@
+"""Recipes built into a training file: counts, weights, manifest, and what goes wrong."""
+
+import json
+
+import pytest
+
+from llava_jax.cli import main
+from llava_jax.data.check import open_data
+from llava_jax.datasets.build import build, manifest_of, report
+from llava_jax.datasets.prompts import kind_of
+from llava_jax.datasets.recipe import read_recipe, shipped
+from llava_jax.errors import ConfigError, SampleError
+from tests.datasets import owners
+
+SETS = {
+    "llava_instruct": 4,
+    "sharegpt": 3,
+    "vqav2": 3,
+    "gqa": 6,
+    "okvqa": 3,
+    "ocrvqa": 5,
+    "aokvqa": 12,
+    "textcaps": 3,
+    "refcoco": 8,
+    "visual_genome": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return owners.small(tmp_path_factory.mktemp("raw"))
+
+
+def recipe(folder, text):
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_stage_2_from_its_owners_files(raw, tmp_path, capsys):
+    text = shipped()["stage2"].read_text().replace("80000", "5")
+    mine, out = recipe(tmp_path, text), tmp_path / "out" / "mix.json"
+    assert main(["data", "build", str(mine), "--raw", str(raw), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "visual_genome" in shown
+    assert "-86,414" in shown  # 3 of the 86,417 published
+    records = json.loads(out.read_text())
+    manifest = json.loads(manifest_of(out).read_text())
+    assert {row["source"]: row["records"] for row in manifest["sets"]} == SETS
+    assert manifest["records"] == len(records) == sum(SETS.values())
+    assert manifest["bytes"] == out.stat().st_size
+    assert len(manifest["sets"][2]["inputs"][0]["sha256"]) == 64
+    assert manifest["sets"][1]["skipped"] == {"later part of a conversation": 3}
+    kinds = [kind_of(r["conversations"][0]["value"]) for r in records]
+    assert {k: kinds.count(k) for k in ("short answer", "option letter", "caption", "free")} == {
+        "short answer": 3 + 6 + 3 + 5,
+        "option letter": 12,
+        "caption": 3,
+        "free": 4 + 3,
+    }
+    data = open_data({"path": str(out), "bad_limit": 1.0, "bad_samples": "skip"}, say=False)
+    assert data.total == len(records)  # every record is one that training takes
+    assert set(data.bad.kinds()) <= {k for k in data.bad.kinds() if "exist" in k}
+
+
+def test_equal_inputs_make_equal_files(raw, tmp_path):
+    text = '[[set]]\nsource = "ocrvqa"\ncount = 5\n'
+    made = []
+    for seed in (0, 0, 1):
+        mine = recipe(tmp_path, f"seed = {seed}\n{text}")
+        out = tmp_path / f"{len(made)}.json"
+        build(read_recipe(str(mine), raw), out, quiet=True)
+        made.append(out.read_bytes())
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize(("weight", "count"), [(1, 8), (0.5, 4), (2.5, 20), (3, 24)])
+def test_weights_say_how_often(raw, tmp_path, weight, count):
+    mine = recipe(tmp_path, f'[[set]]\nsource = "ocrvqa"\nweight = {weight}\n')
+    build(read_recipe(str(mine), raw), tmp_path / "x.json", quiet=True)
+    ids = [r["id"] for r in json.loads((tmp_path / "x.json").read_text())]
+    assert len(ids) == count
+    assert max(map(ids.count, ids)) - min(map(ids.count, ids)) <= 1
+
+
+def test_a_set_of_ones_own(raw, tmp_path):
+    (tmp_path / "pets.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from llava_jax.datasets.source import Source, about_image\n\n\n"
+        "@dataclass(kw_only=True)\n"
+        "class Pets(Source):\n"
+        "    name = 'pets'\n"
+        "    prompt: str = 'Say one word.'\n\n"
+        "    def records(self):\n"
+        "        yield about_image('1', 'cat.jpg', [('What is it?', 'Cat')], self.prompt)\n\n\n"
+        "SOURCE = Pets\n"
+    )
+    mine = recipe(tmp_path, '[[set]]\nsource = "pets.py"\nprompt = "Be brief."\n')
+    build(read_recipe(str(mine), raw), tmp_path / "x.json", quiet=True)
+    (record,) = json.loads((tmp_path / "x.json").read_text())
+    assert record["conversations"][0]["value"] == "<image>\nWhat is it?\nBe brief."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "there are no sets"),
+        ("x = 1\n[[set]]\nsource='gqa'", "'x' is neither seed nor set"),
+        ("[[set]]\nsource='gqq'", "no source 'gqq' (did you mean gqa?)"),
+        ("[[set]]\nsource='no.py'", "no such source file"),
+        (
+            "[[set]]\nsource='gqa'\npromt='x'",
+            "gqa: 'promt' is not a field of it (did you mean prompt?)",
+        ),
+        ("[[set]]\nsource='gqa'\nprompt=3", "gqa: prompt is 3, not text"),
+        ("[[set]]\nsource='gqa'\nweight=0", "weight is 0, not a number above 0"),
+        (
+            "[[set]]\nsource='gqa'\ncount=2\nweight=2.0",
+            "count is a whole number from 1, without weight",
+        ),
+        ("[[set]]\nsource='refcoco'\nrefs=['x']", "refs has 'x', not refcoco"),
+        ("[[set", "not TOML"),
+    ],
+)
+def test_recipes_that_are_wrong(tmp_path, text, said):
+    with pytest.raises(ConfigError) as info:
+        read_recipe(str(recipe(tmp_path, text)), tmp_path)
+    assert said in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"no recipe 'stage3' \(did you mean stage"):
+        read_recipe("stage3", tmp_path)
+    with pytest.raises(ConfigError, match="no set 'gqq'"):
+        read_recipe("stage2", tmp_path, ("gqq",))
+
+
+def test_nothing_is_replaced_and_nothing_is_left_half(raw, tmp_path):
+    (tmp_path / "there.json").write_text("mine")
+    with pytest.raises(Exception, match="is not replaced"):
+        build(read_recipe("stage2", raw), tmp_path / "there.json", quiet=True)
+    owners.write_list(tmp_path / "gqa" / "train_balanced_questions.json", [])
+    (tmp_path / "gqa" / "train_balanced_questions.json").write_text('{"1": {"imageId": "1"}')
+    mine = recipe(tmp_path, '[[set]]\nsource = "gqa"\n')
+    with pytest.raises(SampleError, match="not in the owner's form: no 'question'"):
+        build(read_recipe(str(mine), tmp_path), tmp_path / "x.json", quiet=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gqa", "mine.toml", "there.json"]
+
+
+def test_more_than_there_are(raw, tmp_path):
+    mine = recipe(tmp_path, '[[set]]\nsource = "ocrvqa"\ncount = 9\n')
+    with pytest.raises(SampleError, match="ocrvqa: there are 8 records, fewer than count 9"):
+        build(read_recipe(str(mine), raw), tmp_path / "x.json", quiet=True)
+
+
+@pytest.mark.slow  # quick: the same rules on small files, in test_sources.py
+def test_counts_at_the_real_sizes(tmp_path):
+    owners.vqa(tmp_path / "vqav2", owners.VQAV2, 82_783, 443_757)
+    owners.gqa(tmp_path / "gqa", 72_140, 943_000)
+    owners.vqa(tmp_path / "okvqa", owners.OKVQA, 8_998, 9_009)
+    owners.ocrvqa(tmp_path / "ocrvqa", 207_572, 166_022)
+    owners.aokvqa(tmp_path / "aokvqa", 16_540, 17_056)
+    owners.textcaps(tmp_path / "textcaps", 21_953)
+    owners.refcoco(tmp_path / "refcoco", 16_995, 2)
+    owners.visual_genome(tmp_path / "visual_genome", 108_077, 50)
+    exact = ("vqav2", "gqa", "okvqa", "ocrvqa", "aokvqa", "textcaps")
+    text = shipped()["stage2"].read_text()
+    text = text.replace('"refcoco"', '"refcoco"\nrefs = ["refcoco"]')
+    sets = (*exact, "refcoco", "visual_genome")
+    made = read_recipe(str(recipe(tmp_path, text)), tmp_path, sets)
+    manifest = build(made, tmp_path / "mix.json", quiet=True)
+    print(report(manifest), f"\npeak {manifest['peak_mb']} MB")
+    counts = {row["source"]: row["records"] for row in manifest["sets"]}
+    assert all(row["records"] == row["published"] for row in manifest["sets"][:6])
+    assert counts["refcoco"] == 16_994  # six sentences of each picture: one conversation
+    assert counts["visual_genome"] == 108_077
+    assert manifest["peak_mb"] < 2_500

@@ -1,0 +1,116 @@
+"""Records of other programs: messages, ShareGPT, parquet, with pictures inside or beside."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from llava_jax.datasets.build import build
+from llava_jax.datasets.recipe import read_recipe
+from llava_jax.datasets.shapes import to_ours
+from llava_jax.errors import ConfigError, SampleError
+
+OURS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+
+
+def test_messages_with_parts():
+    content = [{"type": "image", "path": "a.jpg"}, {"type": "text", "text": "What?"}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
+    row = {"id": 7, "messages": [{"role": "user", "content": content}, answer]}
+    assert to_ours(row, 0) == {"id": "7", "image": "a.jpg", "conversations": OURS}
+
+
+def test_pictures_keep_their_places():
+    content = [
+        {"type": "text", "text": "Compare "},
+        {"type": "image"},
+        {"type": "text", "text": "with "},
+        {"type": "image_url", "image_url": {"url": "b.jpg"}},
+    ]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "Same."}]
+    with pytest.raises(SampleError, match="2 images beside the turns and 1 in them"):
+        to_ours({"messages": messages, "images": ["a.jpg", "b.jpg"]}, 0)
+    content[1]["image"] = "a.jpg"
+    made = to_ours({"messages": messages}, 3)
+    assert made["id"] == "3"
+    assert made["image"] == ["a.jpg", "b.jpg"]
+    assert made["conversations"][0]["value"] == "Compare <image>\nwith <image>\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": OURS, "image": "a.jpg"},
+        {"conversations": OURS, "images": ["a.jpg"]},
+        {"conversations": [{**OURS[0], "from": "user"}, {**OURS[1], "from": "chatgpt"}], "image": "a.jpg"},
+        {"messages": [{"role": "user", "content": "What?"}, {"role": "model", "content": "A cat."}], "image": {"path": "a.jpg", "bytes": None}},
+        {"messages": json.dumps([{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]), "image": "a.jpg"},
+    ],
+)  # fmt: skip
+def test_ours_sharegpt_and_others_are_one(row):
+    assert to_ours(row, 1) == {"id": "1", "image": "a.jpg", "conversations": OURS}
+
+
+def test_a_system_text_goes_before_the_first_question():
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hi."},
+    ]
+    made = to_ours({"messages": messages}, 0)
+    assert made["conversations"][0] == {"from": "human", "value": "Be brief.\nHi"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "x"}, "no conversation under conversations or messages or conversation; its keys: text"),
+        ([1], "is not a record"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "from 'tool'"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "'video', which is neither"),
+        ({"messages": [{"role": "user"}]}, "no text but None"),
+        ({"messages": [{"role": "user", "content": "x"}], "image": {"bytes": b"1"}}, "no folder for it"),
+    ],
+)  # fmt: skip
+def test_what_is_no_conversation(row, said):
+    with pytest.raises(SampleError) as info:
+        to_ours(row, 0)
+    assert said in str(info.value)
+
+
+def test_parquet_with_pictures_inside(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(out, "PNG")
+    rows = [
+        {
+            "images": [{"bytes": out.getvalue(), "path": None}],
+            "messages": [
+                {"role": "user", "content": "<image>What?"},
+                {"role": "assistant", "content": f"{n}"},
+            ],
+        }
+        for n in range(3)
+    ]
+    (tmp_path / "records").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "records" / "a.parquet")
+    text = '[[set]]\nsource = "records"\npaths = ["a.parquet"]\npictures = "inside"\n'
+    (tmp_path / "mine.toml").write_text(text)
+    build(read_recipe(str(tmp_path / "mine.toml"), tmp_path), tmp_path / "x.json", quiet=True)
+    made = json.loads((tmp_path / "x.json").read_text())
+    assert [r["conversations"][1]["value"] for r in made] == ["0", "1", "2"]
+    (path,) = {r["image"] for r in made}  # equal bytes are kept once
+    assert (tmp_path / "records" / path).read_bytes() == out.getvalue()
+
+
+def test_errors_name_file_and_row(tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.jsonl").write_text('{"messages": []}\n')
+    (tmp_path / "mine.toml").write_text('[[set]]\nsource = "records"\npaths = ["a.jsonl"]\n')
+    with pytest.raises(SampleError, match=r"a.jsonl\[0\]: no conversation under"):
+        build(read_recipe(str(tmp_path / "mine.toml"), tmp_path), tmp_path / "x.json", quiet=True)
+    (tmp_path / "mine.toml").write_text('[[set]]\nsource = "records"\n')
+    with pytest.raises(ConfigError, match="records: paths is empty"):
+        read_recipe(str(tmp_path / "mine.toml"), tmp_path)
