@@ -60,6 +60,8 @@ class Coverage:
     missing_left_out: missing ones are not in the score at all (reviews, captions).
     left_out_of: names of the totals that leave missing ones out, where the others do not.
     all_rows_count: duplicated and unknown rows are in the score too (reviews).
+    open_end: why it is not known how many questions there are, so that `expected` is only what was
+      found; "" where it is.
     """
 
     expected: int = 0
@@ -71,6 +73,7 @@ class Coverage:
     missing_left_out: bool = False
     left_out_of: tuple[str, ...] = ()
     all_rows_count: bool = False
+    open_end: str = ""
 
     def lines(self) -> list[str]:
         """One sentence per problem."""
@@ -87,13 +90,17 @@ class Coverage:
             f"{counted(len(unknown), 'answer')} to unknown questions{also}": unknown,
             counted(len(self.bad_lines), "unreadable line"): self.bad_lines,
         }
-        return [f"{what}: {_some(items)}" for what, items in found.items() if items]
+        lines = [f"{what}: {_some(items)}" for what, items in found.items() if items]
+        unknown = f"how many questions there are is not known: {self.open_end}"
+        return [unknown, *lines] if self.open_end else lines
 
     def to_json(self) -> dict[str, Any]:
         counts = {
             n: len(getattr(self, n)) for n in ("missing", "duplicated", "unknown", "bad_lines")
         }
         numbers = {"expected": self.expected, "answered": self.answered, **counts}
+        if self.open_end:
+            numbers["open_end"] = self.open_end
         return numbers | {"details": self.lines()}
 
 
@@ -170,6 +177,7 @@ def join(
     leaves_out: bool = False,
     left_out_of: tuple[str, ...] = (),
     all_rows_count: bool = False,
+    open_end: str = "",
     strict: bool = False,
 ) -> tuple[Joined, Coverage]:
     """The answer to each question, and how the file covers the questions.
@@ -179,7 +187,7 @@ def join(
       scored: those of them that must be answered; all by default.
       images: id -> image name; an answer row that names another image raises.
       leaves_out: questions without an answer are not in the score (reviews, captions).
-      left_out_of, all_rows_count: see Coverage.
+      left_out_of, all_rows_count, open_end: see Coverage.
       strict: raise where anything is missing, duplicated, unknown or unreadable.
     Raises:
       AnswerError: not one id fits, or an answer names the wrong image.
@@ -193,6 +201,7 @@ def join(
         missing_left_out=leaves_out,
         left_out_of=left_out_of,
         all_rows_count=all_rows_count,
+        open_end=open_end,
     )
     for a in answers.rows:
         if a.id not in wanted:

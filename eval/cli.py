@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_jax.errors import LlavaError
+from llava_jax.eval.report.paper import ROWS
 from llava_jax.eval.task import TASKS, Task, TaskSettings, check_settings, get_task
 from llava_jax.util import refuse_input, write_json
 
@@ -100,7 +101,8 @@ def _judge_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--endpoint", default="https://api.openai.com/v1", help="OpenAI-compatible URL")
     p.add_argument("--key-env", default="OPENAI_API_KEY", help="variable that holds the key")
     p.add_argument("--per-minute", type=float, default=60, help="requests per minute (default 60)")
-    p.add_argument("--runs", type=int, default=1, help="grades per answer (mmvet)")
+    p.add_argument("--parallel", type=int, default=8, help="requests at a time (default 8)")
+    p.add_argument("--runs", type=int, default=1, help="grades or reviews per answer")
     p.add_argument("--price-in", type=float, help="dollars per million tokens read")
     p.add_argument("--price-out", type=float, help="dollars per million tokens written")
     p.add_argument("--yes", action="store_true", help="start without asking")
@@ -111,6 +113,8 @@ def _report_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, required=True, help="folder for index.html and report.md")
     p.add_argument("--images", type=Path, help="image folder, for the gallery of failures")
     p.add_argument("--compare", action="store_true", help="compare runs of the same benchmark")
+    row = f"row of the paper to compare with: {', '.join(ROWS)} (default: that of the model's size)"
+    p.add_argument("--row", choices=ROWS, metavar="ROW", help=row)
     p.add_argument("--title", default="Evaluation", help="heading of the page")
 
 
@@ -216,7 +220,12 @@ def _report(args: argparse.Namespace) -> int:
     for page in PAGES:
         refuse_input(args.out / page, args.results)
     html, markdown = write_report(
-        args.results, args.out, images=args.images, compare=args.compare, title=args.title
+        args.results,
+        args.out,
+        images=args.images,
+        compare=args.compare,
+        title=args.title,
+        row=args.row,
     )
     print(f"wrote {html} and {markdown}")
     return 0

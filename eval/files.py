@@ -38,6 +38,10 @@ def read_rows(
     if not path.exists() or path.is_dir():  # a pipe is read as a file
         raise error(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     kind = path.suffix.lower()
+    if kind == ".gz":
+        raise error(f"{path}: is compressed", fix=f"gunzip {path.name}")
+    if kind == ".parquet":
+        return list(_parquet_rows(path, error))
     if kind == ".xlsx":
         return list(_xlsx_rows(path, error))
     if kind in (".tsv", ".csv"):
@@ -120,6 +124,26 @@ def _xlsx_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
             yield number, dict(zip(header, cells))
 
 
+def _parquet_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
+    """Rows of a parquet file; a picture, which datasets keeps as {bytes, path}, comes as its bytes."""
+    parquet = need("pyarrow.parquet", "to read .parquet files", "llava_jax[eval]")
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=64):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {k: _without_path(v) for k, v in row.items()}
+    except (OSError, ValueError, LookupError) as e:  # pyarrow's errors are all of these
+        raise error(f"{path}: is not a parquet file ({' '.join(str(e).split())[:80]})") from None
+
+
+def _without_path(value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return value["bytes"]
+    return [_without_path(v) for v in value] if isinstance(value, list) else value
+
+
 def write_xlsx(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
     """Writes one sheet. Control characters that Excel cannot hold are dropped."""
     openpyxl = need("openpyxl", "to write .xlsx files", "llava_jax[eval]")
@@ -172,7 +196,17 @@ def find_optional(
             )
         if files:
             return files[0]
+    packed = sorted(
+        f for p in patterns for f in data.glob(f"{p}.gz") if not split or split in f.name
+    )
+    if packed:
+        raise DataError(f"{packed[0]}: the {what} is compressed", fix=f"gunzip {packed[0].name}")
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that can be counted with: finite, and not of 400 digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 ID = (str, int)  # an id in a JSON file

@@ -69,6 +69,7 @@ class Result:
     totals: name -> number. Where LLaVA's script and the owner's scorer differ, both are here.
     tables: name -> {row: number or dict of numbers}.
     samples: key -> Sample, in the order of the questions.
+    headline: the total that stands for the result, where it is not the task's.
     """
 
     task: "Task"
@@ -77,13 +78,14 @@ class Result:
     coverage: Coverage
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    headline: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: task, headline, totals, tables, coverage, notes, per_sample."""
         return {
             "task": self.task.name,
             "title": self.task.title,
-            "headline": self.task.headline,
+            "headline": self.headline or self.task.headline,
             "unit": self.task.unit,
             "totals": self.totals,
             "tables": self.tables,
@@ -116,8 +118,6 @@ class Task:
     headline: ClassVar[str]  # the key of `totals` that stands beside the paper's number
     unit: ClassVar[float] = 100.0  # full scale of the headline
     unit_note: ClassVar[str] = "rates are in percent"
-    # Totals and table columns in 0..1, which are printed in percent beside others that are.
-    fractions: ClassVar[frozenset[str]] = frozenset()
     max_new_tokens: ClassVar[int] = 128
     judge: ClassVar[bool] = False  # a judge model grades the answers before they are scored
     # A line for `eval list`: which files of the owner or of LLaVA the data folder holds.

@@ -5,13 +5,14 @@ summarize_gpt_review.py. Numbers of different judges are not comparable.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import join
-from llava_jax.eval.errors import DataError
+from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import ID, find, read_checked
-from llava_jax.eval.judge.reviews import message, read_reviews, summary
+from llava_jax.eval.judge.reviews import UNREAD, message, read_reviews, summary
 from llava_jax.eval.questions import Question, llava_questions
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
 from llava_jax.util import read_object
@@ -35,9 +36,17 @@ class LlavaWild(Task):
         """The result of a file of reviews. The questions are used, where `data` has them, only to
         say how many reviews are missing: the mean is over the reviews, as LLaVA's."""
         reviews = read_reviews(answers, settings.skip_bad_lines)
+        files = sorted(data.glob("*questions.jsonl")) if data.is_dir() else []
+        asked = {
+            str(r["question_id"]): str(r.get("image", ""))
+            for r in (read_checked(files[0], {"question_id": ID}) if files else [])
+        }
         groups: dict[str, list[list[float]]] = {"all": []}
         samples: dict[str, Sample] = {}
-        for n, r in enumerate(reviews.rows):
+        read = [r for r in reviews.rows if r.row["tuple"] is not None]
+        if not read:
+            raise AnswerError(f"{answers}: not one review could be read")
+        for n, r in enumerate(read):
             reference, model = scores = r.row["tuple"]
             category = {"category": r.row["category"]} if "category" in r.row else {}
             for group in ("all", *category.values()):
@@ -47,22 +56,32 @@ class LlavaWild(Task):
                 r.text,
                 reference,
                 parsed=scores,
+                image=asked.get(r.id, ""),
                 groups=category,
                 details={"reference": reference, "model": model},
             )
         table = {name: summary(pairs) for name, pairs in sorted(groups.items())}
         totals: dict[str, Any] = {name: row["relative"] for name, row in table.items()}
         totals |= {"reference": table["all"]["reference"], "model": table["all"]["model"]}
-        totals["unread_reviews"] = groups["all"].count([-1.0, -1.0])
+        unread = len(reviews.rows) - len(read) + groups["all"].count(UNREAD)
+        totals["unread_reviews"] = unread
         judges = {str(r.row["judge"]) for r in reviews.rows if r.row.get("judge")}
         totals["judge"] = ", ".join(sorted(judges)) or "not recorded (LLaVA used gpt-4-0314)"
-        files = sorted(data.glob("*questions.jsonl")) if data.is_dir() else []
-        asked = read_checked(files[0], {"question_id": ID}) if files else []
-        ids = [str(r["question_id"]) for r in asked] or [r.id for r in reviews.rows]
+        runs = 1 + max(int(r.row.get("run", 0)) for r in reviews.rows)
+        first = [r for r in read if not r.row.get("run")]  # further runs are no doubles
         _, coverage = join(
-            ids, reviews, leaves_out=True, all_rows_count=True, strict=settings.strict
+            asked or [r.id for r in first],
+            replace(reviews, rows=first),
+            leaves_out=True,
+            all_rows_count=True,
+            open_end="" if asked else "no questions file",
+            strict=settings.strict,
         )
-        notes = [] if asked else ["no questions file: how many reviews are missing is not known"]
+        notes = [f"the mean over {runs} reviews of each answer"] if runs > 1 else []
+        if len(read) < len(reviews.rows):
+            notes.append(
+                f"{len(reviews.rows) - len(read)} reviews were not readable; no mean has them"
+            )
         return Result(self, totals, samples, coverage, {"per category": table}, notes)
 
     def requests(self, answers: Path, data: Path) -> Iterator[tuple[dict[str, Any], str]]:

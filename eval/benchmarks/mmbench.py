@@ -75,7 +75,8 @@ class MMBench(Task):
         truths, complete = self._truth(given, data, settings)
         truth = {_index(r["index"]): r for r in truths}
         table = find_optional(data, self.files, "table", settings.split)
-        joined, coverage = join(truth, given, strict=settings.strict)
+        end = "" if complete else "the truth is the answer file's own"
+        joined, coverage = join(truth, given, open_end=end, strict=settings.strict)
         rows: dict[str, Sample] = {}
         for key, row in truth.items():
             choices = {c: str(row[c]) for c in "ABCD" if not _no_value(row.get(c))}
@@ -91,8 +92,6 @@ class MMBench(Task):
             )
         result = self._circular(rows, coverage)
         result.totals["not_inferred"] = sum(rows[key].parsed == "Z" for key in joined)
-        if not complete:
-            result.notes.append("the truth is the answer file's own: what it lacks is not known")
         return result
 
     def _circular(self, rows: dict[str, Sample], coverage: Coverage) -> Result:

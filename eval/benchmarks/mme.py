@@ -56,14 +56,13 @@ class Mme(Task):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         if answers.is_dir() or answers.suffix == ".txt":
             samples, coverage = _from_tool_files(answers)
-            notes = _add_missing(samples, coverage, answers, data, settings)
+            _add_missing(samples, coverage, answers, data, settings)
         else:
             items, joined, coverage = self._join(answers, data, settings)
             samples = {
                 k: _sample(item, joined[k].text if k in joined else None)
                 for k, item in items.items()
             }
-            notes = []
         tasks = {t: [s for s in samples.values() if s.groups["task"] == t] for t in TASKS}
         table = {t: mme_task(s) for t, s in tasks.items() if s}
         totals = {
@@ -71,7 +70,7 @@ class Mme(Task):
             "cognition": sum(table[t]["score"] for t in COGNITION if t in table),
         }
         absent = ", ".join(t for t in TASKS if t not in table)
-        notes += [f"no answers to, and no points for: {absent}"] if absent else []
+        notes = [f"no answers to, and no points for: {absent}"] if absent else []
         return Result(self, totals, samples, coverage, {"per task": table}, notes)
 
     def submission(
@@ -177,14 +176,14 @@ def _add_missing(
     answers: Path,
     data: Path,
     settings: TaskSettings,
-) -> list[str]:
-    """Adds the questions of the release that the tool's files lack, as wrong; returns notes."""
+) -> None:
+    """Adds the questions of the release that the tool's files lack, as wrong."""
     try:
         release = [] if data.resolve() == answers.resolve() else _read_release(data)
     except DataError:
         release = []
     if not release:
-        return [f"no release in {data}: which questions the files lack is not known"]
+        coverage.open_end = f"no release in {data}"
     seen: Counter[str] = Counter()
     given = {_key(s.groups["task"], s.image, s.prompt, seen) for s in samples.values()}
     seen.clear()
@@ -198,9 +197,9 @@ def _add_missing(
             alone[item.task] += 1
             coverage.missing.append(key)
     coverage.expected += len(coverage.missing)
-    if settings.strict and coverage.missing:
-        raise AnswerError("; ".join(coverage.lines()))
-    return []
+    coverage.answered = coverage.expected - len(coverage.missing)
+    if settings.strict and (problems := coverage.lines()):
+        raise AnswerError(f"{answers}: {'; '.join(problems)}")
 
 
 def _read_release(data: Path) -> list[Item]:

@@ -5,17 +5,21 @@ table row per question, temperature 0, three tokens. `eval judge` writes the gra
 """
 
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import expect, find
+from llava_jax.eval.files import expect, find, is_number
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.questions import Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 from llava_jax.util import read_json, read_object
+
+# A number from 0 to 1 that stands alone: not a part of 10, of 0.5/1 or of a word.
+_GRADE = re.compile(r"(?<![\w./])(?:0(?:\.\d+)?|1(?:\.0+)?)(?![\w/]|\.\d)")
 
 
 class MMVet(Task):
@@ -39,22 +43,26 @@ class MMVet(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Sums a grade file: {id: {"model": […], "content": […], "score": [a grade per run]}}."""
-        capabilities, grades = _capabilities(data), _grades(answers)
+        (capabilities, images), grades = _capabilities(data), _grades(answers)
         rows = [Answer(key, "", n, grade) for n, (key, grade) in enumerate(grades.items(), 1)]
         _, coverage = join(capabilities, AnswerFile(answers, rows), strict=settings.strict)
         runs = min(len(g["score"]) for g in grades.values())
-        samples = {}
+        samples, unread = {}, []
         for key, names in capabilities.items():
             grade = grades.get(key, {"score": [0.0] * runs})
-            scores = [float(x) for x in grade["score"][:runs]]
+            scores = grade["score"][:runs]
+            if None in scores:  # no grade of the judge's: in no mean
+                unread.append(key)
+                continue
             samples[key] = Sample(
                 sum(scores) / runs,
                 str(grade["content"][0]) if isinstance(grade.get("content"), list) else "",
                 1.0,
+                image=images.get(key, ""),
                 groups={"integration": "_".join(names)},
                 details={"runs": scores, "capabilities": names},
             )
-        per_run = [percent(s.details["runs"][r] for s in samples.values()) for r in range(runs)]
+        per_run = _per_run(list(samples.values()), runs)
         centre = sum(per_run) / runs
         judges = {str(m) for g in grades.values() for m in g.get("model", ())}
         totals: dict[str, Any] = {
@@ -62,19 +70,21 @@ class MMVet(Task):
             "std": _round(math.sqrt(sum((x - centre) ** 2 for x in per_run) / runs)),
             "runs": [_round(x) for x in per_run],
             "n": len(samples),
+            "unread_grades": len(unread),
             "judge": ", ".join(sorted(judges)),
         }
-        capability: dict[str, list[float]] = defaultdict(list)
-        integration: dict[str, list[float]] = defaultdict(list)
+        capability: dict[str, list[Sample]] = defaultdict(list)
+        integration: dict[str, list[Sample]] = defaultdict(list)
         for s in samples.values():
-            integration[s.groups["integration"]].append(s.score)
+            integration[s.groups["integration"]].append(s)
             for c in s.details["capabilities"]:
-                capability[c].append(s.score)
+                capability[c].append(s)
         tables = {
-            "per capability": _table(dict(sorted(capability.items()))),
-            "per integration": _table(integration),
+            "per capability": _table(dict(sorted(capability.items())), runs),
+            "per integration": _table(integration, runs),
         }
-        return Result(self, totals, samples, coverage, tables)
+        notes = [f"no grade could be read for {', '.join(unread)}; no mean has them"]
+        return Result(self, totals, samples, coverage, tables, notes if unread else [])
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> dict[str, str]:
         """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}."""
@@ -107,24 +117,27 @@ def first_word(reply: str) -> str:
 
 
 def read_grade(reply: str) -> float | None:
-    """The judge's grade, if its first word is a number from 0 to 1."""
+    """The judge's grade: its first word if that is a number from 0 to 1, as in the owner's script,
+    else the only such number of the reply ("The score is 0.5."); None where there is neither."""
     try:
         grade = float(first_word(reply))
     except ValueError:
-        return None
+        found = {float(x) for x in _GRADE.findall(reply)}
+        grade = found.pop() if len(found) == 1 else -1.0
     return grade if 0.0 <= grade <= 1.0 else None
 
 
-def _capabilities(data: Path) -> dict[str, list[str]]:
-    """Id -> the capabilities a question needs, sorted, each once."""
+def _capabilities(data: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Id -> the capabilities a question needs, sorted, each once; and id -> its image."""
     path, rows = _read_file(data, "mm-vet.json", "*capabilit*.json")
-    found = {}
+    found, images = {}, {}
     for key, row in rows.items():
         names = row.get("capability") if isinstance(row, dict) else row
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise DataError(f"{path}: {key}: no list of capabilities")
         found[key] = sorted(set(names))
-    return found
+        images[key] = str(row.get("imagename", "")) if isinstance(row, dict) else ""
+    return found, images
 
 
 def _grades(path: Path) -> dict[str, dict[str, Any]]:
@@ -139,7 +152,7 @@ def _grades(path: Path) -> dict[str, dict[str, Any]]:
         if (
             not isinstance(scores, list)
             or not scores
-            or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in scores)
+            or not all(x is None or (is_number(x) and 0 <= x <= 1) for x in scores)
             or not isinstance(grade.get("model", []), list)
         ):
             raise AnswerError(
@@ -149,8 +162,16 @@ def _grades(path: Path) -> dict[str, dict[str, Any]]:
     return grades
 
 
-def _table(groups: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    return {name: {"score": _round(percent(g)), "n": len(g)} for name, g in groups.items()}
+def _per_run(samples: list[Sample], runs: int) -> list[float]:
+    """The mean of each run in percent: the evaluator takes these first, and then their mean."""
+    return [percent(s.details["runs"][r] for s in samples) for r in range(runs)]
+
+
+def _table(groups: dict[str, list[Sample]], runs: int) -> dict[str, dict[str, float]]:
+    return {
+        name: {"score": _round(sum(_per_run(g, runs)) / runs), "n": len(g)}
+        for name, g in groups.items()
+    }
 
 
 def _round(x: float) -> float:

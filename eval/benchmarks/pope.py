@@ -21,10 +21,6 @@ class Pope(Task):
     headline = "f1"
     data_files = "coco_pope_{random,popular,adversarial}.json; llava_pope_test.jsonl to ask"
     llava_files = ("llava_pope_*.jsonl",)
-    fractions = frozenset(
-        ("mean_f1", "mean_f1_llava_script", "accuracy", "yes_ratio",
-         "Accuracy", "Precision", "Recall", "F1 score", "Yes ratio")
-    )  # fmt: skip
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
@@ -44,7 +40,7 @@ class Pope(Task):
         }
         given = self.read(answers, settings)
         images = {key: image for key, (_, image, _) in asked.items()}
-        zips = ("mean_f1_llava_script",)
+        zips = ("f1_llava_script",)
         joined, coverage = join(
             asked, given, images=images, left_out_of=zips, strict=settings.strict
         )
@@ -65,8 +61,7 @@ class Pope(Task):
             order = [a for a in given.rows if a.id in asked and asked[a.id][0] == split]
             zipped = [(pope_answer(a.text), _yes_no(r["label"])) for a, r in zip(order, rows)]
             script[split] = pope_scores(zipped)
-        mean_f1, script_f1 = _mean(ours, "F1 score"), _mean(script, "F1 score")
-        totals = {"f1": 100 * mean_f1, "mean_f1": mean_f1, "mean_f1_llava_script": script_f1}
+        totals = {"f1": _mean(ours, "F1 score"), "f1_llava_script": _mean(script, "F1 score")}
         totals |= {"accuracy": _mean(ours, "Accuracy"), "yes_ratio": _mean(ours, "Yes ratio")}
         notes = []
         if unasked := sum(map(len, labels.values())) - len(asked):
@@ -105,7 +100,7 @@ def pope_answer(text: str) -> str:
 
 
 def pope_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """The script's numbers of (predicted, true) pairs of "yes" and "no", in 0..1.
+    """The script's numbers of (predicted, true) pairs of "yes" and "no", its rates in percent.
 
     Whatever else is predicted ("missing") is wrong: a false negative where the truth is "yes", a false
     positive where it is "no". The yes ratio is over the answers that there are.
@@ -122,11 +117,11 @@ def pope_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
         "FP": fp,
         "TN": tn,
         "FN": fn,
-        "Accuracy": (tp + tn) / len(pairs) if pairs else 0.0,
-        "Precision": precision,
-        "Recall": recall,
-        "F1 score": f1,
-        "Yes ratio": said.count("yes") / answered if answered else 0.0,
+        "Accuracy": 100 * (tp + tn) / len(pairs) if pairs else 0.0,
+        "Precision": 100 * precision,
+        "Recall": 100 * recall,
+        "F1 score": 100 * f1,
+        "Yes ratio": 100 * said.count("yes") / answered if answered else 0.0,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, find, find_optional, read_checked
+from llava_jax.eval.files import ID, find, find_optional, is_number, read_checked
 from llava_jax.eval.questions import Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 from llava_jax.util import read_json
@@ -31,7 +31,6 @@ class RefCoco(Task):
     id_keys = ("question_id", "id")
     takes_split = True
     options = ("refs",)
-    fractions = frozenset(("mean_iou",))
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         return [
@@ -58,7 +57,7 @@ class RefCoco(Task):
             )
         overlaps = [s.details["iou"] for s in samples.values()]
         totals = {f"acc@{t}": percent(float(x >= t) for x in overlaps) for t in THRESHOLDS}
-        totals["mean_iou"] = sum(overlaps) / len(overlaps)
+        totals["mean_iou"] = percent(overlaps)
         totals["center_acc"] = percent(float(s.details["center"]) for s in samples.values())
         return Result(self, totals, samples, coverage)
 
@@ -72,7 +71,7 @@ def _read_truth(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]
     truth = {}
     for r in read_checked(path, {"id": ID, "expression": str, "bbox_xyxy_norm": list}):
         box = r["bbox_xyxy_norm"]
-        if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
+        if len(box) != 4 or not all(map(is_number, box)):
             raise DataError(f"{path}: {r['id']}: {box!r} is not a box of four numbers")
         image = str(r.get("image", ""))
         truth[str(r["id"])] = {"expression": r["expression"], "box": box, "image": image}

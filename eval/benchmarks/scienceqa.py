@@ -50,7 +50,7 @@ class ScienceQA(Task):
         joined, coverage = join(problems, given, left_out_of=by_script, strict=settings.strict)
         samples = {pid: _sample(joined.get(pid), pid, p) for pid, p in problems.items()}
         scores = list(samples.values())
-        img = [s for s in scores if s.details["is_multimodal"]]
+        img = [s for i, s in samples.items() if i in joined and s.details["is_multimodal"]]
         with_image = [s for pid, s in samples.items() if problems[pid].get("image")]
         totals: dict[str, Any] = {
             "img_acc": percent(s.score for s in img),
@@ -66,7 +66,9 @@ class ScienceQA(Task):
         if "gpt4" in settings.options:
             gpt4, again = (self._texts(settings.options.get(n)) for n in ("gpt4", "requery"))
             tables["GPT-4 ensemble"] = _ensemble(problems, joined, gpt4, again)
-        return Result(self, totals, samples, coverage, tables)
+        # LLaVA's script leaves missing answers out; a headline must not shrink by them.
+        headline = "img_acc_missing_wrong" if coverage.missing else ""
+        return Result(self, totals, samples, coverage, tables, headline=headline)
 
     def _texts(self, path: str | None) -> dict[str, str]:
         return {a.id: a.text for a in self.read(Path(path), DEFAULT).rows} if path else {}
@@ -111,8 +113,7 @@ def _sample(answer: Answer | None, pid: str, p: dict[str, Any]) -> Sample:
     parsed = read_choice(text) if answer else "FAILED"
     prompt = answer.row.get("prompt") if answer else None
     prompt = prompt if isinstance(prompt, str) else None
-    # A missing answer has no prompt, so the script takes it for a text question.
-    multimodal = "<image>" in prompt if prompt else bool(answer and p.get("image"))
+    multimodal = "<image>" in prompt if prompt else bool(p.get("image"))
     return Sample(
         float(_index(parsed, p["choices"]) == p["answer"]),
         text,

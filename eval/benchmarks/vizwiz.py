@@ -26,7 +26,6 @@ class VizWiz(Task):
     data_files = "val.json (truth), test.json; or llava_test.jsonl to ask and submit"
     llava_files = ("llava_*.jsonl",)
     has_splits = True
-    fractions = frozenset(("unanswerable_share",))
     id_keys = ("image", "question_id")
     text_keys = ("answer", "text", "prediction")
 
@@ -58,7 +57,7 @@ class VizWiz(Task):
             "overall": percent((s.score for s in scores), 2),
             # lmms-eval normalises the annotators' answers as well.
             "lmms_eval_normalised_gt": percent(s.details["normalised_gt"] for s in scores),
-            "unanswerable_share": sum(said) / len(said),
+            "unanswerable_share": percent(said),
         }
         if all("answerable" in row for row in truth.values()):
             labels = {image: row["answerable"] == 0 for image, row in truth.items()}

@@ -1,7 +1,8 @@
 """Has a judge grade answers: reviews for the LLaVA-Bench sets, grades for MM-Vet.
 
 The owners' judges (gpt-4-0314, gpt-4-0613) are retired, so the judge's name is in every row and in
-every result: numbers of different judges are not comparable.
+every result: numbers of different judges are not comparable. A reply that holds no grade is asked for
+again and then counted apart, never as a 0.
 """
 
 import argparse
@@ -16,9 +17,15 @@ from typing import Any
 from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.benchmarks.mmvet import first_word, read_grade
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge.endpoint import Endpoint, JudgeError, JudgeReply
+from llava_jax.eval.judge.endpoint import (
+    Endpoint,
+    JudgeError,
+    JudgeReply,
+    in_parallel,
+    repair_lines,
+)
 from llava_jax.eval.judge.mmvet_prompt import RETRY
-from llava_jax.eval.judge.reviews import SYSTEM, parse_score, read_reviews
+from llava_jax.eval.judge.reviews import SYSTEM, UNREAD, read_reviews, read_scores
 from llava_jax.eval.task import get_task
 from llava_jax.progress import progress
 from llava_jax.util import read_object, write_json
@@ -27,70 +34,131 @@ logger = logging.getLogger(__name__)
 
 REVIEW_TOKENS, GRADE_TOKENS = 1024, 3
 GRADE = ("model", "content", "score")  # lists of a question in MM-Vet's grade file
+RETRIES = 3  # of a review that cannot be read
+
+
+def _digest(message: str) -> str:
+    return hashlib.sha256(message.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _check(out: Path, key: str, old: dict[str, Any], message: str, judge: str) -> None:
+    """Raises AnswerError where `old`, a grade or review in `out`, is of another answer or judge."""
+    for name, now, words in (
+        ("request", _digest(message), "with another answer"),
+        ("judge_model", judge, f"by {old.get('judge_model')!r}, not {judge!r}"),
+    ):
+        if old.get(name) != now:
+            what = words if name in old else "by a command that did not note the answer"
+            raise AnswerError(
+                f"{out}: question {key} was reviewed {what}",
+                fix="move the file away, or name another",
+            )
 
 
 def judge_reviews(
-    requests: Sequence[tuple[dict[str, Any], str]], out: Path, endpoint: Endpoint
+    requests: Sequence[tuple[dict[str, Any], str]],
+    out: Path,
+    endpoint: Endpoint,
+    runs: int = 1,
+    threads: int = 8,
 ) -> None:
-    """Appends a review per request that `out` has none for (temperature 0.2, as LLaVA's).
+    """Appends the reviews that `out` lacks, `runs` per request (temperature 0.2, as LLaVA's).
 
     Raises:
-      AnswerError: `out` holds a review of another answer to the same question.
+      AnswerError: `out` holds a review of another answer to the same question, or by another judge.
     """
-    done = {r.id: r.row for r in read_reviews(out).rows} if out.exists() else {}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with progress(len(requests), "judge", "review") as bar:
+    if out.exists():
+        repair_lines(out)
+    done: dict[tuple[str, int], dict[str, Any]] = {}
+    if out.exists() and out.stat().st_size:
+        done = {(r.id, r.row.get("run", 0)): r.row for r in read_reviews(out).rows}
+    todo = []
+    for run in range(runs):
         for row, message in requests:
-            bar.update()
-            digest = hashlib.sha256(message.encode()).hexdigest()[:16]
-            old = done.get(str(row["question_id"]))
-            if old is not None:
-                if old.get("request", digest) != digest:
-                    raise AnswerError(
-                        f"{out}: question {row['question_id']} was reviewed with another answer",
-                        fix="move the file away, or name another",
-                    )
-                continue
-            messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
-            reply = endpoint.ask(messages, temperature=0.2, max_tokens=REVIEW_TOKENS)
-            review = {"content": reply.text, "tuple": parse_score(reply.text), "judge": reply.model}
+            key = str(row["question_id"])
+            if (old := done.get((key, run))) is not None:
+                _check(out, key, old, message, endpoint.model)
+            else:
+                todo.append((row | ({"run": run} if run else {}), message))
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def review(one: tuple[dict[str, Any], str]) -> dict[str, Any]:
+        row, message = one
+        scores, reply = _review(message, endpoint, row.get("run", 0))
+        found = {"content": reply.text, "tuple": scores, "judge": reply.model}
+        return {**row, **found, "request": _digest(message), "judge_model": endpoint.model}
+
+    count = runs * len(requests)
+    with progress(count, "judge", "review", initial=count - len(todo)) as bar:
+        for row in in_parallel(review, todo, threads):
             with open(out, "a", encoding="utf-8") as f:
-                f.write(json.dumps({**row, **review, "request": digest}, ensure_ascii=False) + "\n")
+                f.write(json.dumps(row) + "\n")
+            bar.update()
+
+
+def _review(message: str, endpoint: Endpoint, run: int) -> tuple[list[float] | None, JudgeReply]:
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
+    reply = JudgeReply("", endpoint.model)
+    for attempt in range(1 + RETRIES):
+        again = run + 1000 * attempt  # another request than that of any run
+        reply = endpoint.ask(messages, temperature=0.2, max_tokens=REVIEW_TOKENS, again=again)
+        if (scores := read_scores(reply.text)) != UNREAD:
+            return scores, reply
+    logger.warning("judge: no scores in %r, counted apart", reply.text[:40])
+    return None, reply
 
 
 def judge_grades(
-    requests: Sequence[tuple[str, str]], out: Path, endpoint: Endpoint, runs: int = 1
+    requests: Sequence[tuple[str, str]],
+    out: Path,
+    endpoint: Endpoint,
+    runs: int = 1,
+    threads: int = 8,
 ) -> None:
-    """Writes MM-Vet's grade file, `runs` grades per answer; goes on where `out` stopped."""
+    """Writes MM-Vet's grade file, `runs` grades per answer; goes on where `out` stopped.
+
+    Raises:
+      AnswerError: `out` holds grades of other answers, or by another judge.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    grades: dict[str, dict[str, list]] = read_object(out, AnswerError) if out.exists() else {}
+    grades: dict[str, dict[str, Any]] = read_object(out, AnswerError) if out.exists() else {}
     for grade in grades.values():
         if not (isinstance(grade, dict) and all(isinstance(grade.get(n), list) for n in GRADE)):
             raise AnswerError(f"{out}: holds no grades of a judge", fix="name another file")
-    with progress(runs * len(requests), "judge", "grade") as bar:
-        for run in range(runs):
-            for key, message in requests:
-                bar.update()
-                grade = grades.setdefault(key, {name: [] for name in GRADE})
-                if len(grade["score"]) > run:
-                    continue
-                for name, value in zip(GRADE, grade_one(message, endpoint, run)):
-                    grade[name].append(value)
-                write_json(out, {k: g for k, g in grades.items() if g["score"]}, indent=4)
+    for key, message in requests:
+        if key in grades:
+            _check(out, key, grades[key], message, endpoint.model)
+    todo = [
+        (key, message, run)
+        for run in range(runs)
+        for key, message in requests
+        if len(grades.get(key, {}).get("score", ())) <= run
+    ]
+    count = runs * len(requests)
+    with progress(count, "judge", "grade", initial=count - len(todo)) as bar:
+        found = in_parallel(lambda one: grade_one(one[1], endpoint, one[2]), todo, threads)
+        for (key, message, _), values in zip(todo, found):
+            known = {"request": _digest(message), "judge_model": endpoint.model}
+            grade = grades.setdefault(key, {name: [] for name in GRADE} | known)
+            for name, value in zip(GRADE, values):
+                grade[name].append(value)
+            write_json(out, grades, indent=4)
+            bar.update()
 
 
-def grade_one(message: str, endpoint: Endpoint, run: int = 0) -> tuple[str, str, float]:
-    """(judge, its first word, grade): asked at temperature 0, then with a reminder at 0, 0.5, 1 and
-    1.5; after that the grade is 0, as in mm-vet_evaluator.py."""
+def grade_one(message: str, endpoint: Endpoint, run: int = 0) -> tuple[str, str, float | None]:
+    """(judge, its words, grade): asked at temperature 0, then with a reminder at 0, 0.5, 1 and 1.5
+    as in mm-vet_evaluator.py; after that the grade is None, where the owner's script counts 0."""
     reply = JudgeReply("", endpoint.model)
     for reminder, temperature in [("", 0.0)] + [(RETRY, 0.5 * n) for n in range(4)]:
         messages = [{"role": "user", "content": message + reminder}]
-        reply = endpoint.ask(messages, temperature=temperature, max_tokens=GRADE_TOKENS, again=run)
-        if read_grade(reply.text) is not None:
-            break
-    else:
-        logger.warning("judge: no grade in %r, counted as 0", first_word(reply.text))
-    return reply.model, first_word(reply.text), read_grade(reply.text) or 0.0
+        # More than the owner's three tokens where the judge talks before it grades.
+        tokens = GRADE_TOKENS if not reminder else 16 * GRADE_TOKENS
+        reply = endpoint.ask(messages, temperature=temperature, max_tokens=tokens, again=run)
+        if (grade := read_grade(reply.text)) is not None:
+            return reply.model, first_word(reply.text), grade
+    logger.warning("judge: no grade in %r, counted apart", reply.text[:40])
+    return reply.model, first_word(reply.text), None
 
 
 def estimate(
@@ -100,12 +168,16 @@ def estimate(
 
     tokens_out: most tokens of one reply. price_in, price_out: dollars per million tokens, if known.
     """
-    read = sum(len(m) for m in messages) // 4
-    written = len(messages) * tokens_out
+    read, written = sum(len(m) for m in messages) // 4, len(messages) * tokens_out
     line = f"{counted(len(messages), 'request')}, about {read:,} tokens read and at most {written:,} written"
-    if price_in is not None and price_out is not None:
-        line += f", at most ${(read * price_in + written * price_out) / 1e6:.2f}"
-    return line
+    cost = _cost(read, written, price_in, price_out)
+    return line + (f", at most {cost}" if cost else "")
+
+
+def _cost(read: int, written: int, price_in: float | None, price_out: float | None) -> str:
+    if price_in is None or price_out is None:
+        return ""
+    return f"${(read * price_in + written * price_out) / 1e6:.2f}"
 
 
 def judge_command(args: argparse.Namespace) -> int:
@@ -113,11 +185,15 @@ def judge_command(args: argparse.Namespace) -> int:
     task = get_task(args.task)
     if not task.judge:
         raise LlavaError(f"{task.name} needs no judge", fix="score it: llava-jax eval score")
+    for name in ("runs", "parallel"):
+        if getattr(args, name) < 1:
+            raise LlavaError(f"--{name} must be at least 1")
     requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
     graded = task.name == "mmvet"
-    messages = [m for _, m in requests] * (args.runs if graded else 1)
+    messages = [m for _, m in requests] * args.runs
     tokens = GRADE_TOKENS if graded else REVIEW_TOKENS
-    print(f"{args.judge_model}: {estimate(messages, tokens, args.price_in, args.price_out)}")
+    prices = args.price_in, args.price_out
+    print(f"{args.judge_model}: {estimate(messages, tokens, *prices)}")
     if not args.yes and not _agreed():
         return 1
     endpoint = Endpoint(
@@ -127,10 +203,12 @@ def judge_command(args: argparse.Namespace) -> int:
         key_env=args.key_env,
         per_minute=args.per_minute,
     )
-    if graded:
-        judge_grades(requests, args.out, endpoint, args.runs)
-    else:
-        judge_reviews(requests, args.out, endpoint)
+    endpoint.check()
+    judge = judge_grades if graded else judge_reviews
+    judge(requests, args.out, endpoint, args.runs, args.parallel)
+    read, written = endpoint.tokens_in, endpoint.tokens_out
+    cost = _cost(read, written, *prices)
+    print(f"took {read:,} tokens read and {written:,} written" + (f", {cost}" if cost else ""))
     print(f"wrote {args.out}; score it with: llava-jax eval score {task.name} --answers {args.out}")
     return 0
 

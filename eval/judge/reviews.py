@@ -1,16 +1,23 @@
 """Reviews by a judge model, as LLaVA's eval_gpt_review*.py asks for them and stores them.
 
 A review file is jsonl: question_id, category, content (the judge's words) and tuple (its scores for
-the reference and the model, 1 to 10; [-1, -1] where they could not be read, which stay in the mean).
+the reference and the model, 1 to 10). Scores that could not be read are [-1, -1] in LLaVA's own files
+and stay in its mean; in ours they are null and in no mean.
 """
 
+import re
 from pathlib import Path
 
 from llava_jax.eval.answers import Answer, AnswerFile, as_id
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import read_rows
+from llava_jax.eval.files import is_number, read_rows
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
+
+
+UNREAD = [-1.0, -1.0]
+_LABEL = re.compile(r"assistant\s*[12]|/\s*10\b", re.IGNORECASE)
+_SCORE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w%])")
 
 
 def parse_score(review: str) -> list[float]:
@@ -22,7 +29,17 @@ def parse_score(review: str) -> list[float]:
         reference, model = review.split("\n")[0].replace(",", " ").split(" ")
         return [float(reference), float(model)]
     except ValueError:
-        return [-1, -1]
+        return list(UNREAD)
+
+
+def read_scores(reply: str) -> list[float]:
+    """The scores of a review that a judge gives now: LLaVA's rule, else the only two numbers from 0
+    to 10 of its first line ("8, 9", "Assistant 1: 8/10 Assistant 2: 9/10"), else [-1, -1]."""
+    reply = reply.strip()
+    if (scores := parse_score(reply)) != UNREAD:
+        return scores
+    found = [float(x) for x in _SCORE.findall(_LABEL.sub(" ", reply.split("\n")[0]))]
+    return found if len(found) == 2 and all(x <= 10 for x in found) else list(UNREAD)
 
 
 def read_reviews(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
@@ -37,6 +54,11 @@ def read_reviews(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
     for n, (line, row) in enumerate(rows):
         where = f"{path} line {line}, question_id {row.get('question_id')!r}"
         scores = row.get("tuple", row.get("score"))
+        if scores is None and "judge_model" in row:  # ours, and unread
+            text = str(row.get("content", ""))
+            unread = {**row, "tuple": None}
+            reviews.append(Answer(as_id(row.get("question_id", n), where), text, line, unread))
+            continue
         if scores is None and isinstance(row.get("content"), str):
             scores = parse_score(row["content"])
         if scores is None:
@@ -44,9 +66,11 @@ def read_reviews(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
                 f"{where}: no tuple, score or content: these are answers, not reviews",
                 fix="let a judge read them: llava-jax eval judge",
             )
-        numbers = isinstance(scores, list) and all(isinstance(x, int | float) for x in scores)
+        numbers = isinstance(scores, list) and all(map(is_number, scores))
         if not numbers or len(scores) != 2:
             raise AnswerError(f"{where}: the scores are {scores!r}, not two numbers")
+        if not isinstance(row.get("run", 0), int):
+            raise AnswerError(f"{where}: run is {row['run']!r}, not a whole number")
         if not isinstance(row.get("category", ""), str):
             raise AnswerError(f"{where}: the category is {row['category']!r}, not text")
         row = {**row, "tuple": [float(x) for x in scores]}

@@ -49,7 +49,7 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> 
                 lines += plot.plot(*points, color=COLORS[n % len(COLORS)])
                 shown.append(name)
                 plot.fill(*points, color=COLORS[n % len(COLORS)], alpha=0.08)
-        names = [f"{a} ({max(c):.1f})" for a, c in zip(axes, columns)]
+        names = [f"{a} ({low:.1f}–{max(c):.1f})" for a, c, low in zip(axes, columns, lows)]
         plot.set_xticks(angles, names)
         plot.tick_params(pad=12)
         plot.set_yticks((0.25, 0.5, 0.75, 1.0), labels=[])
@@ -72,7 +72,7 @@ def bars(rows: Mapping[str, float], largest: float | None = None, mark: float | 
     def draw(figure: Any) -> None:
         plot = figure.add_subplot()
         drawn = plot.barh(range(len(rows)), list(rows.values()), color=COLORS[0])
-        shown = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in rows.values()]
+        shown = [f"{v:.1f}" if isinstance(v, float) else str(v) for v in rows.values()]
         plot.bar_label(drawn, shown, padding=4)
         plot.set_yticks(range(len(rows)), list(rows))
         plot.invert_yaxis()

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.report.paper import KNOWN_NOISE, OTHER_SPLIT, PAPER, PAPER_SIZE, ROWS
-from llava_jax.eval.report.stats import Flips, Interval, bootstrap, flips
-from llava_jax.eval.report.text import answered_of, fractions, number, read_result
+from llava_jax.eval.files import is_number
+from llava_jax.eval.report.paper import KNOWN_NOISE, OTHER_SPLIT, PAPER, PAPER_SIZE, ROWS, SIZES
+from llava_jax.eval.report.stats import Flips, Interval, bootstrap, counted_rows, flips
+from llava_jax.eval.report.text import answered_of, number, read_result
 from llava_jax.eval.task import TASKS
 
 
@@ -17,13 +18,15 @@ class ModelResult:
     """One model's result on one benchmark.
 
     run: the model's name. file: the result as in its file (Result.to_json). interval: the headline
-    with its noise. paper: score per name of ROWS, empty if the paper has none.
+    with its noise. paper: score per name of ROWS, empty if the paper has none. row: the one of ROWS
+    that the model is to be compared with, "" if none is known.
     """
 
     run: str
     file: dict[str, Any]
     interval: Interval
     paper: dict[str, float]
+    row: str = ""
 
     @property
     def task(self) -> str:
@@ -38,25 +41,27 @@ class ModelResult:
         return self.file["per_sample"]
 
     @property
-    def shares(self) -> frozenset[str]:
-        """The totals and columns that are in 0..1 and shown in percent."""
-        return fractions(self.task)
-
-    @property
     def remark(self) -> str:
         """What a reader of the number must know: what it is not comparable in, what is missing."""
         coverage = self.file["coverage"]
-        partly = coverage["answered"] < coverage["expected"]
+        partly = coverage["answered"] < coverage["expected"] or "open_end" in coverage
         parts = [self.comparable, answered_of(coverage) if partly else ""]
         return "; ".join(part for part in parts if part)
 
     @property
+    def partial(self) -> bool:
+        """Whether the set is much smaller than the paper's: a part of it, or one that was made."""
+        return self._questions < 0.9 * PAPER_SIZE.get(self.task, 0)
+
+    @property
+    def _questions(self) -> int:
+        return self.file["totals"].get("groups", self.file["coverage"]["expected"])  # MMBench
+
+    @property
     def comparable(self) -> str:
         """Why the number is not the paper's kind of number, or ""."""
-        wanted = PAPER_SIZE.get(self.task, 0)
-        have = self.file["totals"].get("groups", self.file["coverage"]["expected"])  # MMBench
-        if have < 0.9 * wanted:
-            return f"{have:,} of the paper's {wanted:,} questions"
+        if self.partial:
+            return f"{self._questions:,} of the paper's {PAPER_SIZE[self.task]:,} questions"
         if self.task in OTHER_SPLIT:
             return f"the paper's split is {OTHER_SPLIT[self.task]}"
         if self.task in ("llava_wild", "mmvet"):
@@ -75,15 +80,33 @@ class ModelResult:
 
 @dataclass
 class Comparison:
-    """Two runs of one benchmark."""
+    """Two runs of one benchmark, or of the part of it that one of its headline numbers counts."""
 
     first: ModelResult
     second: ModelResult
     flips: Flips
+    part: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.first.title} {self.part}".strip()
 
 
-def collect(paths: Sequence[Path]) -> list[ModelResult]:
-    """Reads results and their noise, in the order of TASKS and of the files."""
+def row_of(result: dict[str, Any]) -> str:
+    """The paper's row of a result's own size, "" where the file does not say or it is of none."""
+    settings = result.get("settings")
+    count = settings.get("parameters") if isinstance(settings, dict) else None
+    if not is_number(count):
+        return ""
+    # With the tower, and the 7B and 13B of any decoder.
+    size = next((n for n, low, high in SIZES if low <= count < high), "")
+    experiment = result.get("experiment")
+    adapted = isinstance(experiment, dict) and experiment.get("base")
+    return f"{size} LoRA" if size and adapted else size
+
+
+def collect(paths: Sequence[Path], row: str | None = None) -> list[ModelResult]:
+    """Reads results and their noise, in the order of TASKS and of the files. row: of all of them."""
     results = [read_result(path) for path in paths]
     names = dict(zip(paths, (r.get("run") for r in results)))
     if None in names.values() or len({(r["task"], r["run"]) for r in results}) < len(results):
@@ -94,7 +117,8 @@ def collect(paths: Sequence[Path]) -> list[ModelResult]:
         noise = bootstrap(result["task"], result["per_sample"])
         paper: dict[str, float] = dict(zip(ROWS, PAPER.get(result["task"], ())))
         interval = replace(noise, value=float(official))
-        found.append(ModelResult(str(names[path]), result, interval, paper))
+        own = row_of(result) if row is None else row
+        found.append(ModelResult(str(names[path]), result, interval, paper, own))
     order = [*TASKS]
     return sorted(found, key=lambda r: order.index(r.task) if r.task in TASKS else len(order))
 
@@ -116,8 +140,10 @@ def comparisons_of(results: Sequence[ModelResult]) -> list[Comparison]:
     for result in results:
         base = first.setdefault(result.task, result)
         if base is not result:
-            both = flips(result.task, base.samples, result.samples)
-            found.append(Comparison(base, result, both))
+            parts = [counted_rows(r.task, r.samples) for r in (base, result)]
+            for part in dict.fromkeys([*parts[0], *parts[1]]):
+                both = flips(result.task, *(p.get(part, {}) for p in parts))
+                found.append(Comparison(base, result, both, part))
     return found
 
 
@@ -147,20 +173,21 @@ def asked_object(question: str) -> str:
 
 SUMMARY_HEADER = ["benchmark", "run", "ours", "95 %", *ROWS, "difference", "remark"]
 LEGEND = (
-    "95 %: bootstrap over questions (MME: images; MMBench: circular groups). Difference: to the "
-    "nearest row of the paper; ! where it is more than noise. Remark: ! where questions are unanswered."
+    "95 %: bootstrap over pictures with all their questions. Difference: to the paper's row of the "
+    "model's own size, where that is known and the set is the paper's; ! where it is more than noise. "
+    "Remark: ! where questions are unanswered."
 )
+RADAR_LEGEND = "Each axis runs from 85 % of its smallest value, in the middle, to its largest."
 
 
 def summary_rows(results: Sequence[ModelResult]) -> list[list[str]]:
-    """Cells of the first table: benchmark, run, ours, interval, the paper's rows, difference to the
-    nearest of them with a mark when it is more than noise, remark."""
+    """Cells of the first table: benchmark, run, ours, interval, the paper's rows, difference to that
+    of the model's size with a mark when it is more than noise, remark."""
     rows = []
     for r in results:
-        near = min(r.paper, key=lambda name: abs(r.paper[name] - r.interval.value), default=None)
         shown = ""
-        if near and (found := r.difference(near)):
-            shown = f"{round(found[0], 1) + 0.0:+.1f} ({near})" + (" !" if found[1] else "")
+        if not r.partial and (found := r.difference(r.row)):
+            shown = f"{round(found[0], 1) + 0.0:+.1f} ({r.row})" + (" !" if found[1] else "")
         ours, low, high = map(number, (r.interval.value, r.interval.low, r.interval.high))
         papers = [f"{r.paper[name]:.1f}" if name in r.paper else "" for name in ROWS]
         rows.append([r.title, r.run, ours, f"{low} – {high}", *papers, shown, r.remark])
@@ -174,7 +201,7 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """Cells of the table of flips."""
     return [
         [
-            c.first.title,
+            c.title,
             f"{c.first.run} {number(c.first.interval.value)}",
             f"{c.second.run} {number(c.second.interval.value)}",
             str(c.flips.both),

@@ -2,6 +2,9 @@
 
 ROWS: tuple[str, ...] = ("7B", "13B", "7B LoRA", "13B LoRA")
 
+# Row -> how many parameters its model has, tower and projector included: from, to.
+SIZES = (("7B", 6.5e9, 8e9), ("13B", 12.5e9, 14.5e9))
+
 # task -> the score of each row, in the unit of the task's headline.
 PAPER: dict[str, tuple[float, float, float, float]] = {
     "vqav2": (78.5, 80.0, 79.1, 80.0),

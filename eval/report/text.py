@@ -1,12 +1,12 @@
 """Results as plain text, and result files read back."""
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.task import TASKS, Result, Task, get_task
+from llava_jax.eval.files import is_number
+from llava_jax.eval.task import TASKS, Result, get_task
 from llava_jax.util import read_json
 
 
@@ -83,41 +83,34 @@ def _texts(values: Iterable[Any]) -> bool:
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and is_number(value)
 
 
 def _number(value: Any) -> bool:
-    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def fractions(task: str) -> frozenset[str]:
-    """The totals and columns of a benchmark that are in 0..1 and printed in percent."""
-    return get_task(task).fractions if task in TASKS else Task.fractions
+    return is_number(value)
 
 
 def answered_of(coverage: dict[str, Any]) -> str:
     """ "answered 300 of 600", with a mark where that is not all."""
     answered, expected = coverage["answered"], coverage["expected"]
+    if coverage.get("open_end"):
+        return f"answered {answered:,} of an unknown number !"
     return f"answered {answered:,} of {expected:,}" + (" !" if answered < expected else "")
 
 
-def number(value: Any, fraction: bool = False) -> str:
-    """A number with as many digits as a reader wants, other values as they are.
-
-    fraction: it is in 0..1 and shown in percent.
-    """
+def number(value: Any) -> str:
+    """A number with as many digits as a reader wants, other values as they are."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if fraction:
-        return f"{100 * value:.2f}"
     if isinstance(value, int):
         return str(value)
-    return f"{value:.4f}" if 0 < abs(value) < 2 else f"{value:.2f}"
+    return f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
 def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
     """A result as written to files. Where answers are missing, which count as wrong, the headline
-    of the answered questions alone is given as well, under its own name.
+    of the answered questions alone is given as well, under its own name. Where it is not known how
+    many questions there are, the headline's name says so.
 
     Args:
       only_answered: the rest was not meant to be asked (--limit): leave it out of the samples, and
@@ -125,6 +118,10 @@ def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
     """
     value = result.to_json()
     gone = set(result.coverage.missing)
+    if result.coverage.open_end:
+        name = f"{value['headline']}_of_given"
+        value["totals"][name] = value["totals"][value["headline"]]
+        value["headline"] = name
     if not gone or result.coverage.missing_left_out:
         return value
     from llava_jax.eval.report.stats import answered, headline_of  # numpy, only where it is used
@@ -146,15 +143,15 @@ def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
 
 def as_text(result: dict[str, Any], tables: bool = True) -> str:
     """The totals, tables and coverage of a result as `complete` returns it, for a terminal."""
-    task, shares = get_task(result["task"]), fractions(result["task"])
+    task = get_task(result["task"])
     lines = [result["title"]]
     width = max(map(len, result["totals"]))
     for name, value in result["totals"].items():
         mark = " <" if name == result["headline"] else ""
-        lines.append(f"  {name:{width}}  {number(value, name in shares)}{mark}")
+        lines.append(f"  {name:{width}}  {number(value)}{mark}")
     lines.append(f"  < headline, which stands beside published numbers; {task.unit_note}")
     for title, table in result["tables"].items() if tables else ():
-        lines += [f"{title}:", *columns(table, shares)]
+        lines += [f"{title}:", *columns(table)]
     coverage = result["coverage"]
     lines.append(answered_of(coverage))
     lines += [f"warning: {line}" for line in coverage["details"]]
@@ -162,9 +159,9 @@ def as_text(result: dict[str, Any], tables: bool = True) -> str:
     return "\n".join(lines)
 
 
-def columns(table: dict[str, Any], shares: frozenset[str] = frozenset()) -> list[str]:
-    """A table in aligned columns, its header first. shares: see grid."""
-    header, rows = grid(table, shares)
+def columns(table: dict[str, Any]) -> list[str]:
+    """A table in aligned columns, its header first."""
+    header, rows = grid(table)
     first, *others = (max(map(len, cells)) for cells in zip(header, *rows))
     return [
         "  ".join([f"  {name:{first}}", *(f"{c:>{w}}" for c, w in zip(cells, others))])
@@ -172,17 +169,11 @@ def columns(table: dict[str, Any], shares: frozenset[str] = frozenset()) -> list
     ]
 
 
-def grid(
-    table: dict[str, Any], shares: frozenset[str] = frozenset()
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table {row: number or {column: number}}, as text.
-
-    shares: columns, and rows of one number, that are in 0..1 and shown in percent.
-    """
+def grid(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table {row: number or {column: number}}, as text."""
     cells = {k: v if isinstance(v, dict) else {"value": v} for k, v in table.items()}
     names = list(dict.fromkeys(name for row in cells.values() for name in row)) or ["value"]
     rows = [
-        [str(k), *(number(row[n], n in shares or k in shares) if n in row else "" for n in names)]
-        for k, row in cells.items()
+        [str(k), *(number(row[n]) if n in row else "" for n in names)] for k, row in cells.items()
     ]
     return ["", *names], rows

@@ -25,6 +25,7 @@ def write_report(
     images: Path | None = None,
     compare: bool = False,
     title: str = "Evaluation",
+    row: str | None = None,
 ) -> tuple[Path, Path]:
     """Writes `out`/index.html (self-contained: no script, no network) and `out`/report.md.
 
@@ -33,10 +34,11 @@ def write_report(
         its model, else by the folder of its file, if the files lie in several, else by the file.
       images: folder with the images anywhere in it, for the gallery of failures.
       compare: also compare the runs of each benchmark, question by question, with the first.
+      row: of the paper, to compare with; by default that of each model's own size.
     Returns:
       The two paths.
     """
-    found = collect.collect(results)
+    found = collect.collect(results, row)
     comparisons = collect.comparisons_of(found) if compare else []
     if compare and not comparisons:
         raise DataError("nothing to compare: no benchmark has two results")
@@ -108,7 +110,9 @@ def _figures(result: ModelResult) -> list[tuple[str, str]]:
     if result.task == "pope":
         ratios = {k: float(v["Yes ratio"]) for k, v in result.file["tables"]["per split"].items()}
         truth = [s["truth"] == "yes" for s in result.samples.values()]
-        found.append(("share of “yes”; line: truth", bars(ratios, 1.0, sum(truth) / len(truth))))
+        found.append(
+            ("share of “yes”; line: truth", bars(ratios, 100.0, 100 * sum(truth) / len(truth)))
+        )
     if seen := collect.hallucinated(result):
         found.append(("seen where it is not", bars(seen)))
     return found

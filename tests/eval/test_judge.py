@@ -8,9 +8,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from llava_jax.cli import main
+from llava_jax.eval.benchmarks.mmvet import read_grade
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.judge.command import estimate, grade_one, judge_grades, judge_reviews
-from llava_jax.eval.judge.endpoint import Endpoint, JudgeError
+from llava_jax.eval.judge.endpoint import Endpoint, JudgeError, content_text
+from llava_jax.eval.judge.reviews import read_scores
 from llava_jax.eval.task import get_task
 from tests.eval.test_vqa_family import dump, lines
 
@@ -154,16 +156,24 @@ def test_reviews_resume(judge, tmp_path):
     requests = [({"question_id": i, "category": "conv"}, f"message {i}") for i in range(3)]
     out = tmp_path / "reviews.jsonl"
     judge_reviews(requests[:2], out, endpoint(judge, tmp_path))
-    judge.replies = ["none"]
+    judge.replies = ["none"] * 4
+    with open(out, "a") as f:
+        f.write('{"question_id": 2, "tup')  # a kill in the middle of a line
     judge_reviews(requests, out, endpoint(judge, tmp_path))
-    assert len(judge.requests) == 3
-    system, user = judge.requests[0]["messages"]
+    assert len(judge.requests) == 2 + 4
+    first = min(judge.requests, key=lambda r: r["messages"][1]["content"])
+    system, user = first["messages"]
     assert system["content"].startswith("You are a helpful and precise assistant")
-    assert (user["content"], judge.requests[0]["temperature"]) == ("message 0", 0.2)
-    assert judge.requests[0]["max_tokens"] == 1024
+    assert (user["content"], first["temperature"]) == ("message 0", 0.2)
+    assert first["max_tokens"] == 1024
     result = get_task("coco30").score(out, tmp_path)
     assert result.totals["judge"] == "judge-1"
     assert result.totals["unread_reviews"] == 1
+    assert result.totals["all"] == 75.0  # of the two that were read
+    assert "1 reviews were not readable; no mean has them" in result.notes
+    other = Endpoint(judge.url, "gpt-y", tmp_path / "t.jsonl")
+    with pytest.raises(AnswerError, match="question 0 was reviewed by 'gpt-x', not 'gpt-y'"):
+        judge_reviews(requests, out, other)
     with pytest.raises(AnswerError, match="question 0 was reviewed with another answer"):
         judge_reviews(
             [({"question_id": 0, "category": "conv"}, "new")], out, endpoint(judge, tmp_path)
@@ -171,23 +181,28 @@ def test_reviews_resume(judge, tmp_path):
 
 
 def test_grades(judge, tmp_path):
-    judge.replies = ["0.5", "about 1", "0.9 |"]
+    judge.replies = ["0.5", "about it", "0.9 |"]
     requests = [("v1_0", "row 0"), ("v1_1", "row 1")]
     out = tmp_path / "grades.json"
-    judge_grades(requests, out, endpoint(judge, tmp_path), runs=1)
+    judge_grades(requests, out, endpoint(judge, tmp_path), runs=1, threads=1)
     grades = json.loads(out.read_text())
-    assert grades["v1_0"] == {"model": ["judge-1"], "content": ["0.5"], "score": [0.5]}
+    known = {"model": ["judge-1"], "content": ["0.5"], "score": [0.5], "judge_model": "gpt-x"}
+    assert grades["v1_0"].items() >= known.items()
     assert grades["v1_1"]["score"] == [0.9]
+    with pytest.raises(AnswerError, match="question v1_0 was reviewed with another answer"):
+        judge_grades([("v1_0", "new")], out, endpoint(judge, tmp_path))
+    with pytest.raises(AnswerError, match="reviewed by 'gpt-x', not 'gpt-y'"):
+        judge_grades(requests, out, Endpoint(judge.url, "gpt-y", tmp_path / "t.jsonl"))
     assert judge.requests[2]["messages"][0]["content"].endswith("answer (digit): ")
     judge.replies = ["1.0", "0.0"]
-    judge_grades(requests, out, endpoint(judge, tmp_path), runs=2)
+    judge_grades(requests, out, endpoint(judge, tmp_path), runs=2, threads=1)
     assert json.loads(out.read_text())["v1_0"]["score"] == [0.5, 1.0]
     assert len(judge.requests) == 5
 
 
 def test_no_grade_at_all(judge, tmp_path):
     judge.replies = ["no"] * 5
-    assert grade_one("row", endpoint(judge, tmp_path)) == ("judge-1", "no", 0.0)
+    assert grade_one("row", endpoint(judge, tmp_path)) == ("judge-1", "no", None)
     assert [r["temperature"] for r in judge.requests] == [0.0, 0.0, 0.5, 1.0, 1.5]
 
 
@@ -205,8 +220,111 @@ def test_command(judge, tmp_path, capsys):
     files = ["--answers", str(answers), "--data", str(tmp_path), "--out", str(tmp_path / "g.json")]
     words = ["eval", "judge", "mmvet", *files, "--judge-model", "gpt-x", "--endpoint", judge.url]
     assert main([*words, "--yes"]) == 0
-    assert "1 request, about" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 request, about" in out
+    assert "took 0 tokens read and 0 written" in out
     assert main(["eval", "score", "mmvet", "--answers", files[-1], "--data", str(tmp_path)]) == 0
     assert "100.00 <" in capsys.readouterr().out
     assert main(["eval", "judge", "pope", *words[3:]]) == 2
     assert "pope needs no judge" in capsys.readouterr().err
+
+
+def test_known_shapes_of_replies():
+    for content, text in (
+        (None, ""),
+        ([{"type": "text", "text": "0."}, {"type": "text", "text": "5"}], "0.5"),
+        ("<think>1.0 or 0.2?</think>\n0.5", "0.5"),
+        ("so 0.1</think>0.5", "0.5"),
+        ("<think>never en", ""),
+        ({"x": 1}, ""),
+    ):
+        assert content_text(content) == text
+    grades = {
+        "0.5": 0.5,
+        "1.0 |": 1.0,
+        "The score is 0.5": 0.5,
+        "**0.7**": 0.7,
+        "Correctness: 1": 1.0,
+        "between 0.2 and 0.4": None,
+        "0.5/1": None,
+        "5": None,
+        "nan": None,
+        "": None,
+        "1e999": None,
+    }
+    assert {k: read_grade(k) for k in grades} == grades
+    scores = {
+        "8 9\nfine": [8, 9],
+        "8, 9": [8, 9],
+        "Assistant 1: 8/10 Assistant 2: 9.5/10\nfine": [8, 9.5],
+        "8 9 10": [-1, -1],
+        "80 90%": [-1, -1],
+        "": [-1, -1],
+    }
+    assert {k: read_scores(k) for k in scores} == scores
+
+
+def test_an_unread_grade_is_in_no_mean(tmp_path):
+    dump(tmp_path / "mm-vet.json", {f"v1_{n}": {"capability": ["ocr"]} for n in range(3)})
+    grade = {"model": ["j", "j"], "content": ["", ""]}
+    rows = {"v1_0": [1.0, 0.5], "v1_1": [None, 1.0], "v1_2": [0.0, 0.0]}
+    out = dump(tmp_path / "g.json", {k: {**grade, "score": v} for k, v in rows.items()})
+    result = get_task("mmvet").score(out, tmp_path)
+    assert result.totals["total"] == 37.5
+    assert (result.totals["runs"], result.totals["unread_grades"]) == ([50.0, 25.0], 1)
+    assert result.notes == ["no grade could be read for v1_1; no mean has them"]
+
+
+def test_reasoning_judges(judge, tmp_path):
+    tokens = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    heat = "Unsupported value: 'temperature' does not support 0.2. Only the default (1) is."
+    judge.headers = {"content-type": "application/json"}
+    judge.replies = [(400, json.dumps({"error": {"message": m}})) for m in (tokens, heat)] + ["7 8"]
+    asked = endpoint(judge, tmp_path)
+    assert asked.ask(**ASK).text == "7 8"
+    last = judge.requests[-1]
+    assert not {"max_tokens", "temperature"} & last.keys()
+    assert last["max_completion_tokens"] > 1000
+    judge.replies = ["6 6"]
+    asked.ask(**ASK, again=1)
+    assert len(judge.requests) == 4  # it has learnt
+
+
+def test_requests_go_in_parallel(judge, tmp_path):
+    judge.server.shutdown()
+    judge.server.server_close()
+    barrier = threading.Barrier(4, timeout=10)
+    from http.server import ThreadingHTTPServer
+
+    class Handler(judge.server.RequestHandlerClass):
+        def do_POST(self):
+            barrier.wait()  # nobody is answered before four have asked
+            super().do_POST()
+
+    judge.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    judge.url = f"http://127.0.0.1:{judge.server.server_port}/v1"
+    threading.Thread(target=judge.server.serve_forever, args=(0.01,), daemon=True).start()
+    requests = [({"question_id": i, "category": "conv"}, f"message {i}") for i in range(4)]
+    out = tmp_path / "r.jsonl"
+    judge_reviews(requests, out, endpoint(judge, tmp_path, retries=0), threads=4)
+    assert [json.loads(x)["question_id"] for x in out.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_three_reviews_of_each_answer(judge, tmp_path):
+    lines(tmp_path / "questions.jsonl", [{"question_id": n, "image": "i"} for n in range(2)])
+    requests = [({"question_id": i, "category": "conv"}, f"message {i}") for i in range(2)]
+    judge.replies = ["10 5", "10 7", "10 6", "10 8", "10 7", "10 9"]
+    out = tmp_path / "r.jsonl"
+    judge_reviews(requests, out, endpoint(judge, tmp_path), runs=3, threads=1)
+    result = get_task("llava_wild").score(out, tmp_path)
+    assert result.totals["all"] == 70.0
+    assert result.coverage.lines() == []
+    assert (result.coverage.answered, result.coverage.expected) == (2, 2)
+    assert result.notes == ["the mean over 3 reviews of each answer"]
+
+
+def test_an_unreachable_judge_fails_in_seconds(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9/v1: .*refused"):
+        Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "t").check()
+    assert time.monotonic() - start < 5

@@ -11,9 +11,10 @@ import pytest
 from llava_jax.cli import main
 from llava_jax.eval.benchmarks.pope import pope_scores
 from llava_jax.eval.benchmarks.vizwiz import unanswerability
+from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.report.stats import headline_of, statistic
-from llava_jax.eval.report.text import complete
-from llava_jax.eval.task import get_task
+from llava_jax.eval.report.text import answered_of, complete
+from llava_jax.eval.task import TaskSettings, get_task
 from tests.eval.test_vqa_family import dump, lines
 from tests.eval.test_yes_no_family import mme_release, pope_data
 
@@ -39,13 +40,11 @@ def test_pope(tmp_path):
         "adversarial": [1, 1, 1, 0],
     }
     assert result.totals["f1"] == pytest.approx(100 * (0 + 2 / 4 + 2 / 3) / 3)
-    assert result.totals["accuracy"] == pytest.approx(3 / 9)
-    assert split["popular"]["Yes ratio"] == 1.0  # of the answers that there are
+    assert result.totals["accuracy"] == pytest.approx(100 * 3 / 9)
+    assert split["popular"]["Yes ratio"] == 100.0  # of the answers that there are
     assert headline_from_samples(result) == pytest.approx(result.totals["f1"])
     (line,) = result.coverage.lines()
-    assert line.startswith(
-        "6 of 9 questions have no answer and count as wrong (left out of mean_f1_"
-    )
+    assert line.startswith("6 of 9 questions have no answer and count as wrong (left out of f1_")
 
 
 def test_pope_right_answers_alone_are_not_a_full_score(tmp_path):
@@ -80,7 +79,15 @@ def test_mme_tool_files_lack_a_task(tmp_path):
     assert (result.coverage.answered, result.coverage.expected) == (2, 4)
     assert result.tables["per task"]["OCR"] == {"score": 0, "acc": 0, "acc+": 0, "other": 0, "n": 2}
     unknown = get_task("mme").score(out, tmp_path / "results")
-    assert unknown.notes[0].endswith("which questions the files lack is not known")
+    assert complete(unknown)["headline"] == "perception_of_given"
+    assert answered_of(complete(unknown)["coverage"]) == "answered 2 of an unknown number !"
+    with pytest.raises(AnswerError, match="how many questions there are is not known: no release"):
+        get_task("mme").score(out, tmp_path / "results", TaskSettings(strict=True))
+    full = get_task("mme").submission(answers, data, tmp_path / "full")
+    text = (full / "existence.txt").read_text().splitlines(keepends=True)
+    (full / "existence.txt").write_text("".join(text[:-2]))  # both lines of an image
+    with pytest.raises(AnswerError, match="2 of 4 questions have no answer"):
+        get_task("mme").score(full, data, TaskSettings(strict=True))
 
 
 def test_vizwiz(tmp_path):
@@ -102,7 +109,7 @@ def test_vizwiz(tmp_path):
     wrong = unanswerability([bool(n % 2) for n in range(8)], [n in (1, 3, 4, 6) for n in range(8)])
     assert {k: v for k, v in half.totals.items() if k in wrong} == wrong
     assert half.totals["unanswerable_f1"] == 50.0
-    assert half.totals["unanswerable_share"] == 0.5
+    assert half.totals["unanswerable_share"] == 50.0
     assert "left out of unanswerable_share" in half.coverage.lines()[0]
 
 
@@ -146,8 +153,11 @@ def test_scienceqa(tmp_path):
     assert half.totals["acc"] == half.totals["img_acc_missing_wrong"] == 50.0
     assert (half.totals["img_acc"], half.totals["img_count"]) == (100.0, 1)  # LLaVA's script
     assert half.totals["unreadable_answers"] == 0
-    assert headline_from_samples(half) == 100.0  # so its interval is of the same number
+    # The headline is over the questions, and its interval is of the same number.
+    assert complete(half)["headline"] == "img_acc_missing_wrong"
+    assert headline_from_samples(half) == 50.0
     assert "count as wrong (left out of img_acc)" in half.coverage.lines()[0]
+    assert complete(scored("scienceqa", given, tmp_path, 4))["headline"] == "img_acc"
 
 
 def test_textvqa(tmp_path):
@@ -188,7 +198,7 @@ def test_seed_mmbench_refcoco_vqav2(tmp_path):
     rows = [{"id": n, "expression": "it", "bbox_xyxy_norm": box} for n in range(2)]
     lines(tmp_path / "ref" / "samples.jsonl", rows)
     ref = scored("refcoco", [{"id": 0, "text": str(box)}], tmp_path / "ref", 1).totals
-    assert ref == {**{f"acc@{t}": 50.0 for t in (0.1, 0.3, 0.5, 0.7, 0.9)}, "mean_iou": 0.5,
+    assert ref == {**{f"acc@{t}": 50.0 for t in (0.1, 0.3, 0.5, 0.7, 0.9)}, "mean_iou": 50.0,
                    "center_acc": 50.0}  # fmt: skip
 
     (tmp_path / "vqa").mkdir()
@@ -219,7 +229,10 @@ def test_mmvet_reviews_and_captions(tmp_path):
         "1 id answered more than once, all count: 0 (lines 1, 2)",
     ]
     alone = get_task("llava_wild").score(reviews, tmp_path / "none")
-    assert alone.notes == ["no questions file: how many reviews are missing is not known"]
+    assert alone.coverage.open_end == "no questions file"
+    assert complete(alone)["headline"] == "all_of_given"
+    with pytest.raises(AnswerError, match="not known: no questions file"):
+        get_task("llava_wild").score(reviews, tmp_path / "none", TaskSettings(strict=True))
 
 
 def test_chair(tmp_path):
@@ -228,7 +241,7 @@ def test_chair(tmp_path):
     samples = [{"image_id": n, "gt_objects": ["dog"]} for n in range(2)]
     dump(tmp_path / "samples.json", samples)
     result = scored("chair", [{"image_id": 0, "caption": "a cat"}], tmp_path, 1)
-    assert result.totals["CHAIRs"] == 1.0
+    assert result.totals["CHAIRs"] == 100.0
     assert result.coverage.lines() == ["1 of 2 questions have no answer and are left out: 1"]
 
 
@@ -239,16 +252,15 @@ def test_report_and_terminal_show_it(tmp_path, capsys):
     assert main([*words, "--json", str(tmp_path / "r.json")]) == 0
     shown = capsys.readouterr().out
     for line in (
-        "  f1                    33.33 <",
-        "  mean_f1               33.33",
-        "  accuracy              33.33",
+        "  f1               33.33 <",
+        "  accuracy         33.33",
         "  < headline, which stands beside published numbers; rates are in percent",
         "answered 3 of 9 !",
     ):
         assert line in shown.splitlines()
     assert "adversarial   1   0   2   0    100.00     100.00  100.00    100.00      33.33" in shown
     totals = json.loads((tmp_path / "r.json").read_text())["totals"]
-    assert totals["mean_f1"] == pytest.approx(1 / 3)  # in the file units are as they were
+    assert totals["accuracy"] == pytest.approx(100 / 3)  # one unit everywhere
     out = tmp_path / "report"
     assert main(["eval", "report", str(tmp_path / "r.json"), "--out", str(out)]) == 0
     summary = next(

@@ -146,7 +146,7 @@ def test_chair_official_files(tmp_path):
     row = {"image_id": 1, "caption": "A puppy, a seat and a man", "CIDEr": 0}
     own = dump(tmp_path / "own.json", {"overall": {}, "imgToEval": {"1": row}})
     assert get_task("chair").score(own, tmp_path).totals == result.totals
-    assert result.totals["CHAIRs"] == 1.0
+    assert result.totals["CHAIRs"] == 100.0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,14 @@ import pytest
 from llava_jax.cli import main
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.report.charts import bars, radar
-from llava_jax.eval.report.collect import asked_object, collect, run_names
+from llava_jax.eval.report.collect import (
+    asked_object,
+    collect,
+    comparison_rows,
+    comparisons_of,
+    run_names,
+    summary_rows,
+)
 from llava_jax.eval.report.stats import (
     Interval,
     answered,
@@ -57,6 +64,8 @@ def result(scores, task="vqav2", **more):
         ("mme", "mme", "results"),
         ("scienceqa", "scienceqa/*", "answers.jsonl"),
         ("mmbench", "mmbench", "predictions.jsonl"),
+        ("mmbench_cn", "mmbench_cn", "predictions.jsonl"),
+        ("coco30", "gpt_review_text", "review_*.jsonl"),
         ("seed", "seedbench", "answers.jsonl"),
         ("llava_wild", "llava_bench", "review_*.jsonl"),
         ("mmvet", "mmvet", "[!e]*grade*.json"),
@@ -160,7 +169,7 @@ def test_pages(tmp_path):
     markdown = text.read_text()
     assert "| VQAv2 | vqav2 | 37.50 |" in markdown
     assert "4 of the paper's 107,394 questions" in markdown
-    assert "| a\\|b | 1.0000 | 2 |" in markdown
+    assert "| a\\|b | 1.00 | 2 |" in markdown
 
 
 def test_pictures(tmp_path):
@@ -187,7 +196,7 @@ def test_pictures(tmp_path):
 
 def test_difference_is_flagged_beyond_noise(tmp_path):
     far = dump(tmp_path / "far.json", result([0.0, 1.0] * 500))
-    (entry,) = collect([far])
+    (entry,) = collect([far], "7B")
     assert entry.difference("7B") == (pytest.approx(-28.5), True)
     near = dump(tmp_path / "near.json", result([1.0] * 785 + [0.0] * 215))
     (entry,) = collect([near])
@@ -229,7 +238,7 @@ def test_charts():
     svg = radar(["a", "b", "c"], series)
     assert svg == radar(["a", "b", "c"], series)
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-    assert texts == ["a (1.0)", "b (2.0)", "c (1.0)", "_run", "y"]
+    assert texts == ["a (0.8–1.0)", "b (0.8–2.0)", "c (0.8–1.0)", "_run", "y"]
     lines = re.findall(r'<path d="([^"]*)" clip-path[^>]*stroke: #(?:1f77b4|d62728)', svg)
     # An area and its closed outline each, over the axes that are known.
     assert [line.count("L") for line in lines] == [1, 2, 2, 3]
@@ -335,3 +344,57 @@ def test_not_a_result(tmp_path, capsys):
     path = dump(tmp_path / "r.json", result([1.0]))
     assert main(["eval", "report", str(path), "--out", str(tmp_path / "o")]) == 0
     assert json.loads(path.read_text())["task"] == "vqav2"
+
+
+def test_difference_is_to_the_row_of_the_models_own_size(tmp_path):
+    def shown(count, scores, task="vqav2", row=None, **more):
+        value = result(scores, task, **more)
+        value["settings"] = {"parameters": count}
+        value["coverage"]["expected"] = 200_000
+        return summary_rows(collect([dump(tmp_path / "r.json", value)], row))[0][-2]
+
+    run = [1.0] * 785 + [0.0] * 215  # the 7B's own number
+    assert shown(7_063_427_072, run) == "+0.0 (7B)"
+    assert shown(13_351_495_680, run) == "-1.5 (13B)"
+    assert shown(13_351_495_680, run, experiment={"base": "x"}) == "-1.5 (13B LoRA)"
+    assert shown(796_992, run) == ""
+    assert shown(796_992, run, row="7B") == "+0.0 (7B)"
+    value = result(run)  # a set that was made, or a part of the paper's
+    value["settings"] = {"parameters": 7_063_427_072}
+    assert summary_rows(collect([dump(tmp_path / "r.json", value)]))[0][-2] == ""
+
+
+def test_questions_about_one_picture_are_drawn_together():
+    scores = [float(n % 2) for n in range(200) for _ in range(9)]
+    alone = rows(scores)
+    together = {k: {**r, "image": f"{n // 9}.jpg"} for n, (k, r) in enumerate(alone.items())}
+    wide, narrow = (bootstrap("gqa", r) for r in (together, alone))
+    assert wide.value == narrow.value == 50.0
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(3, rel=0.1)
+    assert statistic("gqa", together)[0] == 200
+
+
+def test_compare_tests_what_the_headline_counts(tmp_path):
+    def mme(right):
+        value = result([1.0], "mme", headline="perception", totals={"perception": 1.0})
+        value["per_sample"] = {
+            f"{task}{n}": {
+                "score": float(task in right),
+                "answer": "Yes",
+                "truth": "yes",
+                "groups": {"task": task, "pair": str(n // 2)},
+            }
+            for task in ("existence", "code_reasoning")
+            for n in range(4)
+        }
+        return value
+
+    paths = [
+        dump(tmp_path / n / "mme.json", mme(right))
+        for n, right in (("a", ()), ("b", ("existence",)))
+    ]
+    cells = comparison_rows(comparisons_of(collect(paths)))
+    assert [(c[0], c[4], c[5]) for c in cells] == [
+        ("MME perception", "4", "0"),
+        ("MME cognition", "0", "0"),
+    ]

@@ -289,7 +289,7 @@ def test_answers_end_in_the_order_of_the_questions_for_scripts_that_go_by_positi
     settings = RunSettings(tmp_path, tmp_path / "out", "m", batch=2, show_progress=False)
     model = Echo(lambda r: truth[r.images[0].name])
     result = run_task(model, get_task("pope"), settings)
-    assert result["totals"]["mean_f1"] == result["totals"]["mean_f1_llava_script"] == 1
+    assert result["totals"]["f1"] == result["totals"]["f1_llava_script"] == 100
     got = [a.id for a in read_answers(tmp_path / "out" / "pope" / "answers.jsonl").rows]
     assert got[:7] == [f"random/{i}" for i in range(7)]
 

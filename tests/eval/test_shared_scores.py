@@ -82,7 +82,7 @@ def test_vizwiz(tmp_path):
     assert result.totals["overall"] == want["official_overall"]
     normalised = want["lmms_eval_normalised_gt"]
     assert result.totals["lmms_eval_normalised_gt"] == pytest.approx(normalised)
-    assert result.totals["unanswerable_share"] == want["unanswerable_share_pred"]
+    assert result.totals["unanswerable_share"] == 100 * want["unanswerable_share_pred"]
     assert result.totals["unanswerable_f1"] == want["unanswerable_f1"]
     assert result.totals["unanswerable_ap"] == want["unanswerable_ap"]
     (answers,) = named("benchmarks/vizwiz", "answers*.jsonl")
@@ -102,9 +102,15 @@ def test_textvqa():
 def test_pope():
     result, want = scored("pope", "pope")
     for split in ("random", "popular", "adversarial"):
-        assert result.tables["per split"][split] == want["scores"][split]
-        assert result.tables["LLaVA script (zip by position)"][split] == want["scores"][split]
-    assert result.totals["mean_f1"] == want["scores"]["mean_f1"]
+        # The script's rates are from 0 to 1, ours in percent.
+        whole = ("TP", "FP", "TN", "FN")
+        scores = {
+            k: v if k in whole else pytest.approx(100 * v, rel=1e-15)
+            for k, v in want["scores"][split].items()
+        }
+        assert result.tables["per split"][split] == scores
+        assert result.tables["LLaVA script (zip by position)"][split] == scores
+    assert result.totals["f1"] == pytest.approx(100 * want["scores"]["mean_f1"], rel=1e-15)
     assert {k: s.parsed for k, s in result.samples.items()} == want["per_sample_pred"]
 
 
@@ -198,8 +204,8 @@ def test_mmvet_upload(tmp_path):
 
 def test_refcoco():
     result, want = scored("refcoco", "refcoco", "samples.jsonl")
-    for name in ("acc@0.5", "mean_iou", "center_acc"):
-        assert result.totals[name] == pytest.approx(want[name], abs=1e-9)
+    for name, scale in (("acc@0.5", 1), ("mean_iou", 100), ("center_acc", 1)):
+        assert result.totals[name] == pytest.approx(scale * want[name], abs=1e-9)
     for key, row in want["per_sample"].items():
         sample = result.samples[key]
         assert sample.parsed == row["pred"]
@@ -211,8 +217,8 @@ def test_chair():
     pytest.importorskip("nltk")
     pytest.importorskip("textblob")
     result, want = scored("chair", "chair", "samples.json")
-    assert result.totals["CHAIRs"] == want["CHAIRs"]
-    assert result.totals["CHAIRi"] == want["CHAIRi"]
+    assert result.totals["CHAIRs"] == pytest.approx(100 * want["CHAIRs"])
+    assert result.totals["CHAIRi"] == pytest.approx(100 * want["CHAIRi"])
     assert {k: s.details for k, s in result.samples.items()} == want["per_sample"]
 
 
