@@ -78,7 +78,7 @@ COMMANDS = {
     ),
     "inspect": Command(
         "llava_jax.inspect",
-        "show what a checkpoint or a training sample is",
+        "show what a checkpoint is",
         aliases="describe info",
     ),
     "eval": Command(

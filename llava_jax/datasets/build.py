@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import random
@@ -15,7 +16,7 @@ from typing import Any
 
 from llava_jax import __version__
 from llava_jax.data.records import check_record
-from llava_jax.datasets.recipe import Part, Recipe
+from llava_jax.datasets.recipe import Part, Recipe, read_recipe
 from llava_jax.datasets.source import Record, Source
 from llava_jax.datasets.writer import Writer, open_writer
 from llava_jax.errors import LlavaError, SampleError
@@ -24,6 +25,13 @@ from llava_jax.text.records import image_paths
 from llava_jax.util import write_json
 
 MEGABYTE = 1_000_000
+
+
+def run(args: argparse.Namespace) -> int:
+    """`llava-jax data build`: prints the records of each set beside how many LLaVA-1.5 had."""
+    recipe = read_recipe(args.recipe, Path(args.raw).expanduser(), tuple(args.only))
+    print(report(build(recipe, Path(args.out).expanduser(), format=args.format)))
+    return 0
 
 
 def build(

@@ -1,23 +1,83 @@
-"""`llava-jax data build | check | stats | show`."""
+"""`llava-jax data build | check | stats | show`: their arguments, and which module runs them."""
 
 from __future__ import annotations
 
 import argparse
 from importlib import import_module
 
-ACTIONS = {
-    "build": ("llava_jax.datasets.build_cli", "make a training set from its owners' files"),
-}
+FORMATS = ("json",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the four."""
+    """Arguments of all actions; imports nothing heavy."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, (module, summary) in ACTIONS.items():
-        action = actions.add_parser(name, help=summary, description=summary.capitalize() + ".")
-        import_module(module).add_arguments(action)
+    for name, (_, summary, add) in ACTIONS.items():
+        add(actions.add_parser(name, help=summary, description=summary.capitalize() + "."))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the one that was named."""
+    """Runs the action that was named."""
     return import_module(ACTIONS[args.action][0]).run(args)
+
+
+def _build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", help="stage1, stage2, mix665k, scienceqa, or a .toml file (docs/datasets.md)"
+    )
+    parser.add_argument(
+        "--raw", required=True, metavar="DIR", help="what the owners' files are below"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the training file to make")
+    parser.add_argument("--format", choices=FORMATS, default="json", help="of the training file")
+    parser.add_argument(
+        "--only", metavar="SET", nargs="+", default=(), help="some sets of the recipe"
+    )
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a training data file")
+    parser.add_argument(
+        "samples", nargs="*", default=["0"], metavar="N", help="index or id (default: the first)"
+    )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="what its images are below, which are then opened as training would; without it they "
+        "are looked for beside the file and in the current folder",
+    )
+    parser.add_argument("--html", metavar="OUT", help="write a page, with pictures")
+    parser.add_argument("--tokens", action="store_true", help="list every token")
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto")
+    _prompt(parser)
+
+
+def _prompt(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a record becomes a prompt (`llava_jax.datasets.prompt`)."""
+    from llava_jax.convert.cli import add_source_arguments
+
+    group = parser.add_argument_group("the prompt")
+    group.add_argument(
+        "--model",
+        help="checkpoint that gives tokenizer and template, or a tokenizer.model (default: tiny)",
+    )
+    group.add_argument(
+        "--version", help="conversation template: v1, plain, ... (default: the model's)"
+    )
+    group.add_argument(
+        "--max-length", type=int, metavar="N", help="positions of a sample (default: the model's)"
+    )
+    group.add_argument(
+        "--turns",
+        choices=("conversation", "independent"),
+        default="conversation",
+        help="independent: questions about an image do not see each other",
+    )
+    group.add_argument("--compat", action="store_true", help="the original's exact labels")
+    add_source_arguments(group)
+
+
+ACTIONS = {
+    "build": ("llava_jax.datasets.build", "make a training set from its owners' files", _build),
+    "show": ("llava_jax.datasets.show", "show samples as the model sees them", _show),
+}
+"""Name -> (module with `run`, what it does, what adds its arguments)."""

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,15 +41,23 @@ def show_example(
     colour = wants_colour() if colour is None else colour
     tokens = _tokens(example)
     head = [
-        f"sample {example.id}: {len(tokens)} tokens, {example.length(image_tokens)} positions with "
-        f"images, {sum(token.trained for token in tokens)} trained",
+        summary(example, image_tokens),
         *(f"image {i}: {path}" for i, path in enumerate(example.images)),
     ]
     parts = ["\n".join(_paint(printable(line), _HEAD, colour) for line in head)]
-    parts.append("".join(_prompt(tokens, example.images, tokenizer, colour)))
+    parts.append("".join(_prompt(example, tokenizer, colour)))
     if table:
         parts.append("\n".join(_rows(tokens, tokenizer, image_tokens, colour)))
     return "\n\n".join(parts)
+
+
+def summary(example: Example, image_tokens: int) -> str:
+    """An example in a line: its id, tokens, positions, and how many are trained."""
+    tokens = _tokens(example)
+    return (
+        f"sample {example.id}: {len(tokens)} tokens, {example.length(image_tokens)} positions with "
+        f"images, {sum(token.trained for token in tokens)} trained"
+    )
 
 
 class _Token(NamedTuple):
@@ -67,21 +75,29 @@ def _tokens(example: Example) -> list[_Token]:
     return [_Token(turn, id_ == IMAGE_TOKEN, label != IGNORE, id_) for turn, id_, label in rows]
 
 
-def _prompt(
-    tokens: Sequence[_Token], images: Sequence[Any], tokenizer: Tokenizer, colour: bool
-) -> Iterator[str]:
-    paths = iter(images)
+def pieces(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """(kind, text) of the prompt in its order. kind: "text", "trained", "image" (text: its path), or
+    "turn", which begins an independent question (text: its number)."""
+    paths = iter(example.images)
     last_turn = 0
-    for (turn, is_image, trained), group in groupby(tokens, key=lambda token: token[:3]):
+    for (turn, is_image, trained), group in groupby(_tokens(example), key=lambda token: token[:3]):
         ids = [token.id for token in group]
         if turn != last_turn:
-            yield "\n" + _paint(f"-- turn {turn} --", _HEAD, colour) + "\n"
+            yield "turn", str(turn)
             last_turn = turn
-        text = "" if is_image else printable(text_of(ids, tokenizer))
         if is_image:
-            for _ in ids:
-                yield _paint(f"<image {printable(next(paths))}>", _IMAGE, colour)
-        elif trained:
+            yield from (("image", printable(str(next(paths)))) for _ in ids)
+        else:
+            yield "trained" if trained else "text", printable(text_of(ids, tokenizer))
+
+
+def _prompt(example: Example, tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
+    for kind, text in pieces(example, tokenizer):
+        if kind == "turn":
+            yield "\n" + _paint(f"-- turn {text} --", _HEAD, colour) + "\n"
+        elif kind == "image":
+            yield _paint(f"<image {text}>", _IMAGE, colour)
+        elif kind == "trained":
             yield _paint(text, _TRAINED, True) if colour else f"{_OPEN}{text}{_CLOSE}"
         else:
             yield text

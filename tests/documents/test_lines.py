@@ -152,14 +152,14 @@ class Desk:
             self.prepare_eval(words)
         for word in words[1:]:
             option, _, value = word.rpartition("=")
-            if option == "--config.data.image_folder":
+            if option in ("--config.data.image_folder", "--images"):
                 for name in paths_in(value):
                     self.unless_there(name, standins.image_folder)
             elif option == "--config.data_folder":
                 self.unless_there(value, standins.made_set)
             elif option in ("--config.data.path", "") and ".json" in value:
                 captions = any("pretrain" in w for w in words)
-                for name in paths_in(value) if words[0] in ("train", "inspect") else ():
+                for name in paths_in(value) if words[0] in ("train", "data") else ():
                     self.unless_there(name, lambda p, c=captions: standins.records(p, c))
             elif value not in made and option in ("", "--config.model.init", "--config.model.base"):
                 self.put(value)

@@ -158,7 +158,7 @@ def test_image_without_tag(field, tmp_path):
 
 def test_images_key(field, tmp_path):
     for done in (
-        here("inspect", field.case / "images.json", "--sample", "0"),
+        here("data", "show", field.case / "images.json"),
         field.train(tmp_path, field.case / "images.json"),
     ):
         if done.code:
@@ -169,7 +169,7 @@ def test_images_key(field, tmp_path):
 
 def test_json_or_lines(field):
     for name in ("array.jsonl", "lines.json", "pretty.jsonl"):
-        done = here("inspect", field.case / name, "--sample", "0")
+        done = here("data", "show", field.case / name)
         if done.code:
             refused(done, name, ".json")
         else:
@@ -177,7 +177,7 @@ def test_json_or_lines(field):
 
 
 def test_jsonl_line_separator(field):
-    done = _ok(here("inspect", field.case / "ls.jsonl", "--sample", "0"))
+    done = _ok(here("data", "show", field.case / "ls.jsonl"))
     assert done.out.strip()
 
 

@@ -153,7 +153,7 @@ def files(tmp_path) -> dict[str, Path]:
 def test_files_are_read_by_what_is_in_them(files, own, tmp_path):
     """One run on all of them, end to end, by the documented comma."""
     for path in files.values():
-        shown = here("inspect", path, "--sample", "0")
+        shown = here("data", "show", path)
         assert shown.code == 0, shown.err
         assert "What is item" in shown.out or "A" in shown.out
     together = ",".join(map(str, files.values()))
