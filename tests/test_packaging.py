@@ -23,6 +23,7 @@ EXTRAS = {
     "tpu",
     "torch",
     "tfds",
+    "fast",
     "gguf",
     "parquet",
     "chair",

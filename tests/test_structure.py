@@ -82,7 +82,7 @@ LIGHT = {
 LAZY = {
     *("transformers", "grain", "orbax", "torch", "matplotlib", "tensorboardX", "huggingface_hub"),
     *("tensorflow_datasets", "array_record", "openpyxl", "gguf", "fastapi", "uvicorn", "gradio"),
-    *("pooch", "openai", "jinja2", "fsspec", "ray", "pyarrow"),
+    *("pooch", "openai", "jinja2", "fsspec", "ray", "pyarrow", "apache_beam", "etils"),
 }
 
 

@@ -19,13 +19,12 @@ from PIL import Image
 
 from llava_jax.config import LlavaConfig, PixelConfig, VisionConfig
 from llava_jax.errors import ImageError
+from llava_jax.images import resample
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits, is_data_uri, open_image, refusal
 
 _BICUBIC = Image.Resampling.BICUBIC
 _STRIP_PIXELS = 4 * 2**20  # how much of a padded picture exists at a time
 _LARGEST_RESIZE = 16 * 2**20  # pixels of a resized picture before only its centre is made
-_BITS = 32 - 8 - 2  # fixed-point bits of Pillow's 8-bit resampling (src/libImaging/Resample.c)
-_SUPPORT = 2.0  # of the bicubic kernel, in input pixels when enlarging
 
 
 def pixels_of(
@@ -87,6 +86,8 @@ def to_pixels(image: Image.Image, config: LlavaConfig) -> np.ndarray:
     rules = vision.pixels
     if config.image_aspect_ratio == "pad":
         if _like_clip(rules):
+            if image.width * image.height >= resample.WORTH and resample.is_fast():
+                return resample.pad_resize(image, size, pad_color(vision))
             return np.asarray(_pad_resize(image, size, pad_color(vision)))
         image = _padded(image, pad_color(vision))
     if rules.resize:
@@ -221,8 +222,8 @@ def resize_window(pixels: np.ndarray, axis: int, size: int, start: int, count: i
     for i in range(count):
         first, weights = _weights(len(moved), size, start + i)
         taps = moved[first : first + len(weights)].astype(np.int64)
-        total = np.tensordot(weights, taps, axes=1) + (1 << (_BITS - 1))
-        out[i] = np.clip(total >> _BITS, 0, 255)
+        total = np.tensordot(weights, taps, axes=1) + (1 << (resample.BITS - 1))
+        out[i] = np.clip(total >> resample.BITS, 0, 255)
     return np.moveaxis(out, 0, axis)
 
 
@@ -231,13 +232,13 @@ def _weights(length: int, size: int, index: int) -> tuple[int, np.ndarray]:
     scale = length / size
     stretch = max(scale, 1.0)
     center = (index + 0.5) * scale
-    first = max(int(center - _SUPPORT * stretch + 0.5), 0)
-    last = min(int(center + _SUPPORT * stretch + 0.5), length)
+    first = max(int(center - resample.SUPPORT * stretch + 0.5), 0)
+    last = min(int(center + resample.SUPPORT * stretch + 0.5), length)
     kernel = [_bicubic((x - center + 0.5) * (1.0 / stretch)) for x in range(first, last)]
     total = 0.0
     for w in kernel:  # in Pillow's order: the sum must round as it does there
         total += w
-    fixed = [math.copysign(0.5, w) + w / total * (1 << _BITS) for w in kernel]
+    fixed = [math.copysign(0.5, w) + w / total * (1 << resample.BITS) for w in kernel]
     return first, np.array([int(w) for w in fixed], np.int64)
 
 

@@ -1,0 +1,76 @@
+"""Padding and bicubic resizing, equal to the bit to Pillow's and several times as fast.
+
+The arithmetic is Pillow's (src/libImaging/Resample.c): across and then down, 22-bit fixed-point weights,
+rounded to uint8 after each pass. Pillow adds one channel of one pixel at a time; here a block of rows is
+transposed, so that the same weight serves neighbouring bytes and a core's vector unit adds them together.
+numba (extra `fast`) compiles it on first use and keeps the result; without it callers use Pillow.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+BITS = 32 - 8 - 2
+"""Fixed-point bits of Pillow's 8-bit resampling."""
+SUPPORT = 2.0
+"""Of the bicubic kernel, in input pixels when enlarging."""
+WORTH = 256 * 256
+"""Pixels from which a picture is worth loading compiled code for."""
+_STRIP = 2**20  # pixels of a picture that are copied at a time
+
+
+class Taps(NamedTuple):
+    """What makes each output pixel of an axis: `weights[i, :count[i]]` of the inputs from `first[i]` on."""
+
+    first: np.ndarray  # int32[size]
+    count: np.ndarray  # int32[size]
+    weights: np.ndarray  # int32[size, most], fixed-point
+
+
+@functools.cache
+def is_fast() -> bool:
+    """Whether numba is installed and may keep what it compiles. Imports it: a third of a second."""
+    try:
+        _compiled()
+    except (ImportError, RuntimeError):  # RuntimeError: no folder for its cache can be written to
+        return False
+    return True
+
+
+def pad_resize(image: Image.Image, size: int, color: tuple[int, int, int]) -> np.ndarray:
+    """uint8[size, size, 3]: an RGB picture in the middle of a square of `color`, resized bicubically."""
+    width, height = image.size
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    run, taps = _compiled(), _taps(side, size)
+    fill = np.frombuffer(bytes((*color, 0)), np.uint32)[0]
+    narrow = np.full((side, size), fill, np.uint32)  # RGBX
+    rows = max(1, _STRIP // width)
+    for y in range(0, height, rows):
+        strip = image.crop((0, y, width, min(y + rows, height))) if rows < height else image
+        pixels = np.frombuffer(strip.tobytes("raw", "RGBX"), np.uint32).reshape(-1, width)
+        run.across(pixels, left, side, fill, *taps, narrow[top + y : top + y + len(pixels)])
+    out = np.empty((size, size, 3), np.uint8)
+    run.down(narrow.view(np.uint8), *taps, out)
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(length: int, size: int) -> Taps:
+    taps = Taps(*_compiled().taps(length, size))
+    if length == size:  # Pillow leaves out a pass that changes nothing
+        taps = Taps(np.arange(size, dtype=np.int32), np.ones(size, np.int32), taps.weights.copy())
+        taps.weights[:, 0] = 1 << BITS
+    return taps
+
+
+@functools.cache
+def _compiled() -> Any:
+    """The module of compiled loops, imported on first use."""
+    from llava_jax.images import resample_loops
+
+    return resample_loops
