@@ -25,11 +25,21 @@ KINDS = (
     "finetune_qlora_7b",
     "v1_pretrain_7b",
 )  # of configs/variants.py; the others differ in numbers
-RECIPES = sorted(
-    path.stem
-    for path in (ROOT / "configs").glob("*.py")
+ELSEWHERE = {"pretrain_7b", "finetune_7b", "finetune_lora_7b", "finetune_task_lora_7b"}
+# the first two are stage1 and stage2 below, the others test_interrupted.py and test_small_job.py
+
+
+def _recipe(name: str):
+    """A parameter; slow where another test of these folders runs the same commands."""
+    again = name in ELSEWHERE or name.endswith("_13b")  # of tiny models: the 7B's but for its size
+    return pytest.param(name, marks=pytest.mark.slow) if again else name
+
+
+RECIPES = [
+    _recipe(path.stem)
+    for path in sorted((ROOT / "configs").glob("*.py"))
     if path.stem not in {"__init__", "common", "variants", *ONES_OWN_COMMAND}
-)
+]
 
 
 def check(workdir: Path, part: dict) -> None:
