@@ -3,7 +3,7 @@
     python bench/packing.py            # plans, on lengths alone: 665K and 558K samples
     python bench/packing.py --count    # and the time to count the lengths of 665K records
 
-No data is needed: lengths are drawn as in tests/data/mixture_lengths.py, records are made of words.
+No data is needed: lengths are drawn as in llava_jax/plan/lengths.py, records are made of words.
 Prints processor seconds, peak memory and the part of positions that are tokens.
 """
 
@@ -28,9 +28,9 @@ from llava_jax.data.layout import Exact, Fill
 from llava_jax.data.packing import Sizes
 from llava_jax.data.sampler import Epochs
 from llava_jax.data.settings import DataFile, DataSettings
+from llava_jax.plan.lengths import CAPTIONS_558K, MIX_665K, draw_sizes
 from llava_jax.text.sample import ExampleMaker
 from llava_jax.text.tokenizer import Tokenizer
-from tests.data.mixture_lengths import CAPTIONS_558K, MIX_665K, mixture
 
 
 def layout(pack: str, sizes: Sizes, batch_size: int, length: int) -> Any:
@@ -52,7 +52,7 @@ def show_plans() -> None:
         ("665K", MIX_665K, 128, (4096, 8192)),
         ("558K", CAPTIONS_558K, 256, (4096, 4224, 8192)),
     ):
-        sizes = mixture(source)
+        sizes = draw_sizes(source)
         for length in at:
             for pack in ("exact", "fill"):
                 begun = time.process_time()

@@ -162,7 +162,7 @@ def undivided(config: LlavaConfig, mesh: Mesh) -> list[str]:
     What is not divided is whole on every device of that mesh axis.
     """
     language, vision = config.language, config.vision
-    tensor, lines = mesh.shape["tensor"], []
+    tensor, lines, no_part = mesh.shape["tensor"], [], f"no part of {mesh.size} devices would"
     for what, size in (
         ("heads of the language model", language.heads),
         ("KV heads of the language model", language.kv_heads),
@@ -172,19 +172,27 @@ def undivided(config: LlavaConfig, mesh: Mesh) -> list[str]:
         ("entries of the vision tower's MLP", vision.mlp_width),
     ):
         if size % tensor:
+            better = _divisor(size, tensor, mesh.size)
             lines.append(
                 f"mesh.tensor={tensor} does not divide the {size:,} {what}, which stay whole on "
-                f"every device; mesh.tensor={math.gcd(size, tensor)} would divide them"
+                f"every device; {f'mesh.tensor={better} would divide them' if better else no_part}"
             )
     shared = math.prod(mesh.shape[axis] for axis in RULES["embed"])
     for what, width in (("language model", language.width), ("vision tower", vision.width)):
         if width % shared:
+            better = _divisor(width, shared, mesh.size)
             lines.append(
                 f"mesh.fsdp x mesh.context = {shared} does not divide the width {width:,} of the "
                 f"{what}, whose parameters stay whole on every device; "
-                f"{math.gcd(width, shared)} would divide it, with mesh.data for the rest"
+                + (f"{better} would divide it, with mesh.data for the rest" if better else no_part)
             )
     return lines
+
+
+def _divisor(size: int, wanted: int, devices: int) -> int:
+    """The part of the devices nearest below `wanted`, else above, that divides `size`; 0 if none does."""
+    found = [n for n in range(2, devices + 1) if size % n == devices % n == 0]
+    return max((n for n in found if n <= wanted), default=min(found, default=0))
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Where parameters lie. tests/golden/params_7b.txt is the list to review when a rule changes."""
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -73,6 +74,16 @@ def test_what_does_not_divide_stays_whole_and_is_said_once(caplog):
     assert shardings["language.layers.attn.q.kernel"].spec == P(None, "fsdp", "tensor")
     assert not undivided(LlavaConfig.v15_7b(), make_mesh(fsdp=4, tensor=2))
     assert "fsdp x mesh.context = 5" in undivided(CONFIG, five())[0]
+
+
+def test_advice_on_the_mesh_is_a_number_that_divides():
+    odd = dataclasses.replace(CONFIG.language, vocab_size=333)
+    three = make_mesh(tensor=3, fsdp=2, devices=jax.devices()[:6])
+    lines = undivided(dataclasses.replace(CONFIG, language=odd), three)
+    assert not [line for line in lines if "=1 would" in line or " 1 would" in line]
+    heads = next(line for line in lines if "heads of the language model" in line)
+    assert heads.endswith("mesh.tensor=2 would divide them")  # 3 and 4 have no divisor in common
+    assert undivided(CONFIG, five())[0].endswith("no part of 5 devices would")
 
 
 def five():

@@ -11,9 +11,12 @@ from typing import Any
 from llava_jax.config import PRESETS
 from llava_jax.errors import ConfigError
 from llava_jax.plan.compile import devices_of, prepare
+from llava_jax.plan.lengths import Means
 from llava_jax.plan.topology import EXAMPLES, parse_topology
+from llava_jax.train.checks import check_stages
 from llava_jax.train.cli import option_hint as option_hint
 from llava_jax.train.config import load_config, shipped_configs
+from llava_jax.train.stages import split_stages
 from llava_jax.util import write_text
 
 EPILOG = f"""\
@@ -32,16 +35,14 @@ ASSUMED = {
     "tokens": (float, "tokens of a sample, image features counted"),
     "targets": (float, "trained tokens of a sample"),
     "images": (float, "images of a sample"),
-    "real": (float, "share of a step's positions that are not padding"),
-    "longest": (int, "positions of the longest row, unpacked"),
 }
-"""{field of Mixture: type and meaning}; each is an option --NAME-per-sample or --NAME."""
-_OPTION = {"tokens": "tokens-per-sample", "targets": "targets-per-sample",
-           "images": "images-per-sample", "real": "real-tokens", "longest": "longest-row"}  # fmt: skip
-
-
-_LIMITS = {"samples": (1, 10**15), "tokens": (1e-3, 1e9), "targets": (1e-3, 1e9),
-           "images": (0, 1e6), "real": (1e-3, 1), "longest": (1, 10**9)}  # fmt: skip
+"""{field of Means: type and meaning}; each is an option --NAME-per-sample, or --samples."""
+_LIMITS = {
+    "samples": (1, 10**8),
+    "tokens": (1, 10**6),
+    "targets": (1e-3, 10**6),
+    "images": (0, 1000),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,14 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", nargs="+", help=f"machines: {EXAMPLES}")
     parser.add_argument("--model", choices=PRESETS, help="sizes, where config.model.init has none")
     for name, (kind, words) in ASSUMED.items():
-        option = f"--{_OPTION.get(name, name)}"
-        parser.add_argument(option, dest=name, type=kind, metavar="N", help=words)
+        parser.add_argument(_option(name), dest=name, type=kind, metavar="N", help=words)
     parser.add_argument("--json", action="store_true", help="print each row as a line of JSON")
     parser.add_argument("--out", type=Path, help="keep finished rows in this file, and skip them")
     parser.add_argument("--table", type=Path, help="write a table of Markdown to this file")
     parser.add_argument(
         "--as-it-is", action="store_true", help="look for no change where a step does not fit"
     )
+
+
+def _option(name: str) -> str:
+    return f"--{name}" if name == "samples" else f"--{name}-per-sample"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,22 +78,23 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     topologies = [parse_topology(name) for name in args.topology]
     configs = [load_config(name, args.overrides) for name in args.config]
+    for config in configs:
+        check_stages(split_stages(config), files=False)
     prepare(topologies)
 
     from llava_jax.plan.plan import Question, sizes_of
     from llava_jax.plan.rows import Kept
     from llava_jax.plan.table import describe, table
-    from llava_jax.train.stages import split_stages
 
     kept, shown = Kept(args.out), []
-    assumed = tuple((n, getattr(args, n)) for n in ASSUMED if getattr(args, n) is not None)
+    means = Means(**{name: getattr(args, name) for name in ASSUMED})
     for topology in topologies:
         devices = devices_of(topology)
         for config in configs:
             before = None
             for stage, settings in split_stages(config):
                 name = f"{config.name}.{stage}" if stage else config.name
-                asked = Question(name, settings, topology, args.model or "", before, assumed)
+                asked = Question(name, settings, topology, args.model or "", before, means)
                 before = sizes_of(asked)
                 for row in _rows(asked, devices, kept, search=not args.as_it_is):
                     shown.append(row)
@@ -102,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Raises ConfigError for numbers that no data have, and files that cannot be written."""
     for name, (low, high) in _LIMITS.items():
-        value, option = getattr(args, name), f"--{_OPTION.get(name, name)}"
+        value = getattr(args, name)
         if value is not None and not low <= value <= high:
-            raise ConfigError(f"{option} is {value:g}", fix=f"give {low:g} to {high:g}")
+            raise ConfigError(f"{_option(name)} is {value:g}", fix=f"give {low:g} to {high:,}")
     for option, path in (("--out", args.out), ("--table", args.table)):
         if path is None:
             continue
@@ -129,13 +134,12 @@ def _check(args: argparse.Namespace) -> None:
 def _rows(question: Any, devices: list[Any], kept: Any, *, search: bool) -> list[dict[str, Any]]:
     """The row of a question, and where it does not fit, that of the change with which it does."""
     from llava_jax.plan.fit import find_change
-    from llava_jax.plan.plan import make_row, set_up
+    from llava_jax.plan.plan import make_row
 
-    setup = set_up(question, devices)
-    row = make_row(setup, kept)
+    row = make_row(question, devices, kept)
     if row["fits"] or not search:
         return [row]
-    other = find_change(setup, row, devices, kept)
+    other = find_change(question, row, devices, kept)
     if other is None:
         return [row]
     instead = {"change": other["change"], "peak": other["memory"]["peak"]}

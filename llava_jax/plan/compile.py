@@ -27,7 +27,8 @@ class Compiled:
     """What the compiler said of a program. Bytes are of one device.
 
     peak: arguments, results and temporaries that live at once. temporary: gradients, activations and
-    gathered parameters. fits: False where the compiler itself refused (TPU); then only `peak` is known.
+    gathered parameters. fits: False where the compiler itself refused (TPU), or was not asked (no
+    digest) because that much stays over the step; then only `peak` is known.
     """
 
     digest: str
@@ -95,7 +96,7 @@ def devices_of(topology: Topology) -> list[Any]:
 
 
 def versions(topology: Topology) -> dict[str, str]:
-    """What decides about the program besides our own code."""
+    """What decides about the program besides our own code: compilers, and the flags they are given."""
     compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin"]}
     names = ["jax", "jaxlib", *compilers.get(topology.chip.platform if topology.chip else "", [])]
     found = {}
@@ -104,7 +105,8 @@ def versions(topology: Topology) -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+    return found | {name: os.environ[name] for name in flags if os.environ.get(name)}
 
 
 def lower(program: Any, batch: dict[str, Any]) -> tuple[Any, str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from llava_jax.errors import LlavaError
-from llava_jax.plan.plan import Question, Row, Setup, make_row, set_up
+from llava_jax.plan.plan import Question, Row, make_row, set_up
 from llava_jax.plan.rows import Kept
 from llava_jax.settings import TRAINING
 
@@ -59,21 +59,23 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def find_change(setup: Setup, row: Row, devices: list[Any], kept: Kept) -> Row | None:
+def find_change(question: Question, row: Row, devices: list[Any], kept: Kept) -> Row | None:
     """The row of the first change that fits; None if none of those compiled does.
 
     A change is compiled when it is estimated to fit, by how much less it takes than what was compiled.
     """
-    device, off = row["memory"]["device"], row["memory"]["peak"] - setup.peak
+    device = row["memory"]["device"]
+    off = row["memory"]["peak"] - set_up(question, devices).peak if row["compiled"]["digest"] else 0
     tried = 0
-    for settings in changes(setup.question.config):
+    for settings in changes(question.config):
+        other = changed(question, settings)
         try:
-            other = set_up(changed(setup.question, settings), devices)
+            peak = set_up(other, devices).peak
         except LlavaError:  # rows or heads that do not divide
             continue
-        if other.peak + off > device:
+        if peak + off > device:
             continue
-        found = make_row(other, kept)
+        found = make_row(other, devices, kept)
         if found["fits"]:
             return found
         tried += 1

@@ -1,88 +1,106 @@
-"""What a stage's data hold on average, where no data are there to count, and the shape of its steps."""
+"""The steps of a stage, from lengths that are drawn, by the very code that lays out those of a run."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from llava_jax.batch import Shape
+import numpy as np
+
+from llava_jax.batch import Shape, Size
+from llava_jax.data.layout import Batches, Exact, Fill, Layout
+from llava_jax.data.packing import Sizes
+from llava_jax.data.sampler import Epochs
+from llava_jax.data.settings import DataFile, DataSettings
+from llava_jax.plan.lengths import CAPTIONS_558K, MIX_665K, UNKNOWN, Means, draw_sizes
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """samples: of an epoch. tokens, targets, images: per sample, image features among the tokens.
+    """samples: of an epoch. The rest are means of a sample; tokens: image features counted.
 
-    real: share of the positions of a step that are tokens and not padding. longest: the positions of
-    an unpacked row at most.
+    keys: positions that a token attends to, on average: half of its sample, the long ones counting more.
     """
 
     samples: int
     tokens: float
     targets: float
     images: float
-    real: float
-    longest: int
+    keys: float
 
 
-PRETRAIN = Mixture(558_128, 592.0, 16.0, 1.0, 0.92, 640)
-"""LLaVA-1.5's stage 1 (558K captions): <s>, 576 features and a caption of about 15 tokens, estimated."""
-FINETUNE = Mixture(665_298, 861.0, 138.0, 0.939, 0.61, 2048)
-"""LLaVA-1.5's stage 2 (665K): lengths and trained tokens estimated per source, ±15 %. 40,688 samples
-have no image."""
-REAL = {"exact": 0.85, "fill": 0.97}
-"""{data.pack: share of real tokens}, a little less than what docs/data.md says was counted."""
+@dataclass(frozen=True)
+class Steps:
+    """What a stage's steps are. shape: of the largest, the one to compile.
 
-
-def mixture_of(config: Any, **changes: float | None) -> Mixture:
-    """The mixture that `config` is a recipe for, with `changes` where they are not None."""
-    found = PRETRAIN if config.data.version == "plain" else FINETUNE
-    values = {name: getattr(found, name) for name in found.__dataclass_fields__}
-    if config.data.pack:
-        values["real"] = REAL[_pack(config)]
-    values |= {name: value for name, value in changes.items() if value is not None}
-    return Mixture(**values)
-
-
-def _pack(config: Any) -> str:
-    return "exact" if config.data.pack is True else config.data.pack
-
-
-def step_shape(config: Any, length: int, mixture: Mixture, parts: int) -> Shape:
-    """The padded shape of a step, by the rules of llava_jax.data.layout on averages.
-
-    length: the longest sample. parts: into how many the rows are cut, micro-batches times devices along
-    the batch. Unpacked: a row for each sample, at its longest. Packed: the slots of a part have the
-    more to spare the fewer rows share them.
+    epoch: steps of an epoch. positions: of a step on average, padding included. real: the share of them
+    that are tokens.
     """
-    data = config.data
-    if not data.pack:
-        targets = 1 << max(0, math.ceil(math.log2(4 * mixture.targets)))  # of the row that has most
-        length = min(length, mixture.longest)
-        return Shape(config.batch_size, length, math.ceil(mixture.images), min(length, targets))
-    length = data.get("pack_length", 0) or length
-    wanted = config.batch_size * mixture.tokens / length
-    if _pack(config) == "fill":
-        step = math.lcm(8, parts)
-        near = [n for n in (1, 2, 4) if n % parts == 0]
-        near.append(max(step, round(wanted / step) * step))
-        rows = data.get("pack_rows", 0) or min(near, key=lambda n: abs(n - wanted))
-    else:
-        rows = math.ceil(wanted / mixture.real / parts) * parts
-    of_part = rows // parts
-    samples = of_part * length * mixture.real / mixture.tokens
-    images = math.ceil(samples * mixture.images * (1 + 0.4 / of_part**0.5))
-    targets = math.ceil(samples * mixture.targets * (1 + 0.6 / of_part**0.5) / 128) * 128
-    return Shape(rows, length, images, targets, parts)
+
+    mixture: Mixture
+    shape: Shape
+    epoch: int
+    positions: float
+    real: float
+
+    def of_run(self, config: Any) -> int:
+        """Optimizer steps of the stage: as the config says, else every sample `epochs` times."""
+        return config.steps or math.ceil(config.epochs * self.epoch)
 
 
-def steps_of(config: Any, shape: Shape, mixture: Mixture) -> int:
-    """Optimizer steps of the stage: as the config says, else every sample `epochs` times."""
-    if config.steps:
-        return config.steps
-    samples: float = config.batch_size
-    if (
-        _pack(config) == "fill"
-    ):  # a step is as full as its shape; exact keeps the samples of each step
-        samples = shape.rows * shape.length * mixture.real / mixture.tokens
-    return math.ceil(config.epochs * mixture.samples / samples)
+@functools.lru_cache(maxsize=8)  # the machines of a plan share most of them
+def lay_out(settings: DataSettings, image_tokens: int, means: Means = UNKNOWN) -> Steps:
+    """The steps of an epoch. settings: completed for the model and the devices.
+
+    Samples are those of the mixture that data.version stands for: LLaVA-1.5's 558K captions for
+    "plain", else its 665K.
+    """
+    sources = CAPTIONS_558K if settings.version == "plain" else MIX_665K
+    longest = settings.max_length or settings.length_buckets[-1]
+    sizes = draw_sizes(sources, means=means, image_tokens=image_tokens, longest=longest)
+    layout, records = _layout(settings, sizes, image_tokens)
+    count, shapes, positions = layout.steps(1), set(), 0
+    alike = count if settings.pack == "fill" else 1  # steps
+    for within in range(0, count, alike):
+        own = sizes.at(records[layout.entries(0, within)])
+        needs = [Size(*map(int, need)) for need in zip(*own)]
+        shape = layout.rows(0, within, list(range(len(needs))), needs)[1]
+        shapes.add(shape)
+        positions += alike * shape.rows * shape.length
+    largest = max(shapes, key=lambda s: (s.rows * s.length, s.images, s.targets or 0))
+    tokens = int(sizes.length.sum())
+    keys = (sizes.length.astype(np.int64) ** 2).sum() / tokens / 2
+    means_of = (float(column.mean()) for column in (sizes.length, sizes.targets, sizes.images))
+    mixture = Mixture(len(sizes.length), *means_of, keys=float(keys))
+    return Steps(mixture, largest, count, positions / count, tokens / positions)
+
+
+def _layout(settings: DataSettings, sizes: Sizes, image_tokens: int) -> tuple[Layout, np.ndarray]:
+    """The layout of a run over such samples, and the sample of each entry of its first epoch."""
+    with_image = sizes.images > 0
+    data: Any = SimpleNamespace(
+        with_image=with_image,
+        file=np.zeros(len(with_image), np.int64),
+        files=[DataFile("", "", 1.0)],
+        records=_records(sizes, image_tokens) if settings.group_by_modality else [],
+    )
+    epochs = Epochs(data, settings)
+    layout: Layout = Batches(epochs, settings)
+    if settings.pack:
+        layout = {"exact": Exact, "fill": Fill}[settings.pack](epochs, settings, sizes, 1)
+    return layout, epochs[0].records
+
+
+def _records(sizes: Sizes, image_tokens: int) -> list[Any]:
+    """As much of a record as is grouped by: as many words as tokens, and whether it has images."""
+
+    @functools.cache
+    def record(words: int, pictured: bool) -> dict[str, Any]:
+        text = {"conversations": [{"value": "a " * max(words, 1)}]}
+        return text | ({"image": ""} if pictured else {})
+
+    words = (sizes.length - sizes.images * image_tokens).tolist()
+    return [record(n, pictured) for n, pictured in zip(words, (sizes.images > 0).tolist())]

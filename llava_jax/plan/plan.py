@@ -11,14 +11,17 @@ from llava_jax import flops
 from llava_jax.batch import Shape, collate
 from llava_jax.config import PRESETS, LlavaConfig
 from llava_jax.convert.io.hub import local
-from llava_jax.errors import ConfigError
+from llava_jax.data.settings import DataSettings, padded_lengths
+from llava_jax.errors import ConfigError, counted
 from llava_jax.plan import compile as compiler
 from llava_jax.plan import hlo, roofline, traffic
+from llava_jax.plan.lengths import UNKNOWN, Means
 from llava_jax.plan.memory import Memory, estimate, weigh
-from llava_jax.plan.mixture import Mixture, mixture_of, step_shape, steps_of
-from llava_jax.plan.rows import Kept, key_of
+from llava_jax.plan.mixture import Steps, lay_out
+from llava_jax.plan.rows import Kept, digest_of, key_of
 from llava_jax.plan.topology import HERE, Topology
-from llava_jax.sharding import make_mesh, row_parts
+from llava_jax.sharding import check_lengths, make_mesh, row_parts
+from llava_jax.train.checks import check_devices, check_settings
 from llava_jax.train.model_io import fit_model, open_model
 from llava_jax.train.program import Program, abstract_batch, make_program, planned_params
 
@@ -32,8 +35,8 @@ class Question:
     """What is asked: a stage with its settings, on a machine.
 
     model: name of a preset; empty: as config.model.init says. before: the model of the stage before.
-    assumed: what is known of the data (fields of Mixture), in place of the recipe's. change: what
-    differs from the recipe, in words.
+    means: what is known of the data, in place of the recipe's. change: what differs from the recipe,
+    in words.
     """
 
     name: str
@@ -41,7 +44,7 @@ class Question:
     topology: Topology
     model: str = ""
     before: LlavaConfig | None = None
-    assumed: tuple[tuple[str, float], ...] = ()
+    means: Means = UNKNOWN
     change: str = ""
 
 
@@ -51,12 +54,16 @@ class Setup:
 
     question: Question
     model: LlavaConfig
-    mixture: Mixture
-    shape: Shape
+    steps: Steps
     program: Program
     batch: dict[str, Any]
     memory: Memory
     peak: float
+
+    @property
+    def shape(self) -> Shape:
+        """Of the step that is compiled."""
+        return self.steps.shape
 
 
 def sizes_of(question: Question) -> LlavaConfig:
@@ -85,41 +92,42 @@ def sizes_of(question: Question) -> LlavaConfig:
 def set_up(question: Question, devices: list[Any]) -> Setup:
     """The program of a question, on shapes alone.
 
-    Raises ConfigError for a mesh that does not fit the devices, or rows that do not fit the mesh.
+    Raises ConfigError for settings with which `train` would not start on these devices.
     """
     config, model = question.config, sizes_of(question)
+    check_settings(config, files=False)
+    check_devices([("", config)], devices)
     mesh = make_mesh(**config.mesh, devices=devices)
     parts = row_parts(mesh, config.grad_accum)
-    mixture = mixture_of(config, **dict(question.assumed))
-    shape = step_shape(config, model.max_length or 2048, mixture, parts)
-    steps = steps_of(config, shape, mixture)
-    program = make_program(config, model, planned_params(model, mesh), mesh, steps)
-    batch = abstract_batch(collate((), shape, model), mesh, config.grad_accum)
+    data = DataSettings.read({**config.data, "batch_size": config.batch_size, "seed": config.seed})
+    check_lengths(padded_lengths(data, model.max_length), mesh)
+    hosts = len({device.process_index for device in devices})
+    steps = lay_out(
+        data.completed(model.max_length, hosts, parts), model.image_tokens, question.means
+    )
+    planned = planned_params(model, mesh)
+    program = make_program(config, model, planned, mesh, steps.of_run(config))
+    batch = abstract_batch(collate((), steps.shape, model), mesh, config.grad_accum)
     memory = weigh(program, batch)
-    peak = estimate(config, model, program, memory, shape, parts)
-    return Setup(question, model, mixture, shape, program, batch, memory, peak)
+    peak = estimate(config, model, program, memory, steps.shape, parts)
+    return Setup(question, model, steps, program, batch, memory, peak)
 
 
-def make_row(setup: Setup, kept: Kept) -> Row:
-    """The finished row of a question: from `kept`, or compiled and kept there."""
-    question = setup.question
-    topology = question.topology
-    versions = compiler.versions(topology)
-    assumed = {**asdict(setup.mixture), "model": setup.model.to_dict()}
-    target = topology.chip.target if topology.chip else _here(setup)
-    machine = topology.name if topology.chip else target
-    key = key_of(question.config, assumed, machine, versions)
-    if found := kept.get(key):
+def make_row(question: Question, devices: list[Any], kept: Kept) -> Row:
+    """The finished row of a question: from `kept`, or compiled and kept there. Raises as `set_up`."""
+    topology, target = question.topology, _target(question.topology, devices)
+    known = {**asdict(question.means), "model": sizes_of(question).to_dict()}
+    key = key_of(question.config, known, topology.name if topology.chip else target)
+    made_by = {
+        "versions": compiler.versions(topology),
+        "reader": digest_of("plan/compile.py", "plan/hlo.py", "plan/traffic.py"),
+        "code": digest_of(),
+    }
+    if found := kept.get(key, made_by):
         log.info("%s on %s: kept", question.name, topology.name)
         return found
-    lowered, digest = compiler.lower(setup.program, setup.batch)
-    twin = kept.same_program(digest, target)
-    if twin:
-        compiled, moved = twin["compiled"], twin["traffic"]
-    else:
-        log.info("%s on %s: compiling%s", question.name, topology.name, _with(question.change))
-        done = compiler.compile_step(lowered, digest)
-        compiled, moved = done.facts(), _moved(done, setup)
+    setup = set_up(question, devices)
+    compiled, moved = _compiled(setup, target, made_by, kept)
     row: Row = {
         "key": key,
         "name": question.name,
@@ -128,12 +136,12 @@ def make_row(setup: Setup, kept: Kept) -> Row:
         "target": target,
         "devices": setup.program.mesh.size,
         "mesh": {axis: size for axis, size in setup.program.mesh.shape.items() if size > 1},
-        "versions": versions,
+        **made_by,
         "remat": question.config.remat,
         "grad_accum": question.config.grad_accum,
         "attention": setup.program.compute.attention.at(setup.shape.length),
         "shape": setup.shape._asdict(),
-        "mixture": asdict(setup.mixture),
+        "mixture": asdict(setup.steps.mixture),
         "compiled": compiled,
         "traffic": moved,
         "memory": _memory(setup, compiled, topology),
@@ -145,14 +153,33 @@ def make_row(setup: Setup, kept: Kept) -> Row:
     return row
 
 
-def _here(setup: Setup) -> str:
-    """The devices that are here, by number and kind: "here" is another machine elsewhere."""
-    devices = setup.program.mesh.devices
-    return f"{HERE}: {devices.size} x {devices.flat[0].device_kind}"
+def _compiled(
+    setup: Setup, target: str, made_by: dict[str, Any], kept: Kept
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the compiler says of the step, and what the step moves: kept, or compiled now.
+
+    Nothing is compiled where what stays over a step is already more than a device holds.
+    """
+    question, resident = setup.question, setup.memory.resident
+    if question.topology.chip and resident > question.topology.chip.memory:
+        return compiler.Compiled("", False, resident - setup.memory.unused).facts(), {}
+    lowered, digest = compiler.lower(setup.program, setup.batch)
+    if twin := kept.same_program(digest, target, made_by):
+        return twin["compiled"], twin["traffic"]
+    words = f" with {question.change}" if question.change else ""
+    log.info("%s on %s: compiling%s", question.name, question.topology.name, words)
+    done = compiler.compile_step(lowered, digest)
+    return done.facts(), _moved(done, setup)
 
 
-def _with(change: str) -> str:
-    return f" with {change}" if change else ""
+def _target(topology: Topology, devices: list[Any]) -> str:
+    """What a program is compiled for. Chips that differ in memory alone have the same.
+
+    The devices that are here are named by number and kind: "here" is another machine elsewhere.
+    """
+    if topology.chip is None:
+        return f"{HERE}: {len(devices)} x {devices[0].device_kind}"
+    return f"{topology.chip.target}: {len(devices)} in {counted(topology.slices, 'slice')}"
 
 
 def _memory(setup: Setup, compiled: dict[str, Any], topology: Topology) -> dict[str, Any]:
@@ -179,10 +206,11 @@ def _moved(compiled: compiler.Compiled, setup: Setup) -> dict[str, Any]:
 
 def _time(setup: Setup, moved: dict[str, Any]) -> Row:
     """FLOPs, steps, and the seconds and hours that they take."""
-    config, mix, shape = setup.question.config, setup.mixture, setup.shape
+    config, steps, shape = setup.question.config, setup.steps, setup.shape
+    mix = steps.mixture
     params = {**setup.program.state.params, **setup.program.frozen}
     trained = set(setup.program.state.params)
-    sample = flops.Work(mix.tokens, mix.targets, mix.images, mix.tokens / 2, mix.targets)
+    sample = flops.Work(mix.tokens, mix.targets, mix.images, mix.keys, mix.targets)
     model = flops.count(setup.model, params, trained, sample)
     positions, groups = shape.rows * shape.length, shape.groups or shape.rows
     targets = groups * (shape.targets or 0)
@@ -193,25 +221,23 @@ def _time(setup: Setup, moved: dict[str, Any]) -> Row:
     full = flops.Work(positions, targets, groups * shape.images, keys, positions)
     chunked = (shape.targets or 0) > 256
     executed = flops.count(setup.model, params, trained, full, config.remat, chunked)
-    steps = steps_of(config, shape, mix)
-    samples = mix.samples * config.epochs
+    count = steps.of_run(config)
+    samples = mix.samples * (count / steps.epoch if config.steps else config.epochs)
     row: Row = {
         "flops": {"sample": model.total, "stage": model.total * samples, "executed": executed.total,
                   "tower": model.tower, "recomputed": executed.recomputed},
-        "steps": steps,
+        "steps": count,
         "samples": samples,
+        "real": steps.real,
     }  # fmt: skip
     chip, devices = setup.question.topology.chip, setup.program.mesh.size
     if chip is None:
         return row
-    # Unpacked, most steps are smaller than the largest one, which is what is compiled.
-    filled = min(1.0, samples * mix.tokens / (steps * positions))
-    real = filled if config.data.pack else mix.real
-    row["real"] = real
-    row["hours"] = roofline.hours(chip, devices, model.total * samples, real)
+    row["hours"] = roofline.hours(chip, devices, model.total * samples, steps.real)
     if moved:
         sent = [traffic.Flow(**flow) for flow in moved["links"]]
         line = roofline.roofline(chip, devices, executed.total, moved["hbm"], sent)
         row["roofline"] = {**asdict(line), "seconds": line.seconds, "bottleneck": line.bottleneck}
-        row["roofline"]["hours"] = line.seconds * steps * filled / real / 3600
+        # Unpacked, most steps are smaller than the largest one, which is what is compiled.
+        row["roofline"]["hours"] = line.seconds * count * steps.positions / positions / 3600
     return row

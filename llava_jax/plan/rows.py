@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,18 +18,19 @@ from llava_jax.settings import flat
 from llava_jax.util import json_lines, parse_values, read_text, write_text
 
 
-def key_of(config: Any, assumed: dict[str, Any], topology: str, versions: dict[str, str]) -> str:
-    """Digest of all that a row follows from: settings, assumptions, machine, compilers, our code."""
-    facts = [sorted((n, repr(v)) for n, v in flat(config)), assumed, topology, versions, _code()]
+def key_of(config: Any, assumed: dict[str, Any], machine: str) -> str:
+    """Digest of what is asked: settings, assumptions, machine."""
+    facts = [sorted((n, repr(v)) for n, v in flat(config)), assumed, machine]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _code() -> str:
-    """Digest of this package's own source: a row of an earlier state is made anew."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(str(llava_jax.__file__)).parent.rglob("*.py")):
+@functools.cache
+def digest_of(*files: str) -> str:
+    """Digest of some of this package's files, all of its source if none is named."""
+    digest, home = hashlib.sha256(), Path(str(llava_jax.__file__)).parent
+    for path in [home / file for file in files] or sorted(home.rglob("*.py")):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 class Kept:
@@ -41,14 +43,25 @@ class Kept:
         self._path = path
         self.rows: dict[str, dict[str, Any]] = _read(path) if path else {}
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The finished row with this key."""
-        return self.rows.get(key)
+    def get(self, key: str, made_by: dict[str, Any]) -> dict[str, Any] | None:
+        """The finished row with this key, if what made it is what would make it now.
 
-    def same_program(self, digest: str, target: str) -> dict[str, Any] | None:
-        """A row of the same program, for a chip that differs in memory and bandwidth at most."""
+        made_by: versions of the compilers, digests of the code that reads programs and of all code.
+        """
+        row = self.rows.get(key)
+        return row if row and all(row.get(name) == made_by[name] for name in made_by) else None
+
+    def same_program(
+        self, digest: str, target: str, made_by: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """A row with the same program, compiled by the same compiler and read by the same code.
+
+        It may be of other code, and of a chip that differs in memory and bandwidth.
+        """
+        wanted = (digest, target, made_by["versions"], made_by["reader"])
         for row in self.rows.values():
-            if (row["compiled"]["digest"], row["target"]) == (digest, target):
+            found = (row["compiled"]["digest"], row["target"], row["versions"], row["reader"])
+            if found == wanted:
                 return row
         return None
 
@@ -85,8 +98,12 @@ def _is_row(row: Any) -> bool:
     try:
         describe(row)
         table([row])
-        texts = (row["key"], row["target"], row["compiled"]["digest"])
-        return all(isinstance(text, str) for text in texts) and isinstance(row["fits"], bool)
+        texts = (row["key"], row["target"], row["reader"], row["compiled"]["digest"])
+        return (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(row["fits"], bool)
+            and isinstance(row["versions"], dict)
+        )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         return False
 

@@ -25,9 +25,12 @@ def _verdict(row: Row) -> str:
     m = row["memory"]
     if m["device"] is None:
         return f"{gib(m['peak'])} GiB a device"
-    return (
-        f"{'fits' if row['fits'] else 'does not fit'}, {gib(m['peak'])} of {gib(m['device'])} GiB"
-    )
+    return f"{'fits' if row['fits'] else 'does not fit'}, {_peak(row)} of {gib(m['device'])} GiB"
+
+
+def _peak(row: Row) -> str:
+    """GiB; where nothing was compiled, what stays is known and the rest comes on top."""
+    return ("" if row["compiled"]["digest"] else "more than ") + gib(row["memory"]["peak"])
 
 
 def _lines(row: Row) -> Iterable[tuple[str, str]]:
@@ -42,8 +45,7 @@ def _lines(row: Row) -> Iterable[tuple[str, str]]:
         "a step",
         f"{shape['rows']} rows of {shape['length']:,}, {groups * shape['images']} images, "
         f"{groups * shape['targets']:,} trained positions; {row['steps']:,} steps for "
-        f"{row['samples']:,.0f} samples"
-        + (f", {row['real']:.1%} real tokens" if "real" in row else ""),
+        f"{row['samples']:,.0f} samples, {row['real']:.1%} real tokens",
     )
     yield (
         "memory GiB",
@@ -90,7 +92,7 @@ def table(rows: Iterable[Row]) -> list[str]:
 
 def _cells(row: Row) -> str:
     shape, m = row["shape"], row["memory"]
-    peak = gib(m["peak"]) + (f" of {gib(m['device'])}" if m["device"] else "")
+    peak = _peak(row) + (f" of {gib(m['device'])}" if m["device"] else "")
     line = row.get("roofline")
     cells = (
         row["name"] + (f", {row['change']}" if row["change"] else ""),

@@ -21,11 +21,14 @@ Stages = Sequence[tuple[str, Any]]
 """(name, settings) of each run, as llava_jax.train.stages.split_stages gives them."""
 
 
-def check_stages(stages: Stages) -> None:
-    """`check_settings` of every stage; warns of a setting that has no effect in any."""
+def check_stages(stages: Stages, *, files: bool = True) -> None:
+    """`check_settings` of every stage; warns of a setting that has no effect in any.
+
+    files: whether the data have to be there, too.
+    """
     for name, config in stages:
         with _naming(name):
-            check_settings(config)
+            check_settings(config, files=files)
     runs = [dict(flat(config)) for _, config in stages]
     for name, row in TRAINING.items():
         need, _, value = row.needs.partition("=")
@@ -58,10 +61,10 @@ def _naming(stage: str) -> Iterator[None]:
 # One stage -----------------------------------------------------------------------------------------
 
 
-def check_settings(c: Any) -> None:
+def check_settings(c: Any, *, files: bool = True) -> None:
     """Raises ConfigError, naming the setting, for a value of one stage that no run could mean.
 
-    Files are looked for, not read.
+    files: whether those of the data are looked for; none is read.
     """
     settings = dict(flat(c))
     for name, row in TRAINING.items():
@@ -110,7 +113,7 @@ def check_settings(c: Any) -> None:
     ):
         if count % parts:
             raise ConfigError(f"{what} not a multiple of {name} {parts}")
-    for file in data_files(c.data):
+    for file in data_files(c.data) if files else ():
         if file.weight and not storage.is_file(file.path):
             raise ConfigError(f"{file.path}: no such data file", fix="set data.path")
         if file.image_folder and not storage.is_folder(file.image_folder):
@@ -120,15 +123,18 @@ def check_settings(c: Any) -> None:
 # What the stages meet ------------------------------------------------------------------------------
 
 
-def check_devices(stages: Stages) -> None:
+def check_devices(stages: Stages, devices: Sequence[Any] | None = None) -> None:
     """Raises ConfigError for a mesh that does not fit the devices, a batch that does not fit the mesh, and
-    for a place that activations are to be moved to and the devices do not have."""
+    for a place that activations are to be moved to and the devices do not have.
+
+    devices: None for those that are here.
+    """
     from llava_jax.sharding import check_lengths, check_rows, make_mesh
 
     for name, config in stages:
-        mesh, data = make_mesh(**config.mesh), config.data
+        mesh, data = make_mesh(**config.mesh, devices=devices), config.data
         with _naming(name):
-            check_remat(config.remat, mesh.local_devices[0])
+            check_remat(config.remat, mesh.devices.flat[0] if devices else mesh.local_devices[0])
             check_lengths(padded_lengths(data, data.max_length), mesh)
             if not data.pack:  # packed rows are filled up
                 check_rows(config.batch_size, mesh, config.grad_accum)
@@ -139,7 +145,8 @@ def check_remat(remat: str, device: Any) -> None:
     from llava_jax.layers import OFFLOADED
 
     kinds = [memory.kind for memory in device.addressable_memories()]
-    if remat == "offload" and OFFLOADED not in kinds:
+    # GPUs that are not here, as llava-jax plan has them, name none.
+    if remat == "offload" and kinds and OFFLOADED not in kinds:
         raise ConfigError(
             f"remat is 'offload', but {device.platform} devices have no {OFFLOADED} memory here",
             fix="--config.remat=full keeps the same activations on the device",

@@ -11,7 +11,7 @@ from llava_jax.data.packing import Sizes, best_fit, deal, fill_rows
 from llava_jax.data.sampler import Epochs, seeded_random
 from llava_jax.data.settings import DataFile, DataSettings
 from llava_jax.errors import ConfigError
-from tests.data.mixture_lengths import CAPTIONS_558K, mixture
+from llava_jax.plan.lengths import CAPTIONS_558K, draw_sizes
 
 
 def layout(sizes: Sizes, parts: int = 1, run: int = 1, length: int = 2048, weight=1.0, **changes):
@@ -86,13 +86,13 @@ def test_two_hundred_data_sets_show_each_sample_once_whatever_the_devices():
 
 
 def test_full_rows_of_a_mixture_like_llavas_hold_few_empty_positions():
-    sizes = mixture(share=0.1)
+    sizes = draw_sizes(share=0.1)
     assert abs(sizes.length.mean() - 861) < 5
     for length, least in ((4096, 0.97), (8192, 0.975)):
         found = layout(sizes, 8, pack="fill", pack_length=length, batch_size=128)
         assert found.share >= least, found.summary
         assert "real tokens" in found.summary
-    captions = mixture(CAPTIONS_558K, share=0.02)
+    captions = draw_sizes(CAPTIONS_558K, share=0.02)
     assert layout(captions, pack="fill", pack_length=4224, batch_size=256).share > 0.95
 
 
@@ -102,7 +102,7 @@ def test_a_plan_of_665k_samples_takes_seconds():
     import time
 
     begun = time.process_time()
-    layout(mixture(), 8, pack="fill", pack_length=4096, batch_size=128)
+    layout(draw_sizes(), 8, pack="fill", pack_length=4096, batch_size=128)
     assert time.process_time() - begun < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20  # in KiB: 1 GB
 
@@ -150,9 +150,9 @@ def test_text_alone_has_a_shape_without_images_and_shapes_are_few():
 
 def test_rows_of_a_step_are_refused_where_devices_do_not_divide_them():
     with pytest.raises(ConfigError, match=r"data\.pack_rows 6 cannot be cut into 4 equal parts"):
-        layout(mixture(share=0.001), 4, pack="fill", pack_rows=6, batch_size=8)
+        layout(draw_sizes(share=0.001), 4, pack="fill", pack_rows=6, batch_size=8)
     rows = [
-        layout(mixture(share=0.001), n, pack="fill", pack_length=4096, batch_size=128).step_rows
+        layout(draw_sizes(share=0.001), n, pack="fill", pack_length=4096, batch_size=128).step_rows
         for n in (1, 2, 8, 16)
     ]
     assert rows == [24, 24, 24, 32]
