@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "model": NETWORK | {"sharding", "text", "images", "batch", "generate", "convert"},
     "train": NETWORK
     | {"sharding", "text", "images", "data", "convert", "generate", "model", "configs"},
-    "plan": {"sharding", "batch", "convert", "train"},
+    "plan": {"sharding", "batch", "data", "convert", "train"},
     "chat": {"text", "images", "generate", "model"},
     "eval": {"text", "images", "batch", "generate", "model", "sharding"},
     "inspect": {"convert"},

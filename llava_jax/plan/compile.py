@@ -121,13 +121,16 @@ def lower(program: Any, batch: dict[str, Any]) -> tuple[Any, str]:
     return lowered, hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
 
 
-def compile_step(lowered: Any, digest: str) -> Compiled:
-    """Compiles; a TPU program that is too large is a result, not an error."""
+def compile_step(lowered: Any, digest: str, arguments: int) -> Compiled:
+    """Compiles; a TPU program that is too large is a result, not an error.
+
+    arguments: bytes of a device that the step is given.
+    """
     start = time.monotonic()
     try:
         compiled = lowered.compile()
     except Exception as error:
-        used = over_memory(str(error))
+        used = over_memory(str(error), arguments)
         if used is None:
             raise
         return Compiled(digest, False, used, seconds=round(time.monotonic() - start, 1))
@@ -151,7 +154,13 @@ def compile_step(lowered: Any, digest: str) -> Compiled:
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def over_memory(message: str) -> int | None:
-    """Bytes that a refused program wanted, from the compiler's message; None for another error."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    return int(float(found[1]) * _UNITS[found[2]]) if found else None
+def over_memory(message: str, arguments: int) -> int | None:
+    """Bytes that a refused program wanted, from the compiler's message; None for another error.
+
+    libtpu refuses in two ways: for all that a program needs, or for its temporaries alone.
+    """
+    if found := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message):
+        return int(float(found[1]) * _UNITS[found[2]])
+    if found := re.search(r"required for HLO temporaries \(([\d.]+)([KMGT])\)", message):
+        return int(float(found[1]) * _UNITS[found[2]]) + arguments
+    return None

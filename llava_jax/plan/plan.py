@@ -160,15 +160,15 @@ def _compiled(
 
     Nothing is compiled where what stays over a step is already more than a device holds.
     """
-    question, resident = setup.question, setup.memory.resident
-    if question.topology.chip and resident > question.topology.chip.memory:
-        return compiler.Compiled("", False, resident - setup.memory.unused).facts(), {}
+    question, arguments = setup.question, setup.memory.resident - setup.memory.unused
+    if question.topology.chip and arguments > question.topology.chip.memory:
+        return compiler.Compiled("", False, arguments).facts(), {}
     lowered, digest = compiler.lower(setup.program, setup.batch)
     if twin := kept.same_program(digest, target, made_by):
         return twin["compiled"], twin["traffic"]
     words = f" with {question.change}" if question.change else ""
     log.info("%s on %s: compiling%s", question.name, question.topology.name, words)
-    done = compiler.compile_step(lowered, digest)
+    done = compiler.compile_step(lowered, digest, arguments)
     return done.facts(), _moved(done, setup)
 
 

@@ -349,5 +349,7 @@ def test_a_missing_compiler_is_named(name, wheel, monkeypatch):
 
 def test_a_refused_tpu_program_says_what_it_wanted():
     said = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G."
-    assert compiler.over_memory(said) == int(20.5 * 2**30)
-    assert compiler.over_memory("something else") is None
+    assert compiler.over_memory(said, 7) == int(20.5 * 2**30)
+    said = "the total memory required for HLO temporaries (48.00G) exceeds available HBM (15.75G)."
+    assert compiler.over_memory(said, 7) == 48 * 2**30 + 7
+    assert compiler.over_memory("something else", 7) is None
