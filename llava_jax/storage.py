@@ -42,6 +42,15 @@ def read(path: str | Path, limit: int | None = None) -> bytes:
         return store.cat_file(name, start=None if limit is None else 0, end=limit)
 
 
+@contextlib.contextmanager
+def reading(address: str) -> Iterator[Any]:
+    """The file at an address, open to be read a part at a time. Raises as `read`."""
+    with _as_os_errors(address):
+        store, name = _open(address)
+        with store.open(name, "rb") as file:
+            yield file
+
+
 def is_file(path: str | Path) -> bool:
     """Whether there is such a file. Raises as `read`, but not for one that is not there."""
     if not is_address(path):

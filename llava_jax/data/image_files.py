@@ -6,28 +6,29 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from llava_jax import storage
 from llava_jax.data.bad import Bad, TooManyBad, bad_sample
 from llava_jax.errors import SampleError
-from llava_jax.text.records import image_paths
 
 MOSTLY = 0.9
 """Part of a folder's images that must be missing for the folder itself to be called wrong."""
 
+Images = tuple[str, ...]
+"""The paths of a record's images."""
+
 _NO_FILE = "the image file does not exist"
 
 
-def missing_images(records: Sequence[Any], folders: Sequence[str]) -> dict[int, str]:
-    """{index in `records`: full path of its first image that is not a file}; names in exact case.
+def missing_images(images: Sequence[Images], folders: Sequence[str]) -> dict[int, str]:
+    """{index in `images`: full path of its first image that is not a file}; names in exact case.
 
-    folders: the image folder of each record. Every folder with images is listed once.
+    images: the paths of each record; folders: the image folder of each. A folder is listed once.
     """
     listed: dict[tuple[str, str], Callable[[str], bool]] = {}
     missing: dict[int, str] = {}
-    for n, (record, folder) in enumerate(zip(records, folders)):
-        for path in image_paths(record):
+    for n, (paths, folder) in enumerate(zip(images, folders)):
+        for path in paths:
             head, _, name = path.rpartition("/")
             holds = listed.get((folder, head))
             if holds is None:
@@ -70,21 +71,21 @@ def missing_image(index: int, sample_id: str, path: str) -> Bad:
 
 
 def refuse_wrong_folder(
-    records: Sequence[Any], folders: Sequence[str], missing: dict[int, str]
+    images: Sequence[Images], folders: Sequence[str], missing: dict[int, str]
 ) -> None:
     """Raises TooManyBad, naming folder and path, where a folder lacks (nearly) all its images.
 
-    missing: of `missing_images` for the same records and folders.
+    missing: of `missing_images` for the same images and folders.
     """
     shown = defaultdict(list)  # folder -> indices of its records with images
     for n, folder in enumerate(folders):
-        if image_paths(records[n]):
+        if images[n]:
             shown[folder].append(n)
     for folder, indices in shown.items():
         lost = [n for n in indices if n in missing]
         if len(lost) < MOSTLY * len(indices):
             continue
-        path, full = image_paths(records[lost[0]])[0], missing[lost[0]]
+        path, full = images[lost[0]][0], missing[lost[0]]
         what = "none" if len(lost) == len(indices) else f"only {len(indices) - len(lost):,}"
         where = f"{folder!r} holds" if folder else "is empty, and the current folder holds"
         better = _folder_with(path, folder)

@@ -154,10 +154,7 @@ class Loader:
     @property
     def turns(self) -> bool:
         """Whether some sample may have independent turns: by data.turns, or by its own record."""
-        wanted = "independent"
-        return self._settings.turns == wanted or any(
-            record.get("turns") == wanted for record in self._data.records
-        )
+        return self._settings.turns == "independent" or self._data.independent
 
     def __iter__(self) -> Loader:
         return self

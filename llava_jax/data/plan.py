@@ -21,7 +21,6 @@ from llava_jax.data.sampler import TURNS, Epochs, seeded_random
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import LlavaError, SampleError
 from llava_jax.text.example import Example, sample_turns
-from llava_jax.text.records import image_paths
 from llava_jax.text.sample import ExampleMaker, check_trained
 
 MakeExample = Callable[[Any, str], Example]
@@ -108,7 +107,7 @@ class Planner:
         sizes = [self._size(x.sample) for x in found if x]
         for n, (entry, record) in enumerate(zip(entries, given)):
             if found[n] is None:
-                images = len(image_paths(self._data.records[record]))
+                images = len(self._data.images[record])
                 room = self.layout.room(entry, number, sizes)
                 own = room or self._buckets.largest._replace(images=images)
                 found[n] = next(self.replacements(number, entry, own), None)

@@ -8,89 +8,21 @@ Here "image" may also be a list of paths, one for each "<image>" of the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
-from llava_jax.data.settings import DataFile
 from llava_jax.errors import ImageError, SampleError
 from llava_jax.images.decode import refuse_address
-from llava_jax.storage import is_address
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.records import image_paths, read_turns
-from llava_jax.util import Doubled, parse_values, read_text
+from llava_jax.util import Doubled
 
 _PICTURE_KEYS = re.compile(
     r"(images?|imgs?|pictures?|photos?|videos?)([_-]?(paths?|files?|names?|urls?|filenames?))?",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?|heic|mp4)", re.IGNORECASE)
-
-
-def read_records(path: str | Path) -> list[Any]:
-    """The records of one file, unchecked. A record or turn with a duplicated key comes as Doubled.
-
-    A list, JSON lines and concatenated objects are distinguished by content, not by the name.
-    Raises SampleError if the file is missing, is not JSON, or holds no list of samples.
-    """
-    if not is_address(path):
-        path = Path(path)
-        if not path.exists():
-            raise SampleError(f"{path}: no such data file")
-    text = read_text(path)
-    records = _records_of(parse_values(text, path), path)
-    if _may_have_doubled_keys(text, records):
-        records = _records_of(parse_values(text, path, doubled=True), path)
-    return records
-
-
-def _records_of(values: list[Any], path: str | Path) -> list[Any]:
-    if len(values) == 1 and isinstance(values[0], list):
-        return values[0]
-    lines = str(path).endswith((".jsonl", ".ndjson"))
-    alone = values[0] if len(values) == 1 else None
-    if isinstance(alone, Mapping) and not (lines or "conversations" in alone):
-        lists = [repr(k) for k, v in alone.items() if isinstance(v, list)]
-        inside = f"an object with a list under {', '.join(lists)}" if lists else "one object"
-        raise SampleError(
-            f"{path}: expected a list of samples, found {inside}", fix="save the list itself"
-        )
-    if any(isinstance(v, list) for v in values):
-        raise SampleError(f"{path}: there are several lists", fix="join them into one")
-    if alone is not None and not isinstance(alone, Mapping):
-        raise SampleError(f"{path}: expected a list of samples, found {alone!r:.60}")
-    return values
-
-
-def _may_have_doubled_keys(text: str, records: list[Any]) -> bool:
-    """Whether a key is in the text more often than in what was read. Cheap; yes may be wrong.
-
-    Within a string quotes are escaped, so `"image":` in the raw text is a key.
-    """
-    dicts = [r for r in records if isinstance(r, Mapping)]
-    turns = sum(len(c) for r in dicts if isinstance(c := r.get("conversations"), list))
-    counts = {key: sum(key in r for r in dicts) for key in ("image", "conversations")}
-    return any(
-        text.count(f'"{k}":') + text.count(f'"{k}" :') > n
-        for k, n in {**counts, "value": turns}.items()
-    )
-
-
-def read_files(files: Sequence[DataFile]) -> tuple[list[Any], list[str], list[int]]:
-    """(records, "file[index]" of each, which file each is of); files of weight 0 are not opened."""
-    records: list[Any] = []
-    places: list[str] = []
-    file_of: list[int] = []
-    for n, file in enumerate(files):
-        if file.weight:
-            found = read_records(file.path)
-            records += found
-            places += [f"{Path(file.path).name}[{i}]" for i in range(len(found))]
-            file_of += [n] * len(found)
-    if not records:
-        paths = ", ".join(f.path for f in files)
-        raise SampleError(f"{paths}: there are no samples", fix="set data.path")
-    return records, places, file_of
 
 
 def record_name(record: Any, place: str) -> str:

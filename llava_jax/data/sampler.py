@@ -19,7 +19,6 @@ import numpy as np
 from llava_jax.data.check import Dataset
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, SampleError
-from llava_jax.text.records import modality_lengths
 
 MAX_TRIES = 100
 """Samples looked at for one that may replace a bad one; after that, its place stays empty."""
@@ -76,7 +75,7 @@ class Epochs:
             raise SampleError("data.weights leave no sample in an epoch", fix="raise them")
         self._lengths: np.ndarray | None = None
         if settings.group_by_modality:
-            self._lengths = np.asarray([n or 1 for n in modality_lengths(data.records)], np.int64)
+            self._lengths = np.where(data.words == 0, 1, data.words).astype(np.int64)
         self._lock = threading.Lock()
         self._cached = functools.lru_cache(maxsize=2)(self._make)
 

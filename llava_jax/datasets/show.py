@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from llava_jax.config import LlavaConfig
-from llava_jax.data.records import check_record, read_records
+from llava_jax.data.json_file import read_records
+from llava_jax.data.records import check_record
 from llava_jax.datasets.prompt import maker_of, prompt_of
 from llava_jax.errors import SampleError
 from llava_jax.images.decode import open_image

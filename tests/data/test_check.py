@@ -12,6 +12,7 @@ from llava_jax.data.check import HELD_SIDE, open_data
 from llava_jax.data.image_files import missing_images
 from llava_jax.data.settings import data_files, split_paths
 from llava_jax.errors import ConfigError, SampleError
+from llava_jax.text.records import image_paths
 
 
 def record(name: str, image=None, question: str | None = None, answer: str = "red") -> dict:
@@ -68,7 +69,8 @@ def test_every_folder_is_listed_once(folder, monkeypatch):
     monkeypatch.setattr(os, "scandir", lambda p: listed.append(p) or scandir(p))
     monkeypatch.setattr(os, "stat", None)
     records = [*GOOD, *GOOD, record("x", ["coco/1.png", "gqa/2.png"]), record("t")]
-    missing = missing_images(records, [str(folder / "img")] * len(records))
+    images = [image_paths(r) for r in records]
+    missing = missing_images(images, [str(folder / "img")] * len(records))
     assert missing == {80: str(folder / "img" / "gqa" / "2.png")}
     assert sorted(listed) == [str(folder / "img" / n) for n in ("coco", "gqa")]
 
@@ -77,15 +79,14 @@ def test_every_folder_is_listed_once(folder, monkeypatch):
     "path", ["coco", "coco/", "coco/1.png/x", "a\0b", "\ud800.png", "coco/1.PNG"]
 )
 def test_odd_paths_are_missing(folder, path):
-    assert list(missing_images([record("x", path)], [str(folder / "img")])) == [0]
+    assert list(missing_images([(path,)], [str(folder / "img")])) == [0]
 
 
 def test_links_and_odd_spellings_of_a_path_are_found(folder):
     (folder / "img" / "link.png").symlink_to(folder / "img" / "coco" / "1.png")
     (folder / "img" / "dead.png").symlink_to(folder / "none.png")
     names = ["link.png", "./coco//2.png", "coco/./3.png", "dead.png"]
-    records = [record(n, n) for n in names]
-    assert list(missing_images(records, [str(folder / "img")] * 4)) == [3]
+    assert list(missing_images([(n,) for n in names], [str(folder / "img")] * 4)) == [3]
 
 
 def test_a_wrong_image_folder_is_one_line_that_names_it(folder, caplog, monkeypatch):

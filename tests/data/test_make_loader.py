@@ -12,8 +12,9 @@ from PIL import Image
 
 from llava_jax.config import LlavaConfig
 from llava_jax.data.bad import TooManyBad
-from llava_jax.data.check import holdout, open_data
+from llava_jax.data.check import open_data
 from llava_jax.data.loader import make_loader
+from llava_jax.data.scan import holdout
 from llava_jax.errors import ConfigError, LlavaError, SampleError
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.config import load_config

@@ -2,14 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from llava_jax.data.records import (
-    check_record,
-    read_files,
-    read_records,
-)
-from llava_jax.data.settings import DataFile
+from llava_jax.data.json_file import read_records
+from llava_jax.data.records import check_record
+from llava_jax.data.scan import scan
+from llava_jax.data.settings import DataFile, DataSettings
 from llava_jax.errors import SampleError
 from llava_jax.text.records import image_paths, record_id
 
@@ -23,10 +22,9 @@ def test_json_and_json_lines(tmp_path):
     assert read_records(tmp_path / "a.json") == read_records(tmp_path / "b.jsonl") == rows
     names = ("a.json", "b.jsonl", "none.json")
     files = [DataFile(str(tmp_path / n), "", float(n != "none.json")) for n in names]
-    records, places, file_of = read_files(files)
-    assert records == rows * 2
-    assert file_of == [0, 0, 1, 1]
-    assert places == ["a.json[0]", "a.json[1]", "b.jsonl[0]", "b.jsonl[1]"]
+    found = scan(files, DataSettings())
+    assert list(found.records(np.arange(4))) == rows * 2
+    assert found.file.tolist() == [0, 0, 1, 1]
 
 
 RECORD = {"id": "\u2028", "image": "a.png", "conversations": TURNS}
@@ -120,7 +118,7 @@ def test_other_spellings_are_named(record, message):
 def test_files_that_cannot_be_read(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(SampleError, match=message):
-        read_files([DataFile(str(tmp_path / name), "", 1.0)])
+        scan([DataFile(str(tmp_path / name), "", 1.0)], DataSettings())
 
 
 def test_missing_and_binary_files(tmp_path):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from llava_jax.data.check import holdout
 from llava_jax.data.sampler import (
     epoch_order,
     group_by_length,
@@ -11,6 +10,7 @@ from llava_jax.data.sampler import (
     seeded_permutations,
     split_to_even_chunks,
 )
+from llava_jax.data.scan import holdout
 from llava_jax.errors import ConfigError, SampleError
 from tests.conftest import json_lines, shared
 
