@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Does what the command line asks; returns the exit code."""
+    if getattr(args, "include", None) is not None:
+        from llava_jax.eval.outside import include
+
+        include(args.include)
     return ACTIONS[args.action][1](args) if args.action else _run(args)
 
 
@@ -67,6 +71,7 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _reading_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--include", type=Path, metavar="DIR", help="folder of tasks of your own")
     p.add_argument("--split", help="part of a file name, where several fit")
     options = "an option of a benchmark, [TASK.]NAME=VALUE (ocr=no; textvqa.ocr=no)"
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=options)
@@ -125,6 +130,10 @@ def _fetch_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--images", action="store_true", help="image archives too (gigabytes)")
 
 
+def _list_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--include", type=Path, metavar="DIR", help="folder of tasks of your own")
+
+
 def _questions_arguments(p: argparse.ArgumentParser) -> None:
     _task_arguments(p, answers=False)
     p.add_argument("--out", type=Path, required=True, metavar="FILE")
@@ -164,6 +173,9 @@ def _refuse_input(args: argparse.Namespace, out: Path | None) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from llava_jax.eval.outside import installed
+
+    installed()
     width = max(map(len, TASKS)) + 2
     for name, title in TASKS.items():
         task = get_task(name)
@@ -257,5 +269,5 @@ ACTIONS = {
     "report": (_report_arguments, _report, "one page of results next to the paper's"),
     "fetch": (_fetch_arguments, _fetch, "download a benchmark's files"),
     "questions": (_questions_arguments, _questions, "write a benchmark's prompts as LLaVA's jsonl"),
-    "list": (None, _list, "the benchmarks and the files each needs"),
+    "list": (_list_arguments, _list, "the benchmarks and the files each needs"),
 }

@@ -132,9 +132,12 @@ class Task:
     text_keys: ClassVar[tuple[str, ...]] = ("text", "answer")
     answers_in: ClassVar[str] = ""  # key of a results file under which the answers are
 
+    own_title: str = ""  # of a task from outside
+    grades: ClassVar[bool] = False  # its judge gives grades from 0 to 1, and no reviews
+
     @property
     def title(self) -> str:
-        return TASKS[self.name]
+        return TASKS.get(self.name) or self.own_title or self.name
 
     def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:
         """The questions in the owner's order, prompts as in the paper: those of LLaVA's question
@@ -206,10 +209,29 @@ def check_settings(tasks: Sequence[Task], settings: TaskSettings) -> None:
         raise LlavaError(f"--split {settings.split}: {names} has no splits to choose from")
 
 
+_OUTSIDE: dict[str, Task] = {}  # tasks that were registered
+
+
+def register(task: Task, where: str) -> None:
+    """Makes a task from outside known by its name; raises LlavaError where the name is taken."""
+    name = task.name
+    if name != name.lower() or not name.replace("_", "").isalnum():
+        raise LlavaError(f"{where}: the name {name!r} is not of small letters, digits and _")
+    if (name in TASKS and name not in _OUTSIDE) or name in ALIASES:
+        raise LlavaError(f"{where}: there is a benchmark {name} already", fix="give another name")
+    _OUTSIDE[name], TASKS[name] = task, task.own_title or name
+
+
 def get_task(name: str) -> Task:
     """The benchmark called `name` ("pope", "mmbench_cn", …); raises LlavaError for another name."""
     key = name.lower().replace("-", "_")
     key = ALIASES.get(key, key)
+    if key not in TASKS:
+        from llava_jax.eval.outside import installed
+
+        installed()
+    if key in _OUTSIDE:
+        return _OUTSIDE[key]
     if key not in TASKS:
         fix = did_you_mean(key, [*TASKS, *ALIASES]) or f"one of {', '.join(TASKS)}"
         raise LlavaError(f"unknown benchmark {name!r}", fix=fix)

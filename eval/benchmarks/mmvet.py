@@ -26,7 +26,7 @@ class MMVet(Task):
     name = "mmvet"
     headline = "total"
     max_new_tokens = 1024
-    judge = True
+    judge = grades = True
     data_files = "mm-vet.json (capabilities, answers); llava-mm-vet.jsonl to ask"
     llava_files = ("llava-mm-vet*.jsonl", "llava_mm_vet*.jsonl")
     id_keys = ("question_id", "id")
@@ -43,7 +43,7 @@ class MMVet(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Sums a grade file: {id: {"model": […], "content": […], "score": [a grade per run]}}."""
-        (capabilities, images), grades = _capabilities(data), _grades(answers)
+        (capabilities, images), grades = _capabilities(data), read_grades(answers)
         rows = [Answer(key, "", n, grade) for n, (key, grade) in enumerate(grades.items(), 1)]
         _, coverage = join(capabilities, AnswerFile(answers, rows), strict=settings.strict)
         runs = min(len(g["score"]) for g in grades.values())
@@ -140,7 +140,8 @@ def _capabilities(data: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     return found, images
 
 
-def _grades(path: Path) -> dict[str, dict[str, Any]]:
+def read_grades(path: Path) -> dict[str, dict[str, Any]]:
+    """A grade file: id -> {"model": […], "content": […], "score": [a grade per run, or null]}."""
     grades = read_json(path, AnswerError) if path.suffix == ".json" else None
     if not isinstance(grades, dict) or not grades:
         raise AnswerError(

@@ -189,7 +189,7 @@ def judge_command(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise LlavaError(f"--{name} must be at least 1")
     requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
-    graded = task.name == "mmvet"
+    graded = task.grades
     messages = [m for _, m in requests] * args.runs
     tokens = GRADE_TOKENS if graded else REVIEW_TOKENS
     prices = args.price_in, args.price_out

@@ -192,7 +192,12 @@ def parse_chunk(text: str) -> tuple[int, int]:
 
 def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
     """The command line's run: all tasks, then the report. options: of --set."""
+    named = args.include
     wanted = resolve(args)
+    if args.include is not None and named is None:  # of the experiment's file
+        from llava_jax.eval.outside import include
+
+        include(args.include)
     for name in ("model", "data", "out"):
         if getattr(args, name) is None:
             raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")

@@ -17,6 +17,7 @@ def dump(path, value):
 
 
 def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     return path
 

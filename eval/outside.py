@@ -1,0 +1,202 @@
+"""Tasks that other people write: a Python or YAML file in a folder (--include), or an entry point.
+
+A Python file defines TASK, an instance of Task or SimpleTask. A YAML file says where rows are, how they
+are asked and by which rule they are read; docs/evaluation.md has an example of each.
+"""
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_jax.errors import LlavaError, did_you_mean
+from llava_jax.eval.answers import Answer, AnswerFile, join
+from llava_jax.eval.benchmarks.mmvet import read_grades
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.judge.mmvet_prompt import mmvet_message
+from llava_jax.eval.rules import LETTERS, RULES
+from llava_jax.eval.simple import Item, SimpleTask
+from llava_jax.eval.task import DEFAULT, TASKS, Result, Task, TaskSettings, register
+from llava_jax.util import read_text
+
+ENTRY_POINTS = "llava_jax.eval_tasks"
+# Key of a YAML file -> its type. image, answer, options, id, group (a table of its values) and together
+# (rows that are right only all at once) are names of columns.
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "name": str, "title": str, "files": (str, list), "hub": str, "prompt": str, "image": (str, list),
+    "answer": str, "options": (str, list), "id": str, "group": str,
+    "together": str, "rule": str, "max_new_tokens": int,
+}  # fmt: skip
+NEEDED = ("name", "prompt", "answer", "rule")
+
+
+def include(folder: Path) -> list[str]:
+    """Registers the tasks of a folder's .py, .yaml and .yml files; returns their names.
+
+    Raises LlavaError naming the file that is no task, or whose name is taken.
+    """
+    if not folder.is_dir():
+        raise LlavaError(f"--include {folder}: there is no such folder")
+    names = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".yaml", ".yml"):
+            task: Any = _from_yaml(path)
+        elif path.suffix == ".py" and not path.name.startswith(("_", "test_")):
+            task = getattr(_module(path), "TASK", None)
+        else:
+            continue
+        names.append(_add(task, str(path)))
+    if not names:
+        raise LlavaError(f"--include {folder}: no .py or .yaml file in it")
+    return names
+
+
+def installed() -> list[str]:
+    """Registers what installed packages offer under the entry point; returns the names."""
+    names = []
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if point.name not in TASKS:
+            names.append(_add(point.load(), f"entry point {point.value}"))
+    return names
+
+
+def _add(task: Any, where: str) -> str:
+    if not isinstance(task, Task) or not isinstance(getattr(task, "name", None), str):
+        raise LlavaError(f"{where}: defines no TASK with a name")
+    register(task, where)
+    return task.name
+
+
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"_llava_jax_task_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise LlavaError(f"{path}: cannot be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except LlavaError:
+        raise
+    except Exception as e:  # whatever a foreign file raises
+        raise LlavaError(f"{path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
+    return module
+
+
+class YamlTask(SimpleTask):
+    """A task of a YAML file. keys: what the file says, checked."""
+
+    def __init__(self, keys: dict[str, Any]):
+        self.keys = keys
+        self.name, self.rule = keys["name"], keys["rule"]  # type: ignore[misc]
+        self.judge = self.grades = self.rule == "judge"  # type: ignore[misc]
+        self.files = tuple(_listed(keys.get("files", "*.parquet")))  # type: ignore[misc]
+        self.data_files = " or ".join(self.files)  # type: ignore[misc]
+        self.max_new_tokens = keys.get("max_new_tokens", 128)  # type: ignore[misc]
+        self.own_title = keys.get("title", "")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        keys = self.keys
+        options = _options(row, keys.get("options"))
+        truth = row[keys["answer"]]
+        if self.rule == "letter" and str(truth) not in tuple(LETTERS):
+            truth = LETTERS[truth if isinstance(truth, int) else options.index(str(truth))]
+        lines = "\n".join(f"{c}. {o}" for c, o in zip(LETTERS, options))
+        images = [row[name] for name in _listed(keys.get("image")) if row.get(name) is not None]
+        flat = [i for x in images for i in (x if isinstance(x, list) else [x])]
+        group = str(row[keys["group"]]) if "group" in keys else ""
+        return Item(
+            str(row[keys["id"]]) if "id" in keys else str(number),
+            keys["prompt"].format_map({**row, "options": lines}),
+            truth,
+            tuple(flat),
+            tuple(options),
+            {keys["group"]: group} if group else {},
+            str(row[keys["together"]]) if "together" in keys else "",
+        )
+
+    def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
+        """(id, judge's message, which is MM-Vet's) per question; all must be answered."""
+        items = self.items(data)
+        joined, _ = join([i.key for i in items], self.read(answers, DEFAULT), strict=True)
+        return [(i.key, mmvet_message(i.prompt, str(i.truth), joined[i.key].text)) for i in items]
+
+    def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
+        if not self.grades:
+            return super().score(answers, data, settings)
+        items, grades = self.items(data, settings), read_grades(answers)
+        rows = [Answer(key, "", n, grade) for n, (key, grade) in enumerate(grades.items(), 1)]
+        keys = [i.key for i in items]
+        joined, coverage = join(keys, AnswerFile(answers, rows), strict=settings.strict)
+        samples = {i.key: self._sample(i, joined) for i in items}
+        unread = []
+        for key, answer in joined.items():
+            given = [x for x in answer.row["score"] if x is not None]
+            if given:
+                samples[key].score = sum(given) / len(given)
+            else:
+                unread.append(key)
+                del samples[key]
+        kept = [i for i in items if i.key in samples]
+        result = self.result(kept, samples, Result(self, {}, samples, coverage))
+        if unread:
+            result.notes.append(f"no grade could be read for {', '.join(unread)}; no mean has them")
+        judges = {str(m) for g in grades.values() for m in g.get("model", ())}
+        result.totals["judge"] = ", ".join(sorted(judges))
+        return result
+
+    def judged(self, text: str, item: Item) -> tuple[float, Any]:
+        return (0.0, None) if self.grades else super().judged(text, item)
+
+    def rows(self, data: Path, settings: TaskSettings):
+        return super().rows(_downloaded(self.keys["hub"]) if "hub" in self.keys else data, settings)
+
+
+def _from_yaml(path: Path) -> YamlTask:
+    import yaml
+
+    try:
+        keys = yaml.safe_load(read_text(path, DataError))
+    except (yaml.YAMLError, RecursionError, ValueError) as e:
+        raise DataError(f"{path}: is not YAML ({' '.join(str(e).split())[:80]})") from None
+    if not isinstance(keys, dict):
+        raise DataError(f"{path}: holds no keys", fix=f"needed are {', '.join(NEEDED)}")
+    for name, value in keys.items():
+        if name not in KEYS:
+            fix = did_you_mean(str(name), KEYS) or f"known are {', '.join(KEYS)}"
+            raise DataError(f"{path}: {name} is not a key of a task", fix=fix)
+        if not isinstance(value, KEYS[name]) or isinstance(value, bool):
+            raise DataError(f"{path}: {name} is {value!r}, which it cannot be")
+    if absent := [name for name in NEEDED if name not in keys]:
+        raise DataError(f"{path}: {', '.join(absent)} is missing")
+    if keys["rule"] not in (*RULES, "judge"):
+        fix = f"one of {', '.join(RULES)}, judge"
+        raise DataError(f"{path}: there is no rule {keys['rule']!r}", fix=fix)
+    return YamlTask(keys)
+
+
+def _listed(value: Any) -> Sequence[str]:
+    return value if isinstance(value, list) else [value] if value is not None else []
+
+
+def _options(row: dict[str, Any], columns: Any) -> list[str]:
+    """The options' texts: of columns, of which empty ones are none, or of one column's list."""
+    if isinstance(columns, str):
+        return [str(x) for x in row[columns]]
+    return [str(row[c]) for c in _listed(columns) if row.get(c) not in (None, "")]
+
+
+def _downloaded(name: str) -> Path:
+    """The folder of a data set of the hub: its parquet files, kept in the hub's own cache."""
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, repo_type="dataset", allow_patterns=["*.parquet", "*.jsonl", "*.json"]
+            )
+        )
+    except Exception as e:  # its own errors, and those of whatever it asks with
+        what = " ".join(str(e).split())[:120]
+        raise DataError(f"hub data set {name}: {type(e).__name__}: {what}") from None
