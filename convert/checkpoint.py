@@ -16,12 +16,12 @@ from llava_jax.config import LlavaConfig
 from llava_jax.convert import templates, vocabulary
 from llava_jax.convert.formats import adapter, hf, language, original, projector
 from llava_jax.convert.formats.jax import open_jax, verify, write_jax
-from llava_jax.convert.io import folder as folders
 from llava_jax.convert.io import hub, output
 from llava_jax.convert.io import lazy as tensors
 from llava_jax.convert.io.lazy import Lazy, Leaf
 from llava_jax.convert.io.output import Progress
 from llava_jax.convert.source import KINDS, Options, Source, Target, identify
+from llava_jax.digests import sha256
 from llava_jax.errors import WeightError
 from llava_jax.text.vocabulary import load_fitting
 from llava_jax.util import refuse_input
@@ -258,7 +258,7 @@ def convert(
     # Formats without adapters: the sum is rounded once, so it comes before the cast.
     source = open_source(src, replace(options, merge=options.merge or target.to in _MERGED))
     refuse_input(dst, [hub.local(src), *source.files], WeightError)
-    hashes = {f"{p.parent.name}/{p.name}": folders.sha256(p) for p in source.files}
+    hashes = {f"{p.parent.name}/{p.name}": sha256(p) for p in source.files}
     if source.kind == "jax":
         verify(hub.resolve(src, options.allow_pickle), hashes)
     provenance = {

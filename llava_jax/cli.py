@@ -1,7 +1,7 @@
 """The `llava-jax` command: finds the command's room, imports only that, and reports its errors.
 
 A room offers `add_arguments(parser)`, which must import nothing heavy (help answers at once), and
-`run(args) -> int`, which may. EPILOG has the exit codes; 70 and 75 are those of sysexits.h.
+`run(args) -> int`, which may. EPILOG has the exit codes; 65 to 75 are those of sysexits.h.
 """
 
 import argparse
@@ -15,10 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llava_jax import __version__
-from llava_jax.errors import LlavaError, Stopped, did_you_mean
+from llava_jax.errors import Diverged, LlavaError, NotSaved, Stopped, did_you_mean
 from llava_jax.util import printable
 
-OK, BAD_INPUT, BUG, STOPPED, INTERRUPTED, BROKEN_PIPE = 0, 2, 70, 75, 130, 141
+OK, BAD_INPUT, DIVERGED, BUG, NOT_SAVED, STOPPED, INTERRUPTED, BROKEN_PIPE = (
+    0,
+    2,
+    65,
+    70,
+    74,
+    75,
+    130,
+    141,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,11 @@ COMMANDS = {
         aliases="estimate memory profile roofline simulate",
         overrides=True,
     ),
+    "verify": Command(
+        "llava_jax.train.verify",
+        "check the files of checkpoints and exports by their digests",
+        aliases="check checksum digest fsck sha256sum",
+    ),
     "chat": Command(
         "llava_jax.chat",
         "talk with a model about one or more images",
@@ -96,9 +110,11 @@ llava-jax COMMAND --help explains a command.
 
 exit codes:
   0    done
-  1    the command ran, and its answer is no: two checkpoints differ
+  1    the command ran, and its answer is no: two checkpoints differ, a file is damaged
   2    usage or bad input; the line says what to change
+  65   training stopped by itself: too many steps in a row had to be skipped
   70   a bug of ours
+  74   training could not write its last state or its model: the disk is full, say
   75   a run was stopped by a signal and saved its state; the same command again resumes it
   130  interrupted (143 where SIGTERM came twice, or before the first step); Ctrl-C twice at
        the prompt of chat leaves it with 0
@@ -316,7 +332,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     if isinstance(error, LlavaError):
-        return BAD_INPUT, one_line(str(error))
+        kinds = {Diverged: DIVERGED, NotSaved: NOT_SAVED}
+        return kinds.get(type(error), BAD_INPUT), one_line(str(error))
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:

@@ -44,6 +44,14 @@ class Stopped(LlavaError):
     """Not a failure: a run was asked to stop, saved its state, and goes on with the same command."""
 
 
+class NotSaved(LlavaError):
+    """A run ends, and its last state is not in a checkpoint; earlier checkpoints are whole."""
+
+
+class Diverged(LlavaError):
+    """A run stopped since too many steps in a row had to be skipped; the state before them is saved."""
+
+
 class WeightError(LlavaError):
     """A checkpoint is incomplete, has unknown, doubled or wrongly shaped tensors, or is unsafe to read."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -39,6 +40,54 @@ def write_text(path: str | Path, text: str) -> None:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+class LineFile:
+    """A text file that lines are added to. A full disk raises nothing and loses none of them.
+
+    What cannot be written now is kept, and written with a later line, or by `sync`.
+    """
+
+    def __init__(self, path: str | Path):
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._left = b""
+
+    def add(self, line: str) -> None:
+        """Adds a line."""
+        self._left += f"{line}\n".encode("utf-8", "backslashreplace")
+        with contextlib.suppress(OSError):
+            self._write()
+
+    def sync(self) -> None:
+        """Makes all lines durable. Raises OSError where there is no room."""
+        self._write()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file. Raises OSError where lines are left that cannot be written."""
+        with self._file:
+            self._write()
+
+    def _write(self) -> None:
+        while self._left:
+            self._left = self._left[self._file.write(self._left) :]
+
+
+def sync_tree(root: Path) -> None:
+    """fsync of every file and folder under `root`, and of itself."""
+    for base, _, files in os.walk(root):
+        for name in files:
+            sync_path(Path(base) / name)
+        sync_path(Path(base))
+
+
+def sync_path(path: Path) -> None:
+    """fsync of one file or folder; of a folder it makes the names in it durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def write_json(path: str | Path, value: Any, **how: Any) -> None:

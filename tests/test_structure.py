@@ -17,10 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.NAME
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
-BASE = {"errors", "config", "params", "progress", "reader", "storage", "util"}
+BASE = {"digests", "errors", "config", "params", "progress", "reader", "storage", "util"}
 BASE |= {"setting", "settings", "chips", "flops"}
 NETWORK = {"quant", "attention", "layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
+    "digests": set(),
     "errors": set(),
     "config": set(),
     "params": set(),
@@ -62,7 +63,7 @@ MAY_IMPORT = {
 }
 # Never import jax.
 LIGHT = {
-    *("errors", "config", "params", "progress", "reader", "storage", "util"),
+    *("digests", "errors", "config", "params", "progress", "reader", "storage", "util"),
     *(
         "setting",
         "settings",

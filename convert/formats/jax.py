@@ -12,6 +12,7 @@ from llava_jax.convert.io import output
 from llava_jax.convert.io.lazy import leaf
 from llava_jax.convert.io.output import Progress
 from llava_jax.convert.source import Options, Source, Target, read_side, write_side
+from llava_jax.digests import sha256, write_sums
 from llava_jax.errors import WeightError
 from llava_jax.params import check_params, parameter_shapes, same_type
 from llava_jax.reader import Reader, config_of
@@ -51,6 +52,7 @@ def write_jax(source: Source, work: Path, target: Target, progress: Progress | N
     output.write_json(work / FILE, data)
     tokenizer_files.copy(source.tokenizer, work)
     write_side(source, work)
+    write_sums(work, hashes)
 
 
 def verify(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
@@ -63,5 +65,5 @@ def verify(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
     for name, digest in written.items():
         path = folder / Path(str(name)).name
         found = (hashes or {}).get(f"{path.parent.name}/{path.name}")
-        if not path.is_file() or (found or folders.sha256(path)) != digest:
+        if not path.is_file() or (found or sha256(path)) != digest:
             raise WeightError(f"{path} is damaged: its SHA-256 is not the one {FILE} records")

@@ -5,7 +5,6 @@ Which files hold the weights is decided here; source.py and formats/ decide what
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -211,12 +210,6 @@ def find_beside(name: str, folder: Path, *files: str) -> Path | None:
             if any((place / file).is_file() for file in files):
                 return place
     return None
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def tokenizer_folder(*folders: Path | None) -> Path | None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from llava_jax.convert.io import safetensors
 from llava_jax.convert.io.lazy import Lazy, Leaf
+from llava_jax.digests import SUMS, write_sums
 from llava_jax.errors import WeightError
-from llava_jax.util import expanded, write_text
+from llava_jax.util import expanded, sync_path, sync_tree, write_text
 
 DEFAULT_SHARD = 5 * 10**9  # bytes
 # A folder that holds one of these is a checkpoint. (A work directory of training has a config.json.)
@@ -43,13 +44,15 @@ def folder(dst: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         with _locked(work):
             yield work
-            sync(work)
+            if not (work / SUMS).exists():
+                write_sums(work)
+            sync_tree(work)
             check_free(dst, overwrite)  # hours may have passed
             with _locked(dst):
                 if dst.exists():
                     os.rename(dst, old)
                 os.rename(work, dst)
-            _sync_path(dst.parent)
+            sync_path(dst.parent)
             shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
@@ -123,22 +126,6 @@ def _is_free(path: Path) -> bool:
     finally:
         os.close(fd)
     return True
-
-
-def sync(root: Path) -> None:
-    """fsync of every file and folder under `root`."""
-    for base, _, files in os.walk(root):
-        for name in files:
-            _sync_path(Path(base) / name)
-        _sync_path(Path(base))
-
-
-def _sync_path(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

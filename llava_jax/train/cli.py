@@ -48,6 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show", action="store_true", help="print the settings as they would be used, and stop"
     )
+    group = parser.add_argument_group("a run that is left alone, on one machine")
+    group.add_argument(
+        "--supervise",
+        action="store_true",
+        help="start again what dies or hangs (docs/reliability.md)",
+    )
+    group.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes of this machine (default: 1)",
+    )
+    group.add_argument(
+        "--hang-minutes",
+        type=float,
+        default=30.0,
+        metavar="M",
+        help="how long no step may end before that is a hang (default: 30)",
+    )
     group = parser.add_argument_group("several hosts (schedulers need none of these)")
     group.add_argument(
         "--launcher",
@@ -66,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="how often workers are started again (default: 3)",
+        help="how often to start again, with --supervise without a newer checkpoint (default: 3)",
     )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # to answer them with a hint
 
@@ -91,6 +111,10 @@ def run(args: argparse.Namespace) -> int:
         show(config)
         return 0
     workdir = args.workdir or Path("runs") / config.name
+    if args.supervise:
+        from llava_jax.train.supervise import supervise
+
+        return supervise(args, _unsupervised(args), workdir)
     if args.launcher:
         from llava_jax.train.ray_launch import launch
 
@@ -106,6 +130,13 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         print(f"the model        {export}\nthe loss         {workdir / 'loss.png'}")
     return 0
+
+
+def _unsupervised(args: argparse.Namespace) -> list[str]:
+    """The command line of a process that is supervised."""
+    words = ["train", "--config", str(args.config), *args.overrides]
+    words += ["--workdir", str(args.workdir)] if args.workdir else []
+    return words + (["--quiet"] if args.quiet else []) + (["--debug"] if args.debug else [])
 
 
 def show(config: Any) -> None:

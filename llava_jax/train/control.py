@@ -20,22 +20,25 @@ from jax.sharding import PartitionSpec as P
 
 
 class Flags(NamedTuple):
-    """What a process raises before a step: save or stop after it, or do not count it."""
+    """What a process raises before a step: save or stop after it, or do not count it; and how far its
+    part of an open checkpoint is."""
 
     stop: bool = False
     save: bool = False
     failed: bool = False  # this process could not make its part of the batch
+    writing: bool = False
+    lost: bool = False  # the part could not be written
 
 
 def put_flags(flags: Flags, mesh: Mesh) -> jax.Array:
-    """int32[devices, 3]: the flags of this process on each of its devices."""
+    """int32[devices, flags]: the flags of this process on each of its devices."""
     sharding = NamedSharding(mesh, P(mesh.axis_names))
     row = np.array([flags], np.int32)
     return jax.make_array_from_callback((mesh.size, len(flags)), sharding, lambda _: row)
 
 
 def with_flags(step: Callable) -> Callable:
-    """step(state, frozen, batch) -> the same with flags; metrics["flags"] (int32[3]) is their union.
+    """step(state, frozen, batch) -> the same with flags; metrics["flags"] (int32[flags]) is their union.
 
     A step in which some process failed leaves everything as it was, its number included.
     """

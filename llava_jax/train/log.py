@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from llava_jax.progress import progress
-from llava_jax.util import json_lines, write_text
+from llava_jax.util import LineFile, json_lines, write_text
+
+log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
@@ -34,7 +36,7 @@ class RunLog:
         self.workdir, self.name, self.total = workdir, name, total
         self.path = workdir / METRICS
         _truncate(self.path, start)
-        self._file = self.path.open("a")
+        self._file = LineFile(self.path)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
         self._bar = progress(total, name, "step", quiet=quiet, initial=start)
         self._redirect = contextlib.ExitStack()
@@ -51,8 +53,7 @@ class RunLog:
         if self._saved:
             times["save_seconds"] = round(self._saved, 4)
         self._last, self._saved = now, 0.0
-        self._file.write(json.dumps({**row, **times}) + "\n")
-        self._file.flush()
+        self._file.add(json.dumps({**row, **times}))
         for key in ("loss", "grad_norm", "lr"):
             self._board.add_scalar(key, row[key], row["step"])
         self._steps += 1
@@ -83,16 +84,18 @@ class RunLog:
 
     def sync(self) -> None:
         """Makes what was logged so far durable, before a checkpoint of the same step is."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.sync()
 
     def close(self) -> None:
         """Closes the files and draws the curve."""
         self._redirect.close()
         self._bar.close()
-        self._file.close()
         self._board.close()
-        plot_losses({self.name: self.path}, self.workdir / "loss.png")
+        try:
+            self._file.close()
+            plot_losses({self.name: self.path}, self.workdir / "loss.png")
+        except OSError as error:  # what the run ends with is worse, or it ends well
+            log.error("%s is not whole: %s", self.path, error.strerror)
 
 
 class NoLog:

@@ -17,8 +17,8 @@ import numpy as np
 
 from llava_jax.errors import LlavaError, Stopped, counted
 from llava_jax.sharding import make_mesh, put_batch
-from llava_jax.train.checkpoint import Checkpointer, NotSaved
-from llava_jax.train.control import Flags, put_flags, stop_flag
+from llava_jax.train.checkpoint import Checkpointer
+from llava_jax.train.control import put_flags, stop_flag
 from llava_jax.train.distributed import check_alike, is_main, on_main, together
 from llava_jax.train.log import NoLog, RunLog
 from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
@@ -26,8 +26,10 @@ from llava_jax.train.optim import exported_params, warmup_cosine
 from llava_jax.train.placement import placement
 from llava_jax.train.program import make_program
 from llava_jax.train.resume import begin, check_same, finish, finished
+from llava_jax.train.skips import Skips
 from llava_jax.train.step import Params
 from llava_jax.train.steps import Feed, Metrics, Saver, open_loader
+from llava_jax.train.supervise import alive
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +69,16 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
 
         # Resume.
         checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
-        cleanup.callback(checkpoints.close)  # waits for the write in progress
-        done, last_loss = 0, math.nan
-        if checkpoints.latest() is None:
+        cleanup.callback(checkpoints.close)
+        done, meta = 0, {}
+        found = checkpoints.restore(program.state)
+        if found is None:
             state = program.start(trained)
         else:
             trained.clear()
-            state, data_state, meta = checkpoints.restore(program.state)
-            loader.set_state(data_state)
-            done, last_loss = meta["step"], meta.get("loss", math.nan)
+            state, meta = found
+            loader.set_state(meta["data"])
+            done = meta["step"]
             log.info("resumed at step %d of %d", done, steps)
             if changed:
                 log.info("settings that changed since: %s", ", ".join(changed))
@@ -92,14 +95,15 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         rates = np.asarray(
             warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)(np.arange(steps))
         )
-        watch = Metrics(run_log, lambda count: float(rates[count]), last_loss)
+        skips = Skips(workdir, config.max_skipped, done, meta)
+        watch = Metrics(run_log, skips, lambda n: float(rates[n]), meta.get("loss", math.nan))
         saver = Saver(checkpoints, run_log, config.save_minutes, done)
         metrics: Any = None
         with stop_flag() as stop, jax.set_mesh(mesh):
             try:
                 while done < steps:
                     batch, info = feed.next()
-                    own = Flags(stop.is_set(), is_main() and saver.late, feed.error is not None)
+                    own = saver.flags(stop=stop.is_set(), failed=feed.error is not None)
                     placed = put_batch(batch, mesh, config.grad_accum), put_flags(own, mesh)
                     if not metrics and is_main():
                         log.info("what lies where:\n%s", placement(state, frozen, placed[0]))
@@ -107,34 +111,38 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
                         state, metrics = program.step(state, frozen, *placed)
                     done += 1
                     flags = watch.after(done, metrics, info, own)
+                    saver.after(flags)
+                    alive()
                     due = flags.save or done % config.save_every == 0 or done == steps
                     if due or flags.stop:
                         watch.drain()
                     if watch.failed:
                         done = watch.failed - 1
                         feed.stop()
-                    watch.check()
+                    skips.check()
                     if flags.stop and done < steps:
                         raise Stopped(
                             f"stopped at step {done} of {steps}, state saved",
                             fix="run the same command again to resume",
                         )
                     if due:
-                        saver.save(done, state, feed, watch.loss)
-            except NotSaved:
-                raise
-            except LlavaError:  # Stopped is one
+                        saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
+            except LlavaError as error:  # Stopped is one
                 watch.drain()
-                saver.save(done, state, feed, watch.loss)
+                saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
+                saver.finish(error)
                 raise
-        checkpoints.wait()
 
-        # What the run was for.
+        alive(steps=False)
+
+        # What the run was for. A disk without room for a checkpoint may have some for the model.
         save_model(workdir / "export", opened, exported_params(state.params, state.opt_state))
         report = feed.report()
+        facts = {"loss": watch.loss, "steps": steps, "skipped": skips.total}
         for line in loader.cut_lines(report) if is_main() else ():
             log.warning("%s", line)
-        on_main(lambda: finish(workdir, report, watch.loss, steps))
+        on_main(lambda: finish(workdir, report, **facts))
+        saver.finish()
         return steps
 
 

@@ -26,7 +26,7 @@ from llava_jax.train.control import Flags, with_flags
 from llava_jax.train.model_io import compute_of, split_params
 from llava_jax.train.optim import make_optimizer
 from llava_jax.train.select import trainable_names
-from llava_jax.train.step import Params, TrainState, make_loss, make_step
+from llava_jax.train.step import Params, TrainState, make_loss, make_step, no_recent
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Program:
             jax.jit(lambda: jnp.int32(0), out_shardings=replicated(self.mesh))(),
             trained,
             jax.jit(self.optimizer.init, out_shardings=_places(self.state.opt_state))(trained),
+            None
+            if self.state.recent is None
+            else jax.jit(no_recent, out_shardings=replicated(self.mesh))(),
         )
 
 
@@ -79,11 +82,14 @@ def make_program(
         count,
         trained,
         _like_params(jax.eval_shape(optimizer.init, trained), trained, mesh),
+        _placed(jax.eval_shape(no_recent), replicated(mesh)) if config.skip_spikes else None,
     )
     loss = make_loss(model, compute, config.loss_groups, config.z_loss)
     dropout = model.lora and model.lora.dropout
     seed = config.seed if dropout else None
-    step = make_step(loss, optimizer, average=config.loss_average, seed=seed)
+    step = make_step(
+        loss, optimizer, average=config.loss_average, seed=seed, spikes=config.skip_spikes
+    )
     places = (_places(state), replicated(mesh))
     step_fn = jax.jit(with_flags(step), donate_argnums=0, out_shardings=places)
     return Program(mesh, compute, optimizer, peaks, state, frozen, step_fn)

@@ -29,14 +29,14 @@ def begin(config: Any, workdir: Path) -> None:
     write_text(workdir / SETTINGS, settings_text(config))
 
 
-def finish(workdir: Path, report: dict[str, Any], loss: float, steps: int) -> None:
-    """Records that a run is done, and what became of its data."""
+def finish(workdir: Path, report: dict[str, Any], **facts: Any) -> None:
+    """Records that a run is done, and what became of its data. facts: its loss and steps, say."""
     write_json(workdir / "data_report.json", report, indent=1)
-    write_json(workdir / DONE, {"loss": loss, "steps": steps})
+    write_json(workdir / DONE, facts)
 
 
 def finished(workdir: Path) -> dict[str, Any] | None:
-    """{"loss", "steps"} of a run that is done; None where it is not, or its export can be made again."""
+    """{"loss", "steps", "skipped"} of a run that is done; None where it is not, or its export can be made again."""
     done, export = workdir / DONE, workdir / "export"
     if not done.exists() or not (export.exists() or not any(workdir.glob("checkpoints/[0-9]*"))):
         return None

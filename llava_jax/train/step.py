@@ -17,6 +17,8 @@ from llava_jax.train.loss import mean_loss, supervised_nll
 
 Params = dict[str, jax.Array]
 DECODER = "language.layers."
+RECENT = 128
+"""Steps over which a spike is judged."""
 
 
 class TrainState(NamedTuple):
@@ -25,6 +27,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32[]
     params: Params  # the trained parameters, float32
     opt_state: Any
+    recent: Any = None  # float32[2, RECENT]: loss and gradient norm of the last steps; spikes only
 
 
 def make_loss(
@@ -56,25 +59,25 @@ def make_loss(
 
 
 def make_step(
-    loss: Callable, optimizer: optax.GradientTransformation, *, average: str, seed: int | None
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    average: str,
+    seed: int | None,
+    spikes: float = 0.0,
 ) -> Callable:
     """step(state, frozen, batch) -> (state, metrics). Batch arrays are [A, rows, ...].
 
     average: "micro" weighs the A micro-batches alike (the original's gradient accumulation),
     "global" weighs every supervised token of the A micro-batches alike.
     seed: of LoRA dropout; None without. metrics: loss float32[], micro_loss float32[A],
-    grad_norm float32[], ok bool[]. A step with a non-finite loss or gradient changes nothing but
-    the step number (ok False).
+    grad_norm float32[], ok bool[]. A step with a non-finite loss or gradient, or with a spike, changes
+    nothing but the step number (ok False). spikes: see `is_spike`; 0 is off, and the state then has no
+    `recent`.
     """
 
-    def weights(targets_ABP):
-        count = (targets_ABP != IGNORE).sum((1, 2)).astype(jnp.float32)
-        if average == "micro":
-            return jnp.full(len(count), 1 / len(count))
-        return count / jnp.maximum(count.sum(), 1)
-
     def step(state: TrainState, frozen: Params, batch):
-        weight = weights(batch["targets"])
+        weight = micro_weights(batch["targets"], average)
         keys = None
         if seed is not None:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -96,6 +99,11 @@ def make_step(
             grads, values = jax.lax.scan(micro, zeros, pieces)
         norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
         ok = jnp.isfinite(norm) & jnp.all(jnp.isfinite(values))
+        loss_value, recent = jnp.sum(values * weight), state.recent
+        if spikes:
+            found = jnp.stack([loss_value, norm])
+            ok &= ~is_spike(found, recent, spikes)
+            recent = jnp.concatenate([recent[:, 1:], found[:, None]], 1)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = lambda new, old: jnp.where(ok, new, old)  # noqa: E731
@@ -103,8 +111,33 @@ def make_step(
             state.step + 1,
             jax.tree.map(keep, params, state.params),
             jax.tree.map(keep, opt_state, state.opt_state),
+            jax.tree.map(keep, recent, state.recent),
         )
-        loss_value = jnp.sum(values * weight)
         return new, {"loss": loss_value, "micro_loss": values, "grad_norm": norm, "ok": ok}
 
     return step
+
+
+def micro_weights(targets: jax.Array, average: str) -> jax.Array:
+    """float32[A]: what each micro-batch of `targets` [A, B, P] counts; `average` as for make_step."""
+    count = (targets != IGNORE).sum((1, 2)).astype(jnp.float32)
+    if average == "micro":
+        return jnp.full(len(count), 1 / len(count))
+    return count / jnp.maximum(count.sum(), 1)
+
+
+def no_recent() -> jax.Array:
+    """`TrainState.recent` before the first step: NaN where nothing was seen yet."""
+    return jnp.full((2, RECENT), jnp.nan, jnp.float32)
+
+
+def is_spike(found: jax.Array, recent: jax.Array, deviations: float) -> jax.Array:
+    """bool[]: whether loss or gradient norm is so many standard deviations above its recent mean.
+
+    found: float32[2]; recent: float32[2, RECENT] of the steps that counted. Nothing is a spike before
+    half of RECENT is known. The rule, with 6 deviations of 128 steps, is that of OLMo
+    (olmo_core/optim/skip_step_optimizer.py) and Levanter (levanter/optim/skipstep.py).
+    """
+    mean, spread = jnp.nanmean(recent, 1), jnp.nanstd(recent, 1, ddof=1)
+    known = jnp.isfinite(recent[0]).sum() >= RECENT // 2
+    return known & jnp.any(found > mean + deviations * spread)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,16 +15,19 @@ from jax.sharding import Mesh
 from llava_jax.data.account import join_counts
 from llava_jax.data.loader import Loader, make_loader
 from llava_jax.data.settings import DataSettings, padded_lengths
-from llava_jax.errors import LlavaError
+from llava_jax.errors import LlavaError, NotSaved, Stopped
 from llava_jax.sharding import check_lengths, own_row_parts, row_parts
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.control import Flags
 from llava_jax.train.distributed import gather, is_main, together
 from llava_jax.train.model_io import Opened
+from llava_jax.train.skips import Skips
 from llava_jax.train.step import TrainState
 
-MAX_BAD_STEPS = 20
-"""Non-finite steps in a row after which a run stops instead of skipping on."""
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 60.0
+"""After a save that failed, how long until the next is tried; one that is due comes earlier."""
 
 
 def open_loader(config: Any, model: Opened, mesh: Mesh, *, say: bool = True, **data: Any) -> Loader:
@@ -112,9 +115,9 @@ class Metrics:
     had no batch for it.
     """
 
-    def __init__(self, run_log: Any, lr: Callable[[int], float], loss: float = math.nan):
+    def __init__(self, run_log: Any, skips: Skips, lr: Callable[[int], float], loss: float):
         self.loss, self.failed = loss, 0
-        self._log, self._lr, self._bad = run_log, lr, 0
+        self._log, self._lr, self._skips = run_log, lr, skips
         self._pending: tuple[int, Any, Any, Future[float]] | None = None
         # A step is read after the next was dispatched, maybe long after its end: a thread times it.
         self._clock = ThreadPoolExecutor(1, "clock")
@@ -131,7 +134,7 @@ class Metrics:
     def drain(self) -> Flags:
         """Logs the pending step, if any, and returns its flags."""
         if self._pending is None:
-            return Flags()
+            return Flags(writing=True)  # nobody knows yet
         (number, metrics, info, ended), self._pending = self._pending, None
         values = jax.device_get(metrics)
         flags = Flags(*map(bool, values["flags"]))
@@ -141,18 +144,8 @@ class Metrics:
             self._record(number, values, info, ended.result())
         return flags
 
-    def check(self) -> None:
-        """Raises LlavaError when too many steps in a row were not finite."""
-        if self._bad >= MAX_BAD_STEPS:
-            raise LlavaError(
-                f"{self._bad} steps in a row had a non-finite loss or gradient; "
-                "the weights were finite when the run began",
-                fix="lower config.lr, or look for broken samples with llava-jax inspect",
-            )
-
     def _record(self, number: int, values: Any, info: Any, ended: float) -> None:
-        ok = bool(values["ok"])
-        self.loss, self._bad = float(values["loss"]), 0 if ok else self._bad + 1
+        self.loss = float(values["loss"])
         self._log.step(
             {
                 "step": number,
@@ -163,35 +156,57 @@ class Metrics:
                 "samples": info["samples"],
                 "tokens": info["tokens"],
                 "real": info["real"],
-                "ok": ok,
+                "ok": bool(values["ok"]),
             },
             ended,
         )
-        if not ok:
-            self._log.note(f"step {number}: loss or gradient is not finite, update skipped")
+        if said := self._skips.see(number, values, info):
+            self._log.note(said)
 
 
 class Saver:
     """Writes checkpoints of a run, each step at most once.
 
-    minutes: after so long without a checkpoint the next is `late`; 0 is never.
+    minutes: after so long without a checkpoint the next is `late`; 0 is never. saved: the step that the
+    run begins from. A disk that takes none stops no training: the log says so, and the next save is tried
+    when it is due, or after RETRY_SECONDS.
     """
 
     def __init__(self, checkpoints: Checkpointer, run_log: Any, minutes: float, saved: int):
-        self._checkpoints, self._log, self._saved = checkpoints, run_log, saved
+        self._checkpoints, self._log, self._begun = checkpoints, run_log, saved
         self._seconds, self._since = 60 * minutes, time.monotonic()
 
-    @property
-    def late(self) -> bool:
-        """Whether a checkpoint is due by the clock."""
-        return bool(self._seconds) and time.monotonic() - self._since >= self._seconds
+    def flags(self, *, stop: bool, failed: bool) -> Flags:
+        """What this process raises before a step."""
+        wait = RETRY_SECONDS if self._checkpoints.failed else self._seconds
+        late = is_main() and bool(wait) and time.monotonic() - self._since >= wait
+        return Flags(stop, late, failed, self._checkpoints.writing, self._checkpoints.lost)
 
-    def save(self, done: int, state: TrainState, feed: Feed, loss: float) -> None:
-        """Starts writing the state after `done` steps, whose metrics were logged."""
-        if done <= self._saved:
-            return
-        self._log.sync()
+    def after(self, flags: Flags) -> None:
+        """Takes the flags of all processes, after a step."""
+        self._checkpoints.advance(flags.writing, flags.lost)
+
+    def save(self, done: int, state: TrainState, feed: Feed, meta: dict[str, Any]) -> None:
+        """Starts writing the state after `done` steps, whose metrics were logged, unless it is written."""
         with self._log.saving():
-            meta = {"step": done, "loss": loss}
-            self._checkpoints.save(done, state, feed.state(done), meta)
-        self._saved, self._since = done, time.monotonic()
+            there = self._checkpoints.settle()
+            if done <= self._begun and there:
+                return
+            meta = {"step": done, **meta, "data": feed.state(done)}
+            self._checkpoints.begin(done, state, meta, self._log.sync)
+        self._begun, self._since = done, time.monotonic()
+
+    def finish(self, error: LlavaError | None = None) -> None:
+        """Waits for the last save. Raises NotSaved, in every process, where it failed.
+
+        error: by which the run ends. If that is more than a stop, it is the one to raise: this logs.
+        """
+        if self._checkpoints.settle():
+            return
+        lost = NotSaved(
+            f"the state after step {self._begun} is not saved; the log says why",
+            fix="make room, and run the same command again: it resumes from the last checkpoint",
+        )
+        if error is None or isinstance(error, Stopped):
+            raise lost
+        log.error("%s", lost)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from llava_jax.config import LoraConfig
@@ -15,7 +16,7 @@ from llava_jax.sharding import make_mesh, put_batch
 from llava_jax.train.loss import mean_loss, supervised_nll
 from llava_jax.train.optim import make_optimizer
 from llava_jax.train.select import trainable_names
-from llava_jax.train.step import TrainState, make_loss, make_step
+from llava_jax.train.step import RECENT, TrainState, make_loss, make_step, no_recent
 from tests.tiny import CONFIG, grouped, random_batch, random_params
 
 
@@ -165,3 +166,26 @@ def test_bf16_runs_and_keeps_fp32_masters():
     )
     assert all(v.dtype == jnp.float32 for v in state.params.values())
     assert np.isfinite(losses).all()
+
+
+def test_a_spike_is_skipped_and_what_is_usual_is_not():
+    """x1000 at one step: everything but its count stays as it was, to the bit."""
+
+    def loss(trained, frozen, batch, key=None):
+        return jnp.sum((trained["a"] - batch["x"].mean()) ** 2)
+
+    optimizer = optax.adam(1e-3)
+    step = jax.jit(make_step(loss, optimizer, average="global", seed=None, spikes=6.0))
+    params = {"a": jnp.ones(3)}
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), no_recent())
+    rng = np.random.default_rng(0)
+    for number in range(RECENT):
+        spike = number == RECENT - 3
+        x = rng.normal(size=(1, 2, 3)).astype(np.float32) * (1000 if spike else 1)
+        before = jax.tree.map(np.asarray, state)
+        state, metrics = step(state, {}, {"x": x, "targets": np.zeros((1, 2, 3), np.int32)})
+        assert metrics["ok"] == (not spike), number
+        pair = before._replace(step=0), state._replace(step=0)
+        same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), *pair)
+        assert all(jax.tree.leaves(same)) == (not metrics["ok"])
+    assert state.step == RECENT

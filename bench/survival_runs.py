@@ -1,0 +1,117 @@
+"""The runs of bench/survival.py: a tiny model and its data, and what must be the same in two of its runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llava_jax.digests import sha256
+from llava_jax.train.log import METRICS, read_metrics
+from tests.train.run import overrides
+
+SETTINGS = {"steps": 12, "save_every": 2, "data.threads": 2}
+ROOT = Path(__file__).resolve().parents[1]
+
+_MAKE = """
+import sys; from pathlib import Path; from tests.train.run import make_data, make_model
+folder = Path(sys.argv[1]); make_model(folder, make_data(folder / "data", 30))
+"""
+
+
+class Bench:
+    """A tiny model and its data in `folder`, and runs on them. devices: of each process."""
+
+    def __init__(self, folder: Path, devices: int = 2, **settings: Any):
+        self.folder, self.settings = folder, {**SETTINGS, **settings}
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "model").exists():
+            # In a process of its own: `fork` needs one that has touched no device.
+            subprocess.run([sys.executable, "-c", _MAKE, str(folder)], check=True, cwd=ROOT)
+        self.made = folder / "model", folder / "data" / "data.json"
+        self.env = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def words(self, workdir: Path, *more: str, **changes: Any) -> list[str]:
+        settings = overrides(*self.made, **{**self.settings, **changes})
+        return [
+            "train",
+            "--config",
+            "common",
+            "--quiet",
+            "--workdir",
+            str(workdir),
+            *settings,
+            *more,
+        ]
+
+    def start(
+        self, workdir: Path, *more: str, cache: bool = True, **changes: Any
+    ) -> subprocess.Popen:
+        env = {**os.environ, **self.env}
+        if not cache:  # programs from a cache upset collectives between CPU processes
+            env.pop("JAX_COMPILATION_CACHE_DIR")
+        command = [sys.executable, "-m", "llava_jax", *self.words(workdir, *more, **changes)]
+        log = open(workdir.with_suffix(".log"), "ab")  # noqa: SIM115
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    def fork(self, workdir: Path, prepare: Callable[[], Any] = lambda: None, **changes: Any) -> int:
+        """The process id of a run in a fork of this process, which imported all and touched no device."""
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            with open(workdir.with_suffix(".log"), "ab") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            os.environ.update(self.env)
+            from llava_jax import cli
+
+            prepare()
+            os._exit(cli.main(self.words(workdir, **changes)))
+        finally:
+            os._exit(70)
+
+
+def outcome(workdir: Path) -> dict[str, Any]:
+    """What must be the same in two runs: every logged number, the model, the files that are left."""
+    rows = [
+        {k: v.hex() if isinstance(v, float) else v for k, v in row.items() if "seconds" not in k}
+        for row in read_metrics(workdir / METRICS)
+    ]
+    weights = sorted((workdir / "export").glob("*.safetensors"))
+    files = sorted(
+        p.relative_to(workdir).as_posix()
+        for p in workdir.rglob("*")
+        if p.is_file() and "tensorboard" not in p.parts and "checkpoints" not in p.parts
+    )
+    return {
+        "rows": rows,
+        "model": [sha256(path) for path in weights],
+        "files": [f for f in files if f != "restarts.jsonl"],
+        "checkpoints": sorted(p.name for p in (workdir / "checkpoints").iterdir()),
+    }
+
+
+def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The names of what differs."""
+    return [name for name in theirs if ours[name] != theirs[name]]
+
+
+def finished(code: int, workdir: Path) -> None:
+    """Raises where the run that others are compared with did not end well."""
+    if code:
+        raise SystemExit(workdir.with_suffix(".log").read_text()[-2000:])
+
+
+def committed(workdir: Path) -> int:
+    steps = [int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit()]
+    return max(steps, default=0)

@@ -1,0 +1,209 @@
+"""`llava-jax train --supervise`: the processes of one machine, started again when one dies or hangs.
+
+The supervisor imports no jax. It starts the same command line in --processes processes, gives each a pipe
+to say in that it lives (`alive`, after every step), and starts all of them again once one ended by a
+signal, by a bug, or has said nothing for --hang-minutes. Which checkpoint they go on from is decided
+where every run decides it. Over several machines this is the job of what started them: docs/scale.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llava_jax.errors import ConfigError, LlavaError, counted
+from llava_jax.util import LineFile
+
+log = logging.getLogger(__name__)
+
+RESTARTS = "restarts.jsonl"
+COMMAND = (sys.executable, "-m", "llava_jax")
+FINAL = {0: "finished", 2: "bad input", 65: "diverged", 74: "nothing can be saved", 75: "stopped"}
+"""Exit codes (see llava_jax.cli) after which starting again would change nothing."""
+GRACE = 2.0
+"""Seconds that a process has for its last words, after another died or it hung, before SIGKILL."""
+_PIPE = "LLAVA_JAX_ALIVE"
+
+
+def alive(*, steps: bool = True) -> None:
+    """Says to the supervisor, if there is one, that this process is getting on. Costs a system call.
+
+    steps: whether more of these follow soon; without, nothing counts as a hang until the next one.
+    """
+    if number := os.environ.get(_PIPE):
+        with contextlib.suppress(OSError):  # the supervisor was killed: training goes on without
+            os.write(int(number), b"." if steps else b"-")
+
+
+def supervise(args: argparse.Namespace, words: Sequence[str], workdir: Path) -> int:
+    """Runs `llava-jax` with `words` until it ends by itself; its exit code.
+
+    args: of llava_jax.train.cli. Raises LlavaError where processes died more often than
+    args.max_failures without a newer checkpoint in between.
+    """
+    if args.processes < 1 or args.hang_minutes <= 0:
+        raise ConfigError("--processes and --hang-minutes are positive numbers")
+    workdir.mkdir(parents=True, exist_ok=True)
+    record, failures, newest = LineFile(workdir / RESTARTS), 0, _newest(workdir)
+    with _stop_asked() as stop:
+        while True:
+            group = Group(words, args.processes, 60 * args.hang_minutes)
+            code, why = group.run(stop)
+            if why is None:
+                return code
+            saved = _newest(workdir)
+            failures, newest = (1 if saved != newest else failures + 1), saved
+            at = time.strftime("%Y-%m-%dT%H:%M:%S")
+            record.add(
+                json.dumps({"time": at, "why": why, "checkpoint": saved, "failures": failures})
+            )
+            if failures > args.max_failures:
+                raise LlavaError(
+                    f"{why}; started again {counted(args.max_failures, 'time')} without a newer "
+                    f"checkpoint than {saved}",
+                    fix="look at the log above, mend that, and run the same command again",
+                )
+            log.warning(
+                "%s; starting again from checkpoint %s (failure %d of at most %d without a newer one)",
+                *(why, saved or "0", failures, args.max_failures),
+            )
+            stop.wait(min(60.0, 2.0 ** (failures - 1)) if failures > 1 else 0)
+
+
+def _newest(workdir: Path) -> str:
+    """The newest checkpoints of a run and its stages: what changes while it gets on."""
+    steps = sorted(
+        workdir.glob("**/checkpoints/[0-9]*"), key=lambda p: (p.parent, len(p.name), p.name)
+    )
+    newest = {p.parent: p.name for p in steps if p.name.isdigit()}
+    return ", ".join(newest.values())
+
+
+class Group:
+    """The processes of one start.
+
+    words: arguments of llava-jax. silence: seconds without a sign of life that are a hang.
+    """
+
+    def __init__(self, words: Sequence[str], count: int, silence: float):
+        self._silence, joined = silence, {}
+        if count > 1:
+            with contextlib.closing(socket.socket()) as probe:
+                probe.bind(("localhost", 0))
+                joined = {"JAX_COORDINATOR_ADDRESS": f"localhost:{probe.getsockname()[1]}"}
+            joined["JAX_NUM_PROCESSES"] = str(count)
+        self._processes, self._pipes = [], []
+        for index in range(count):
+            ours, theirs = os.pipe()
+            os.set_blocking(theirs, False)
+            env = {**os.environ, **joined, _PIPE: str(theirs), "PYTHONFAULTHANDLER": "1"}
+            if count > 1:
+                env["JAX_PROCESS_ID"] = str(index)
+            command = [*COMMAND, *words]
+            self._processes.append(subprocess.Popen(command, env=env, pass_fds=[theirs]))
+            os.close(theirs)
+            self._pipes.append(ours)
+
+    def run(self, stop: Stop) -> tuple[int, str | None]:
+        """(exit code, why they should be started again); None where they should not. None is left."""
+        try:
+            why = self._watch(stop)
+        finally:
+            self._end()
+            for pipe in self._pipes:
+                os.close(pipe)
+        codes = [process.returncode for process in self._processes]
+        if stop.asked or why is None:
+            # Of several, the one that says most: a process whose peer failed only knows that.
+            code = max(codes, key=lambda code: (code != 0, code))
+            return (code if code >= 0 else 128 - code), None
+        return 1, why
+
+    def _watch(self, stop: Stop) -> str | None:
+        """Waits until all processes ended well, or one did not: then why."""
+        heard = [time.monotonic()] * len(self._processes)
+        told = False
+        while True:
+            for pipe in select.select(self._pipes, [], [], 0.2)[0]:
+                if said := os.read(pipe, 65536):
+                    steps = said.endswith(b".")
+                    heard[self._pipes.index(pipe)] = time.monotonic() if steps else math.inf
+                else:
+                    time.sleep(0.05)  # it ended, or closed the pipe: poll says which
+            codes = [process.poll() for process in self._processes]
+            if stop.asked and not told:
+                told = True
+                self._signal(signal.SIGTERM)
+            for index, code in enumerate(codes):
+                if code is not None and code not in FINAL and not stop.asked:
+                    return f"{self._name(index)} {_ending(code)}"
+                if code is None and time.monotonic() - heard[index] > self._silence:
+                    self._processes[index].send_signal(signal.SIGABRT)  # prints its stacks
+                    return f"{self._name(index)} said nothing for {self._silence:g} s"
+            if None not in codes:
+                return None
+
+    def _name(self, index: int) -> str:
+        return f"process {index}" if len(self._processes) > 1 else "the run"
+
+    def _signal(self, number: int) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def _end(self) -> None:
+        """Ends those that are left: without the one that died they can save nothing."""
+        end = time.monotonic() + GRACE
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
+        self._signal(signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+class Stop:
+    """Whether the supervisor was asked to stop."""
+
+    asked = False
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps, until it is asked to stop."""
+        end = time.monotonic() + seconds
+        while not self.asked and time.monotonic() < end:
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _stop_asked() -> Iterator[Stop]:
+    """Within the context SIGTERM and SIGINT ask to stop: the processes get a SIGTERM, once."""
+    stop, before = Stop(), {}
+
+    def ask(*_) -> None:
+        stop.asked = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

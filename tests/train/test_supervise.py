@@ -1,0 +1,101 @@
+"""The supervisor, over programs that die, hang and finish; no jax is imported."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from llava_jax.errors import ConfigError, LlavaError
+from llava_jax.train import supervise as module
+from llava_jax.train.supervise import RESTARTS, supervise
+
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+from llava_jax.train.supervise import alive
+folder, index = Path(sys.argv[1]), os.environ.get("JAX_PROCESS_ID", "0")
+life = len(list(folder.glob(f"life-{index}-*")))
+(folder / f"life-{index}-{life}").touch()
+what = sys.argv[2:][min(life, len(sys.argv) - 3)]
+alive()
+if what == "save":
+    (folder / "checkpoints" / str(life + 1)).mkdir(parents=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "die" and index != "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "rest":
+    alive(steps=False)
+    time.sleep(1.5)
+if what in ("hang", "die"):
+    time.sleep(60)
+if what == "stop":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    (folder / "ready").touch()
+    time.sleep(60)
+sys.exit(int(what) if what.isdigit() else 0)
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "COMMAND", (sys.executable, "-c", PROGRAM))
+
+    def start(*lives, processes=1, failures=3, seconds=30.0):
+        args = argparse.Namespace(
+            processes=processes, hang_minutes=seconds / 60, max_failures=failures
+        )
+        return supervise(args, [str(tmp_path), *lives], tmp_path)
+
+    return start
+
+
+def whys(folder):
+    return [json.loads(line)["why"] for line in (folder / RESTARTS).read_text().splitlines()]
+
+
+def test_what_dies_or_hangs_is_started_again(run, tmp_path):
+    assert run("die", "hang", "70", "rest", seconds=0.8) == 0
+    assert whys(tmp_path) == [
+        "the run was ended by SIGKILL",
+        "the run said nothing for 0.8 s",
+        "the run ended with exit code 70",
+    ]
+
+
+def test_if_one_of_two_dies_both_are_started_again(run, tmp_path):
+    assert run("die", "fine", processes=2) == 0
+    assert whys(tmp_path) == ["process 0 was ended by SIGKILL"]
+    lives = sorted(p.name for p in tmp_path.glob("life-*"))
+    assert lives == ["life-0-0", "life-0-1", "life-1-0", "life-1-1"]
+
+
+@pytest.mark.parametrize("code", [0, 2, 65, 74, 75])
+def test_what_no_restart_would_mend_ends_it(run, tmp_path, code):
+    assert run(str(code)) == code
+    assert whys(tmp_path) == []
+
+
+def test_restarts_are_bounded_unless_checkpoints_are_made_in_between(run, tmp_path):
+    with pytest.raises(LlavaError, match="started again 1 time without a newer checkpoint than 3"):
+        run("save", "save", "save", "die", failures=1)
+    assert len(whys(tmp_path)) == 4
+
+
+def test_asked_to_stop_it_stops_the_run(run, tmp_path):
+    def ask():
+        while not (tmp_path / "ready").exists():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    assert run("stop") == 75
+    assert whys(tmp_path) == []
+
+
+def test_numbers_that_make_no_sense_are_refused(run):
+    with pytest.raises(ConfigError, match="positive"):
+        run("fine", processes=0)
