@@ -86,6 +86,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.1"],
         "torch": TORCH,
         "tfds": TFDS,
+        # With --beam; its caps on pillow and protobuf are below what the core needs: an environment of its own.
+        "beam": [*TFDS, "apache-beam>=2.77"],
         "fast": FAST,
         "gguf": GGUF,
         "parquet": PARQUET,

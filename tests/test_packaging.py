@@ -24,6 +24,7 @@ EXTRAS = {
     "torch",
     "tfds",
     "fast",
+    "beam",
     "gguf",
     "parquet",
     "chair",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from llava_jax.data.bad import BadSamples, TooManyBad, first_ids
 from llava_jax.data.image_files import missing_image, missing_images, refuse_wrong_folder
 from llava_jax.data.scan import Scan, scan
 from llava_jax.data.settings import DataFile, DataSettings, data_files
+from llava_jax.data.stored import Packed, is_packed
 from llava_jax.errors import SampleError, counted
 from llava_jax.text.records import TAG_NOTES
 
@@ -37,8 +39,8 @@ class Dataset:
     """The records of a run, read and checked. Arrays and lists are over its usable records.
 
     records: parsed when they are asked for. images: the paths of each.
-    index: where it is among all records of all files; file: which of `files` it is from.
-    with_image: which have images. words: of the turns, negative without an image.
+    index: where it is among all records of all files; file: which of `files` it is from;
+    row: where in it. with_image: which have images. words: of the turns, negative without an image.
     independent: whether some record's own turns are. content: a digest of the records. total: how many were read.
     held_out: how many are on the side of the holdout that is not used.
     """
@@ -48,6 +50,7 @@ class Dataset:
     images: list[tuple[str, ...]]
     index: np.ndarray  # int64[n]
     file: np.ndarray  # int64[n]
+    row: np.ndarray  # int64[n]
     with_image: np.ndarray  # bool[n]
     words: np.ndarray  # int32[n]
     independent: bool
@@ -79,7 +82,7 @@ def open_data(config: Any, *, process_index: int = 0, say: bool = True) -> Datas
     index, ids = found.index[ours], [found.ids[i] for i in ours]
     images = [found.images[i] for i in ours]
     folders = [files[n].image_folder for n in found.file[ours]]
-    missing = missing_images(images, folders)
+    missing = _missing(found, ours, files)
     bad = found.bad + [missing_image(int(index[n]), ids[n], path) for n, path in missing.items()]
     samples = BadSamples(
         strict=s.bad_samples == "error",
@@ -105,6 +108,7 @@ def open_data(config: Any, *, process_index: int = 0, say: bool = True) -> Datas
         images,
         index,
         found.file[ours],
+        found.rows(ours),
         np.asarray([bool(paths) for paths in images], bool),
         found.words[ours],
         bool(found.independent[ours].any()),
@@ -127,8 +131,7 @@ def _raise_if_empty(s: DataSettings, files: Sequence[DataFile], found: BadSample
 
 def _say_missing_held(found: Scan, held: np.ndarray, files: Sequence[DataFile]) -> None:
     """One warning for the held-out records without their images, which the end of a run leaves out."""
-    folders = [files[n].image_folder for n in found.file[held]]
-    missing = missing_images([found.images[i] for i in held], folders)
+    missing = _missing(found, held, files)
     if missing:
         named = [f"{found.ids[held[n]]} ({path})" for n, path in missing.items()]
         of = f"{len(missing):,} of {counted(len(held), 'held-out sample')}"
@@ -138,6 +141,19 @@ def _say_missing_held(found: Scan, held: np.ndarray, files: Sequence[DataFile]) 
 def report_path(report: str, process_index: int) -> str | None:
     """Where a process lists the bad samples it finds: the first in `report` itself."""
     return (f"{report}.{process_index}" if process_index else report) if report else None
+
+
+def _missing(found: Scan, positions: np.ndarray, files: Sequence[DataFile]) -> dict[int, str]:
+    """{index in `positions`: full path of an image that is not there}."""
+    packed = [bool(f.weight) and is_packed(f.path) for f in files]
+    numbers, rows = found.file[positions].tolist(), found.rows(positions).tolist()
+    images = [() if packed[n] else found.images[i] for n, i in zip(numbers, positions)]
+    missing = missing_images(images, [files[n].image_folder for n in numbers])
+    lacking = {n: Packed(files[n].path).missing for n in range(len(files)) if packed[n]}
+    for k, (n, row) in enumerate(zip(numbers, rows)):
+        if row in lacking.get(n, ()):
+            missing[k] = os.path.join(files[n].path, found.images[positions[k]][0])
+    return missing
 
 
 def _say_notes(found: Scan, ours: np.ndarray) -> None:

@@ -27,6 +27,7 @@ WINDOW = 2**20
 """Bytes of a file that are looked at together; more where a record is longer."""
 
 _SPACE = " \t\r\n"
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
 class JsonFile(Sequence[Any]):
@@ -78,6 +79,14 @@ class JsonFile(Sequence[Any]):
         except (ValueError, OSError):
             fix = "leave the data as it is while it is used"
             raise SampleError(f"{self.path}: the file changed since it was read", fix=fix) from None
+
+    def text(self, index: int) -> bytes:
+        """The JSON of a record as it stands in the file, on one line."""
+        if self._whole is not None:
+            return json.dumps(self._whole[index]).encode()
+        start, size = self._places[index].tolist()
+        # Line ends in JSON are spaces between values: in a string they are escaped.
+        return os.pread(self._file.fileno(), size, start).translate(_ONE_LINE)
 
     def _open(self) -> BinaryIO:
         """The file; of an address a copy on this host, which is gone when the process ends."""

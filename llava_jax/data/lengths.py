@@ -66,7 +66,8 @@ def sample_lengths(
     if len(data) < MANY or not isinstance(make, ExampleMaker):
         return _measure(make, rule, data.records, data.ids)
     name = f"{Path(data.files[0].path).name}.lengths-{_digest(data, make, rule)}.npz"
-    folders = [Path(data.files[0].path).absolute().parent, _cache_folder()]
+    first = Path(data.files[0].path).absolute()
+    folders = [first if first.is_dir() else first.parent, _cache_folder()]  # a folder: packed data
     for folder in folders:
         if (found := _read(folder / name, len(data))) is not None:
             return found

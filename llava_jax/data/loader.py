@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,10 +24,11 @@ from llava_jax.data.bad import Bad, bad_sample
 from llava_jax.data.check import Dataset, open_data
 from llava_jax.data.cut import CutNotice
 from llava_jax.data.layout import Exact, Fill
-from llava_jax.data.pixels import Cache, ImageStore, augment
+from llava_jax.data.pixels import Cache, ImageStore, PackedImages, augment
 from llava_jax.data.plan import MakeExample, Plan, Planned, Planner, example_maker
 from llava_jax.data.sampler import AUGMENT, seeded_random
 from llava_jax.data.settings import DataSettings
+from llava_jax.data.stored import is_packed
 from llava_jax.errors import ConfigError, ImageError, LlavaError
 from llava_jax.images.decode import CODES
 from llava_jax.setting import current
@@ -100,7 +102,8 @@ class Loader:
 
     info: step, epoch, samples and tokens of the global batch (padding not counted), real (the part
     of its positions that are tokens), ids of this host's samples, skipped (ids that were replaced), cut (samples longer than allowed), given,
-    replaced and empty (see docs/data.md; of this host's rows where images decide).
+    replaced and empty (see docs/data.md; of this host's rows where images decide), waited (seconds
+    until the batch was there).
     The last batch of an epoch is filled up with empty rows: every sample is seen once per epoch.
     """
 
@@ -126,7 +129,9 @@ class Loader:
         if isinstance(self._layout, (Exact, Fill)) and self._first:
             log.info("%s", self._layout.summary)
         self._images = [
-            ImageStore(f.image_folder, model_config, cache, settings.image_limits)
+            PackedImages(f.path, model_config, cache, settings.image_limits)
+            if f.weight and is_packed(f.path)
+            else ImageStore(f.image_folder, model_config, cache, settings.image_limits)
             for f in data.files
         ]
         self._bad = data.bad
@@ -162,7 +167,9 @@ class Loader:
     def __next__(self) -> tuple[Batch, dict[str, Any]]:
         """The next batch. Raises TooManyBad where it finds more bad samples than data.bad_limit
         allows; the batch then counts as not given, and `get_state` can still be saved."""
+        asked = time.perf_counter()
         batch, info, noted = next(self._steps)
+        info["waited"] = time.perf_counter() - asked
         for bad in info.pop("bad"):
             self._bad.add(bad)
         self._step += 1
@@ -323,7 +330,9 @@ class Loader:
     def _pixels(self, planned: Planned, epoch: int) -> Example:
         """Its sample, with pixels for paths. Raises ImageError."""
         store = self._images[self._data.file[planned.record]]
-        found = [store.pixels(path) for path in planned.sample.images]
+        row = int(self._data.row[planned.record])
+        paths = self._data.images[planned.record]
+        found = [store.pixels(path, row, paths.index(path)) for path in planned.sample.images]
         if rule := self._settings.augment:
             key = (self._settings.seed, epoch, planned.own_entry, AUGMENT)
             found = [augment(p, rule, seeded_random(*key, k)) for k, p in enumerate(found)]

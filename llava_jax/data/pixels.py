@@ -10,8 +10,9 @@ import numpy as np
 
 from llava_jax import storage
 from llava_jax.config import LlavaConfig
+from llava_jax.data.stored import Packed
 from llava_jax.errors import ImageError
-from llava_jax.images.decode import DEFAULT_LIMITS, Limits, open_image
+from llava_jax.images.decode import DEFAULT_LIMITS, Limits, open_image, refusal
 from llava_jax.images.pixels import to_pixels
 
 SHIFT = 4  # pixels that the augmentations move a picture by, at most
@@ -51,25 +52,44 @@ class ImageStore:
         self._folder, self._config, self._cache = folder, config, cache
         self._limits = limits
 
-    def pixels(self, path: str) -> np.ndarray:
-        """uint8[H, W, 3], not to be written to. Raises ImageError, which names the relative path."""
+    def pixels(self, path: str, row: int = 0, k: int = 0) -> np.ndarray:
+        """uint8[H, W, 3], not to be written to. Raises ImageError, which names the relative path.
+
+        row, k: which record of its file shows it, as which of its pictures; packed data want to know.
+        """
         key = (self._folder, path)
         found = self._cache.get(key)
         if found is None:
-            found = self._load(path)
+            found = self._load(path, row, k)
             size = 300 if isinstance(found, ImageError) else found.nbytes + 200
             self._cache.put(key, found, size)
         if isinstance(found, ImageError):
             raise ImageError(found.message, code=found.code, fix=found.fix)
         return found
 
-    def _load(self, path: str) -> np.ndarray | ImageError:
+    def _load(self, path: str, row: int, k: int) -> np.ndarray | ImageError:
         try:
-            source = storage.source(storage.join(self._folder, path))
+            source = self._source(path, row, k)
             return to_pixels(open_image(source, self._limits, path), self._config)
         except ImageError as e:
             fix = e.fix and e.fix.replace("is max_", "is data.max_")  # its setting here
             return ImageError(e.message, code=e.code, fix=fix)
+
+    def _source(self, path: str, row: int, k: int) -> Any:
+        return storage.source(storage.join(self._folder, path))
+
+
+class PackedImages(ImageStore):
+    """Pixels of the pictures of packed data."""
+
+    def __init__(self, path: str, config: LlavaConfig, cache: Cache, limits: Limits):
+        super().__init__(path, config, cache, limits)
+        self._packed = Packed(path)
+
+    def _source(self, path: str, row: int, k: int) -> bytes:
+        if data := self._packed.picture(row, k):
+            return data
+        raise refusal("not_found", path)
 
 
 def augment(pixels: np.ndarray, rule: str, rng: Random) -> np.ndarray:

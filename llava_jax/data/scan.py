@@ -21,6 +21,7 @@ from llava_jax.data.bad import Bad, bad_sample
 from llava_jax.data.json_file import JsonFile
 from llava_jax.data.records import check_record, record_name
 from llava_jax.data.settings import DataFile, DataSettings
+from llava_jax.data.stored import records_path
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.labels import training_version
@@ -57,10 +58,13 @@ class Scan:
     notes: dict[str, list[int]]
     content: dict[bool, str]
 
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """int64: where some of the good records are in their files."""
+        return self.index[positions] - np.asarray(self.starts, np.int64)[self.file[positions]]
+
     def records(self, positions: np.ndarray) -> Records:
         """Some of the good records, as a sequence that parses each when it is asked for."""
-        file = self.file[positions]
-        return Records(self.files, file, self.index[positions] - np.asarray(self.starts)[file])
+        return Records(self.files, self.file[positions], self.rows(positions))
 
 
 class Records(Sequence[Any]):
@@ -110,7 +114,7 @@ def _key(files: Sequence[DataFile], s: DataSettings) -> Any:
         if file.weight and storage.is_address(file.path):
             return None
         try:
-            found = os.stat(file.path) if file.weight else None
+            found = os.stat(records_path(file.path)) if file.weight else None
         except OSError:
             return None
         same = found and (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
@@ -132,7 +136,7 @@ class _Found:
 def _scan(files: Sequence[DataFile], s: DataSettings) -> Scan:
     if not 0 <= s.holdout < 1:
         raise ConfigError(f"data.holdout {s.holdout} is not a fraction of 0 to below 1")
-    opened = [JsonFile(f.path) if f.weight else None for f in files]
+    opened = [JsonFile(records_path(f.path)) if f.weight else None for f in files]
     check = _Check(s)
     kept, starts, total = _Found(), [], 0
     ids: list[str] = []

@@ -1,9 +1,11 @@
-"""`llava-jax data build | check | stats | show`: their arguments, and which module runs them."""
+"""`llava-jax data build | pack | check | stats | show`: their arguments, and which module runs them."""
 
 from __future__ import annotations
 
 import argparse
 from importlib import import_module
+
+from llava_jax.store.cli import add_arguments as pack_arguments
 
 FORMATS = ("json",)
 
@@ -78,6 +80,11 @@ def _prompt(parser: argparse.ArgumentParser) -> None:
 
 ACTIONS = {
     "build": ("llava_jax.datasets.build", "make a training set from its owners' files", _build),
+    "pack": (
+        "llava_jax.store.cli",
+        "put a LLaVA JSON and its pictures into ArrayRecord shards",
+        pack_arguments,
+    ),
     "show": ("llava_jax.datasets.show", "show samples as the model sees them", _show),
 }
 """Name -> (module with `run`, what it does, what adds its arguments)."""

@@ -1,0 +1,1 @@
+"""The form of data for scale: records and their pictures in sharded ArrayRecord files."""
