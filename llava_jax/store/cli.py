@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that pack")
     parser.add_argument(
         "--beam",
-        nargs=argparse.REMAINDER,
-        help="make the shards by Apache Beam; what follows are its options",
+        metavar="NAME=VALUE",
+        nargs="+",
+        help="make the shards by Apache Beam, with these of its options: runner=DirectRunner",
     )
 
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.beam is not None:
         from llava_jax.store.beam import beam_run
 
-        runner = beam_run(args.beam)
+        runner = beam_run([f"--{option}" for option in args.beam])
     made = pack(
         args.file, args.images, args.out, per_shard=args.per_shard, workers=args.workers, run=runner
     )

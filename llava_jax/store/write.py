@@ -180,7 +180,8 @@ def serializer() -> Callable[[str, bytes, list[bytes]], bytes]:
 
     def serialize(own_id: str, record: bytes, pictures: list[bytes]) -> bytes:
         example = {"id": own_id.encode(errors="replace"), "record": record, "images": pictures}
-        return serial.serialize_example(described.encode_example(example))
+        made = serial.get_tf_example(described.encode_example(example))
+        return made.SerializeToString(deterministic=True)  # else its fields' order is the process's
 
     return serialize
 

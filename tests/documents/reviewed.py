@@ -17,6 +17,8 @@ NOT_RUN = {
     r"^python -m bench\.survival": "minutes to hours; tests/train hold the short form of each part",
     r"^llava-jax plan ": "compiles for minutes; tests/plan runs it on a tiny model",
     r"^llava-jax data build": "needs the owners' files; tests/datasets/test_build.py runs it on small ones",
+    r"^llava-jax data pack .*--beam": "Beam has an environment of its own; tests/store/test_write.py runs it",
+    r"data\.path=packed/mix": "needs the line before it; tests/store/test_write.py loads packed data",
     r"convert SRC DST --to FORMAT": "the form of the command, not a command",
 }
 

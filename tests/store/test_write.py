@@ -244,8 +244,8 @@ BEAM = os.environ.get("LLAVA_JAX_BEAM_PYTHON", "")
 def test_beam_with_two_processes_makes_the_same(source, packed, tmp_path):
     command = [BEAM, "-m", "llava_jax", "data", "pack", str(source)]
     command += ["--images", str(source.parent / "img"), "--out", str(tmp_path / "out")]
-    command += ["--per-shard", "10", "--beam", "--runner=DirectRunner", "--direct_num_workers=2"]
-    command += ["--direct_running_mode=multi_processing"]
+    command += ["--per-shard", "10", "--beam", "runner=DirectRunner", "direct_num_workers=2"]
+    command += ["direct_running_mode=multi_processing"]
     home = str(Path(llava_jax.__file__).parents[1])
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": home})
     assert facts(tmp_path / "out") == facts(packed)
