@@ -81,10 +81,9 @@ class SimpleTask(Task):
         """(file, number, row) of all files of the split."""
         found: list[Path] = []
         for pattern in self.files if data.is_dir() else ():
-            found = found or sorted(
-                p for g in (pattern, f"*/{pattern}") for p in data.glob(g)
-                if not settings.split or settings.split in p.name
-            )  # fmt: skip
+            for place in (pattern, f"*/{pattern}"):
+                matches = sorted(data.glob(place))
+                found = found or [p for p in matches if (settings.split or "") in p.name]
         if not found and not data.is_file():
             where = f" for split {settings.split!r}" if settings.split else ""
             raise DataError(f"{data}{where}: no {' or '.join(self.files)}", fix=self.data_files)

@@ -35,6 +35,20 @@ TASKS = {
     "coco30": "LLaVA-Bench (COCO)",
     "refcoco": "RefCOCO",
     "chair": "CHAIR",
+    "mmstar": "MMStar",
+    "mmmu": "MMMU",
+    "mmvp": "MMVP",
+    "cvbench": "CV-Bench",
+    "realworldqa": "RealWorldQA",
+    "hallusion": "HallusionBench",
+    "naturalbench": "NaturalBench",
+    "ocrbench": "OCRBench",
+    "chartqa": "ChartQA",
+    "docvqa": "DocVQA",
+    "infovqa": "InfographicVQA",
+    "ai2d": "AI2D",
+    "blink": "BLINK",
+    "mathvista": "MathVista",
 }
 ALIASES = {"sqa": "scienceqa", "seedbench": "seed", "llava_bench": "llava_wild", "vqa": "vqav2"}
 

@@ -1,0 +1,34 @@
+"""BLINK (val: 1,901 questions of 14 parts, up to four pictures, two to five options).
+
+Owner's number: zeyofu/BLINK_Benchmark@2d6a779 eval/evaluate.py, the mean of the parts' accuracies. The
+owner has GPT-3.5 match free answers; without it the letter is read as lmms-eval@75571cf
+tasks/blink/utils.py does (cvbench.first_letter). `mean_over_questions` is lmms-eval's number.
+"""
+
+from typing import Any
+
+from llava_jax.eval.benchmarks.cvbench import first_letter
+from llava_jax.eval.questions import LETTER
+from llava_jax.eval.simple import Item, SimpleTask
+
+
+class Blink(SimpleTask):
+    name = "blink"
+    macro = "sub_task"
+    data_files = "val-*.parquet of each part of BLINK-Benchmark/BLINK (images inside)"
+    files = ("**/val*.parquet", "*.parquet", "*.jsonl")
+
+    def item(self, row: dict[str, Any], number: int) -> Item | None:
+        if row["answer"] == "hidden":
+            return None
+        images = tuple(i for n in range(1, 5) if (i := row.get(f"image_{n}")) is not None)
+        options, truth = tuple(map(str, row["choices"])), row["answer"].strip("()")
+        groups = {"sub_task": row["sub_task"]}
+        return Item(row["idx"], row["prompt"] + LETTER, truth, images, options, groups)
+
+    def judged(self, text: str, item: Item) -> tuple[float, str]:
+        read = first_letter(text)
+        return float(read == item.truth), read or "Z"
+
+
+TASK = Blink()

@@ -1,0 +1,55 @@
+"""DocVQA (validation: 5,349 questions; the test split is scored by a server, rrc.cvc.uab.es task 1).
+
+Owner's rule: ANLS (see rules.anls), the mean over the questions.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import read_list
+from llava_jax.eval.questions import SHORT
+from llava_jax.eval.simple import Item, SimpleTask
+from llava_jax.eval.task import TaskSettings
+
+
+class DocVQA(SimpleTask):
+    name = "docvqa"
+    headline = "anls"
+    rule = "anls"
+    data_files = "val_v1.0_withQT.json with documents/, or parquet of lmms-lab/DocVQA"
+    files = ("val*.json", "validation*.parquet", "*.parquet", "*.jsonl", "test*.json")
+    image_key = "image"
+    json_files = ("val*.json", "test*.json")
+
+    def rows(
+        self, data: Path, settings: TaskSettings
+    ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+        for pattern in self.json_files if data.is_dir() else ():
+            found = [p for p in sorted(data.glob(pattern)) if (settings.split or "") in p.name]
+            for path in found:
+                _, rows = read_list(path, "data", {"question": str})
+                yield from ((path, n, row) for n, row in enumerate(rows, 1))
+            if found:
+                return
+        yield from super().rows(data, settings)
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        key = row["questionId"] if "questionId" in row else row["question_id"]
+        truth = row.get("answers")
+        kinds = row.get("question_types") or row.get("answer_type") or []
+        groups = {"type": ", ".join(kinds)} if kinds else {}
+        image = row.get(self.image_key) or row["image"]
+        return Item(str(key), row["question"] + SHORT, truth or None, (image,), groups=groups)
+
+    def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
+        """The server's list: questionId and answer of every question."""
+        given = {a.id: a.text for a in self.read(answers, settings).rows}
+        keys = [i.key for i in self.items(data, settings)]
+        if absent := [k for k in keys if k not in given]:
+            raise DataError(f"{answers}: {len(absent)} questions have no answer, first {absent[0]}")
+        return [{"questionId": int(k) if k.isdigit() else k, "answer": given[k]} for k in keys]
+
+
+TASK = DocVQA()

@@ -1,0 +1,60 @@
+"""HallusionBench (1,129 yes-or-no questions on pictures and the same pictures changed).
+
+Owner's numbers: tianyi-lab/HallusionBench@744007c utils.py. aAcc: questions right; qAcc: a question right on all
+its pictures; fAcc: all questions of a picture right (VS without a picture left out). Without a picture
+(VS, figure 0) not knowing is right too. The owner has GPT-4 read the answers; here the first of the
+words yes and no is read, as VLMEvalKit@e8e78f0 does before it asks a model, and neither is
+"uncertain".
+"""
+
+from typing import Any
+
+from llava_jax.eval.questions import SHORT
+from llava_jax.eval.rules import yes_no
+from llava_jax.eval.simple import Item, SimpleTask
+from llava_jax.eval.task import percent
+
+
+class HallusionBench(SimpleTask):
+    name = "hallusion"
+    headline = "aAcc"
+    data_files = "HallusionBench.json and its images (VD/…, VS/…)"
+    files = ("HallusionBench.json", "*.json", "*.jsonl", "*.parquet")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        names = ("category", "subcategory", "set_id", "figure_id", "question_id")
+        category, part, group, figure, question = (str(row[n]) for n in names)
+        image = row.get("image") or str(row.get("filename") or "").removeprefix("./")
+        shown = str(row.get("visual_input", "1")) != "0" and image
+        return Item(
+            "_".join((category, part, group, figure, question)),
+            row["question"] + SHORT,
+            "yes" if str(row["gt_answer"]) == "1" else "no",
+            (image,) if shown else (),
+            groups={
+                "category": category,
+                "subcategory": part,
+                "question": "_".join((category, part, group, question)),
+                "figure": "_".join((category, part, group, figure)),
+            },
+        )
+
+    def judged(self, text: str, item: Item) -> tuple[float, str]:
+        score, read = yes_no(text, item.truth)
+        unseen = item.groups["category"] == "VS" and item.groups["figure"].endswith("_0")
+        return float(score or (unseen and read == "other")), read
+
+    def result(self, items, samples, result):
+        result = super().result(items, samples, result)
+        for name, kind in (("qAcc", "question"), ("fAcc", "figure")):
+            table = result.tables.pop(f"per {kind}")
+            kept = [
+                row["score"] == 100.0
+                for key, row in table.items()
+                if kind == "question" or not (key.startswith("VS_") and key.endswith("_0"))
+            ]
+            result.totals[name] = percent(map(float, kept))
+        return result
+
+
+TASK = HallusionBench()

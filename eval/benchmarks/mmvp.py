@@ -1,0 +1,79 @@
+"""MMVP: 150 pairs of pictures that CLIP takes for the same; a pair counts if both answers are right.
+
+The owner (tsb0601/MMVP) has GPT-4 compare; read here as lmms-eval@75571cf tasks/mmvp/utils.py does: the
+letter alone or at the start, else "answer is X", "option X", else any a or b that ends a word ("the
+sofa" is A), else the first character. Pairs are rows 1 and 2, 3 and 4, ….
+"""
+
+import re
+from typing import Any
+
+from llava_jax.eval.simple import Item, SimpleTask, choices
+
+_OPTION = re.compile(r"\([a-z]\)\s*([^(]+?)(?=\s*\([a-z]\)|$)", re.IGNORECASE)
+_FORMS = tuple(
+    re.compile(p, re.IGNORECASE)
+    for p in (
+        r"^\s*\(?([AB])\)?\.?\s*$",
+        r"^\s*\(?([AB])\)?[.\s]",
+        r"answer\s+is\s+\(?([AB])\)?",
+        r"option\s+\(?([AB])\)?",
+        r"\(?([AB])\)?(?:\s|$)",
+    )
+)
+
+
+class MMVP(SimpleTask):
+    name = "mmvp"
+    headline = "pair_accuracy"
+    data_files = 'Questions.csv and "MMVP Images/1.jpg", … of MMVP/MMVP'
+    files = ("Questions.csv", "*.csv", "*.parquet", "*.jsonl")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        index = int(row.get("Index") or row["lndex"])  # the owner's header has an l
+        options = tuple(o.strip() for o in _OPTION.findall(row["Options"]))
+        truth = "A" if "(a)" in row["Correct Answer"].lower() else "B"
+        image = row.get("image") or f"MMVP Images/{index}.jpg"
+        asked = choices(row["Question"], options)
+        return Item(str(index), asked, truth, (image,), options, group=str((index - 1) // 2))
+
+    def judged(self, text: str, item: Item) -> tuple[float, str]:
+        found = next((m for p in _FORMS if (m := p.search(text.strip()))), None)
+        first = text.strip()[:1].upper()
+        read = found[1].upper() if found else first if first in ("A", "B") else "Z"
+        return float(read == item.truth), read
+
+    def result(self, items, samples, result):
+        return pairs_first(self, items, samples, result)
+
+
+def pairs_first(task: SimpleTask, items: list[Item], samples: dict, result):
+    """A result whose samples are the groups: right where every answer of the group is."""
+    from llava_jax.eval.simple import groups_right
+    from llava_jax.eval.task import Sample, percent
+
+    right = groups_right(items, samples)
+    result.totals[task.headline] = percent(map(float, right.values()))
+    result.totals["accuracy"] = percent(s.score for s in samples.values())
+    result.totals["groups"] = len(right)
+    missing, merged = set(result.coverage.missing), {}
+    for group, is_right in right.items():
+        rows = {i.key: samples[i.key] for i in items if i.group == group}
+        first = next(iter(rows.values()))
+        merged[group] = Sample(
+            float(is_right),
+            " | ".join(s.answer for s in rows.values()),
+            [s.truth for s in rows.values()],
+            parsed=[s.parsed for s in rows.values()],
+            prompt=first.prompt,
+            image=first.image,
+            groups=first.groups,
+            details={
+                "rows": {k: {"score": s.score, "missing": k in missing} for k, s in rows.items()}
+            },
+        )
+    result.samples = merged
+    return result
+
+
+TASK = MMVP()
