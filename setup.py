@@ -95,6 +95,8 @@ setup(
         "chair": ["textblob>=0.19", "nltk>=3.9"],
         "lmms": ["lmms-eval>=0.7.2", *TORCH],
         "ray": ["ray[train]>=2.60"],
+        "wandb": ["wandb>=0.21"],
+        "mlflow": ["mlflow-skinny>=3.4"],
         "serve": SERVE,
         "demo": ["gradio>=6.31"],
         "test": TEST,

@@ -95,6 +95,11 @@ COMMANDS = {
         "show what a checkpoint is",
         aliases="describe info",
     ),
+    "report": Command(
+        "llava_jax.report.cli",
+        "a page of one or more training runs: curves, facts, samples",
+        aliases="dashboard plot curves tensorboard monitor",
+    ),
     "eval": Command(
         "llava_jax.eval.cli",
         "run benchmarks, or score an answer file",

@@ -125,6 +125,10 @@ class DataGroup(ImageLimits):
         "image slots per row, padded likewise", low=0)
     target_buckets: tuple[int, ...] = setting((),
         "trained positions per row, padded likewise; empty: powers of two", low=1)
+    eval: tuple[str, ...] = setting((),
+        "validation sets: 'NAME path=FILE images=FOLDER ask=N', 'NAME benchmark=pope data=FOLDER'",
+        resume=True, host=True,
+        aliases="eval_data eval_path eval_dataset val_data validation_file eval_data_path")
     holdout: float = setting(0.0,
         "fraction of the images held out of training and scored at the end", low=0, below=1,
         aliases="val_split validation_split")
@@ -255,6 +259,20 @@ class TrainSettings:
         resume=True, aliases="save_total_limit")
     exact_match: bool = setting(False, "answer and score the held-out questions at the end",
         resume=True)
+    eval_every: int = setting(0, "steps between validations; 0: data.eval at the end alone", low=0,
+        resume=True, aliases="eval_steps eval_interval val_check_interval")
+    eval_samples: int = setting(4,
+        "samples of each validation set that are answered each time, to look at", low=0,
+        resume=True)
+    best_by: str = setting("loss",
+        "which model is kept in best/: the mean loss of the sets, NAME.loss, NAME.exact_match or "
+        "NAME.BENCHMARK; empty: none", resume=True, aliases="metric_for_best_model monitor")
+    early_stop: int = setting(0,
+        "stop after so many validations in a row without a better one; 0: never", low=0,
+        resume=True, aliases="early_stopping_patience patience early_stopping")
+    trackers: tuple[str, ...] = setting(("tensorboard",),
+        "where a run is shown besides its JSON lines", choices=("tensorboard", "wandb", "mlflow"),
+        resume=True, aliases="report_to logger loggers log_with")
 
 
 # fmt: on

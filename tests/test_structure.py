@@ -49,8 +49,10 @@ MAY_IMPORT = {
     "convert": NETWORK | {"sharding", "text", "batch"},
     "generate": NETWORK | {"sharding", "text", "images", "batch"},
     "model": NETWORK | {"sharding", "text", "images", "batch", "generate", "convert"},
+    "report": set(),
     "train": NETWORK
-    | {"sharding", "text", "images", "data", "convert", "generate", "model", "configs"},
+    | {"sharding", "text", "images", "data", "convert", "generate", "model", "configs"}
+    | {"report", "eval"},
     "plan": {"sharding", "batch", "data", "convert", "train"},
     "chat": {"text", "images", "generate", "model"},
     "eval": {"text", "images", "batch", "generate", "model", "sharding"},
@@ -60,7 +62,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "quickstart": NETWORK
     | {"sharding", "text", "images", "batch", "data", "generate"}
-    | {"model", "train", "convert", "configs"},
+    | {"model", "train", "convert", "configs", "report"},
 }
 # Never import jax.
 LIGHT = {
@@ -86,6 +88,7 @@ LAZY = {
     *("transformers", "grain", "orbax", "torch", "matplotlib", "tensorboardX", "huggingface_hub"),
     *("tensorflow_datasets", "array_record", "openpyxl", "gguf", "fastapi", "uvicorn", "gradio"),
     *("pooch", "openai", "jinja2", "fsspec", "ray", "pyarrow", "apache_beam", "etils"),
+    *("wandb", "mlflow"),
 }
 
 

@@ -100,8 +100,9 @@ def make_loader(
 class Loader:
     """An endless iterator of (batch, info). See batch.py for the arrays of a batch.
 
-    info: step, epoch, samples and tokens of the global batch (padding not counted), real (the part
-    of its positions that are tokens), ids of this host's samples, skipped (ids that were replaced), cut (samples longer than allowed), given,
+    info: step, epoch, samples, tokens, targets (trained tokens) and images of the global batch (padding
+    not counted), pairs (of a query and a key that causal attention lets it see), real (the part of its
+    positions that are tokens), ids of this host's samples, skipped (ids that were replaced), cut (samples longer than allowed), given,
     replaced and empty (see docs/data.md; of this host's rows where images decide), waited (seconds
     until the batch was there).
     The last batch of an epoch is filled up with empty rows: every sample is seen once per epoch.
@@ -270,12 +271,16 @@ class Loader:
         image_empty = loaded.count(None)
         image_replaced = sum(x.replaces for x in loaded if x) - sum(x.replaces for x in planned)
         own = {x.record: x.sample.notes for x in plan.samples if not x.replaces}
-        tokens = sum(x.sample.length(self._model.image_tokens) for x in plan.samples)
+        sizes = [size_of([x.sample], self._model.image_tokens) for x in plan.samples]
+        tokens = sum(size.length for size in sizes)
         info = {
             "step": step,
             "epoch": plan.epoch,
             "samples": len(plan.samples),
             "tokens": tokens,
+            "targets": sum(size.targets for size in sizes),
+            "images": sum(size.images for size in sizes),
+            "pairs": sum(size.length**2 for size in sizes) / 2,
             "real": tokens / (plan.shape.rows * plan.shape.length),
             "ids": [x.sample.id for x in loaded if x],
             "skipped": [b.id for b in bad],

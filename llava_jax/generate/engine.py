@@ -74,11 +74,7 @@ class Generator:
         self.config, self.compute, self.mesh = config, compute, mesh
         self.eos_ids = tuple(eos_ids or config.language.eos_ids)
         self.unrolled = device.platform == "cpu" if unroll is None else unroll
-        self.graphdef, self.state = weights.load(
-            config, params, compute, mesh=mesh, unrolled=self.unrolled, consume=consume
-        )
-        # A list of leaves is flattened in C++ at every call; a State would be in Python.
-        self.leaves, self._treedef = jax.tree.flatten(self.state)
+        self.set_params(params, consume=consume)
         self.row_multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self.compiled: Counter[str] = Counter()
         # Donating the state lets XLA update the cache in place.
@@ -86,6 +82,24 @@ class Generator:
         self.read = jax.jit(self._read, static_argnames=fixed, donate_argnames=given)
         self.decode = jax.jit(self._decode, static_argnames=fixed[1:], donate_argnames=given)
         self.grow = jax.jit(self._grow, static_argnames=fixed[:1])
+
+    def set_params(self, params: Mapping[str, Any], *, consume: bool = False) -> None:
+        """Answers with other parameters of the same shapes and types from now on; compiles nothing."""
+        self.graphdef, self.state = weights.load(
+            self.config,
+            params,
+            self.compute,
+            mesh=self.mesh,
+            unrolled=self.unrolled,
+            consume=consume,
+        )
+        # A list of leaves is flattened in C++ at every call; a State would be in Python.
+        self.leaves, self._treedef = jax.tree.flatten(self.state)
+
+    def drop_params(self) -> None:
+        """Gives the memory of the parameters back, until `set_params`."""
+        self.state: Any = None
+        self.leaves = []
 
     # On the host ---------------------------------------------------------------------------------
 

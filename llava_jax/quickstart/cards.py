@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava_jax.train.log import smooth
+from llava_jax.report.figure import smooth
 
 TITLE = "LLaVA quickstart: what the model says"
 PAPER, CARD, INK, SOFT, LINE = "#f4f5f7", "#ffffff", "#1c2430", "#6b7686", "#e3e7ec"

@@ -13,7 +13,9 @@ from llava_jax.data.settings import data_files, padded_lengths
 from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.settings import TRAINING, check, flat
 from llava_jax.text.conversation import TEMPLATES
+from llava_jax.train.evalsets import check_eval
 from llava_jax.train.select import param_groups
+from llava_jax.train.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,8 @@ def check_settings(c: Any, *, files: bool = True) -> None:
             "exact_match is set, but data.holdout is 0: there are no questions to ask",
             fix="--config.data.holdout=0.1 holds out a tenth of the images",
         )
+    check_trackers(c.trackers)
+    check_eval(c)
     # The original trains an unknown version as vicuna_v1 without a word.
     if c.data.version not in TEMPLATES:
         allowed = ", ".join(TEMPLATES)

@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     parser.add_argument(
+        "--profile",
+        default="",
+        metavar="FROM:TO",
+        help="trace these steps with jax's profiler, and print the ten operations that took longest",
+    )
+    parser.add_argument(
         "--show", action="store_true", help="print the settings as they would be used, and stop"
     )
     group = parser.add_argument_group("a run that is left alone, on one machine")
@@ -126,9 +132,18 @@ def run(args: argparse.Namespace) -> int:
     initialize()
     from llava_jax.train.stages import run_stages
 
-    export = run_stages(config, workdir, quiet=args.quiet)
+    if args.profile:
+        from llava_jax.train.profiling import parse_steps
+
+        parse_steps(args.profile)
+    recipe = load_config(args.config, [])
+    export = run_stages(config, workdir, quiet=args.quiet, recipe=recipe, profile=args.profile)
     if is_main():
-        print(f"the model        {export}\nthe loss         {workdir / 'loss.png'}")
+        print(f"the model        {export}")
+        if (best := export.with_name("best")).is_dir():
+            print(f"the best one     {best}")
+        print(f"the loss         {workdir / 'loss.png'}")
+        print(f"the report       llava-jax report {workdir}")
     return 0
 
 
@@ -136,6 +151,7 @@ def _unsupervised(args: argparse.Namespace) -> list[str]:
     """The command line of a process that is supervised."""
     words = ["train", "--config", str(args.config), *args.overrides]
     words += ["--workdir", str(args.workdir)] if args.workdir else []
+    words += [f"--profile={args.profile}"] if args.profile else []
     return words + (["--quiet"] if args.quiet else []) + (["--debug"] if args.debug else [])
 
 

@@ -67,18 +67,26 @@ def questions_of(
 
 
 def answers(
-    model: Any, questions: Sequence[Question], *, batch_size: int = 256, quiet: bool = False
+    model: Any,
+    questions: Sequence[Question],
+    *,
+    batch_size: int = 256,
+    quiet: bool = False,
+    longest: int | None = None,
 ) -> list[str | None]:
     """The model's greedy answer to each question, stripped of white space.
 
+    longest: of an answer, in tokens; None: some more than the longest right one.
     None for a question that cannot be asked, usually because its image was refused; the log says why.
     """
     from llava_jax.generate.request import image_list
     from llava_jax.model import Request
 
-    longest = max((len(model.tokenizer.encode(q.answer)) for q in questions), default=0)
+    if longest is None:
+        lengths = (len(model.tokenizer.encode(q.answer)) for q in questions)
+        longest = max(lengths, default=0) + 8
     requests = [
-        Request(q.messages(), sources, max_new_tokens=longest + 8)
+        Request(q.messages(), sources, max_new_tokens=longest)
         for q in questions
         for sources in [[storage.source(image) for image in image_list(q.image)]]
     ]

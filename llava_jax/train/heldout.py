@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from llava_jax.data.check import HELD_SIDE
 from llava_jax.errors import LlavaError
-from llava_jax.sharding import make_mesh, put_batch, replicated, row_parts
-from llava_jax.text.constants import IGNORE
-from llava_jax.train.distributed import is_main, on_main, together
-from llava_jax.train.model_io import compute_of, open_model, read_params, split_params
+from llava_jax.sharding import make_mesh
+from llava_jax.train.distributed import is_main, on_main
+from llava_jax.train.evalsets import HELD_OUT, EvalSet
+from llava_jax.train.model_io import open_model, read_params, split_params
 from llava_jax.train.resume import read_record
-from llava_jax.train.step import make_loss
-from llava_jax.train.steps import Feed, open_loader
+from llava_jax.train.steps import Feed
+from llava_jax.train.validate import SetLoss
 from llava_jax.util import write_json
 
 log = logging.getLogger(__name__)
@@ -36,64 +34,22 @@ def heldout_loss(config: Any, export: Path) -> dict[str, Any]:
     stage = config.copy_and_resolve_references()
     stage.model.update(init=str(export), base="", vision_tower="")
     stage.lora_rank = 0  # the adapters are in the model
-    mesh, micro = make_mesh(**stage.mesh), stage.grad_accum
-    opened = open_model(stage)
-    parts = math.lcm(row_parts(mesh, micro), jax.process_count())
-    rows = -(-stage.batch_size // parts) * parts  # packed batches of any size are trained
-    loader = together(
-        # Where a run begins, it said which held-out images are missing.
-        lambda: open_loader(stage, opened, mesh, say=False, **_PLAIN, batch_size=rows)
-    )
-    compute = compute_of(stage, opened.config, mesh, loader.turns)
-    params = read_params(opened, stage.seed, mesh)
-    _, params = split_params(params, set(), compute.dtype)
-    feed = Feed(loader)
-    score = jax.jit(_scorer(make_loss(opened.config, compute)), out_shardings=replicated(mesh))
-    total, tokens = 0.0, 0
+    mesh, opened = make_mesh(**stage.mesh), open_model(stage)
+    held = SetLoss(EvalSet(HELD_OUT, held=True), stage, opened, mesh)
     try:
+        params = read_params(opened, stage.seed, mesh)
+        _, params = split_params(params, set(), held.compute.dtype)
         with jax.set_mesh(mesh):
-            for _ in range(loader.steps_per_epoch):
-                batch, _ = feed.next()
-                loss, count = jax.device_get(score(params, put_batch(batch, mesh, micro)))
-                total, tokens = total + float(loss), tokens + int(count)
-        feed.stop()
-        report = feed.report()
+            found = held.of({}, params)
+        report = Feed(held.loader).report()
     finally:
-        loader.close()
+        held.close()
     return {
-        "loss": total / max(tokens, 1),
+        **(found or {}),
         "samples": report["given"] - report["empty"],
         "left_out": report["empty"],
         "cut": report["cut"],
-        "tokens": tokens,
     }
-
-
-_PLAIN = {
-    **HELD_SIDE,
-    "pack": "",
-    "pack_length": 0,
-    "group_by_modality": False,
-    "shuffle": False,
-    "augment": "",
-    "turns_per_sample": 0,
-    "cache_images": False,
-}
-"""Data settings that show every held-out sample once, as it is stored."""
-
-
-def _scorer(loss):
-    """score(params, batch) -> (summed loss, number of supervised tokens), over all micro-batches."""
-
-    def score(params, batch):
-        def micro(rows):
-            count = (rows["targets"] != IGNORE).sum()
-            return loss({}, params, rows) * count, count
-
-        losses, counts = jax.lax.map(micro, batch)
-        return losses.sum(), counts.sum()
-
-    return score
 
 
 def report_heldout(config: Any, export: Path, workdir: Path, steps: int) -> None:

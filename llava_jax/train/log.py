@@ -1,4 +1,4 @@
-"""What a run writes while it trains: a progress bar or lines, metrics.jsonl, TensorBoard, loss.png."""
+"""What a run writes while it trains: a progress bar or lines, JSON lines, trackers, loss.png."""
 
 from __future__ import annotations
 
@@ -7,76 +7,136 @@ import datetime
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
 
 from llava_jax.progress import progress
-from llava_jax.util import LineFile, json_lines, write_text
+from llava_jax.report.figure import plot_losses
+from llava_jax.report.files import EVAL, METRICS, SAMPLES, SYSTEM, keep_until
+from llava_jax.report.files import read_rows as read_metrics
+from llava_jax.train.distributed import is_main, together
+from llava_jax.train.meter import Compiling, Meter, device_memory
+from llava_jax.train.resume import shared_settings
+from llava_jax.train.trackers import open_trackers
+from llava_jax.util import LineFile
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
+__all__ = ["METRICS", "NoLog", "RunLog", "read_metrics", "status"]
+
+EXPECT = 10
+"""After so many steps of a process it is said how long all will take."""
+_EACH_STEP = ("loss", "grad_norm", "lr")
+"""What trackers are given after every step; the rest of a row now and then, with the rates."""
+_GROUPED = {"lrs": "lr", "grad_norms": "grad_norm", "update_norms": "update_norm"}
 
 
 class RunLog:
     """Writes one JSON line per step. On a resumed run, lines after step `start` are cut off first.
 
-    Fields: step, loss, grad_norm, lr, tokens and samples (of the step), ok. Only `seconds` of the step
-    and `save_seconds` of a save before it, if there was one, differ between two equal runs. The first
-    step of a process compiles: it counts in no rate.
+    Fields: step, loss, grad_norm, lr, tokens and samples (of the step), ok, and what else is in a row.
+    Only the `..._seconds` and `seconds` of the step differ between two equal runs: how long it took, and
+    a save or a validation before it. The first step of a process compiles: it counts in no rate.
+
+    meter: makes the rows of system.jsonl. trackers: words of the setting of that name; settings: shown
+    there.
     """
 
-    def __init__(self, workdir: Path, *, start: int, total: int, name: str, quiet: bool = False):
-        from tensorboardX import SummaryWriter
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start: int,
+        total: int,
+        name: str,
+        quiet: bool = False,
+        meter: Meter | None = None,
+        trackers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ):
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         self.workdir, self.name, self.total = workdir, name, total
         self.path = workdir / METRICS
-        _truncate(self.path, start)
-        self._file = LineFile(self.path)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+        for file in (METRICS, EVAL, SAMPLES):
+            keep_until(workdir / file, start)
+        self._files = {METRICS: LineFile(self.path)}
+        self._trackers = open_trackers(trackers, workdir, name, start, settings or {})
         self._bar = progress(total, name, "step", quiet=quiet, initial=start)
         self._redirect = contextlib.ExitStack()
         self._redirect.enter_context(logging_redirect_tqdm())  # warnings stand above the bar
+        self._meter = meter
         self._rate: dict[str, float] = {}
-        self._steps, self._saved = 0, 0.0
-        self._last = time.perf_counter()
+        self._steps = 0
+        self._aside: defaultdict[str, float] = defaultdict(float)
+        self._last, self._row = time.perf_counter(), {}
 
     def step(self, row: dict[str, Any], ended: float | None = None) -> None:
         """Records one finished step. ended: when, by time.perf_counter; None: now."""
         now = time.perf_counter() if ended is None else ended
-        seconds = max(now - self._last - self._saved, 1e-9)
-        times = {"seconds": round(seconds, 4)}
-        if self._saved:
-            times["save_seconds"] = round(self._saved, 4)
-        self._last, self._saved = now, 0.0
-        self._file.add(json.dumps({**row, **times}))
-        for key in ("loss", "grad_norm", "lr"):
-            self._board.add_scalar(key, row[key], row["step"])
+        seconds = max(now - self._last - sum(self._aside.values()), 1e-9)
+        aside = dict(self._aside)
+        self._aside.clear()
+        self._last, self._row = now, row
+        times = {"seconds": seconds, **{f"{name}_seconds": value for name, value in aside.items()}}
+        self._write(METRICS, row | {name: round(value, 4) for name, value in times.items()})
+        self._trackers.scalars(row["step"], {key: row[key] for key in _EACH_STEP})
         self._steps += 1
         if self._steps > 1:  # the first one compiles
             step = {"seconds": seconds, "tokens": row["tokens"], "samples": row["samples"]}
             old = self._rate or step
             self._rate = {key: 0.9 * old[key] + 0.1 * step[key] for key in step}
-            self._board.add_scalar("tokens_per_second", row["tokens"] / seconds, row["step"])
-        if "save_seconds" in times:
-            self._board.add_scalar("save_seconds", times["save_seconds"], row["step"])
+        if self._meter:
+            self._meter.add(row, seconds, aside)
+            if self._meter.due:
+                self._system()
         self._bar.set_postfix_str(status(row, self.total, self._rate), refresh=False)
         self._bar.update()
+        if self._steps == EXPECT:
+            self.note(self._expected(row["step"]))
         if self._steps == 1:  # compiling took long: say that the run goes
             self._bar.refresh()
 
+    def _expected(self, step: int) -> str:
+        """How long the run will take, and the memory it needs, now that some steps have run."""
+        seconds = self._rate["seconds"]
+        left = datetime.timedelta(seconds=round(seconds * (self.total - step)))
+        peak = device_memory(jax.local_devices()).get("device_memory_peak")
+        memory = f"; {peak / 1e9:.1f} GB at most on a device" if peak else ""
+        return f"about {left} of steps are left, at {seconds:.3g} s a step{memory}"
+
+    def validation(self, row: dict[str, Any]) -> None:
+        """Records a validation: see llava_jax.train.validate."""
+        self._write(EVAL, row)
+        scores = {
+            f"eval/{name}/{key}": value
+            for name, found in row["sets"].items()
+            for key, value in found.items()
+            if isinstance(value, float)
+        }
+        self._trackers.scalars(row["step"], scores)
+
+    def answer(self, row: dict[str, Any]) -> None:
+        """Records what the model said to a question that is asked again and again."""
+        self._write(SAMPLES, row)
+        text = f"{row['question']}\n\n{row['answer']}\n\n(in the data: {row['truth']})"
+        image = self.workdir / row["picture"] if row.get("picture") else None
+        self._trackers.picture(row["step"], f"{row['set']}/{row['id']}", text, image)
+
     @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Within the context, time is that of a save and not of a step."""
-        start = time.perf_counter()
+    def aside(self, what: str) -> Iterator[None]:
+        """Within the context, time is that of `what` ("save", "eval") and not of a step."""
+        start, compiled = time.perf_counter(), Compiling.seconds
         try:
             yield
         finally:
-            self._saved += time.perf_counter() - start
+            self._aside[what] += time.perf_counter() - start
+            if self._meter:
+                self._meter.compiled += Compiling.seconds - compiled
 
     def note(self, text: str) -> None:
         """A line above the progress bar."""
@@ -84,18 +144,55 @@ class RunLog:
 
     def sync(self) -> None:
         """Makes what was logged so far durable, before a checkpoint of the same step is."""
-        self._file.sync()
+        for file in self._files.values():
+            file.sync()
 
     def close(self) -> None:
         """Closes the files and draws the curve."""
         self._redirect.close()
         self._bar.close()
-        self._board.close()
+        self._system()
+        self._trackers.close()
         try:
-            self._file.close()
+            for file in self._files.values():
+                file.close()
             plot_losses({self.name: self.path}, self.workdir / "loss.png")
         except OSError as error:  # what the run ends with is worse, or it ends well
             log.error("%s is not whole: %s", self.path, error.strerror)
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        if name not in self._files:
+            try:
+                self._files[name] = LineFile(self.workdir / name)
+            except OSError as error:  # it stops no training
+                log.error("%s cannot be written: %s", name, error.strerror)
+                return
+        self._files[name].add(json.dumps(row))
+
+    def _system(self) -> None:
+        """A row of system.jsonl, if there is anything to say."""
+        row = self._meter.row(self._row["step"]) if self._meter and self._row else None
+        if not row:
+            return
+        self._write(SYSTEM, row)
+        shown = {f"system/{n}": v for n, v in row.items() if n not in ("step", "time", "started")}
+        for key, title in _GROUPED.items():
+            shown |= {f"{title}/{group}": v for group, v in self._row.get(key, {}).items()}
+        self._trackers.scalars(row["step"], shown)
+
+
+def open_log(
+    config: Any, workdir: Path, start: int, total: int, devices: int, began: float, *, quiet: bool
+) -> Any:
+    """The log of a run that goes on after step `start` of `total`: a RunLog in the main process.
+
+    devices: of all processes. began: when this process began with the run, by time.perf_counter.
+    """
+    if not is_main():
+        return together(NoLog)
+    meter, settings = Meter(devices, began), shared_settings(config)
+    more: Any = {"quiet": quiet, "meter": meter, "trackers": config.trackers, "settings": settings}
+    return together(lambda: RunLog(workdir, start=start, total=total, name=config.name, **more))
 
 
 class NoLog:
@@ -115,54 +212,3 @@ def status(row: dict[str, Any], total: int, rate: dict[str, float]) -> str:
     samples, tokens = rate["samples"] / seconds, rate["tokens"] / seconds
     left = datetime.timedelta(seconds=round(seconds * (total - row["step"])))
     return f"{text}, {samples:.1f} samples/s, {tokens:,.0f} tokens/s, {left} left"
-
-
-# Afterwards ----------------------------------------------------------------------------------------
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line torn by a kill is left out."""
-    rows = []
-    if path.exists():
-        for _, line in json_lines(path.read_text(encoding="utf-8")):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return rows
-
-
-def _truncate(path: Path, start: int) -> None:
-    rows = [row for row in read_metrics(path) if row["step"] <= start]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def plot_losses(curves: dict[str, Path], target: Path) -> None:
-    """Draws the loss of each metrics.jsonl (raw and smoothed) into one PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (mean over supervised tokens)")
-    for i, (name, path) in enumerate(curves.items()):
-        rows = [r for r in read_metrics(path) if r["loss"] == r["loss"]]
-        steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
-        axes.plot(steps, losses, alpha=0.3, lw=0.8, color=f"C{i}")
-        axes.plot(steps, smooth(losses), lw=1.8, color=f"C{i}", label=name)
-    axes.grid(alpha=0.3)
-    if curves:
-        axes.legend()
-    figure.savefig(target, dpi=120)
-
-
-def smooth(values: Sequence[float]) -> list[float]:
-    """The mean around each value, over about a twentieth of them all, as many before as after it.
-
-    Of 40 values it takes 3 at a time, of 5,000 it takes 251; near the ends fewer, so that the curve
-    begins and ends where the values do and a straight line stays one.
-    """
-    total = np.cumsum([0.0, *values])
-    i = np.arange(len(values))
-    reach = np.minimum(round(len(values) / 40), np.minimum(i, i[::-1]))
-    return ((total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)).tolist()

@@ -8,40 +8,45 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from llava_jax.errors import LlavaError, Stopped, counted
+from llava_jax.errors import LlavaError, Stopped
 from llava_jax.sharding import make_mesh, put_batch
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.control import put_flags, stop_flag
 from llava_jax.train.distributed import check_alike, is_main, on_main, together
-from llava_jax.train.log import NoLog, RunLog
+from llava_jax.train.log import open_log
 from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
-from llava_jax.train.optim import exported_params, warmup_cosine
+from llava_jax.train.optim import exported_params
+from llava_jax.train.overview import overview, write_facts
 from llava_jax.train.placement import placement
+from llava_jax.train.profiling import Profile
 from llava_jax.train.program import make_program
 from llava_jax.train.resume import begin, check_same, finish, finished
 from llava_jax.train.skips import Skips
-from llava_jax.train.step import Params
-from llava_jax.train.steps import Feed, Metrics, Saver, open_loader
+from llava_jax.train.steps import Feed, Saver, make_metrics, open_loader
 from llava_jax.train.supervise import alive
+from llava_jax.train.validate import Validation
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
+def train(
+    config: Any, workdir: Path, *, quiet: bool = False, recipe: Any = None, profile: str = ""
+) -> int:
     """Trains as `config` (see configs/common.py) says; resumes what is found in `workdir`.
 
     config: one stage, checked; workdir: held by this run (llava_jax.train.stages.run_stages does both).
+    recipe: the settings that `config` was made from, for the report. profile: "FROM:TO", steps to trace.
     Returns the number of steps; the model is in `workdir`/export.
     Raises ConfigError, WeightError or SampleError for what cannot be trained, and Stopped after a
     SIGTERM or Ctrl-C, once the state is saved.
     """
+    began = time.perf_counter()
     with contextlib.ExitStack() as cleanup:
         changed = together(lambda: check_same(config, workdir))
         earlier = finished(workdir)
@@ -57,15 +62,15 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
         cleanup.callback(loader.close)
         check_alike({f"data.{name}": value for name, value in loader.identity().items()})
         steps = config.steps or loader.steps(config.epochs)
-
+        validation = Validation(config, opened, mesh, workdir)
+        cleanup.callback(validation.close)
         compute = compute_of(config, opened.config, mesh, loader.turns)
 
         # Model: every parameter straight onto its shards; trained ones in float32.
         params = together(lambda: read_params(opened, config.seed, mesh, config.dtype))
         program = make_program(config, opened.config, params, mesh, steps, compute)
         trained, frozen = split_params(params, set(program.state.params), program.compute.dtype)
-        log.info("%s", _summary(config, loader, steps, trained, frozen, mesh))
-        log.info("%s", compute.attention)
+        log.info("the run:\n%s", overview(config, workdir, program, loader, steps))
 
         # Resume.
         checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
@@ -84,24 +89,30 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
                 log.info("settings that changed since: %s", ", ".join(changed))
         del trained
         on_main(lambda: begin(config, workdir))
+        what: Any = config, workdir, program, loader, steps, recipe, opened.name
+        on_main(lambda: write_facts(*what))
 
         # The loop.
-        start = {"start": done, "total": steps, "name": config.name}
-        run_log: Any = RunLog(workdir, **start, quiet=quiet) if is_main() else NoLog()
+        run_log = open_log(config, workdir, done, steps, mesh.size, began, quiet=quiet)
         cleanup.callback(run_log.close)
+        validation.resume(done, run_log)
+        profiler = Profile(profile if is_main() else "", workdir / "profile")
+        cleanup.callback(profiler.close)
         feed = Feed(loader)
-        peak = max(program.peaks.values())
-        # On the host: a step's line must not wait for the step after it, which the device is at.
-        rates = np.asarray(
-            warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)(np.arange(steps))
-        )
         skips = Skips(workdir, config.max_skipped, done, meta)
-        watch = Metrics(run_log, skips, lambda n: float(rates[n]), meta.get("loss", math.nan))
+        watch = make_metrics(config, program, opened.config, steps, run_log, skips, meta)
         saver = Saver(checkpoints, run_log, config.save_minutes, done)
         metrics: Any = None
         with stop_flag() as stop, jax.set_mesh(mesh):
             try:
-                while done < steps:
+                while True:
+                    if validation.due(done, steps):
+                        watch.drain()
+                        if not watch.failed:
+                            validation.run(done, state, frozen, stop)
+                    if done == steps or validation.over:
+                        break
+                    profiler.between(done, metrics)
                     batch, info = feed.next()
                     own = saver.flags(stop=stop.is_set(), failed=feed.error is not None)
                     placed = put_batch(batch, mesh, config.grad_accum), put_flags(own, mesh)
@@ -132,31 +143,15 @@ def train(config: Any, workdir: Path, *, quiet: bool = False) -> int:
                 saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
                 saver.finish(error)
                 raise
-
+            saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
         alive(steps=False)
 
         # What the run was for. A disk without room for a checkpoint may have some for the model.
         save_model(workdir / "export", opened, exported_params(state.params, state.opt_state))
         report = feed.report()
-        facts = {"loss": watch.loss, "steps": steps, "skipped": skips.total}
+        facts = {"loss": watch.loss, "steps": done, "skipped": skips.total}
         for line in loader.cut_lines(report) if is_main() else ():
             log.warning("%s", line)
         on_main(lambda: finish(workdir, report, **facts))
         saver.finish()
-        return steps
-
-
-# Helpers -------------------------------------------------------------------------------------------
-
-
-def _summary(config, loader, steps: int, trained: Params, frozen: Params, mesh) -> str:
-    """One line: how much data, how many steps, what is trained, on what."""
-    moving, still = (sum(v.size for v in part.values()) for part in (trained, frozen))
-    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return (
-        f"{counted(loader.samples, 'sample')}, {counted(steps, 'step')} of {config.batch_size}; "
-        f"{moving:,} of {moving + still:,} parameters trained; "
-        f"{counted(mesh.size, f'{mesh.devices.flat[0].platform} device')}{hosts}"
-        + (f" ({axes})" if axes else "")
-    )
+        return done

@@ -13,8 +13,8 @@ FOREIGN = {name: row.name for row in TRAINING.values() for name in row.aliases.s
 
 HINTS = {
     **dict.fromkeys(
-        ("eval_steps", "eval_strategy", "evaluation_strategy"),
-        "data.holdout holds a part out, and it is scored at the end",
+        ("eval_strategy", "evaluation_strategy"),
+        "eval_every says how often data.eval and data.holdout are validated",
     ),
     **dict.fromkeys(
         ("freeze_backbone", "freeze_mm_mlp_adapter"), "trainable lists the parts that learn"
@@ -26,10 +26,10 @@ HINTS = {
     **dict.fromkeys(
         ("resume", "resume_from_checkpoint"), "a run with the same --workdir is resumed"
     ),
+    "load_best_model_at_end": "the best model is in best/ of the work directory",
     "deepspeed": "mesh.fsdp splits parameters and optimizer over the devices",
     "logging_steps": "every step is written to metrics.jsonl",
     "lr_scheduler_type": "the schedule is a cosine, from warmup_ratio to lr_end_ratio",
-    "report_to": "metrics.jsonl and tensorboard are always written",
     "tf32": "dtype is float32 or bfloat16",
 }
 """Settings of other trainers that are none of ours: what to do instead."""

@@ -42,6 +42,20 @@ def is_muon(name: str) -> bool:
     return name.endswith(".kernel") and (is_stacked(name) or name.startswith("projector."))
 
 
+def rules(config: Any, names: Iterable[str]) -> dict[str, tuple[str, float, float]]:
+    """{name: ("adamw" or "muon", peak learning rate, weight decay)} of the trained parameters `names`.
+
+    What Muon leaves to Adam has `muon_adam_lr_ratio` of the rate and no decay.
+    Raises ConfigError as llava_jax.train.select.rates does.
+    """
+    found, with_muon = {}, config.optimizer == "muon"
+    for name, (peak, decay) in rates(list(names), config).items():
+        if with_muon and not is_muon(name):
+            peak, decay = peak * config.muon_adam_lr_ratio, 0.0
+        found[name] = ("muon" if with_muon and is_muon(name) else "adamw", peak, decay)
+    return found
+
+
 def make_optimizer(
     config: Any, names: Iterable[str], steps: int
 ) -> tuple[optax.GradientTransformation, dict[str, float]]:
@@ -52,16 +66,12 @@ def make_optimizer(
     moving average (`ema_decay`) last. Raises ConfigError as llava_jax.train.select.rates does.
     """
     labels, transforms, peaks = {}, {}, {}
-    with_muon = config.optimizer == "muon"
-    for name, (peak, decay) in rates(list(names), config).items():
-        muon = with_muon and is_muon(name)
-        if with_muon and not muon:
-            peak, decay = peak * config.muon_adam_lr_ratio, 0.0
-        label = f"{'muon' if muon else 'adamw'}_lr{peak:g}_wd{decay:g}"
+    for name, (rule, peak, decay) in rules(config, names).items():
+        label = f"{rule}_lr{peak:g}_wd{decay:g}"
         labels[name], peaks[label] = label, peak
         if label not in transforms:
             schedule = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)
-            transforms[label] = _rule(config, schedule, decay, muon)
+            transforms[label] = _rule(config, schedule, decay, rule)
     chain: list[Any] = [optax.transforms.partition(transforms, labels)]
     if config.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
@@ -70,8 +80,8 @@ def make_optimizer(
     return optax.chain(*chain), peaks
 
 
-def _rule(config: Any, schedule, decay: float, muon: bool) -> optax.GradientTransformation:
-    if muon:
+def _rule(config: Any, schedule, decay: float, rule: str) -> optax.GradientTransformation:
+    if rule == "muon":
         axes = cast(Any, _matrix_axes)
         return optax.contrib.muon(schedule, weight_decay=decay, muon_weight_dimension_numbers=axes)
     return optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=decay)

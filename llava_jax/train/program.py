@@ -23,6 +23,7 @@ from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params, param_shardings
 from llava_jax.sharding import batch_array_sharding, check_rows, replicated
 from llava_jax.train.control import Flags, with_flags
+from llava_jax.train.groups import Group, trained_groups
 from llava_jax.train.model_io import compute_of, split_params
 from llava_jax.train.optim import make_optimizer
 from llava_jax.train.select import trainable_names
@@ -34,7 +35,7 @@ class Program:
     """The step of a run and what it works on.
 
     state, frozen: jax.ShapeDtypeStructs with shardings: what `step` takes, none of it in memory.
-    peaks: peak learning rate by optimizer group.
+    groups: what the rows of metrics["norms"] are of, by title.
     step: jitted (state, frozen, batch, flags) -> (state, metrics); donates the state. To be called or
     lowered under jax.set_mesh(mesh), with a batch as put_batch or `abstract_batch` makes it.
     """
@@ -42,7 +43,7 @@ class Program:
     mesh: Mesh
     compute: Compute
     optimizer: optax.GradientTransformation
-    peaks: dict[str, float]
+    groups: dict[str, Group]
     state: TrainState
     frozen: Params
     step: Callable
@@ -76,7 +77,8 @@ def make_program(
     compute = compute or compute_of(config, model, mesh)
     names = trainable_names(params, config.trainable)
     trained, frozen = _split(params, names, compute.dtype)
-    optimizer, peaks = make_optimizer(config, sorted(names), steps)
+    optimizer, _ = make_optimizer(config, sorted(names), steps)
+    groups = trained_groups(config, names)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     state = TrainState(
         count,
@@ -88,11 +90,16 @@ def make_program(
     dropout = model.lora and model.lora.dropout
     seed = config.seed if dropout else None
     step = make_step(
-        loss, optimizer, average=config.loss_average, seed=seed, spikes=config.skip_spikes
+        loss,
+        optimizer,
+        average=config.loss_average,
+        seed=seed,
+        groups=[g.names for g in groups.values()],
+        spikes=config.skip_spikes,
     )
     places = (_places(state), replicated(mesh))
     step_fn = jax.jit(with_flags(step), donate_argnums=0, out_shardings=places)
-    return Program(mesh, compute, optimizer, peaks, state, frozen, step_fn)
+    return Program(mesh, compute, optimizer, groups, state, frozen, step_fn)
 
 
 def planned_params(model: LlavaConfig, mesh: Mesh) -> Params:

@@ -9,6 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llava_jax.errors import ConfigError
+from llava_jax.report.figure import plot_losses
+from llava_jax.report.files import METRICS
 from llava_jax.settings import flat
 from llava_jax.train.checks import (
     Stages,
@@ -17,13 +19,16 @@ from llava_jax.train.checks import (
     check_model,
     check_stages,
 )
-from llava_jax.train.log import METRICS, plot_losses
 from llava_jax.train.resume import shared_settings
 
 
-def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
+def run_stages(
+    config: Any, workdir: Path, *, quiet: bool = False, recipe: Any = None, profile: str = ""
+) -> Path:
     """Runs `config` (once, or once per entry of config.stages) in `workdir`; returns the model's folder.
 
+    recipe: the config before settings were changed on the command line, for the report. profile: "FROM:TO",
+    steps of each stage to trace.
     Finished stages are not run again; an interrupted one is resumed. With several processes (see
     llava_jax.train.distributed.initialize) all of them call it with the same arguments.
     Raises ConfigError or SampleError for a setting or file of any stage before the first begins and
@@ -42,10 +47,11 @@ def run_stages(config: Any, workdir: Path, *, quiet: bool = False) -> Path:
     exports = [folder / "export" for folder in folders]
     for (_, stage), before in zip(stages[1:], exports):
         stage.model.init = str(before)
+    recipes = dict(split_stages(recipe)) if recipe is not None else {}
     with hold(workdir):
         for (name, stage), folder in zip(stages, folders):
             with hold(folder) if name else contextlib.nullcontext():
-                steps = train(stage, folder, quiet=quiet)
+                steps = train(stage, folder, quiet=quiet, recipe=recipes.get(name), profile=profile)
         curves = {n or config.name: f / METRICS for (n, _), f in zip(stages, folders)}
         on_main(lambda: plot_losses(curves, workdir / "loss.png"))
         if not exports[-1].exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,11 +43,7 @@ def make_loss(
     bind = binder(config, compute)
 
     def loss(trained: Params, frozen: Params, batch, key=None):
-        # But for DoRA's magnitudes: rounded, they would change the base before the first step.
-        cast = {
-            n: v if n.endswith(".lora_m") else v.astype(compute.dtype) for n, v in trained.items()
-        }
-        model = bind({**frozen, **cast})
+        model = bind({**frozen, **computed_with(trained, compute.dtype)})
         # Taking the last layer out of a scanned stack copies the stack, as casting trained weights does
         # anyway. Of frozen ones that copy would be the largest array of all.
         prune = compute.unroll or not any(name.startswith(DECODER) for name in frozen)
@@ -58,6 +54,12 @@ def make_loss(
     return loss
 
 
+def computed_with(trained: Params, dtype: Any) -> Params:
+    """The trained parameters in the type of the computation, but for DoRA's magnitudes: rounded, they
+    would change the base before the first step."""
+    return {n: v if n.endswith(".lora_m") else v.astype(dtype) for n, v in trained.items()}
+
+
 def make_step(
     loss: Callable,
     optimizer: optax.GradientTransformation,
@@ -65,6 +67,7 @@ def make_step(
     average: str,
     seed: int | None,
     spikes: float = 0.0,
+    groups: Sequence[Sequence[str]] = (),
 ) -> Callable:
     """step(state, frozen, batch) -> (state, metrics). Batch arrays are [A, rows, ...].
 
@@ -73,7 +76,8 @@ def make_step(
     seed: of LoRA dropout; None without. metrics: loss float32[], micro_loss float32[A],
     grad_norm float32[], ok bool[]. A step with a non-finite loss or gradient, or with a spike, changes
     nothing but the step number (ok False). spikes: see `is_spike`; 0 is off, and the state then has no
-    `recent`.
+    `recent`. groups: lists of names; metrics then has norms float32[2, groups], of the gradients before
+    clipping and of the updates.
     """
 
     def step(state: TrainState, frozen: Params, batch):
@@ -113,9 +117,19 @@ def make_step(
             jax.tree.map(keep, opt_state, state.opt_state),
             jax.tree.map(keep, recent, state.recent),
         )
-        return new, {"loss": loss_value, "micro_loss": values, "grad_norm": norm, "ok": ok}
+        metrics = {"loss": loss_value, "micro_loss": values, "grad_norm": norm, "ok": ok}
+        if groups:
+            trees: Any = (grads, updates)
+            metrics["norms"] = jnp.stack([_norms(tree, groups) for tree in trees])
+        return new, metrics
 
     return step
+
+
+def _norms(tree: Params, groups: Sequence[Sequence[str]]) -> jax.Array:
+    """float32[groups]: the Euclidean norm of each group's part of a tree like the parameters."""
+    squares = {name: jnp.sum(leaf * leaf) for name, leaf in tree.items()}
+    return jnp.sqrt(jnp.stack([sum(squares[name] for name in names) for names in groups]))
 
 
 def micro_weights(targets: jax.Array, average: str) -> jax.Array:

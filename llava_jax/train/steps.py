@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from llava_jax.config import LlavaConfig
 from llava_jax.data.account import join_counts
 from llava_jax.data.loader import Loader, make_loader
 from llava_jax.data.settings import DataSettings, padded_lengths
@@ -20,7 +23,10 @@ from llava_jax.sharding import check_lengths, own_row_parts, row_parts
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.control import Flags
 from llava_jax.train.distributed import gather, is_main, together
+from llava_jax.train.meter import flops_of_steps
 from llava_jax.train.model_io import Opened
+from llava_jax.train.optim import warmup_cosine
+from llava_jax.train.program import Program
 from llava_jax.train.skips import Skips
 from llava_jax.train.step import TrainState
 
@@ -70,7 +76,9 @@ class Feed:
             self._counted.append(self.loader.counted())
         if self.error is None:
             try:
-                return next(self.loader)
+                start = time.perf_counter()
+                batch, info = next(self.loader)
+                return batch, {**info, "data_seconds": time.perf_counter() - start}
             except LlavaError as error:
                 if jax.process_count() == 1:
                     raise
@@ -111,13 +119,25 @@ class Metrics:
     """Logs each step after the next one has begun: reading a value blocks, and the device must not
     wait for us.
 
+    lr: the largest rate of a step, by its number from 0. peaks: the peak rate of each group of parameters,
+    in the order of metrics["norms"]. flops: model FLOPs of a step by its info.
+
     loss: of the last step logged. failed: the first step that did not count, because some process
     had no batch for it.
     """
 
-    def __init__(self, run_log: Any, skips: Skips, lr: Callable[[int], float], loss: float):
+    def __init__(
+        self,
+        run_log: Any,
+        skips: Skips,
+        lr: Callable[[int], float],
+        loss: float,
+        peaks: Mapping[str, float] | None = None,
+        flops: Callable[[Any], float] = lambda info: 0.0,
+    ):
         self.loss, self.failed = loss, 0
         self._log, self._lr, self._skips = run_log, lr, skips
+        self._peaks, self._flops = peaks or {}, flops
         self._pending: tuple[int, Any, Any, Future[float]] | None = None
         # A step is read after the next was dispatched, maybe long after its end: a thread times it.
         self._clock = ThreadPoolExecutor(1, "clock")
@@ -146,22 +166,47 @@ class Metrics:
 
     def _record(self, number: int, values: Any, info: Any, ended: float) -> None:
         self.loss = float(values["loss"])
-        self._log.step(
-            {
-                "step": number,
-                "loss": self.loss,
-                "micro_loss": [float(x) for x in values["micro_loss"]],
-                "grad_norm": float(values["grad_norm"]),
-                "lr": self._lr(number - 1),
-                "samples": info["samples"],
-                "tokens": info["tokens"],
-                "real": info["real"],
-                "ok": bool(values["ok"]),
-            },
-            ended,
-        )
+        lr, info = self._lr(number - 1), {"pairs": 0, **info}
+        counts = ("samples", "tokens", "targets", "images", "real")
+        row = {
+            "step": number,
+            "loss": self.loss,
+            "micro_loss": [float(x) for x in values["micro_loss"]],
+            "grad_norm": float(values["grad_norm"]),
+            "lr": lr,
+            **{name: info.get(name, 0) for name in counts},
+            "flops": self._flops(info),
+            "ok": bool(values["ok"]),
+            "data_seconds": round(info.get("data_seconds", 0.0), 4),
+        }
+        if self._peaks:
+            highest = max(self._peaks.values()) or 1.0
+            row["lrs"] = {name: lr * peak / highest for name, peak in self._peaks.items()}
+            for name, norms in zip(("grad_norms", "update_norms"), values["norms"]):
+                row[name] = dict(zip(self._peaks, map(float, norms)))
+        self._log.step(row, ended)
         if said := self._skips.see(number, values, info):
             self._log.note(said)
+
+
+def make_metrics(
+    config: Any,
+    program: Program,
+    model: LlavaConfig,
+    steps: int,
+    run_log: Any,
+    skips: Skips,
+    meta: Mapping[str, Any],
+) -> Metrics:
+    """The Metrics of a run of `steps` steps. meta: of the checkpoint that it goes on from, or empty."""
+    peaks = {name: group.peak for name, group in program.groups.items()}
+    schedule = warmup_cosine(max(peaks.values()), steps, config.warmup_ratio, config.lr_end_ratio)
+    # On the host: a step's line must not wait for the step after it, which the device is at.
+    rates = np.asarray(schedule(np.arange(steps)))
+    trained = program.state.params
+    flops = flops_of_steps(model, {**trained, **program.frozen}, trained)
+    loss = meta.get("loss", math.nan)
+    return Metrics(run_log, skips, lambda count: float(rates[count]), loss, peaks, flops)
 
 
 class Saver:
@@ -188,7 +233,7 @@ class Saver:
 
     def save(self, done: int, state: TrainState, feed: Feed, meta: dict[str, Any]) -> None:
         """Starts writing the state after `done` steps, whose metrics were logged, unless it is written."""
-        with self._log.saving():
+        with self._log.aside("save"):
             there = self._checkpoints.settle()
             if done <= self._begun and there:
                 return

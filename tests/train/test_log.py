@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from llava_jax.train.log import METRICS, RunLog, read_metrics, smooth, status
+from llava_jax.report.figure import smooth
+from llava_jax.train.log import METRICS, RunLog, read_metrics, status
 
 
 def row(step, loss=2.0):
@@ -42,7 +43,7 @@ def test_a_save_is_not_in_the_time_of_a_step(tmp_path, clock):
     log.step(row(1))
     clock.tick(2)
     log.step(row(2))
-    with log.saving():
+    with log.aside("save"):
         clock.tick(30)
     clock.tick(2)
     log.step(row(3))

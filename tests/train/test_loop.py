@@ -73,7 +73,7 @@ def test_the_loop_waits_for_the_devices_only_to_log_and_to_save(uninterrupted):
     """A step is logged when the next one has begun; its batch was placed before: no device waits for us."""
     during = EVENTS[EVENTS.index("put") :]
     assert set(during) - {"together", ""} == {"put", "after", "drain"}
-    logged = [i for i, event in enumerate(during) if event in ("after", "drain")][::5]  # 5 values
+    logged = [i for i, event in enumerate(during) if event in ("after", "drain")][::6]  # 6 values
     assert len(logged) == 12
     for step, i in enumerate(logged, 1):
         saved = step % 4 == 0  # where the loop has to wait for the step

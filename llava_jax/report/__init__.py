@@ -1,0 +1,1 @@
+"""What a run left behind, for a person: `llava-jax report`."""

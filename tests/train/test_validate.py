@@ -1,0 +1,157 @@
+"""Validation in a run: the loss is that of heldout.json, the best is kept, early stop, resuming."""
+
+import json
+import shutil
+
+import pytest
+
+from llava_jax.convert import load_checkpoint
+from llava_jax.errors import ConfigError
+from llava_jax.report.files import EVAL, METRICS, SAMPLES, SYSTEM, read_rows
+from llava_jax.train.config import load_config
+from llava_jax.train.stages import run_stages
+from llava_jax.train.validate import Validation
+from tests.train.run import make_data, make_model, overrides
+
+SETS = "('one path={0}/val/data.json images={0}/val ask=4', 'two path={0}/data/data.json')"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validate")
+    data = make_data(folder / "data", count=30)
+    make_data(folder / "val", count=10)
+    return make_model(folder, data), data, folder
+
+
+def config_of(made, **changes):
+    model, data, folder = made
+    words = {"data.eval": SETS.format(folder), "data.holdout": 0.3, "eval_every": 2, "steps": 4}
+    words |= {"eval_samples": 1, "save_every": 2, **changes}
+    return load_config("common", overrides(model, data, **words))
+
+
+@pytest.fixture(scope="module")
+def trained(made, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    run_stages(config_of(made), workdir, quiet=True)
+    return workdir
+
+
+def test_the_last_validation_is_the_loss_on_the_held_out_part_of_the_export(trained):
+    rows = read_rows(trained / EVAL)
+    assert [row["step"] for row in rows] == [2, 4]
+    assert set(rows[-1]["sets"]) == {"one", "two", "heldout"}
+    found, wanted = rows[-1]["sets"]["heldout"], json.loads((trained / "heldout.json").read_text())
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+    assert found["tokens"] == wanted["tokens"]
+    assert found["samples"] == wanted["samples"]
+    one = rows[-1]["sets"]["one"]
+    assert (one["samples"], one["asked"]) == (10, 4)
+    assert 0 <= one["exact_match"] <= 1
+
+
+def test_the_best_model_is_kept(trained):
+    rows = read_rows(trained / EVAL)
+    values = {row["step"]: row["value"] for row in rows}
+    losses = [s["loss"] for s in rows[-1]["sets"].values()]
+    assert rows[-1]["value"] == pytest.approx(sum(losses) / 3)
+    best = min(values, key=lambda step: values[step])
+    assert rows[-1]["best"] == {"step": best, "value": values[best]}
+    kept, last = (load_checkpoint(trained / name).params for name in ("best", "export"))
+    same = all((kept[name] == last[name]).all() for name in last)
+    assert same == (best == 4)
+
+
+def test_samples_are_answered_each_time_with_their_pictures(trained):
+    rows = read_rows(trained / SAMPLES)
+    assert [r["step"] for r in rows] == [2] * 3 + [4] * 3
+    assert all(isinstance(r["answer"], str) for r in rows)
+    assert {r["set"] for r in rows} == {"one", "two", "heldout"}
+    pictures = {r["picture"] for r in rows if "picture" in r}
+    assert pictures
+    assert all((trained / p).read_bytes().startswith(b"\xff\xd8") for p in pictures)
+
+
+def test_norms_and_rates_are_logged_by_group(trained):
+    row = read_rows(trained / METRICS)[-1]
+    assert set(row["lrs"]) == set(row["grad_norms"]) == set(row["update_norms"])
+    assert set(row["lrs"]) == {"language", "projector"}
+    squares = sum(norm**2 for norm in row["grad_norms"].values())
+    assert squares == pytest.approx(row["grad_norm"] ** 2, rel=1e-5)
+    assert row["targets"] > 0 < row["flops"]
+    last = read_rows(trained / SYSTEM)[-1]
+    assert 0 < last["goodput"] < 1 > last["padding"] >= 0
+    assert last["host_memory"] > 10**7 < last["tokens_per_second"] * 10**7
+
+
+def test_a_run_that_was_cut_off_validates_and_decides_as_the_whole_one(made, trained, tmp_path):
+    """Killed between the checkpoint of step 2 and its validation: that is made up for."""
+    workdir = shutil.copytree(trained, tmp_path / "cut")
+    for name in ("export", "checkpoints/4", "best"):
+        shutil.rmtree(workdir / name)
+    for name in ("done.json", "heldout.json"):
+        (workdir / name).unlink()
+    for name, keep in ((EVAL, 0), (SAMPLES, 2), (METRICS, 2)):
+        lines = (workdir / name).read_text().splitlines(keepends=True)
+        (workdir / name).write_text("".join(lines[:keep]) + lines[-1][:20])
+    run_stages(config_of(made), workdir, quiet=True)
+    for name in (EVAL, SAMPLES):
+        assert read_rows(workdir / name) == read_rows(trained / name)
+
+
+def test_several_devices_validate_alike(made, trained, tmp_path):
+    run_stages(config_of(made, **{"mesh.data": 4, "mesh.fsdp": 2, "eval_samples": 0}), tmp_path)
+    for ours, theirs in zip(read_rows(tmp_path / EVAL), read_rows(trained / EVAL), strict=True):
+        assert ours["best"]["step"] == theirs["best"]["step"]
+        for name, numbers in theirs["sets"].items():
+            assert ours["sets"][name]["loss"] == pytest.approx(numbers["loss"], abs=2e-5)
+            assert ours["sets"][name]["tokens"] == numbers["tokens"]
+
+
+def test_no_better_validation_ends_a_run_early(made, tmp_path, caplog):
+    """At a rate of nothing the second validation is not better, and the third ends the run."""
+    changes = {"lr": 0.0, "early_stop": 2, "eval_every": 1, "steps": 50, "data.holdout": 0.0}
+    changes |= {"eval_samples": 0, "data.eval": "('two path={2}/data/data.json',)".format(*made)}
+    config = config_of(made, **changes)
+    caplog.set_level("INFO", "llava_jax")
+    export = run_stages(config, tmp_path, quiet=True)
+    assert [row["waited"] for row in read_rows(tmp_path / EVAL)] == [0, 1, 2]
+    assert json.loads((tmp_path / "done.json").read_text())["steps"] == 3
+    assert "the last 2 validations were not better than at step 1" in caplog.text
+    shutil.rmtree(export)  # made again from the checkpoint, without a further step
+    run_stages(config, tmp_path, quiet=True)
+    assert len(read_rows(tmp_path / METRICS)) == 3
+
+
+def test_losses_choose_the_smallest_and_scores_the_largest():
+    def judged(by, before, **numbers):
+        found = object.__new__(Validation)
+        found._config, found._rows = type("C", (), {"best_by": by}), before
+        return found._judged(9, {"a": numbers})
+
+    before = [{"best": {"step": 1, "value": 0.5}, "waited": 3}]
+    assert judged("loss", before, loss=0.4)["waited"] == 0
+    assert judged("a.loss", before, loss=0.5)["waited"] == 4
+    assert judged("a.exact_match", before, exact_match=0.6)["best"]["step"] == 9
+    assert judged("a.exact_match", before, exact_match=0.4)["waited"] == 4
+    assert judged("loss", before, loss=float("nan"))["best"]["step"] == 1
+    assert judged("", [], loss=0.4) == {"value": None, "best": None, "waited": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data.eval": "('one',)"}, "is not a named set"),
+        ({"data.eval": "('one pth=x',)"}, "'pth=x' is not understood"),
+        ({"data.eval": "('one path=nowhere.json',)"}, "one: nowhere.json: no such data file"),
+        ({"data.eval": "('p benchmark=popes data=x',)"}, "no benchmark 'popes'"),
+        ({"data.eval": "('p benchmark=mmvet data=x',)"}, "a judge model grades mmvet"),
+        ({"best_by": "three.loss"}, "best_by is 'three.loss'"),
+        ({"early_stop": 1, "eval_every": 0}, "no validation to wait for"),
+    ],
+)
+def test_sets_that_nobody_could_mean_are_refused(made, tmp_path, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        run_stages(config_of(made, **changes), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
