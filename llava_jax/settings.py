@@ -265,8 +265,7 @@ class TrainSettings:
         "samples of each validation set that are answered each time, to look at", low=0,
         resume=True)
     best_by: str = setting("loss",
-        "which model is kept in best/: the mean loss of the sets, NAME.loss, NAME.exact_match or "
-        "NAME.BENCHMARK; empty: none", resume=True, aliases="metric_for_best_model monitor")
+        "what best/ is the best by: loss (mean of the sets), NAME.loss, NAME.exact_match; empty: none", resume=True, aliases="metric_for_best_model monitor")
     early_stop: int = setting(0,
         "stop after so many validations in a row without a better one; 0: never", low=0,
         resume=True, aliases="early_stopping_patience patience early_stopping")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Cuts off the lines of steps after `step`, which a resumed run writes again; returns the others."""
+def keep_until(path: Path, step: int, known: Collection[int] | None = None) -> list[dict[str, Any]]:
+    """Cuts off the lines of steps after `step`, which a resumed run writes again; returns the others.
+
+    known: where it is given, only lines of these steps are kept.
+    """
     rows = [row for row in read_rows(path) if row["step"] <= step]
+    rows = [row for row in rows if known is None or row["step"] in known]
     if path.exists():
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows

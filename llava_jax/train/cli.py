@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show", action="store_true", help="print the settings as they would be used, and stop"
     )
+    _add_processes(parser)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # to answer them with a hint
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    """Options about the processes of a run."""
     group = parser.add_argument_group("a run that is left alone, on one machine")
     group.add_argument(
         "--supervise",
@@ -94,7 +100,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how often to start again, with --supervise without a newer checkpoint (default: 3)",
     )
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # to answer them with a hint
 
 
 def option_hint(option: str, value: str | None) -> str | None:

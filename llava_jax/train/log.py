@@ -62,8 +62,11 @@ class RunLog:
 
         self.workdir, self.name, self.total = workdir, name, total
         self.path = workdir / METRICS
-        for file in (METRICS, EVAL, SAMPLES):
-            keep_until(workdir / file, start)
+        keep_until(workdir / METRICS, start)
+        validated = {row["step"] for row in keep_until(workdir / EVAL, start)}
+        keep_until(
+            workdir / SAMPLES, start, validated
+        )  # a validation that was cut off begins again
         self._files = {METRICS: LineFile(self.path)}
         self._trackers = open_trackers(trackers, workdir, name, start, settings or {})
         self._bar = progress(total, name, "step", quiet=quiet, initial=start)

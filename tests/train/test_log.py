@@ -70,6 +70,7 @@ def test_plain_lines_where_the_output_is_no_terminal(tmp_path, clock, capsys):
         log.step(row(step))
     log.close()
     lines = capsys.readouterr().err.splitlines()
+    assert lines.pop(2) == "about 0:01:30 of steps are left, at 1 s a step"
     shown = [int(line.removeprefix("run: ").split()[0]) for line in lines]
     assert shown == [1, 10, 20, 23, 30, 40, 50, 60, 70, 80, 90, 100]
     assert "tokens/s" not in lines[0]  # only the compile is known
