@@ -76,8 +76,7 @@ def make_step(
     seed: of LoRA dropout; None without. metrics: loss float32[], micro_loss float32[A],
     grad_norm float32[], ok bool[]. A step with a non-finite loss or gradient, or with a spike, changes
     nothing but the step number (ok False). spikes: see `is_spike`; 0 is off, and the state then has no
-    `recent`. groups: lists of names; metrics then has norms float32[2, groups], of the gradients before
-    clipping and of the updates.
+    `recent`. groups: lists of names, whose norms (see `_norms`) are then in metrics.
     """
 
     def step(state: TrainState, frozen: Params, batch):
@@ -118,18 +117,18 @@ def make_step(
             jax.tree.map(keep, recent, state.recent),
         )
         metrics = {"loss": loss_value, "micro_loss": values, "grad_norm": norm, "ok": ok}
-        if groups:
-            trees: Any = (grads, updates)
-            metrics["norms"] = jnp.stack([_norms(tree, groups) for tree in trees])
-        return new, metrics
+        return new, metrics | _norms(grads, updates, groups)
 
     return step
 
 
-def _norms(tree: Params, groups: Sequence[Sequence[str]]) -> jax.Array:
-    """float32[groups]: the Euclidean norm of each group's part of a tree like the parameters."""
-    squares = {name: jnp.sum(leaf * leaf) for name, leaf in tree.items()}
-    return jnp.sqrt(jnp.stack([sum(squares[name] for name in names) for names in groups]))
+def _norms(grads: Any, updates: Any, groups: Sequence[Sequence[str]]) -> dict[str, jax.Array]:
+    """{"norms": float32[2, groups]}: Euclidean, of each group's part of gradients and updates."""
+    if not groups:
+        return {}
+    squares = [{name: jnp.sum(x * x) for name, x in tree.items()} for tree in (grads, updates)]
+    sums = [[sum(of[name] for name in names) for names in groups] for of in squares]
+    return {"norms": jnp.sqrt(jnp.stack([jnp.stack(row) for row in sums]))}
 
 
 def micro_weights(targets: jax.Array, average: str) -> jax.Array:
