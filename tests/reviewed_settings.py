@@ -190,9 +190,9 @@ ROWS = [
     Row("data.max_side", "data/test_pixels.py", ITSELF),
     Row("data.weights", "data/* configs/test_configs.py", RECIPES),
     # Validation, which is off unless it is asked for.
-    Row("data.eval", "train/test_validate.py report/*", ITSELF),
-    Row("eval_every", "train/test_validate.py report/*", ITSELF),
+    Row("data.eval", "train/test_validate.py", ITSELF),
+    Row("eval_every", "train/test_validate.py", ITSELF),
     Row("eval_samples", "train/test_validate.py", ITSELF),
-    Row("early_stop", "train/test_validate.py report/*", ITSELF),
+    Row("early_stop", "train/test_validate.py", ITSELF),
     Row("best_by", "train/test_validate.py", ITSELF),
 ]

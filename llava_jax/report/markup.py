@@ -22,7 +22,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") 
     """
     lines = [
         f"<tr><th scope=row>{escape(first)}</th>"
-        + "".join(f"<td>{escape(text)}</td>" for text in others) + "</tr>"
+        + "".join(f"<td>{escape(text)}</td>" for text in others)
+        + "</tr>"
         for first, *others in rows
     ]
     if lines and header:

@@ -76,9 +76,7 @@ class Feed:
             self._counted.append(self.loader.counted())
         if self.error is None:
             try:
-                start = time.perf_counter()
-                batch, info = next(self.loader)
-                return batch, {**info, "data_seconds": time.perf_counter() - start}
+                return next(self.loader)
             except LlavaError as error:
                 if jax.process_count() == 1:
                     raise
@@ -177,7 +175,7 @@ class Metrics:
             **{name: info.get(name, 0) for name in counts},
             "flops": self._flops(info),
             "ok": bool(values["ok"]),
-            "data_seconds": round(info.get("data_seconds", 0.0), 4),
+            "data_seconds": round(info.get("waited", 0.0), 4),
         }
         if self._peaks:
             highest = max(self._peaks.values()) or 1.0
