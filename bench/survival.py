@@ -179,6 +179,25 @@ def stops(folder: Path, count: int, seed: int) -> dict[str, Any]:
     }
 
 
+def topology(folder: Path, count: int, seed: int) -> dict[str, Any]:
+    """A run on 8 devices, resumed on 4, on 1 and on 8: the batches and losses of one on 8 throughout."""
+    constant = {"warmup_ratio": 0.0, "lr_end_ratio": 1.0, "save_every": 1000}
+    whole = folder / "whole"
+    finished(Bench(folder, 8, **constant, steps=12).start(whole).wait(), whole)
+    workdir = folder / "run"
+    for steps, devices in ((3, 8), (6, 4), (9, 1), (12, 8)):
+        finished(Bench(folder, devices, **constant, steps=steps).start(workdir).wait(), workdir)
+    ours, theirs = (read_metrics(w / METRICS) for w in (workdir, whole))
+    batches = [[(r["step"], r["samples"], r["tokens"]) for r in rows] for rows in (ours, theirs)]
+    worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs, strict=True))
+    return {
+        "devices": [8, 4, 1, 8],
+        "same batches": batches[0] == batches[1],
+        "largest relative difference of a loss": worst,
+        "ok": batches[0] == batches[1] and worst <= 1e-5,
+    }
+
+
 def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     """Memory, threads, files and temporary folders of a run that trains and saves all the time."""
     import numpy as np
@@ -239,6 +258,7 @@ WHAT = {
     "damages": damages,
     "full_disk": full_disk,
     "stops": stops,
+    "topology": topology,
 }
 
 

@@ -64,7 +64,7 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
     rng, aims, lost, differ = random.Random(seed), Counter(), [], []
     runs, resumed = Counter(), 0
     for dtype in ("float32", "bfloat16"):
-        bench = Bench(folder, dtype=dtype)
+        bench = Bench(folder, devices=1, dtype=dtype, steps=8, save_every=1)
         whole = folder / f"whole-{dtype}"
         start = time.monotonic()
         finished(os.waitpid(bench.fork(whole), 0)[1], whole)

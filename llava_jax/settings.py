@@ -233,8 +233,8 @@ class TrainSettings:
     z_loss: float = setting(0.0,
         "weight of the squared log of the softmax's normalizer, added to the loss", low=0,
         aliases="z_loss_weight z_loss_multiplier")
-    skip_spikes: float = setting(0.0, "skip a step whose loss or gradient norm is so many standard "
-        "deviations above the mean of the last 128 (6 is usual); 0: only what is not finite", low=0,
+    skip_spikes: float = setting(0.0, "skip steps whose loss or gradient norm is so many "
+        "deviations above that of the last 128; 0: none", low=0,
         aliases="skip_step_on_spikes spike_threshold")
     max_skipped: int = setting(20, "skipped steps in a row after which the run stops", low=1,
         resume=True)

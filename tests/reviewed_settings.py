@@ -118,6 +118,7 @@ ROWS = [
     Row("param_groups", "train/*", ITSELF),
     Row("ema_decay", "train/test_loop.py", ITSELF),
     Row("z_loss", "train/test_loop.py", ITSELF),
+    Row("max_skipped", "train/test_loop.py", ITSELF),
     Row("quantize", "train/*", ITSELF),
     Row("attention", "train/test_compiled.py", ITSELF),
     Row("lora_dora", "train/*", ITSELF),

@@ -182,3 +182,58 @@ def test_saved_means_on_the_disk(tmp_path):
     for path in [step, *step.rglob("*")]:
         assert str(path).replace("checkpoints/1", "checkpoints/.1.tmp") in synced, path
     assert any(f"<{step.parent}>" in x for x in lines[renamed:] if "sync(" in x)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no code of ours runs after it."""
+
+
+CALLS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
+
+
+def killed_at(monkeypatch, call, after):
+    """From the so many-th call that changes the disk on, none is made any more."""
+    left = [call]
+
+    def wrapped(real):
+        def run(*args, **more):
+            left[0] -= 1
+            if left[0] < 0 or (left[0] == 0 and not after):
+                raise Killed
+            found = real(*args, **more)
+            if left[0] == 0:
+                raise Killed
+            return found
+
+        return run
+
+    for name in CALLS:
+        monkeypatch.setattr(os, name, wrapped(getattr(os, name)))
+    return left
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_any_call_that_changes_the_disk_no_saved_step_is_lost(folder, monkeypatch, after):
+    """A save of step 3 and the removal of step 1, cut off at each of their calls in turn."""
+    call = 0
+    while True:
+        call += 1
+        copy = shutil.copytree(folder, folder.parent / f"at{call}" / "checkpoints")
+        with monkeypatch.context() as patch:
+            checkpoints = Checkpointer(copy)
+            left = killed_at(patch, call, after)
+            try:
+                checkpoints.begin(3, state(3), {"step": 3})
+                checkpoints.settle()
+            except Killed:
+                pass
+            ended = left[0] > 0
+        saved_then = (copy / "3").exists()
+        found, meta = restored(copy)
+        assert meta["step"] == (3 if saved_then else 2)
+        assert np.array_equal(found.params["a"], state(meta["step"]).params["a"])
+        assert set(names(copy)) <= {"1", "2", "3"}, call
+        if ended:
+            break
+    assert call > 15
+    assert names(copy) == ["2", "3"]

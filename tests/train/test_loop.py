@@ -16,8 +16,8 @@ import pytest
 from jax._src.array import ArrayImpl
 
 from llava_jax.convert import load_checkpoint
-from llava_jax.errors import ConfigError, Diverged, LlavaError
-from llava_jax.train import loop
+from llava_jax.errors import ConfigError, Diverged, LlavaError, NotSaved
+from llava_jax.train import loop, program
 from llava_jax.train.config import load_config
 from llava_jax.train.log import METRICS, read_metrics
 from llava_jax.train.stages import run_stages
@@ -293,3 +293,92 @@ def test_what_cannot_run_is_refused_in_one_line(made, tmp_path, changes, says):
     with pytest.raises((LlavaError, FileNotFoundError), match=says) as info:
         run_stages(config_of(made, **changes), tmp_path, quiet=True)
     assert "\n" not in str(info.value)
+
+
+def test_a_broken_picture_s_step_is_skipped_and_resuming_changes_nothing(
+    made, tmp_path, monkeypatch
+):
+    """A loss that is not finite at step 3: the update is skipped, its samples are listed, once."""
+    put, make_loss = loop.put_batch, program.make_loss
+    given = []
+
+    def broken(batch, *rest):
+        given.append(0)
+        if first + len(given) == 3:
+            batch = {**batch, "images": np.full_like(batch["images"], 255)}
+        return put(batch, *rest)
+
+    def poisoned(*args):
+        loss = make_loss(*args)
+
+        def run(trained, frozen, batch, key=None):
+            white = (batch["images"] == 255).all()
+            return loss(trained, frozen, batch, key) * jnp.where(white, jnp.nan, 1.0)
+
+        return run
+
+    monkeypatch.setattr(loop, "put_batch", broken)
+    monkeypatch.setattr(program, "make_loss", poisoned)
+    config = {
+        "mesh.fsdp": 1,
+        "mesh.data": 8,
+        "save_every": 2,
+        "warmup_ratio": 0.0,
+        "lr_end_ratio": 1.0,
+    }
+    first = 0
+    run_stages(config_of(made, **config, steps=4), tmp_path / "whole", quiet=True)
+    given.clear()
+    run_stages(config_of(made, **config, steps=3), tmp_path / "twice", quiet=True)
+    shutil.rmtree(tmp_path / "twice" / "checkpoints" / "3")  # as if killed before it was saved
+    first, _ = 2, given.clear()
+    run_stages(config_of(made, **config, steps=4), tmp_path / "twice", quiet=True)
+    assert [row["ok"] for row in curve(tmp_path / "whole")] == [True, True, False, True]
+    for name in ("skipped.jsonl", "done.json"):
+        ours, theirs = ((tmp_path / w / name).read_text() for w in ("twice", "whole"))
+        assert ours == theirs
+    assert json.loads((tmp_path / "whole" / "done.json").read_text())["skipped"] == 1
+    assert str(curve(tmp_path / "twice")) == str(curve(tmp_path / "whole"))  # NaN is not NaN
+
+
+def test_the_newest_checkpoint_is_damaged_and_the_run_is_the_same(
+    uninterrupted, made, tmp_path, caplog
+):
+    workdir = shutil.copytree(uninterrupted[0], tmp_path / "copy")
+    (workdir / "done.json").unlink()
+    shutil.rmtree(workdir / "export")
+    path = max((workdir / "checkpoints" / "12").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    export = run_stages(config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8}), workdir, quiet=True)
+    assert "checkpoint 12 is not used" in caplog.text
+    assert curve(workdir) == curve(uninterrupted[0])
+    again, before = load_checkpoint(export), load_checkpoint(uninterrupted[1])
+    assert all(np.array_equal(again.params[n], v) for n, v in before.params.items())
+
+
+def test_a_disk_that_fills_up_pauses_saving_and_not_training(
+    uninterrupted, made, tmp_path, monkeypatch, caplog
+):
+    """Saves of steps 4 and 8 fail, that of step 12 succeeds; then none does, and the run says so."""
+    from llava_jax.train import checkpoint
+
+    real, left = checkpoint.write_sums, [2]
+
+    def full(folder):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(28, "No space left on device", str(folder))
+        real(folder)
+
+    monkeypatch.setattr(checkpoint, "write_sums", full)
+    config = {"mesh.fsdp": 1, "mesh.data": 8}
+    run_stages(config_of(made, **config), tmp_path / "a", quiet=True)
+    assert caplog.text.count("is not saved: no space left on device") == 2
+    assert curve(tmp_path / "a") == curve(uninterrupted[0])
+    assert [p.name for p in (tmp_path / "a" / "checkpoints").iterdir()] == ["12"]
+    left[0] = 99
+    with pytest.raises(NotSaved, match="the state after step 12 is not saved"):
+        run_stages(config_of(made, **config), tmp_path / "b", quiet=True)
+    assert (tmp_path / "b" / "export").exists()  # the model had room
