@@ -17,7 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("convert", "eval", "configs")  # lie at the top, install as llava_jax.NAME
 
 # Room -> the rooms it may import. Every room may import itself and the BASE.
-BASE = {"digests", "errors", "config", "params", "progress", "reader", "storage", "util"}
+BASE = {
+    "digests",
+    "errors",
+    "config",
+    "params",
+    "processes",
+    "progress",
+    "reader",
+    "storage",
+    "util",
+}
 BASE |= {"setting", "settings", "chips", "flops"}
 NETWORK = {"quant", "attention", "layers", "clip", "llama", "llava", "lora"}
 MAY_IMPORT = {
@@ -25,6 +35,7 @@ MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "params": set(),
+    "processes": set(),
     "progress": set(),
     "reader": set(),
     "storage": set(),
@@ -66,7 +77,17 @@ MAY_IMPORT = {
 }
 # Never import jax.
 LIGHT = {
-    *("digests", "errors", "config", "params", "progress", "reader", "storage", "util"),
+    *(
+        "digests",
+        "errors",
+        "config",
+        "params",
+        "processes",
+        "progress",
+        "reader",
+        "storage",
+        "util",
+    ),
     *(
         "setting",
         "settings",

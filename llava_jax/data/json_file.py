@@ -61,6 +61,10 @@ class JsonFile(Sequence[Any]):
             yield from self._whole
         self._places = np.frombuffer(places, np.int64).reshape(-1, 2)
 
+    def position(self) -> int:
+        """How many bytes of the file `scan` has read so far."""
+        return self._file.tell() if self._file else 0
+
     def __len__(self) -> int:
         return len(self._places) if self._whole is None else len(self._whole)
 

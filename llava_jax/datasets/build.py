@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import random
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +13,7 @@ from typing import Any
 
 from llava_jax import __version__
 from llava_jax.data.records import check_record
+from llava_jax.datasets.findings import peak_mb
 from llava_jax.datasets.recipe import Part, Recipe, read_recipe
 from llava_jax.datasets.source import Record, Source
 from llava_jax.datasets.writer import Writer, open_writer
@@ -77,7 +75,7 @@ def _add(part: Part, seed: int, writer: Writer, quiet: bool) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     pictures: set[int] = set()
     with progress(max(1, size // MEGABYTE), source.name, "MB", quiet=quiet) as bar:
-        source.told = _Megabytes(bar.update)
+        source.told = Megabytes(bar.update)
         there = None if passes == 1 else sum(1 for _ in named(source))
         source.skipped.clear()
         for record, times in _chosen(named(source), part, there, seed):
@@ -140,7 +138,7 @@ def _chosen(
         yield record, whole + (i in more)
 
 
-class _Megabytes:
+class Megabytes:
     """Adds up bytes and tells whole megabytes."""
 
     def __init__(self, update: Any):
@@ -156,12 +154,6 @@ def _facts(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
-
-
-def peak_mb() -> int:
-    """The most memory that this process had at a time, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, else KiB
-    return math.ceil(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE)
 
 
 def report(manifest: dict[str, Any]) -> str:

@@ -36,6 +36,29 @@ def _build(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a training data file")
+    parser.add_argument("--images", default="", metavar="DIR", help="what its images are below")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=(),
+        metavar="PATH",
+        help="folders of pictures and JSON files of questions of evaluations, to find what is in both",
+    )
+    parser.add_argument("--report", metavar="DIR", help="write check.json and check.html there")
+    parser.add_argument(
+        "--clean", metavar="FILE", help="write the records that training would take"
+    )
+    parser.add_argument(
+        "--unique",
+        action="store_true",
+        help="--clean leaves out records that are there twice or in --against, too",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
+    _prompt(parser)
+
+
 def _show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a training data file")
     parser.add_argument(
@@ -85,6 +108,7 @@ ACTIONS = {
         "put a LLaVA JSON and its pictures into ArrayRecord shards",
         pack_arguments,
     ),
+    "check": ("llava_jax.datasets.check", "find what is wrong with records and pictures", _check),
     "show": ("llava_jax.datasets.show", "show samples as the model sees them", _show),
 }
 """Name -> (module with `run`, what it does, what adds its arguments)."""

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from llava_jax.config import LlavaConfig
-from llava_jax.data.json_file import read_records
+from llava_jax.data.json_file import JsonFile
 from llava_jax.data.records import check_record
 from llava_jax.datasets.prompt import maker_of, prompt_of
 from llava_jax.errors import SampleError
@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the samples, or writes them as a page."""
     tokenizer, config = prompt_of(args)
     make = maker_of(args, tokenizer, config)
-    records = read_records(args.file)
-    shown = [_shown(args, records, wanted, make, config) for wanted in args.samples]
+    records = JsonFile(args.file)
+    found = find_records(records, args.samples)
+    shown = [_shown(args, *found[wanted], make, config) for wanted in args.samples]
     if args.html:
         write_text(args.html, page(shown, tokenizer, config))
         print(f"{args.html}: {len(shown)} of {len(records):,} samples")
@@ -55,31 +56,42 @@ class Shown(NamedTuple):
     notes: list[str]
 
 
-def find_record(path: str, records: Sequence[Any], wanted: str) -> tuple[int, Any]:
-    """(index, record) of the sample whose id is `wanted`, else of the one at that index.
+def find_records(records: JsonFile, wanted: Sequence[str]) -> dict[str, tuple[int, Any]]:
+    """Wanted -> (index, record) of the sample whose id that is, else of the one at that index.
 
     Ids go first; the heading says which of the two was found. Raises SampleError if neither is.
     """
-    if not records:
-        raise SampleError(f"{path}: there are no samples")
-    for i, record in enumerate(records):
-        if record_id(record, i) == wanted:
-            return i, record
-    if wanted.lstrip("-").isdigit() and -len(records) <= int(wanted) < len(records):
-        return int(wanted) % len(records), records[int(wanted)]
-    raise SampleError(
-        f"{path}: no sample {wanted!r}", fix=f"give an id, or an index from 0 to {len(records) - 1}"
-    )
+    ids: dict[str, tuple[int, Any]] = {}
+    indices: dict[int, Any] = {}
+    numbers = {int(w) for w in wanted if w.lstrip("-").isdigit()}
+    for i, record in enumerate(records.scan()):
+        if (name := record_id(record, i)) in wanted:
+            ids.setdefault(name, (i, record))
+        if i in numbers:
+            indices[i] = record
+    count = len(records)
+    if not count:
+        raise SampleError(f"{records.path}: there are no samples")
+    found = {}
+    for name in wanted:
+        at = int(name) if name.lstrip("-").isdigit() else count
+        if name in ids:
+            found[name] = ids[name]
+        elif -count <= at < count:
+            found[name] = at % count, indices[at] if at >= 0 else records[at % count]
+        else:
+            fix = f"give an id, or an index from 0 to {count - 1}"
+            raise SampleError(f"{records.path}: no sample {name!r}", fix=fix)
+    return found
 
 
 def _shown(
     args: argparse.Namespace,
-    records: Sequence[Any],
-    wanted: str,
+    index: int,
+    record: Any,
     make: ExampleMaker,
     config: LlavaConfig,
 ) -> Shown:
-    index, record = find_record(args.file, records, wanted)
     check_record(record, f"{Path(args.file).name}[{index}]")
     example = make(record, record_id(record, index))
     pixels, notes = {}, []
