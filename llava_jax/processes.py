@@ -117,13 +117,13 @@ class _Process:
     def ask(self, chunk: Any, seconds: float) -> Any:
         """The result of a chunk; an exception that the job raised; Lost."""
         self._send(chunk)
-        out = self._process.stdout
+        out: Any = self._process.stdout
         deadline, data, wanted = time.monotonic() + seconds, bytearray(), None
         while wanted is None or len(data) < wanted + 8:
             ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 return Lost(f"it took more than {seconds:g} s")
-            if not (more := os.read(out.fileno(), 1 << 20)):  # type: ignore[union-attr]
+            if not (more := os.read(out.fileno(), 1 << 20)):
                 return Lost(_death(self._process.wait()))
             data += more
             if wanted is None and len(data) >= 8:

@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ _PICTURE = re.compile(r".+\.(jpe?g|png|webp|gif|bmp)", re.IGNORECASE)
 class Checked:
     """What was found. rows: [(index or None, id or path, Finding)]; counts: by kind.
 
+    peak_mb: of the largest process that read pictures; seconds: of records, and of pictures.
     bad_records: indices; bad_pictures, doubled, seen: of what `clean` may leave out.
     """
 
@@ -62,6 +64,7 @@ class Checked:
     records: int = 0
     pictures: int = 0
     peak_mb: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
     rows: list[tuple[int | None, str, Finding]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bad_records: set[int] = field(default_factory=set)
@@ -126,11 +129,15 @@ def check(
     limits = limits or Limits()
     checked = Checked(JsonFile(file), str(images))
     asked, pictures = _evaluations(against, workers, limits)
+    started = time.monotonic()
     users = _records(checked, make, asked, workers)
+    checked.seconds["records"] = time.monotonic() - started
     if not checked.records:
         raise SampleError(f"{file}: there are no samples")
     checked.pictures = len(users)
+    started = time.monotonic()
     _pictures(checked, users, pictures, workers, limits)
+    checked.seconds["pictures"] = time.monotonic() - started
     return checked
 
 

@@ -27,6 +27,11 @@ def kinds(checked: Checked) -> list[tuple[str, str, int]]:
 def in_words(checked: Checked) -> str:
     """The counts by kind with the first examples."""
     lines = [f"{checked.file}: {checked.records:,} records, {checked.pictures:,} pictures"]
+    counts = {"records": checked.records, "pictures": checked.pictures}
+    rates = [f"{counts[k] / s:,.0f} {k} a second" for k, s in checked.seconds.items() if s]
+    if checked.peak_mb:
+        rates.append(f"at most {checked.peak_mb} MB in a process")
+    lines.append(", ".join(rates))
     for kind, meaning, count in kinds(checked):
         mark = "BAD " if kind in BAD else "note"
         lines.append(f"{mark} {count:>8,}  {kind}: {meaning}")
@@ -47,6 +52,7 @@ def as_json(checked: Checked) -> dict[str, Any]:
         "pictures": checked.pictures,
         "bad": checked.bad,
         "worker_peak_mb": checked.peak_mb,
+        "seconds": {k: round(s, 1) for k, s in checked.seconds.items()},
         "kinds": [
             {"kind": kind, "bad": kind in BAD, "count": count, "meaning": meaning}
             for kind, meaning, count in kinds(checked)
