@@ -60,7 +60,8 @@ class Scan:
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """int64: where some of the good records are in their files."""
-        return self.index[positions] - np.asarray(self.starts, np.int64)[self.file[positions]]
+        starts = np.asarray(self.starts, np.int64)[self.file[positions]]
+        return self.index[positions] - starts
 
     def records(self, positions: np.ndarray) -> Records:
         """Some of the good records, as a sequence that parses each when it is asked for."""
@@ -83,7 +84,7 @@ class Records(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        file = self._files[self._file[index]]
+        file = self._files[int(self._file[index])]
         return None if file is None else without_null(file[int(self._row[index])])
 
 

@@ -19,10 +19,9 @@ def beam_run(options: list[str]) -> Run:
     images and the output under the same paths.
     """
     beam = need("apache_beam", "for --beam", "llava_jax[beam]")
-    from apache_beam.options.pipeline_options import PipelineOptions
 
     def run(job: Job, numbers: list[int]) -> Iterable[dict[str, Any]]:
-        with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+        with beam.Pipeline(argv=options) as pipeline:
             shards = pipeline | beam.Create(numbers) | beam.Reshuffle()
             _ = shards | beam.Map(lambda number: write_shard(job, number)["shard"])
         for number in numbers:

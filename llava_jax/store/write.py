@@ -88,6 +88,7 @@ def pack(
     _refuse_other(job)
     if (folder / MANIFEST).is_file():
         return read_object(folder / MANIFEST)
+    _refuse_wrong_images(source, images)
     folder.mkdir(parents=True, exist_ok=True)
     done = {n: row for n in range(job.shards) if (row := finished(job, n))}
     left = [n for n in range(job.shards) if n not in done]
@@ -103,7 +104,7 @@ def pack(
 
 def write_shard(job: Job, number: int) -> dict[str, Any]:
     """Makes one shard and its facts, whatever of it is there. A kill leaves no file that looks whole."""
-    from array_record.python import array_record_module
+    records = need("array_record.python.array_record_module", "to pack data", "llava_jax[tfds]")
 
     source = _source(job)
     first = number * job.per_shard
@@ -112,7 +113,7 @@ def write_shard(job: Job, number: int) -> dict[str, Any]:
     target, texts = job.shard(number), job.texts(number)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     missing, pictures, digest = [], 0, hashlib.sha256()
-    writer = array_record_module.ArrayRecordWriter(str(temporary), GROUPS)
+    writer = records.ArrayRecordWriter(str(temporary), GROUPS)
     try:
         lines = []
         for row in rows:
@@ -221,7 +222,7 @@ def _finish(job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Joins the texts, describes the folder to tensorflow-datasets, and writes the manifest."""
     import tensorflow_datasets as tfds
 
-    out = Path(job.out)
+    out: Any = Path(job.out)
     temporary = out / f".{RECORDS}.{os.getpid()}.tmp"
     digest = hashlib.sha256()
     with temporary.open("wb") as joined:
@@ -237,7 +238,7 @@ def _finish(job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
         shard_lengths=[row["records"] for row in rows],
         num_bytes=sum(row["bytes"] for row in rows),
         filename_template=tfds.core.ShardedFileTemplate(
-            data_dir=str(out), dataset_name=NAME, split=SPLIT, filetype_suffix="array_record"
+            data_dir=out, dataset_name=NAME, split=SPLIT, filetype_suffix="array_record"
         ),
     )
     tfds.folder_dataset.write_metadata(
@@ -283,6 +284,17 @@ def _refuse_other(job: Job) -> None:
         if not ours:
             fix = "give another --out, or delete it"
             raise LlavaError(f"{folder} holds {path.name}, which is of other data", fix=fix)
+
+
+def _refuse_wrong_images(source: JsonFile, images: str) -> None:
+    """Raises LlavaError where none of the first pictures is below `images`."""
+    paths = [path for row in range(min(100, len(source))) for path in _paths(source[row])]
+    if paths and not any(_picture(images, path) for path in paths):
+        raise LlavaError(
+            f"--images {images or 'is empty, and the current folder'} holds none of the first "
+            f"{len(paths)} pictures; looked for {storage.join(images, paths[0])}",
+            fix=f"give the folder that {paths[0]} is below",
+        )
 
 
 def _digest(file: str, images: str, per_shard: int) -> str:

@@ -29,6 +29,7 @@ SLOW = {
     r"--config configs/(easy_vqa|quickstart)\.py": "tests/examples/test_tiny.py, and the 7B's configs",
     r"^python bench/attention\.py": "tests/attention/test_kernels.py: what it measures",
     r"^python bench/train\.py": "tests/train/test_compiled.py: the step that it measures",
+    r"^python bench/data\.py": "tests/images/test_resample.py: that pixels are Pillow's",
     r"^python bench/decode_speed\.py": "tests/generate/test_engine.py: what it measures, on a tiny model",
 }
 

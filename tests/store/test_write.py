@@ -202,6 +202,14 @@ def test_another_build_is_not_mixed_in(source, packed):
     assert (packed / MANIFEST).stat().st_mtime_ns == before
 
 
+def test_a_wrong_folder_of_images_is_named_before_anything_is_written(source, tmp_path):
+    with pytest.raises(
+        LlavaError, match=r"holds none of the first \d+ pictures; looked for .*1\.png"
+    ):
+        pack(str(source), str(tmp_path), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same(source, packed, tmp_path):
     out = str(tmp_path / "out")

@@ -1,0 +1,189 @@
+"""Pictures a second a core, from JPEG bytes to normalised pixels, and what a data file takes of a process.
+
+    python bench/data.py                  # four ways, interleaved; processor seconds, wherever spent
+    python bench/data.py --records 665000 # reading a LLaVA JSON of so many records
+
+640x480 JPEGs with noise like that of photographs (1/f), padded to a square, 336 pixels. "HF" are
+transformers' processors, "Pillow" what the original does by hand. Processor seconds of the process and its
+threads are counted, so work that a library does in threads is too. The uint8 pixels of ours are normalised
+by XLA on this host's processor, which is counted as well; an accelerator does it elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE = 336
+A100 = {"stage 1": 100.0, "stage 2": 38.0}
+"""Pictures a second that eight A100 take at 65 % of their peak: 312 TFLOP/s x 8 x 0.65 over 16.3 TFLOP a
+sample in stage 1, and over 35.2 in stage 2, most of whose samples have a picture."""
+
+
+def photographs(count: int) -> list[bytes]:
+    """JPEGs of 640x480, quality 85, about 130 to 160 KB."""
+    rng = np.random.RandomState(0)
+    rows, columns = np.fft.fftfreq(480)[:, None], np.fft.fftfreq(640)[None]
+    frequency = np.sqrt(rows**2 + columns**2)
+    frequency[0, 0] = 1
+    made = []
+    for _ in range(count):
+        noise = np.fft.fft2(rng.normal(size=(3, 480, 640))) / frequency
+        image = np.fft.ifft2(noise).real
+        image = (image - image.mean()) / image.std() * 50 + 128
+        file = io.BytesIO()
+        pixels = np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        Image.fromarray(pixels).save(file, "JPEG", quality=85)
+        made.append(file.getvalue())
+    return made
+
+
+def ways() -> dict[str, Callable[[list[bytes]], object]]:
+    """Name -> function from JPEGs to their float32 pixels; each as it takes a batch."""
+    import jax
+
+    from llava_jax.config import LlavaConfig
+    from llava_jax.images.pixels import normalize_for, pad_color, pixels_of
+
+    config = LlavaConfig.v15_7b()
+    color, vision = pad_color(config.vision), config.vision
+    mean, std = (np.asarray(v, np.float32) for v in vision.units)
+    rescale = np.float32(vision.pixels.rescale)
+    on_device = jax.jit(lambda x: (x.astype(np.float32) * rescale - mean) / std)
+
+    def square(data: bytes) -> Image.Image:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        side = max(image.size)
+        padded = Image.new("RGB", (side, side), color)
+        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return padded
+
+    def pillow(batch: list[bytes]) -> object:
+        resized = [square(d).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for d in batch]
+        return [normalize_for(np.asarray(image), vision) for image in resized]
+
+    def ours(batch: list[bytes]) -> object:
+        return on_device(np.stack([pixels_of(d, config) for d in batch])).block_until_ready()
+
+    found: dict[str, Callable[[list[bytes]], object]] = {}
+    sizes = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    try:
+        from transformers import CLIPImageProcessorPil
+
+        hf = CLIPImageProcessorPil(**sizes)
+        found["HF, Pillow"] = lambda batch: [
+            hf(square(d), return_tensors="np")["pixel_values"] for d in batch
+        ]
+        import torchvision  # noqa: F401
+        from transformers import CLIPImageProcessor
+
+        fast = CLIPImageProcessor(**sizes)
+        found["HF, torchvision"] = lambda batch: fast(
+            [square(d) for d in batch], return_tensors="pt"
+        )["pixel_values"]
+    except ImportError as error:
+        print(f"left out: {error.name} is not installed")
+    return {**found, "Pillow": pillow, "ours": ours}
+
+
+def pictures(count: int, repeats: int) -> None:
+    """Prints the table of the four ways."""
+    from llava_jax.config import LlavaConfig
+    from llava_jax.images.pixels import pixels_of
+
+    data, made = photographs(count), ways()
+    differ = 0
+    for one in data:
+        image = Image.open(io.BytesIO(one)).convert("RGB")
+        padded = Image.new("RGB", (640, 640), (122, 116, 104))
+        padded.paste(image, (0, 80))
+        want = np.asarray(padded.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(int)
+        differ = max(differ, int(np.abs(want - pixels_of(one, LlavaConfig.v15_7b())).max()))
+    print(
+        f"{count} JPEGs of {np.mean([len(d) for d in data]) / 1e3:.0f} KB; load {os.getloadavg()[0]:.1f}"
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for function in made.values():
+        function(data)
+    for _ in range(repeats):
+        for name, function in made.items():
+            begun = time.process_time()
+            function(data)
+            seconds[name].append((time.process_time() - begun) / count)
+    slowest = seconds["HF, Pillow" if "HF, Pillow" in seconds else "Pillow"]
+    for name, found in seconds.items():
+        best, median = 1 / min(found), 1 / float(np.median(found))
+        ratio, middle = min(slowest) / min(found), np.median(slowest) / np.median(found)
+        print(
+            f"{name:18} {best:6.0f} pictures/s (median {median:.0f}), {ratio:.2f}x ({middle:.2f}x)"
+        )
+    print(f"largest difference between our uint8 pixels and Pillow's: {differ}")
+    rate = 1 / float(np.median(seconds["ours"]))
+    for stage, eaten in A100.items():
+        print(f"{stage}: 8xA100 take {eaten:.0f} pictures/s: {eaten / rate:.1f} cores")
+
+
+def reading(count: int) -> None:
+    """Prints what opening a JSON of `count` records takes, twice, as a run with held-out data does."""
+    from llava_jax.data.check import HELD_SIDE, open_data
+
+    words = (
+        "the a photo of man woman dog on street red near with two people what color is this".split()
+    )
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mix.json"
+        with path.open("w") as file:
+            for i in range(count):
+                turns = []
+                for _ in range(max(1, min(20, int(rng.expovariate(1 / 5))))):
+                    for who, many in (("human", 9), ("gpt", rng.choice([1, 2, 4, 20, 60, 90]))):
+                        turns.append({"from": who, "value": " ".join(rng.choices(words, k=many))})
+                turns[0]["value"] = "<image>\n" + turns[0]["value"]
+                record = {"id": f"{i:012}", "image": f"{i % 1000}.jpg", "conversations": turns}
+                file.write(("," if i else "[") + json.dumps(record))
+            file.write("]")
+        for i in range(min(count, 1000)):
+            (Path(folder) / f"{i}.jpg").touch()
+        settings = {"path": str(path), "image_folder": folder, "holdout": 0.01}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begun = time.process_time()
+        data = open_data(settings, say=False)
+        first = time.process_time() - begun
+        held = open_data({**settings, **HELD_SIDE}, say=False)
+        second = time.process_time() - begun - first
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(
+            f"{len(data) + len(held):,} records, {path.stat().st_size / 1e9:.2f} GB: {first:.0f} s of "
+            f"processor to the first step, {second:.1f} s for the held-out side; "
+            f"{(peak - before) / 1e3:.0f} MB added"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=16, help="pictures")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--records", type=int, default=0, help="read a JSON of so many instead")
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
+    if arguments.records:
+        reading(arguments.records)
+    else:
+        pictures(arguments.count, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
