@@ -59,6 +59,13 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _prompt(parser)
 
 
+def _stats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a training data file")
+    parser.add_argument("--report", metavar="DIR", help="write stats.json and stats.png there")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
+    _prompt(parser)
+
+
 def _show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a training data file")
     parser.add_argument(
@@ -109,6 +116,7 @@ ACTIONS = {
         pack_arguments,
     ),
     "check": ("llava_jax.datasets.check", "find what is wrong with records and pictures", _check),
+    "stats": ("llava_jax.datasets.stats", "count lengths, pictures, answers and padding", _stats),
     "show": ("llava_jax.datasets.show", "show samples as the model sees them", _show),
 }
 """Name -> (module with `run`, what it does, what adds its arguments)."""
