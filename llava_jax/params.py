@@ -35,6 +35,13 @@ def is_quantized(name: str) -> bool:
     return name.endswith((".codes", ".scales"))
 
 
+def weights_in(name: str, leaf: Any) -> int:
+    """How many parameters an array stands for: nf4's codes hold two a byte, scales are none."""
+    if name.endswith(".scales"):
+        return 0
+    return leaf.size * (2 if name.endswith(".codes") and leaf.dtype.name == "uint8" else 1)
+
+
 def is_stacked(name: str) -> bool:
     """Whether a parameter holds all layers of a stack, with the layer as its first axis."""
     return ".layers." in name

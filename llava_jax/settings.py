@@ -194,7 +194,7 @@ class TrainSettings:
         needs="lora_rank", aliases="dropout drop_out")
     quantize: str = setting("",
         "hold the decoder's frozen kernels in 4 or 8 bits (QLoRA)", choices=("", "nf4", "int8"),
-        needs="trainable=lora", aliases="bits load_in_4bit load_in_8bit bnb_4bit_quant_type")
+        aliases="bits load_in_4bit load_in_8bit bnb_4bit_quant_type")
     data: DataGroup = DataGroup()
     batch_size: int = setting(128, "samples per step, over all devices", low=1,
         aliases="train_batch_size per_device_train_batch_size")
@@ -224,7 +224,7 @@ class TrainSettings:
         aliases="adam_beta2 beta2")
     eps: float = setting(1e-8, "Adam's epsilon", low=0, aliases="adam_epsilon")
     muon_adam_lr_ratio: float = setting(0.15,
-        "rate of what Muon leaves to Adam, as a fraction of lr", low=0, needs="optimizer=muon")
+        "rate of what Muon leaves to Adam and no group sets, as a fraction of lr", low=0, needs="optimizer=muon")
     clip_norm: float = setting(1.0, "largest global norm of the gradients; 0: no clipping", low=0,
         aliases="max_grad_norm grad_clip")
     ema_decay: float = setting(0.0,

@@ -245,6 +245,15 @@ def own_row_parts(mesh: Mesh, micro: int) -> tuple[int, ...]:
     return tuple(m * across + block for m in range(micro) for block in _own_blocks(mesh))
 
 
+def counted_row_parts(mesh: Mesh, micro: int) -> tuple[int, ...]:
+    """Those of `own_row_parts` that this process counts, so that each row is counted by one process."""
+    across = row_parts(mesh, 1)
+    blocks = mesh.devices.reshape(across, -1)
+    first = [min(d.process_index for d in devices) for devices in blocks]
+    here = jax.process_index()
+    return tuple(p for p in own_row_parts(mesh, micro) if first[p % across] == here)
+
+
 def _own_blocks(mesh: Mesh) -> list[int]:
     """The blocks along data x fsdp that lie on devices of this process."""
     blocks = mesh.devices.reshape(row_parts(mesh, 1), -1)

@@ -1,6 +1,7 @@
 """Names and shapes of parameters, stated without jax, and the one check of them."""
 
 import json
+import math
 from dataclasses import replace
 
 import jax
@@ -19,6 +20,7 @@ from llava_jax.params import (
     is_stacked,
     parameter_shapes,
     unique,
+    weights_in,
 )
 
 TINY = LlavaConfig.tiny()
@@ -122,3 +124,12 @@ def test_duplicated_names():
     assert unique([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
     with pytest.raises(WeightError, match=r"x\.json: a is duplicated"):
         json.loads('{"a": 1, "a": 2}', object_pairs_hook=lambda p: unique(p, "x.json"))
+
+
+def test_parameters_of_kernels_in_few_bits_are_counted_as_parameters():
+    """Not codes as parameters (two of nf4 share a byte), nor scales as more of them."""
+    config = LlavaConfig.v15_7b()
+    count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    for quantize in ("", "nf4", "int8"):
+        held = abstract_params(replace(config, quantize=quantize))
+        assert sum(weights_in(name, leaf) for name, leaf in held.items()) == count

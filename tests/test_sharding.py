@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +15,14 @@ from jax.sharding import PartitionSpec as P
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError
 from llava_jax.llava import abstract_params, param_shardings
-from llava_jax.sharding import make_mesh, put_batch, spec, undivided
+from llava_jax.sharding import (
+    counted_row_parts,
+    make_mesh,
+    own_row_parts,
+    put_batch,
+    spec,
+    undivided,
+)
 from llava_jax.train.select import GROUPS, has_decay
 from tests.tiny import CONFIG, random_batch
 
@@ -136,3 +145,19 @@ def test_slices_take_rows_apart_and_hold_the_other_axes_whole():
             make_mesh(slices=slices, devices=devices)
     with pytest.raises(ConfigError, match=r"the number of processes is 1"):
         make_mesh(slices=2)
+
+
+def test_rows_that_two_processes_hold_are_counted_by_one(monkeypatch):
+    """A context axis over two processes, and one that each process holds for itself."""
+
+    def parts(process, order):
+        monkeypatch.setattr(jax, "process_index", lambda: process)
+        devices = np.array([SimpleNamespace(process_index=p) for p in order]).reshape(2, 1, 2, 1)
+        sizes = {"data": 2, "fsdp": 1, "context": 2, "tensor": 1}
+        mesh: Any = SimpleNamespace(devices=devices, shape=sizes)
+        return own_row_parts(mesh, 2), counted_row_parts(mesh, 2)
+
+    shared = [parts(process, (0, 1, 0, 1)) for process in (0, 1)]
+    assert shared == [((0, 1, 2, 3), (0, 1, 2, 3)), ((0, 1, 2, 3), ())]
+    apart = [parts(process, (0, 0, 1, 1)) for process in (0, 1)]
+    assert apart == [((0, 2), (0, 2)), ((1, 3), (1, 3))]

@@ -22,6 +22,13 @@ class CutNotice:
     def __init__(self, max_length: int | None, model: LlavaConfig):
         self._limit, self._said = limit_in_words(max_length, model), False
 
+    def expect(self, count: int, total: int) -> None:
+        """Warns, before the first step, that `count` of `total` samples will be cut."""
+        self._said = True
+        if count:
+            of = f"{count:,} of {counted(total, 'sample')} ({count / total:.1%})"
+            log.warning("%s are longer than %s and will be cut", of, self._limit)
+
     def see(self, noted: Iterable[tuple[int, Iterable[str]]], ids: Sequence[str]) -> None:
         """Takes (record, notes) of a batch, and warns where it has the first sample that is cut."""
         if self._said:

@@ -18,15 +18,19 @@ from typing import Protocol
 import numpy as np
 
 from llava_jax.batch import Buckets, Shape, Size
-from llava_jax.data.packing import Rows, Sizes, best_fit, deal, fill_rows
+from llava_jax.data.packing import Rows, Sizes, best_fit, deal, fill_rows, rows_of_step
 from llava_jax.data.sampler import FILL, Epochs, seeded_random
 from llava_jax.data.settings import DataSettings
-from llava_jax.errors import ConfigError, counted
+from llava_jax.errors import counted
 
 SHAPES = 3
 """The most shapes of data.pack=exact."""
 COMPILING = 100
 """Steps whose time one more shape must save: about what compiling it costs a small model."""
+KEPT = 8
+"""Epochs whose plan stays in memory: 4 MB each, of 665K samples."""
+LOW_EXACT, LOW_FILL = 0.7, 0.9
+"""Shares of real tokens below which packing is remarked on: most data, well set, have more."""
 
 
 class Layout(Protocol):
@@ -68,6 +72,15 @@ class Layout(Protocol):
         """What makes step numbers mean the same samples, besides the settings."""
         ...
 
+    @property
+    def step_words(self) -> str:
+        """What a step holds, after "900 steps of"."""
+        ...
+
+    def remark(self) -> str:
+        """What a user should know of rows that are far from full; "" if they are not."""
+        ...
+
 
 class Batches:
     """Batches along the order of each epoch; the last may hold empty rows."""
@@ -105,6 +118,13 @@ class Batches:
     def identity(self) -> dict[str, str | int]:
         return {}
 
+    @property
+    def step_words(self) -> str:
+        return str(self._settings.batch_size)
+
+    def remark(self) -> str:
+        return ""
+
 
 class Exact(Batches):
     """The samples of each step as in Batches, in few rows of `pack_length` positions.
@@ -125,6 +145,15 @@ class Exact(Batches):
         return (
             f"data.pack=exact: {self.share:.1%} real tokens in rows of "
             f"{self._settings.pack_length:,}, {rows} a step ({counted(len(self.shapes), 'shape')})"
+        )
+
+    def remark(self) -> str:
+        if self.share >= LOW_EXACT:
+            return ""
+        return (
+            f"data.pack=exact: only {self.share:.1%} of positions are real tokens: rows of "
+            f"{self._settings.pack_length:,} hold the {self._settings.batch_size} samples of a step "
+            "badly (use another data.pack_length, a larger batch_size, or data.pack=fill)"
         )
 
     def room(self, entry: int, epoch: int, sizes: Sequence[Size]) -> Size | None:
@@ -191,22 +220,19 @@ class Exact(Batches):
 class Fill:
     """So many rows of `pack_length` positions a step, all of them full; each entry once an epoch.
 
-    A step holds about batch_size samples, and an epoch about as many steps as in Batches.
+    A step holds about batch_size samples, and an epoch about as many steps as in Batches. Where the
+    parts of a step do not divide its rows, empty ones follow: the plan is that of any other devices.
     """
 
     def __init__(self, epochs: Epochs, settings: DataSettings, sizes: Sizes, run: int):
         self._epochs, self._settings = epochs, settings
         self._sizes = _places(sizes, settings)
-        self.step_rows = settings.pack_rows or self._rows_of_batch()
-        if self.step_rows % settings.row_parts:
-            raise ConfigError(
-                f"data.pack_rows {self.step_rows} cannot be cut into {settings.row_parts} equal "
-                "parts (micro-batches times devices along the batch)",
-                fix="change data.pack_rows, grad_accum or mesh",
-            )
+        wanted = settings.batch_size * self._sizes.length.mean() / settings.pack_length
+        self.step_rows = settings.pack_rows or rows_of_step(wanted, settings.row_parts)
+        self._shape_rows = -(-self.step_rows // settings.row_parts) * settings.row_parts
         self._run = run
         self._lock = threading.RLock()
-        self._packed = functools.lru_cache(maxsize=2)(self._pack)
+        self._packed = functools.lru_cache(maxsize=KEPT)(self._pack)
         # Of the epochs known so far: the step after their last, and the slots that groups need.
         self._ends: list[int] = []
         self._slots: list[tuple[int, int]] = []
@@ -215,38 +241,66 @@ class Fill:
             np.asarray(first.entries, "<i4").tobytes() + np.asarray(first.starts, "<i8").tobytes()
         ).hexdigest()[:16]
         real = int(self._needs(0, first).length.sum())
-        self.share = real / (self._ends[0] * self.step_rows * settings.pack_length)
+        self.share = real / (self._ends[0] * self._shape_rows * settings.pack_length)
+
+    @property
+    def step_words(self) -> str:
+        s, steps = self._settings, self._ends[0]
+        own = -(-self._epochs.samples // s.batch_size)
+        return (
+            f"{counted(self.step_rows, 'full row')}, about {self._epochs.samples / steps:.0f} samples "
+            f"({counted(steps, 'step')} an epoch by data.pack=fill; the recipe's are {own:,} of "
+            f"{s.batch_size})"
+        )
 
     @property
     def summary(self) -> str:
         """What the rows hold, for the log."""
-        s, steps = self._settings, self._ends[0]
+        rows = counted(self.step_rows, "row")
         return (
-            f"data.pack=fill: {self.share:.1%} real tokens in {counted(self.step_rows, 'row')} of "
-            f"{s.pack_length:,} a step, about {self._epochs.samples / steps:.0f} samples; "
-            f"{counted(steps, 'step')} an epoch, not the recipe's "
-            f"{-(-self._epochs.samples // s.batch_size):,} of {s.batch_size}"
+            f"data.pack=fill: {self.share:.1%} real tokens in {rows} of "
+            f"{self._settings.pack_length:,} a step"
+        )
+
+    def remark(self) -> str:
+        if (empty := self._shape_rows - self.step_rows) and self.share < LOW_FILL:
+            return (
+                f"data.pack=fill: {counted(self.step_rows, 'row')} hold the samples of a step, so "
+                f"{empty} of {self._shape_rows} are empty, for micro-batches times devices to divide "
+                "them (use a larger batch_size, a shorter data.pack_length, or fewer of either)"
+            )
+        if self.share >= LOW_FILL or self._ends[0] == 1:
+            return ""
+        middle, length = float(np.median(self._sizes.length)), self._settings.pack_length
+        better = -(-math.ceil(middle * -(-length // middle)) // 128) * 128
+        return (
+            f"data.pack=fill: only {self.share:.1%} of positions are real tokens: samples of about "
+            f"{middle:.0f} do not add up to {length:,} (--config.data.pack_length={better}, say)"
         )
 
     def __getitem__(self, epoch: int) -> Rows:
         with self._lock:  # else every thread that reaches a new epoch would pack it
-            while len(self._ends) < epoch:
-                self._packed(len(self._ends))
+            self._know(epoch)
             return self._packed(epoch)
+
+    def _know(self, epoch: int) -> None:
+        """Packs the epochs up to `epoch` that never were: their steps and slots are then kept."""
+        with self._lock:
+            while len(self._ends) <= epoch:
+                self._packed(len(self._ends))
 
     def identity(self) -> dict[str, str | int]:
         return {"pack_rows": self.step_rows, "plan": self.digest}
 
     def locate(self, step: int) -> tuple[int, int]:
         while self._ends[-1] <= step:
-            self[len(self._ends)]
+            self._know(len(self._ends))
         epoch = next(n for n, end in enumerate(self._ends) if step < end)
         return epoch, step - (self._ends[epoch - 1] if epoch else 0)
 
     def steps(self, epochs: float) -> int:
         whole = math.floor(epochs)
-        for epoch in range(len(self._ends), math.ceil(epochs)):
-            self[epoch]
+        self._know(math.ceil(epochs) - 1)
         done = self._ends[whole - 1] if whole else 0
         more = self._ends[whole] - done if epochs > whole else 0
         return done + math.ceil((epochs - whole) * more)
@@ -270,25 +324,14 @@ class Fill:
             [numbers[p] for p in (next(at) for _ in row) if p in numbers]
             for row in self._step(epoch, within)
         ]
-        self[max(epoch, self._run - 1)]
-        images, targets = map(max, zip(*self._slots[: max(epoch + 1, self._run)]))
+        known = max(epoch + 1, self._run)
+        self._know(known - 1)
+        images, targets = map(max, zip(*self._slots[:known]))
         s = self._settings
-        shape = Shape(self.step_rows, s.pack_length, images, _rounded(targets), s.row_parts)
+        shape = Shape(self._shape_rows, s.pack_length, images, _rounded(targets), s.row_parts)
         return rows, shape
 
     # Making the plan -----------------------------------------------------------------------------
-
-    def _rows_of_batch(self) -> int:
-        """The rows that hold about batch_size samples: 1, 2, 4 or a multiple of 8 that the parts divide.
-
-        So one device and eight make the same plan, and a run goes on with either.
-        """
-        s = self._settings
-        wanted = s.batch_size * self._sizes.length.mean() / s.pack_length
-        near = [n for n in (1, 2, 4) if n % s.row_parts == 0]
-        step = math.lcm(8, s.row_parts)
-        near += [max(step, round(wanted / step) * step)]
-        return min(near, key=lambda n: abs(n - wanted))
 
     def _pack(self, epoch: int) -> Rows:
         entries = self._sizes.at(self._epochs[epoch].records)
@@ -301,17 +344,17 @@ class Fill:
         )
         if epoch == len(self._ends):
             steps = -(-len(made) // self.step_rows)
-            self._ends.append(steps + (self._ends[-1] if self._ends else 0))
             self._slots.append(self._most(made.sums(entries), steps))
+            self._ends.append(steps + (self._ends[-1] if self._ends else 0))
         return made
 
     def _most(self, rows: Sizes, steps: int) -> tuple[int, int]:
         """The images and targets of the group that needs most, of all steps."""
-        groups, n = self._settings.row_parts, self.step_rows
-        rows = Sizes(*(np.pad(c, (0, steps * n - len(c))) for c in rows))
+        groups, n, filled = self._settings.row_parts, self.step_rows, self._shape_rows
         most = np.zeros((steps, 2), np.int64)
         for step in range(steps):
-            own = rows.at(np.arange(step * n, (step + 1) * n))
+            own = Sizes(*(c[step * n : (step + 1) * n] for c in rows))
+            own = Sizes(*(np.pad(c, (0, filled - len(c))) for c in own))
             order = deal(own, groups)
             most[step] = [c[order].reshape(groups, -1).sum(1).max() for c in own[1:]]
         images, targets = most.max(0).tolist()
@@ -325,12 +368,10 @@ class Fill:
         """The rows of a step, empty ones included, dealt to the groups."""
         packed, first = self[epoch], within * self.step_rows
         rows = [packed[r] for r in range(first, min(first + self.step_rows, len(packed)))]
-        needs = Sizes(*(np.zeros(self.step_rows, np.int64) for _ in Sizes._fields))
-        for r, row in enumerate(rows):
-            own = self._sizes.at(self._epochs[epoch].records[row])
-            for column, need in zip(needs, own):
-                column[r] = need.sum()
-        rows += [[] for _ in range(self.step_rows - len(rows))]
+        rows += [[] for _ in range(self._shape_rows - len(rows))]
+        records = self._epochs[epoch].records
+        own = [self._sizes.at(records[row]) for row in rows]
+        needs = Sizes(*(np.array([c.sum() for c in column]) for column in zip(*own)))
         return [rows[r] for r in deal(needs, self._settings.row_parts)]
 
 

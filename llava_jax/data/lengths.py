@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -25,23 +26,40 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import llava_jax
+from llava_jax import storage
 from llava_jax.data.check import Dataset
 from llava_jax.data.packing import Sizes
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import LlavaError
 from llava_jax.progress import progress
-from llava_jax.text.example import Example
+from llava_jax.text.example import LEFT_OUT, TRUNCATED, Example
 from llava_jax.text.records import image_paths
 from llava_jax.text.sample import ExampleMaker, check_trained
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of the digest: another number where what is counted changes."""
 MANY = 5_000
 """From so many records on, several processes count, and the result is kept."""
 CHUNK = 1_000
 """Records that a process takes at a time."""
+
+
+class Lengths(NamedTuple):
+    """What each record needs, int32[n] each; 0 positions and targets where it cannot be trained.
+
+    cut: 1 where it loses tokens to the length limit.
+    """
+
+    length: np.ndarray
+    images: np.ndarray
+    targets: np.ndarray
+    cut: np.ndarray
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.length, self.images, self.targets)
 
 
 class Rule(NamedTuple):
@@ -55,19 +73,23 @@ class Rule(NamedTuple):
 
 def sample_lengths(
     data: Dataset, make: Callable[[Any, str], Example], settings: DataSettings, image_tokens: int
-) -> Sizes:
-    """What each record needs; 0 positions and targets where it cannot be trained.
+) -> Lengths:
+    """What each record needs; where some of its turns are drawn anew in each epoch, the most that
+    they can need.
 
-    Where some of the turns are drawn anew in each epoch, the most that they can need.
-    make: an ExampleMaker, or another function, whose results are not kept.
+    make: an ExampleMaker, or another function, whose results are not kept. Raises LlavaError where
+    a process that counts ends.
     """
     s = settings
     rule = Rule(s.max_length, s.turns_per_sample, s.compat, image_tokens)
     if len(data) < MANY or not isinstance(make, ExampleMaker):
         return _measure(make, rule, data.records, data.ids)
-    name = f"{Path(data.files[0].path).name}.lengths-{_digest(data, make, rule)}.npz"
-    first = Path(data.files[0].path).absolute()
-    folders = [first if first.is_dir() else first.parent, _cache_folder()]  # a folder: packed data
+    first = data.files[0].path
+    name = f"{Path(first).name}.lengths-{_digest(data, make, rule)}.npz"
+    folders = [_cache_folder()]
+    if not storage.is_address(first):
+        path = Path(first).absolute()
+        folders.insert(0, path if path.is_dir() else path.parent)  # a folder: packed data
     for folder in folders:
         if (found := _read(folder / name, len(data))) is not None:
             return found
@@ -85,12 +107,12 @@ def sample_lengths(
 
 def _measure(
     make: Callable[[Any, str], Example], rule: Rule, records: Sequence[Any], ids: Sequence[str]
-) -> Sizes:
+) -> Lengths:
     needs = [_need(make, rule, record, name) for record, name in zip(records, ids)]
-    return Sizes(*np.asarray(needs, np.int32).reshape(-1, 3).T)
+    return Lengths(*np.asarray(needs, np.int32).reshape(-1, 4).T)
 
 
-def _need(make: Any, rule: Rule, record: Any, name: str) -> tuple[int, int, int]:
+def _need(make: Any, rule: Rule, record: Any, name: str) -> tuple[int, int, int, int]:
     try:
         example = make(record, name)
         length, targets = _of_turns(example, rule)
@@ -98,8 +120,9 @@ def _need(make: Any, rule: Rule, record: Any, name: str) -> tuple[int, int, int]
         if not rule.compat:
             check_trained(cut, rule.max_length)
     except LlavaError:
-        return 0, len(image_paths(record)), 0  # for what replaces it
-    return min(length, cut.length(rule.image_tokens)), len(cut.images), targets
+        return 0, len(image_paths(record)), 0, 0  # for what replaces it
+    lost = bool({TRUNCATED, LEFT_OUT} & cut.notes.keys())
+    return min(length, cut.length(rule.image_tokens)), len(cut.images), targets, lost
 
 
 def _of_turns(example: Example, rule: Rule) -> tuple[int, int]:
@@ -117,28 +140,33 @@ def _of_turns(example: Example, rule: Rule) -> tuple[int, int]:
 # All of them --------------------------------------------------------------------------------------
 
 
-def _count(data: Dataset, make: ExampleMaker, rule: Rule) -> Sizes:
+def _count(data: Dataset, make: ExampleMaker, rule: Rule) -> Lengths:
     """In a process per core: Python counts one record at a time."""
     started, total = time.monotonic(), len(data)
     chunks = [slice(at, at + CHUNK) for at in range(0, total, CHUNK)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = Sizes(*(np.zeros(total, np.int32) for _ in Sizes._fields))
+    count = min(cores or 1, len(chunks))
+    found = Lengths(*(np.zeros(total, np.int32) for _ in Lengths._fields))
     with (
-        _workers(min(cores or 1, len(chunks)), pickle.dumps((make, rule))) as ask,
-        ThreadPoolExecutor(min(cores or 1, len(chunks))) as pool,
+        _workers(count, pickle.dumps((make, rule))) as ask,
+        ThreadPoolExecutor(count) as pool,
         progress(total, "counting lengths", "sample") as bar,
     ):
         jobs = {pool.submit(ask, (data.records[c], data.ids[c])): c for c in chunks}
-        for job in as_completed(jobs):
-            for column, values in zip(found, job.result()):
-                column[jobs[job]] = values
-            bar.update(len(data.ids[jobs[job]]))
+        try:
+            for job in as_completed(jobs):
+                for column, values in zip(found, job.result()):
+                    column[jobs[job]] = values
+                bar.update(len(data.ids[jobs[job]]))
+        except BaseException:  # the pool would wait for what has not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     log.info("lengths of %s samples counted in %.0f s", f"{total:,}", time.monotonic() - started)
     return found
 
 
 @contextlib.contextmanager
-def _workers(count: int, start: bytes) -> Iterator[Callable[[Any], Sizes]]:
+def _workers(count: int, start: bytes) -> Iterator[Callable[[Any], Lengths]]:
     """ask(records, ids), to be called by `count` threads at a time: each has a process of its own.
 
     Not multiprocessing: it would run a user's script once more in every process, or fork a process
@@ -161,16 +189,18 @@ def _workers(count: int, start: bytes) -> Iterator[Callable[[Any], Sizes]]:
             _send(worker.stdin, start)
             idle.put(worker)
 
-        def ask(chunk: Any) -> Sizes:
+        def ask(chunk: Any) -> Lengths:
             worker = idle.get()
-            _send(worker.stdin, pickle.dumps(chunk))
-            answer = _receive(worker.stdout)
+            try:
+                _send(worker.stdin, pickle.dumps(chunk))
+                answer = _receive(worker.stdout)
+            finally:
+                idle.put(worker)  # dead or not: nobody may wait for one that never comes back
             if answer is None:
                 raise LlavaError(
                     f"a process that counts lengths ended with exit code {worker.wait()}",
-                    fix="its message is above; is there enough memory?",
+                    fix="its message is above; without one, the system may have lacked memory",
                 )
-            idle.put(worker)
             return pickle.loads(answer)  # noqa: S301, our own process wrote it
 
         yield ask
@@ -181,7 +211,8 @@ def _workers(count: int, start: bytes) -> Iterator[Callable[[Any], Sizes]]:
 
 
 def serve() -> None:
-    """The life of one counting process: pickled chunks of records in, Sizes out."""
+    """The life of one counting process: pickled chunks of records in, Lengths out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it, and ends it
     source, answers = sys.stdin.buffer, sys.stdout.buffer
     make, rule = pickle.loads(_receive(source) or b"")  # noqa: S301, our own process wrote it
     while (message := _receive(source)) is not None:
@@ -215,17 +246,17 @@ def _cache_folder() -> Path:
     return home / "llava_jax" / "lengths"
 
 
-def _seal(sizes: Sizes) -> str:
+def _seal(sizes: Lengths) -> str:
     return hashlib.sha256(b"".join(column.tobytes() for column in sizes)).hexdigest()
 
 
-def _read(file: Path, count: int) -> Sizes | None:
+def _read(file: Path, count: int) -> Lengths | None:
     """The lengths in a file; None where it is missing, or damaged, which is said."""
     if not file.is_file():
         return None
     try:
         with np.load(file) as stored:
-            found = Sizes(*(stored[name].astype(np.int32) for name in Sizes._fields))
+            found = Lengths(*(stored[name].astype(np.int32) for name in Lengths._fields))
             if all(len(column) == count for column in found) and str(stored["seal"]) == _seal(
                 found
             ):
@@ -261,7 +292,7 @@ def _only_one(folders: Sequence[Path], name: str) -> Iterator[Path | None]:
             Path(lock.name).unlink(missing_ok=True)
 
 
-def _write(file: Path, sizes: Sizes) -> None:
+def _write(file: Path, sizes: Lengths) -> None:
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as out:

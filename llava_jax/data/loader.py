@@ -68,6 +68,7 @@ def make_loader(
     start: int = 0,
     row_parts: int = 1,
     own_parts: Sequence[int] | None = None,
+    counted_parts: Sequence[int] | None = None,
     data: Dataset | None = None,
     say: bool = True,
     epochs: float = 1.0,
@@ -79,6 +80,7 @@ def make_loader(
     seed: of the order; None takes data.seed. start: the first step to give out.
     row_parts: every batch has a multiple of so many rows: micro-batches times devices along the batch.
     own_parts: which of the row_parts this host makes, in this order; None: its share, end to end.
+    counted_parts: those of them that no other host counts; None: all of them.
     data: what `open_data` made of the same settings; None opens it here, and logs what is bad if `say`.
     epochs, steps: how long the run is, in steps if they are given; packed shapes are chosen for it.
     Raises ConfigError for settings, SampleError for data that cannot be used.
@@ -91,7 +93,8 @@ def make_loader(
         model_config = replace(model_config, image_aspect_ratio=settings.image_aspect_ratio)
     data = data or open_data(settings, process_index=process_index, say=say)
     make = example_maker(settings, model_config, tokenizer)
-    parts = None if own_parts is None else (row_parts, tuple(own_parts))
+    counts = own_parts if counted_parts is None else counted_parts
+    parts = None if own_parts is None else (row_parts, tuple(own_parts), frozenset(counts or ()))
     entries = math.ceil(steps * settings.batch_size / len(data)) if steps else math.ceil(epochs)
     place = (process_index, process_count, start, parts, max(1, entries))
     return Loader(data, make, settings, model_config, *place)
@@ -117,18 +120,22 @@ class Loader:
         process_index: int = 0,
         process_count: int = 1,
         start: int = 0,
-        parts: tuple[int, tuple[int, ...]] | None = None,
+        parts: tuple[int, tuple[int, ...], frozenset[int]] | None = None,
         run_epochs: int = 1,
     ):
         self._data, self._settings, self._model = data, settings, model_config
-        self._parts = parts or (process_count, (process_index,))
+        self._parts = parts or (process_count, (process_index,), frozenset({process_index}))
         self._first = process_index == 0
         cache = Cache(settings.cache_mb * 2**20 if settings.cache_images else 0)
         tokens = model_config.image_tokens
         self._planner = Planner(data, make_example, settings, tokens, cache, run_epochs)
         self._layout = self._planner.layout
+        self._cut = CutNotice(settings.max_length, model_config)
         if isinstance(self._layout, (Exact, Fill)) and self._first:
             log.info("%s", self._layout.summary)
+            if remark := self._layout.remark():
+                log.warning("%s", remark)
+            self._cut.expect(self._planner.cut or 0, len(data))
         self._images = [
             PackedImages(f.path, model_config, cache, settings.image_limits)
             if f.weight and is_packed(f.path)
@@ -136,7 +143,6 @@ class Loader:
             for f in data.files
         ]
         self._bad = data.bad
-        self._cut = CutNotice(settings.max_length, model_config)
         self._account = Account(data, self._planner.epochs, self._layout)
         self._step = start
         self._steps = self._start(start)
@@ -161,6 +167,11 @@ class Loader:
     def turns(self) -> bool:
         """Whether some sample may have independent turns: by data.turns, or by its own record."""
         return self._settings.turns == "independent" or self._data.independent
+
+    @property
+    def step_words(self) -> str:
+        """What a step holds, after "900 steps of": its samples, or full rows and the recipe's number."""
+        return self._layout.step_words
 
     def __iter__(self) -> Loader:
         return self
@@ -266,10 +277,12 @@ class Loader:
         examples = [[x.sample for x in row if x] for row in rows]
         batch = collate(examples, plan.shape.part(len(rows)), self._model)
 
-        planned = [plan.samples[i] for row in own_rows for i in row]
         loaded = [x for row in rows for x in row]
-        image_empty = loaded.count(None)
-        image_replaced = sum(x.replaces for x in loaded if x) - sum(x.replaces for x in planned)
+        counts = self._counts(plan)
+        planned = [plan.samples[i] for row, yes in zip(own_rows, counts) if yes for i in row]
+        counted = [x for row, yes in zip(rows, counts) if yes for x in row]
+        image_empty = counted.count(None)
+        image_replaced = sum(x.replaces for x in counted if x) - sum(x.replaces for x in planned)
         own = {x.record: x.sample.notes for x in plan.samples if not x.replaces}
         sizes = [size_of([x.sample], self._model.image_tokens) for x in plan.samples]
         tokens = sum(size.length for size in sizes)
@@ -296,10 +309,15 @@ class Loader:
 
     def _own_rows(self, plan: Plan) -> list[list[int]]:
         """The rows that this host makes, empty ones included."""
-        parts, own = self._parts
+        parts, own, _ = self._parts
         size = plan.shape.rows // parts
         rows = plan.rows + [[]] * (plan.shape.rows - len(plan.rows))
         return [row for part in own for row in rows[part * size : (part + 1) * size]]
+
+    def _counts(self, plan: Plan) -> list[bool]:
+        """For each of `_own_rows`, whether this host counts it."""
+        parts, own, counted = self._parts
+        return [part in counted for part in own for _ in range(plan.shape.rows // parts)]
 
     def _load_group(
         self, plan: Plan, group: list[list[int]], bad: list[Bad]

@@ -8,6 +8,7 @@ and target slots (llava_jax/batch.py), so rows are dealt to groups evenly.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ TRIED = 16
 """Lengths tried, downwards, where the longest that fit have too many images or targets."""
 CANDIDATES = 16
 """Samples tried for the last place but one of a row."""
+CROWDED = 1.5
+"""A step may hold so many times the rows that were wanted, so that devices divide them."""
 
 
 class Sizes(NamedTuple):
@@ -83,6 +86,24 @@ def deal(rows: Sizes, groups: int) -> np.ndarray:
         filled[group] += need[row]
         taken[group] += 1
     return order.ravel()
+
+
+def rows_of_step(wanted: float, parts: int) -> int:
+    """How many full rows make a step of about `wanted`: 1, 2, 4 or a multiple of 8, so that one device
+    and eight have the same plan.
+
+    `parts` (micro-batches times devices along the batch) divide it, unless a step would hold far more
+    than was wanted; empty rows then serve the other parts.
+    """
+
+    def nearest(parts: int) -> int:
+        step = math.lcm(8, parts)
+        near = [n for n in (1, 2, 4) if n % parts == 0]
+        near.append(max(step, round(wanted / step) * step))
+        return min(near, key=lambda n: abs(n - wanted))
+
+    found = nearest(parts)
+    return found if found <= CROWDED * wanted else nearest(1)
 
 
 # An epoch: rows that are full ---------------------------------------------------------------------

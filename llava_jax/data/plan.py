@@ -85,10 +85,13 @@ class Planner:
             settings.length_buckets, settings.image_buckets, settings.target_buckets
         )
         self.layout: Layout = Batches(self.epochs, settings)
+        self.cut: int | None = None
+        """Samples that data.max_length will cut, where lengths were counted."""
         if settings.pack:
             kind = {"exact": Exact, "fill": Fill}[settings.pack]
-            sizes = sample_lengths(data, make, settings, image_tokens)
-            self.layout = kind(self.epochs, settings, sizes, run_epochs)
+            lengths = sample_lengths(data, make, settings, image_tokens)
+            self.cut = int(lengths.cut.sum())
+            self.layout = kind(self.epochs, settings, lengths.sizes, run_epochs)
 
     def plan(self, step: int) -> Plan:
         """The plan of global step `step`."""

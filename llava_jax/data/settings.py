@@ -113,7 +113,7 @@ class DataSettings(DataGroup):
             raise ConfigError(
                 f"data.batch_size {self.batch_size} is not a multiple of the {process_count} hosts"
             )
-        if self.batch_size < parts if self.pack else self.batch_size % parts:
+        if not self.pack and self.batch_size % parts:  # packed rows are filled up
             raise ConfigError(
                 f"data.batch_size {self.batch_size} cannot be cut into {parts} equal parts "
                 "(micro-batches times devices along the batch)",

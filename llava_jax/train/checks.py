@@ -14,7 +14,7 @@ from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.settings import TRAINING, check, flat
 from llava_jax.text.conversation import TEMPLATES
 from llava_jax.train.evalsets import check_eval
-from llava_jax.train.select import param_groups
+from llava_jax.train.select import GROUPS, may_reach, param_groups
 from llava_jax.train.trackers import check_trackers
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,12 @@ def check_stages(stages: Stages, *, files: bool = True) -> None:
 
 
 def _is_met(found: Any, value: str) -> bool:
-    """Whether a setting that another one needs is set, or is or contains `value`."""
+    """Whether a setting that another one needs is set, or is or covers `value`."""
     if not value:
         return bool(found)
-    return value in found if isinstance(found, tuple) else found == value
+    if isinstance(found, tuple):
+        return value in found or (value in GROUPS and may_reach(found, value))
+    return found == value
 
 
 @contextlib.contextmanager
@@ -77,7 +79,7 @@ def check_settings(c: Any, *, files: bool = True) -> None:
         allowed = ", ".join(TRAINING["trainable"].choices)
         raise ConfigError("trainable is empty: nothing would be trained", fix=f"of {allowed}")
     param_groups(c)  # for what it raises
-    if c.lora_rank and "lora" not in c.trainable:
+    if c.lora_rank and not may_reach(c.trainable, "lora"):
         raise ConfigError(
             f"lora_rank is {c.lora_rank}, but 'lora' is not in trainable {c.trainable}: "
             "the adapters would stay as they are",

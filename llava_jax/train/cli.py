@@ -12,6 +12,7 @@ from llava_jax.train.config import load_config, shipped_configs
 from llava_jax.train.heap import keep_freed_memory
 from llava_jax.train.names import hint, known_settings, split_stage
 
+MAX_FAILURES = 3
 EPILOG = """\
 settings:
   --config.NAME=VALUE changes one setting, as often as needed; NAME is dotted (data.path, mesh.fsdp,
@@ -96,7 +97,6 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-failures",
         type=int,
-        default=3,
         metavar="N",
         help="how often to start again, with --supervise without a newer checkpoint (default: 3)",
     )
@@ -122,6 +122,15 @@ def run(args: argparse.Namespace) -> int:
         show(config)
         return 0
     workdir = args.workdir or Path("runs") / config.name
+    if args.scaling and not args.launcher:
+        raise ConfigError("--scaling is of --launcher, which is not given", fix="--launcher ray")
+    if args.max_failures is None:
+        args.max_failures = MAX_FAILURES
+    elif not (args.launcher or args.supervise):
+        raise ConfigError(
+            "--max-failures is of --supervise and --launcher, and neither is given",
+            fix="--supervise N, or --launcher ray",
+        )
     if args.supervise:
         from llava_jax.train.supervise import supervise
 
@@ -132,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         launch(args, workdir)
         return 0
     keep_freed_memory()
-    from llava_jax.train.distributed import initialize, is_main
+    from llava_jax.train.distributed import initialize, is_main, leaving_lost_run
 
     initialize()
     from llava_jax.train.stages import run_stages
@@ -142,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
 
         parse_steps(args.profile)
     recipe = load_config(args.config, [])
-    export = run_stages(config, workdir, quiet=args.quiet, recipe=recipe, profile=args.profile)
+    with leaving_lost_run():
+        export = run_stages(config, workdir, quiet=args.quiet, recipe=recipe, profile=args.profile)
     if is_main():
         print(f"the model        {export}")
         if (best := export.with_name("best")).is_dir():

@@ -29,6 +29,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 JOIN_SECONDS = 300
 """How long a process waits for the others at the start."""
+LOST = 69
+"""Exit code of a process whose run lost another one: EX_UNAVAILABLE of sysexits.h."""
+# What jax raises then, over Gloo, NCCL and the coordination service.
+_LOST = re.compile(
+    r"gloo|nccl|heartbeat|connection (reset|closed)|socket closed|unavailable|coordination service"
+    r"|preempted",
+    re.IGNORECASE,
+)
 
 OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Launchers, with the variables for the number of processes and the index of this one.
@@ -82,8 +90,11 @@ def initialize(*, timeout: int = JOIN_SECONDS) -> None:
     there is only one. Raises ConfigError where they cannot be joined. If the others do not appear
     within `timeout` seconds, the process says so and exits with code 2.
     """
-    job = None if jax.distributed.is_initialized() else find_job()
+    joined = jax.distributed.is_initialized()
+    job = None if joined else find_job()
     if job is None:
+        if joined:
+            _leave_cpu_cache()
         return
     # Affects only the CPU, whose default has no collectives between processes.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -99,7 +110,42 @@ def initialize(*, timeout: int = JOIN_SECONDS) -> None:
         raise _not_joined(job, str(error)) from error
     except RuntimeError as error:
         raise _not_joined(job, str(error)) from error
+    _leave_cpu_cache()
     log.info("process %d of %d (%s)", jax.process_index() + 1, jax.process_count(), job.by)
+
+
+def _leave_cpu_cache() -> None:
+    """Turns jax's compilation cache off for several processes on CPU.
+
+    jax writes programs of process 0 alone, and a stored CPU program may run its collectives in another
+    order than the one that another process compiles: gloo then gets messages of the wrong length.
+    """
+    if jax.config.jax_compilation_cache_dir and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        if is_main():
+            log.info("the compilation cache is off: programs from it fail in several CPU processes")
+
+
+@contextlib.contextmanager
+def leaving_lost_run() -> Iterator[None]:
+    """Within it, a process whose run lost another one says so and exits with code LOST.
+
+    At once: at Python's own exit jax would wait for the lost one, and abort. Where jax hears of it
+    before us, it aborts by itself, with code 134.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        said = " ".join(str(error).split())
+        if jax.process_count() == 1 or not _LOST.search(said):
+            raise
+        print(
+            f"llava-jax train: another process of this run ended: {said[:200]} "
+            "(its own log says why; the same command goes on from the last checkpoint)",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST)
 
 
 def check_joined() -> None:

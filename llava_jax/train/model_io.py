@@ -18,13 +18,20 @@ from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.layers import Compute, column_norms
 from llava_jax.llava import abstract_params, init_sharded, param_shardings
-from llava_jax.params import is_quantized, is_run, is_stacked, linears
+from llava_jax.params import (
+    is_lora,
+    is_quantized,
+    is_run,
+    is_stacked,
+    linears,
+    parameter_shapes,
+)
 from llava_jax.quant import dequantize, quantize
 from llava_jax.sharding import replicated
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import load_fitting
 from llava_jax.train.distributed import is_main, together
-from llava_jax.train.select import select
+from llava_jax.train.select import rates, select, trainable_names
 from llava_jax.train.step import Params
 
 
@@ -101,9 +108,18 @@ def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
                 )
     if "lora" in config.trainable and lora is None:
         raise ConfigError("'lora' is in trainable, but there are no adapters", fix="set lora_rank")
-    return dataclasses.replace(
+    fitted = dataclasses.replace(
         model, lora=lora, quantize=config.quantize, max_length=length or model.max_length
     )
+    names = (abstract_params if fitted.quantize else parameter_shapes)(fitted)
+    names = trainable_names(names, config.trainable)
+    rates(names, config)  # for what it raises
+    if config.lora_rank and not any(map(is_lora, names)):
+        raise ConfigError(
+            f"lora_rank is {config.lora_rank}, but no word of trainable covers the adapters",
+            fix="add lora to trainable",
+        )
+    return fitted
 
 
 def _new_lora(config: Any, model: LlavaConfig) -> LoraConfig:

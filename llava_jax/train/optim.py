@@ -45,15 +45,20 @@ def is_muon(name: str) -> bool:
 def rules(config: Any, names: Iterable[str]) -> dict[str, tuple[str, float, float]]:
     """{name: ("adamw" or "muon", peak learning rate, weight decay)} of the trained parameters `names`.
 
-    What Muon leaves to Adam has `muon_adam_lr_ratio` of the rate and no decay.
+    What Muon leaves to Adam and no group sets has `muon_adam_lr_ratio` of lr and no decay.
     Raises ConfigError as llava_jax.train.select.rates does.
     """
-    found, with_muon = {}, config.optimizer == "muon"
-    for name, (peak, decay) in rates(list(names), config).items():
+    with_muon = config.optimizer == "muon"
+
+    def default(name: str) -> tuple[float, float]:
         if with_muon and not is_muon(name):
-            peak, decay = peak * config.muon_adam_lr_ratio, 0.0
-        found[name] = ("muon" if with_muon and is_muon(name) else "adamw", peak, decay)
-    return found
+            return config.lr * config.muon_adam_lr_ratio, 0.0
+        return config.lr, config.weight_decay
+
+    return {
+        name: ("muon" if with_muon and is_muon(name) else "adamw", peak, decay)
+        for name, (peak, decay) in rates(list(names), config, default).items()
+    }
 
 
 def make_optimizer(
@@ -61,13 +66,17 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, dict[str, float]]:
     """(the optimizer over a flat dict with these names, peak learning rate by group label).
 
-    adamw: decoupled weight decay (torch's AdamW). muon: optax.contrib.muon for matrices, AdamW at
-    `muon_adam_lr_ratio` of the rate for the rest. Clipping by the global norm comes first, the
-    moving average (`ema_decay`) last. Raises ConfigError as llava_jax.train.select.rates does.
+    adamw: decoupled weight decay (torch's AdamW). muon: optax.contrib.muon for matrices; the rest has
+    AdamW, at `muon_adam_lr_ratio` of lr and without decay where no group says otherwise. Clipping by the
+    global norm comes first, the moving average (`ema_decay`) last. Raises ConfigError as
+    llava_jax.train.select.rates does.
     """
     labels, transforms, peaks = {}, {}, {}
+    exact: dict[str, tuple[float, float]] = {}
     for name, (rule, peak, decay) in rules(config, names).items():
         label = f"{rule}_lr{peak:g}_wd{decay:g}"
+        while exact.setdefault(label, (peak, decay)) != (peak, decay):
+            label += "+"  # rates that differ after the sixth digit
         labels[name], peaks[label] = label, peak
         if label not in transforms:
             schedule = warmup_cosine(peak, steps, config.warmup_ratio, config.lr_end_ratio)

@@ -16,7 +16,7 @@ import jax
 
 import llava_jax
 from llava_jax.errors import counted
-from llava_jax.params import component
+from llava_jax.params import component, weights_in
 from llava_jax.report.files import FACTS
 from llava_jax.settings import flat
 from llava_jax.sharding import row_parts
@@ -37,7 +37,7 @@ def overview(config: Any, workdir: Path, program: Program, loader: Any, steps: i
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     rows = {
         "data": f"{counted(loader.samples, 'sample')}, {counted(steps, 'step')} of "
-        f"{config.batch_size} ({steps / max(loader.steps_per_epoch, 1):.3g} epochs)",
+        f"{loader.step_words} ({steps / max(loader.steps_per_epoch, 1):.3g} epochs)",
         "batch": _batch(config, mesh),
         "devices": f"{kind}{hosts}{f' ({axes})' if axes else ''}, {config.dtype}",
         "validation": _validation(config),
@@ -80,7 +80,7 @@ def _by_group(program: Program) -> dict[str, int]:
 def _by_part(params: Mapping[str, Any]) -> dict[str, int]:
     sizes: Counter[str] = Counter()
     for name, leaf in params.items():
-        sizes[component(name)] += leaf.size
+        sizes[component(name)] += weights_in(name, leaf)
     return dict(sizes)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from llava_jax.params import component, is_lora
+from llava_jax.params import component, is_lora, weights_in
 from llava_jax.sharding import MESH_AXES
 from llava_jax.train.step import TrainState
 
@@ -34,7 +34,7 @@ def placement(state: TrainState, frozen: Mapping[str, Any], batch: Any) -> str:
     for how, params in (("trained", state.params), ("frozen", frozen)):
         for name, leaf in params.items():
             row = rows.setdefault((kind(name), how, leaf.dtype.name), _Row())
-            row.count += leaf.size
+            row.count += weights_in(name, leaf)
             row.bytes += bytes_on_a_device(leaf)
             row.axes |= _axes(leaf)
     lines = [("parameters", "", "type", "split over", "MB a device")]

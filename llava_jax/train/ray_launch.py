@@ -35,7 +35,8 @@ def launch(args: argparse.Namespace, workdir: Path) -> None:
     scaling = {**_every_host(ray.nodes()), **_given(args.scaling)}
     tpu, gpu = (bool(scaling.get(name)) for name in ("use_tpu", "use_gpu"))
     workdir = workdir.absolute()
-    options = {**vars(args), "workdir": workdir, "launcher": "", "folder": os.getcwd()}
+    options = {**vars(args), "workdir": workdir, "folder": os.getcwd()}
+    options |= {"launcher": "", "scaling": [], "max_failures": None}
     try:
         scaling_config = train.ScalingConfig(**scaling)
     except (TypeError, ValueError) as error:

@@ -8,13 +8,15 @@ a pattern cannot choose single layers.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.errors import ConfigError
-from llava_jax.params import is_lora, is_quantized, is_run
+from llava_jax.params import is_lora, is_quantized, is_run, linears, parameter_shapes
 from llava_jax.settings import PATTERN
 
 GROUPS: dict[str, Callable[[str], bool]] = {
@@ -41,7 +43,7 @@ def select(setting: str, word: str, names: Collection[str], noun: str = "paramet
         re.compile(pattern)
     except re.error as error:
         raise ConfigError(f"{setting}: {word!r} is not a regular expression: {error}") from None
-    found = {name for name in names if re.fullmatch(pattern, name)}
+    found = _matches(word, names)
     if found:
         return found
     if re.search(r"layers(\\?\.)?[\[(]*(\\d|\d)", pattern):
@@ -54,14 +56,21 @@ def select(setting: str, word: str, names: Collection[str], noun: str = "paramet
 
 
 def trainable_names(names: Iterable[str], words: Iterable[str]) -> set[str]:
-    """The names that the words of `trainable` cover. Raises ConfigError for one that covers none.
+    """The names that the words of `trainable` cover.
 
-    A pattern does not reach what has no gradient: the tower's layers after the feature layer, and
-    quantised kernels.
+    Raises ConfigError for a word that covers none, and for a pattern that covers a quantised kernel. A
+    pattern does not reach the tower's layers after the feature layer, which have no gradient.
     """
+    names = list(names)
     can = [n for n in names if is_run(n) and not is_quantized(n)]
+    held = [n.removesuffix("codes") + "kernel" for n in names if n.endswith(".codes")]
     chosen: set[str] = set()
     for word in words:
+        if word.startswith(PATTERN) and (kept := _matches(word, held)):
+            raise ConfigError(
+                f"trainable: {word!r} covers {min(kept)}, which quantize keeps frozen",
+                fix="a pattern that leaves the decoder's kernels out, or --config.quantize=",
+            )
         covered = select("trainable", word, can)
         if not covered:
             raise ConfigError(f"trainable: the model has no {word!r} parameters")
@@ -69,13 +78,37 @@ def trainable_names(names: Iterable[str], words: Iterable[str]) -> set[str]:
     return chosen
 
 
+def may_reach(words: Iterable[str], part: str) -> bool:
+    """Whether words of `trainable` cover something of a part, in a model with all that models have."""
+    return any(
+        word == part or (word.startswith(PATTERN) and any(map(GROUPS[part], _matches(word, _all()))))
+        for word in words
+    )
+
+
+def _matches(word: str, names: Iterable[str]) -> set[str]:
+    return {name for name in names if re.fullmatch(word.removeprefix(PATTERN), name)}
+
+
+@functools.cache
+def _all() -> tuple[str, ...]:
+    """The names of a model's parameters, with adapters on every layer."""
+    model = LlavaConfig.v15_7b()
+    lora = LoraConfig(1, 1.0, dora=True, targets=tuple(linears(model)))
+    return tuple(parameter_shapes(replace(model, lora=lora)))
+
+
 @dataclass(frozen=True)
 class ParamGroup:
-    """One entry of `param_groups`: what it covers, and what it sets there (None: nothing)."""
+    """What an entry of `param_groups` covers, and what it sets there (None: nothing).
+
+    text: the entry; "" of projector_lr and vision_lr.
+    """
 
     word: str
     lr: float | None = None
     weight_decay: float | None = None
+    text: str = ""
 
 
 def param_groups(config: Any) -> list[ParamGroup]:
@@ -110,21 +143,37 @@ def _group(text: str) -> ParamGroup:
             )
     if not values:
         raise ConfigError(f"param_groups {text!r} sets nothing", fix=f"'{word} lr=1e-5', say")
-    return ParamGroup(word, **values)
+    return ParamGroup(word, **values, text=text)
 
 
-def rates(names: Collection[str], config: Any) -> dict[str, tuple[float, float]]:
+def rates(
+    names: Collection[str], config: Any, default: Callable[[str], tuple[float, float]] | None = None
+) -> dict[str, tuple[float, float]]:
     """{name: (peak learning rate, weight decay)} of the trained parameters `names`.
 
-    Norms and biases have no decay, whatever their group sets.
+    default: of one that no group covers; None: config's lr and weight_decay. What a group sets is taken
+    as it is, but norms and biases have no decay. Raises ConfigError for a group of `param_groups` that
+    covers nothing, or sets the decay of norms and biases alone.
     """
-    lr: dict[str, float] = {name: config.lr for name in names}
-    decay: dict[str, float] = {name: config.weight_decay for name in names}
+    base = (config.lr, config.weight_decay)
+    plain = {name: default(name) if default else base for name in names}
+    lr = {name: own for name, (own, _) in plain.items()}
+    decay = {name: own for name, (_, own) in plain.items()}
     for group in param_groups(config):
         covered = select("param_groups", group.word, names, "trained parameter")
+        if not covered and group.text:
+            raise ConfigError(
+                f"param_groups {group.text!r}: no parameter of {group.word!r} is trained",
+                fix=f"leave it out, or add {group.word!r} to trainable",
+            )
         if group.lr is not None:
             lr |= dict.fromkeys(covered, group.lr)
         if group.weight_decay is not None:
+            if not any(map(has_decay, covered)):
+                raise ConfigError(
+                    f"param_groups {group.text!r} sets weight_decay for norms and biases alone, "
+                    "which have none"
+                )
             decay |= dict.fromkeys(covered, group.weight_decay)
     return {name: (lr[name], decay[name] if has_decay(name) else 0.0) for name in names}
 

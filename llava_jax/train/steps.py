@@ -19,7 +19,7 @@ from llava_jax.data.account import join_counts
 from llava_jax.data.loader import Loader, make_loader
 from llava_jax.data.settings import DataSettings, padded_lengths
 from llava_jax.errors import LlavaError, NotSaved, Stopped
-from llava_jax.sharding import check_lengths, own_row_parts, row_parts
+from llava_jax.sharding import check_lengths, counted_row_parts, own_row_parts, row_parts
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.control import Flags
 from llava_jax.train.distributed import gather, is_main, together
@@ -53,6 +53,7 @@ def open_loader(config: Any, model: Opened, mesh: Mesh, *, say: bool = True, **d
         seed=config.seed,
         row_parts=row_parts(mesh, config.grad_accum),
         own_parts=own_row_parts(mesh, config.grad_accum),
+        counted_parts=counted_row_parts(mesh, config.grad_accum),
         say=say,
         epochs=config.epochs,
         steps=config.steps,

@@ -20,6 +20,19 @@ def test_the_first_cut_and_the_total_are_said_once(data, caplog):  # noqa: F811
     )
 
 
+def test_where_lengths_are_counted_the_number_is_said_before_the_first_step(data, caplog):  # noqa: F811
+    packed = loader(data, max_length=24, batch_size=8, pack="exact", pack_length=24)
+    (line,) = (m for m in caplog.messages if "longer" in m)
+    for _ in range(packed.steps_per_epoch):
+        next(packed)
+    count = packed.report()["notes"]["truncated"]
+    share = f"{count / 37:.1%}"
+    assert line == (
+        f"{count} of 37 samples ({share}) are longer than data.max_length 24 and will be cut"
+    )
+    assert not any("is cut" in m for m in caplog.messages)
+
+
 def test_nothing_is_said_of_samples_that_fit(data, caplog):  # noqa: F811
     whole = loader(data, max_length=64)
     for _ in range(whole.steps_per_epoch):

@@ -1,6 +1,9 @@
 """Lengths of samples: counted right, in several processes, kept, and counted anew when they must be."""
 
+import dataclasses
 import json
+import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from llava_jax.config import LlavaConfig
 from llava_jax.data import lengths
 from llava_jax.data.check import open_data
 from llava_jax.data.plan import example_maker
-from llava_jax.data.settings import DataSettings
+from llava_jax.data.settings import DataFile, DataSettings
+from llava_jax.errors import LlavaError
 from llava_jax.text.tokenizer import Tokenizer
 from tests.conftest import shared
 
@@ -57,8 +61,9 @@ def test_they_are_those_of_the_samples_and_kept(count, tmp_path, monkeypatch):
     for n, record in enumerate(data.records):
         example = make(record, "x").truncated(60, MODEL.image_tokens)
         if not example.target_count:  # cut away
-            assert (found.length[n], found.targets[n]) == (0, 0)
+            assert (found.length[n], found.targets[n], found.cut[n]) == (0, 0, 0)
             continue
+        assert found.cut[n] == ("truncated" in example.notes)
         assert found.length[n] == example.length(MODEL.image_tokens)
         assert found.targets[n] == example.target_count
     monkeypatch.setattr(lengths, "_count", None)  # nothing is counted a second time
@@ -107,3 +112,42 @@ def test_a_folder_that_cannot_be_written_to_leaves_the_users_cache(count, tmp_pa
     count()
     assert len(seen) == 1
     assert list((tmp_path / "cache" / "llava_jax" / "lengths").glob("*.npz"))
+
+
+class Records(list):
+    """As much of a Dataset as counting needs."""
+
+    def __init__(self, records):
+        super().__init__(records)
+        self.records, self.ids = records, [r["id"] for r in records]
+
+
+class Dying:
+    """What ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_counting_process_that_ends_is_an_error_and_no_wait(monkeypatch):
+    monkeypatch.setattr(lengths, "CHUNK", 5)
+    records = [{"id": str(n)} for n in range(60)]
+    data: Any = Records(records)
+    rule = lengths.Rule(60, 0, False, 16)
+    dying: Any = Dying()
+    with pytest.raises(LlavaError, match="counts lengths ended with exit code 9"):
+        lengths._count(data, dying, rule)
+
+
+def test_lengths_of_data_at_an_address_are_kept_in_the_users_cache(count, tmp_path, monkeypatch):
+    """Not in a folder that is called after the address."""
+    _, make, data = count(max_length=60)
+    away = dataclasses.replace(data, files=[DataFile("memory://bucket/far.json", "", 1.0)])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    settings = DataSettings(max_length=60).completed(MODEL.max_length)
+    lengths.sample_lengths(away, make, settings, MODEL.image_tokens)
+    assert not list((tmp_path / "here").iterdir())
+    (kept,) = (tmp_path / "cache" / "llava_jax" / "lengths").glob("far.json.lengths-*.npz")
+    monkeypatch.setattr(lengths, "_count", None)
+    lengths.sample_lengths(away, make, settings, MODEL.image_tokens)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from llava_jax.batch import Size
+from llava_jax.data import layout as data_layout
 from llava_jax.data.layout import Exact, Fill
-from llava_jax.data.packing import Sizes, best_fit, deal, fill_rows
+from llava_jax.data.packing import Sizes, best_fit, deal, fill_rows, rows_of_step
 from llava_jax.data.sampler import Epochs, seeded_random
 from llava_jax.data.settings import DataFile, DataSettings
-from llava_jax.errors import ConfigError
 from llava_jax.plan.lengths import CAPTIONS_558K, draw_sizes
 
 
@@ -148,11 +148,58 @@ def test_text_alone_has_a_shape_without_images_and_shapes_are_few():
     assert shown[1:] == [0, 0]
 
 
-def test_rows_of_a_step_are_refused_where_devices_do_not_divide_them():
-    with pytest.raises(ConfigError, match=r"data\.pack_rows 6 cannot be cut into 4 equal parts"):
-        layout(draw_sizes(share=0.001), 4, pack="fill", pack_rows=6, batch_size=8)
-    rows = [
-        layout(draw_sizes(share=0.001), n, pack="fill", pack_length=4096, batch_size=128).step_rows
-        for n in (1, 2, 8, 16)
+def test_a_plan_goes_to_any_number_of_devices_with_empty_rows_where_they_do_not_divide_it():
+    """6 rows on 4 devices are 8; one row, all that a batch of 8 short samples needs, serves 8 devices."""
+    sizes = draw_sizes(share=0.0005)
+    plans = [
+        layout(sizes, parts, 2, pack="fill", pack_rows=6, batch_size=8) for parts in (1, 2, 4, 8)
     ]
-    assert rows == [24, 24, 24, 32]
+    assert len({str(plan.identity()) for plan in plans}) == 1
+    shown = [[as_rows(plan, 0, n) for n in range(plan.steps(1))] for plan in plans]
+    assert [{rows for *_, rows in steps} for steps in shown] == [{6}, {6}, {8}, {8}]
+    for steps in shown[1:]:
+        for (rows, *_), (first, *_) in zip(steps, shown[0]):
+            assert sorted(r for r in rows if r) == sorted(r for r in first if r)
+    small = Sizes(*(np.full(40, n, np.int32) for n in (60, 1, 5)))
+    plans = [layout(small, n, pack="fill", pack_length=4096, batch_size=8) for n in (1, 8)]
+    assert [plan.step_rows for plan in plans] == [1, 1]
+    assert plans[0].identity() == plans[1].identity()
+    assert "7 of 8 are empty" in plans[1].remark()
+    rows = [rows_of_step(26.9, n) for n in (1, 2, 8, 16, 32, 64)]
+    assert rows == [24, 24, 24, 32, 32, 24]
+
+
+def test_rows_that_are_far_from_full_are_remarked_on_with_a_length_that_suits():
+    captions = draw_sizes(CAPTIONS_558K, share=0.02)
+    found = layout(captions, pack="fill", pack_length=4096, batch_size=256)
+    assert "only 85." in found.remark()
+    better = int(found.remark().partition("data.pack_length=")[2].partition(",")[0])
+    assert not layout(captions, pack="fill", pack_length=better, batch_size=256).remark()
+    long = Sizes(*(np.full(64, n, np.int32) for n in (1100, 1, 5)))
+    assert "only 53.7% of positions" in layout(long, pack="exact", batch_size=8).remark()
+    assert not layout(draw_sizes(share=0.01), pack="exact", pack_length=4096, batch_size=128).remark()
+
+
+def test_an_epoch_is_packed_once_whatever_threads_look_at(monkeypatch):
+    """Steps around the borders of five epochs, in the order of threads that work ahead."""
+    packed = []
+    real = data_layout.fill_rows
+    monkeypatch.setattr(
+        data_layout, "fill_rows", lambda *given: packed.append(1) or real(*given)
+    )
+    found = layout(draw_sizes(share=0.0005), run=5, pack="fill", pack_rows=4, batch_size=16)
+    total = found.steps(5)
+    for step in range(total):
+        for ahead in (2, 0, 1):
+            as_rows(found, *found.locate(min(step + ahead, total - 1)))
+    assert len(packed) == 5
+
+
+def test_a_step_of_full_rows_names_the_number_of_steps_beside_the_recipes():
+    found = layout(draw_sizes(share=0.001), pack="fill", pack_length=4096, batch_size=16)
+    steps, recipe = found.steps(1), -(-found._epochs.samples // 16)
+    assert found.step_words == (
+        f"{found.step_rows} full rows, about {found._epochs.samples / steps:.0f} samples "
+        f"({steps} steps an epoch by data.pack=fill; the recipe's are {recipe} of 16)"
+    )
+    assert layout(draw_sizes(share=0.001), pack="exact", batch_size=16).step_words == "16"

@@ -187,6 +187,20 @@ def test_a_setting_without_effect_is_named(words, says, data, caplog):
     assert says in caplog.text
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trainable=projector", "quantize=nf4"),  # frozen kernels are held in 4 bits all the same
+        (r"trainable=projector,re:.*\.lora_[ab]", "lora_rank=8", "quantize=nf4"),
+        (r"trainable=re:projector\..*", "projector_lr=1e-5"),
+        (r"trainable=projector,re:vision\.layers\..*", "vision_lr=1e-5"),
+    ],
+)
+def test_patterns_count_as_what_they_cover(words, data, caplog):
+    check_stages(stages_of(data, *words))
+    assert not caplog.text
+
+
 def test_a_setting_that_one_stage_uses_is_not_named(data, caplog):
     stages = {"one": {}, "two": {"trainable": ("projector", "vision")}}
     check_stages(stages_of(data, "vision_lr=1e-5", stages=stages))
@@ -203,6 +217,10 @@ def test_a_model_and_the_settings_that_do_not_fit_it(data):
     assert fit("data.max_length=0").max_length == V15_7B.max_length
     with pytest.raises(ConfigError, match="data.max_length is 4097, but the model has 4096 pos"):
         fit("data.max_length=4097")
+    with pytest.raises(ConfigError, match="param_groups 'vision lr=1e-6': no parameter of 'vision'"):
+        fit("param_groups=vision lr=1e-6,projector lr=1e-4")
+    with pytest.raises(ConfigError, match="lora_rank is 8, but no word of trainable covers"):
+        fit("lora_rank=8")
     adapters = "trainable=projector,lora"
     assert fit(adapters, "lora_rank=8").lora == LoraConfig(8, 256.0, 0.05)
     with pytest.raises(ConfigError, match=r"no adapters \(set lora_rank"):

@@ -40,6 +40,25 @@ def test_rates_of_a_group_are_used():
     assert not np.array_equal(plain[1]["language.norm.scale"], plain[0]["language.norm.scale"])
 
 
+def test_under_muon_a_groups_rates_are_those_that_were_set():
+    """The ratio of Adam's part, and its missing decay, are for what no group sets."""
+    names = ["language.layers.mlp.up.kernel", "language.embed.embedding", "language.norm.scale"]
+    base = {"optimizer": "muon", "lr": 0.01, "projector_lr": None, "weight_decay": 0.1}
+
+    def peaks(*groups):
+        return make_optimizer(settings(**base, param_groups=groups), names, 9)[1]
+
+    assert peaks() == {"muon_lr0.01_wd0.1": 0.01, "adamw_lr0.0015_wd0": 0.0015}
+    found = peaks("embed lr=0.003 weight_decay=0.2", r"re:.*\.kernel lr=0.02")
+    assert found == {
+        "muon_lr0.02_wd0.1": 0.02,
+        "adamw_lr0.003_wd0.2": 0.003,
+        "adamw_lr0.0015_wd0": 0.0015,
+    }
+    close = peaks("embed lr=0.00150000001")  # rates that print alike are two groups all the same
+    assert sorted(close.values()) == [0.0015, 0.00150000001, 0.01]
+
+
 def test_the_moving_average_is_one_and_changes_no_update():
     plain, state = updates()
     assert exported_params(plain[-1], state) is plain[-1]

@@ -1,11 +1,15 @@
 """Words of `trainable` and `param_groups`: parts of the model, and patterns over parameter names."""
 
+import dataclasses
+
 import pytest
 
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError
+from llava_jax.llava import abstract_params
 from llava_jax.params import parameter_shapes
-from llava_jax.train.select import rates, trainable_names
+from llava_jax.train.select import may_reach, rates, trainable_names
+from tests.tiny import CONFIG
 from tests.train.test_step import settings
 
 NAMES = list(parameter_shapes(LlavaConfig.v15_7b()))
@@ -66,9 +70,25 @@ def test_rates_by_group_the_last_that_covers_counts():
         ("vision decay=1", "'decay=1' is not lr=NUMBER"),
         ("re:x lr=1", "matches no trained parameter"),
         ("re:( lr=1", "is not a regular expression"),
+        ("lora lr=1", "no parameter of 'lora' is trained (leave it out, or add 'lora' to trainable)"),
+        (r"re:.*\.bias weight_decay=0.1", "sets weight_decay for norms and biases alone"),
     ],
 )
 def test_a_group_that_says_nothing_is_an_error(text, says):
     with pytest.raises(ConfigError, match="param_groups") as caught:
         rates(NAMES, settings(param_groups=(text,)))
     assert says in str(caught.value)
+
+
+def test_what_words_of_trainable_may_reach():
+    assert may_reach(("projector",), "projector")
+    assert may_reach((r"re:projector\.linear_0\..*",), "projector")
+    assert may_reach((r"re:.*\.lora_[ab]",), "lora")
+    assert not may_reach(("language", r"re:language\..*"), "vision")
+
+
+def test_a_pattern_over_kernels_that_quantize_freezes_is_refused_by_name():
+    names = list(abstract_params(dataclasses.replace(CONFIG, quantize="nf4")))
+    assert trainable_names(names, (r"re:language\..*norm\.scale",))
+    with pytest.raises(ConfigError, match=r"covers language\.layers\.attn\.k\.kernel, which quan"):
+        trainable_names(names, ("projector", r"re:language\..*"))
