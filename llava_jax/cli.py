@@ -118,6 +118,7 @@ exit codes:
   1    the command ran, and its answer is no: two checkpoints differ, a file is damaged
   2    usage or bad input; the line says what to change
   65   training stopped by itself: too many steps in a row had to be skipped
+  69   another process of a run ended; the same command goes on from the last checkpoint
   70   a bug of ours
   74   training could not write its last state or its model: the disk is full, say
   75   a run was stopped by a signal and saved its state; the same command again resumes it

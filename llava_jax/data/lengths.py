@@ -147,12 +147,16 @@ def _count(data: Dataset, make: ExampleMaker, rule: Rule) -> Lengths:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = min(cores or 1, len(chunks))
     found = Lengths(*(np.zeros(total, np.int32) for _ in Lengths._fields))
+
+    def of(chunk: slice) -> Lengths:  # records are read when their turn comes
+        return ask((data.records[chunk], data.ids[chunk]))
+
     with (
         _workers(count, pickle.dumps((make, rule))) as ask,
         ThreadPoolExecutor(count) as pool,
         progress(total, "counting lengths", "sample") as bar,
     ):
-        jobs = {pool.submit(ask, (data.records[c], data.ids[c])): c for c in chunks}
+        jobs = {pool.submit(of, chunk): chunk for chunk in chunks}
         try:
             for job in as_completed(jobs):
                 for column, values in zip(found, job.result()):

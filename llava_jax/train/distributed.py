@@ -117,8 +117,8 @@ def initialize(*, timeout: int = JOIN_SECONDS) -> None:
 def _leave_cpu_cache() -> None:
     """Turns jax's compilation cache off for several processes on CPU.
 
-    jax writes programs of process 0 alone, and a stored CPU program may run its collectives in another
-    order than the one that another process compiles: gloo then gets messages of the wrong length.
+    Only process 0 writes it. With a warm one gloo has aborted over messages of other lengths than it
+    waited for, not in every run.
     """
     if jax.config.jax_compilation_cache_dir and jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)

@@ -81,7 +81,8 @@ def trainable_names(names: Iterable[str], words: Iterable[str]) -> set[str]:
 def may_reach(words: Iterable[str], part: str) -> bool:
     """Whether words of `trainable` cover something of a part, in a model with all that models have."""
     return any(
-        word == part or (word.startswith(PATTERN) and any(map(GROUPS[part], _matches(word, _all()))))
+        word == part
+        or (word.startswith(PATTERN) and any(map(GROUPS[part], _matches(word, _all()))))
         for word in words
     )
 

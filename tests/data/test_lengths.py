@@ -148,6 +148,6 @@ def test_lengths_of_data_at_an_address_are_kept_in_the_users_cache(count, tmp_pa
     settings = DataSettings(max_length=60).completed(MODEL.max_length)
     lengths.sample_lengths(away, make, settings, MODEL.image_tokens)
     assert not list((tmp_path / "here").iterdir())
-    (kept,) = (tmp_path / "cache" / "llava_jax" / "lengths").glob("far.json.lengths-*.npz")
+    (_kept,) = (tmp_path / "cache" / "llava_jax" / "lengths").glob("far.json.lengths-*.npz")
     monkeypatch.setattr(lengths, "_count", None)
     lengths.sample_lengths(away, make, settings, MODEL.image_tokens)

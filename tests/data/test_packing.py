@@ -177,16 +177,16 @@ def test_rows_that_are_far_from_full_are_remarked_on_with_a_length_that_suits():
     assert not layout(captions, pack="fill", pack_length=better, batch_size=256).remark()
     long = Sizes(*(np.full(64, n, np.int32) for n in (1100, 1, 5)))
     assert "only 53.7% of positions" in layout(long, pack="exact", batch_size=8).remark()
-    assert not layout(draw_sizes(share=0.01), pack="exact", pack_length=4096, batch_size=128).remark()
+    assert not layout(
+        draw_sizes(share=0.01), pack="exact", pack_length=4096, batch_size=128
+    ).remark()
 
 
 def test_an_epoch_is_packed_once_whatever_threads_look_at(monkeypatch):
     """Steps around the borders of five epochs, in the order of threads that work ahead."""
     packed = []
     real = data_layout.fill_rows
-    monkeypatch.setattr(
-        data_layout, "fill_rows", lambda *given: packed.append(1) or real(*given)
-    )
+    monkeypatch.setattr(data_layout, "fill_rows", lambda *given: packed.append(1) or real(*given))
     found = layout(draw_sizes(share=0.0005), run=5, pack="fill", pack_rows=4, batch_size=16)
     total = found.steps(5)
     for step in range(total):

@@ -217,7 +217,9 @@ def test_a_model_and_the_settings_that_do_not_fit_it(data):
     assert fit("data.max_length=0").max_length == V15_7B.max_length
     with pytest.raises(ConfigError, match="data.max_length is 4097, but the model has 4096 pos"):
         fit("data.max_length=4097")
-    with pytest.raises(ConfigError, match="param_groups 'vision lr=1e-6': no parameter of 'vision'"):
+    with pytest.raises(
+        ConfigError, match="param_groups 'vision lr=1e-6': no parameter of 'vision'"
+    ):
         fit("param_groups=vision lr=1e-6,projector lr=1e-4")
     with pytest.raises(ConfigError, match="lora_rank is 8, but no word of trainable covers"):
         fit("lora_rank=8")

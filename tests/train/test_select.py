@@ -70,7 +70,10 @@ def test_rates_by_group_the_last_that_covers_counts():
         ("vision decay=1", "'decay=1' is not lr=NUMBER"),
         ("re:x lr=1", "matches no trained parameter"),
         ("re:( lr=1", "is not a regular expression"),
-        ("lora lr=1", "no parameter of 'lora' is trained (leave it out, or add 'lora' to trainable)"),
+        (
+            "lora lr=1",
+            "no parameter of 'lora' is trained (leave it out, or add 'lora' to trainable)",
+        ),
         (r"re:.*\.bias weight_decay=0.1", "sets weight_decay for norms and biases alone"),
     ],
 )
