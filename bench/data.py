@@ -145,15 +145,18 @@ def reading(count: int) -> None:
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mix.json"
+        drawn = []
+        for _ in range(2000):
+            turns = []
+            for _ in range(max(1, min(20, int(rng.expovariate(1 / 5))))):
+                for who, many in (("human", 9), ("gpt", rng.choice([1, 2, 4, 20, 60, 90]))):
+                    turns.append({"from": who, "value": " ".join(rng.choices(words, k=many))})
+            turns[0]["value"] = "<image>\n" + turns[0]["value"]
+            drawn.append(json.dumps(turns))
         with path.open("w") as file:
             for i in range(count):
-                turns = []
-                for _ in range(max(1, min(20, int(rng.expovariate(1 / 5))))):
-                    for who, many in (("human", 9), ("gpt", rng.choice([1, 2, 4, 20, 60, 90]))):
-                        turns.append({"from": who, "value": " ".join(rng.choices(words, k=many))})
-                turns[0]["value"] = "<image>\n" + turns[0]["value"]
-                record = {"id": f"{i:012}", "image": f"{i % 1000}.jpg", "conversations": turns}
-                file.write(("," if i else "[") + json.dumps(record))
+                head = f'{{"id": "{i:012}", "image": "{i % 1000}.jpg", "conversations": '
+                file.write(("," if i else "[") + head + rng.choice(drawn) + "}")
             file.write("]")
         for i in range(min(count, 1000)):
             (Path(folder) / f"{i}.jpg").touch()
