@@ -145,7 +145,8 @@ def _skipped(run: Run) -> str:
         rows.append((f"{len(run.bad) - SHOWN:,} more", "in bad.jsonl of the work directory"))
     for row in run.skipped[:SHOWN]:
         why = f"the loss was {row.get('loss')}, the norm of the gradient {row.get('grad_norm')}"
-        rows.append((f"step {row['step']:,}", f"{why}: nothing was changed"))
+        of = f"; its samples: {', '.join(map(str, row['ids'][:8]))}" if row["ids"] else ""
+        rows.append((f"step {row['step']:,}", f"{why}: nothing was changed{of}"))
     if len(run.skipped) > SHOWN:
         rows.append((f"{len(run.skipped) - SHOWN:,} more steps", "were not finite"))
     counts = {"replaced": "samples replaced by others", "cut": "samples cut to data.max_length",

@@ -37,10 +37,16 @@ class Run:
     done: dict[str, Any]
     problems: list[str]
 
+    skips: list[dict[str, Any]]
+
     @property
     def skipped(self) -> list[dict[str, Any]]:
-        """Steps that were not finite and changed nothing."""
-        return [row for row in self.metrics if row.get("ok") is False]
+        """Steps that changed nothing, with the ids of their samples where those are known."""
+        ids: dict[Any, list[Any]] = {}
+        for row in self.skips:
+            ids.setdefault(row.get("step"), []).extend(row.get("ids") or [])
+        found = [row for row in self.metrics if row.get("ok") is False]
+        return [{**row, "ids": ids.get(row["step"], [])} for row in found]
 
     @property
     def sets(self) -> list[str]:
@@ -115,6 +121,7 @@ def read_run(folder: Path, name: str) -> Run:
         record("data_report.json"),
         record("done.json"),
         problems,
+        [row for file in sorted(folder.glob("skipped.jsonl*")) for row in rows(file.name)],
     )
 
 

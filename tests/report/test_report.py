@@ -38,6 +38,7 @@ def make_run(folder, steps=60, rate=1e-3):
     system = {"step": 50, "time": 1, "started": 0, "tokens_per_second": 1234.0, "goodput": 0.9}
     write("system.jsonl", [{**system, "elapsed_seconds": 66.7, "host_memory": 2e9, "mfu": 0.41}])
     write("bad.jsonl", [{"id": "s9", "reason": "no such image file"}])
+    write("skipped.jsonl", [{"step": 7, "ids": ["s3", "s4"]}])
     (folder / "config.json").write_text(json.dumps({"lr": rate, "data": {"path": "mix.json"}}))
     facts = {"steps": 100, "commit": "abc", "versions": {"jax": "9"}, "recipe": "finetune_7b"}
     (folder / "run.json").write_text(json.dumps({**facts, "recipe_settings": {"lr": 2e-5}}))
@@ -56,7 +57,16 @@ def test_the_page_says_how_a_run_stands_and_what_it_was(tmp_path, capsys):
     shown = text_of(page)
     for words in ("60 of 100", "0.5 at 10", "1,234", "41.0%", "2.0 GB", "no such image file"):
         assert words in shown, words
-    for words in ("abc", "jax 9", "finetune_7b", "mix.json", "2e-05", "0.001", "step 7"):
+    for words in (
+        "abc",
+        "jax 9",
+        "finetune_7b",
+        "mix.json",
+        "2e-05",
+        "0.001",
+        "step 7",
+        "its samples: s3, s4",
+    ):
         assert words in shown, words
     assert "What &lt;/script&gt; is it?" in shown
     assert "&lt;b&gt;" in shown
