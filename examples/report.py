@@ -24,9 +24,9 @@ SIZE = (1240, 2330)
 def run(workdir: Path, picture: Path) -> None:
     """Makes the data in `workdir`/data, trains in `workdir`/run, and draws the report's page."""
     data = make_dataset(workdir / "data", train=240, held_out=40)
-    sets = f"seen path={data}/seen.json images={data} ask=24, new path={data}/new.json images={data} ask=24"
+    sets = f"seen path={data}/seen.json images={data} ask=8, new path={data}/new.json images={data} ask=8"
     records = json.loads((data / "instruct.json").read_text(encoding="utf-8"))
-    for name, part in (("train", records[:-40]), ("seen", records[:40]), ("new", records[-40:])):
+    for name, part in (("train", records[:-16]), ("seen", records[:16]), ("new", records[-16:])):
         write_json(data / f"{name}.json", part)
     command = ["train", "--config", "common", "--workdir", str(workdir / "run")]
     settings = {
@@ -37,11 +37,11 @@ def run(workdir: Path, picture: Path) -> None:
         "data.max_length": 208,
         "data.length_buckets": "208,",
         "data.eval": sets,
-        "eval_every": 10,
-        "early_stop": 3,
-        "eval_samples": 3,
-        "batch_size": 16,
-        "steps": 120,
+        "eval_every": 4,
+        "early_stop": 2,
+        "eval_samples": 2,
+        "batch_size": 8,
+        "steps": 60,
         "optimizer": "muon",
         "lr": 0.02,
         "dtype": "float32",

@@ -40,7 +40,8 @@ def _standing(run: Run, scores: Sequence[str]) -> list[str]:
     total = run.facts.get("steps")
     state = "finished" if run.done else "not finished" if run.metrics else "not a step yet"
     done = f"{last.get('step', 0):,}" + (f" of {total:,}" if isinstance(total, int) else "")
-    losses = [r["loss"] for r in run.metrics[-50:] if isinstance(r.get("loss"), int | float)]
+    last_part = run.metrics[-max(1, min(50, len(run.metrics) // 20)) :]
+    losses = [r["loss"] for r in last_part if isinstance(r.get("loss"), int | float)]
     found = []
     evals = run.evals[-1].get("sets", {}) if run.evals else {}
     for score in scores:
