@@ -20,7 +20,7 @@ from llava_jax.datasets.writer import Writer, open_writer
 from llava_jax.errors import LlavaError, SampleError
 from llava_jax.progress import progress
 from llava_jax.text.records import image_paths
-from llava_jax.util import write_json
+from llava_jax.util import read_object, write_json
 
 MEGABYTE = 1_000_000
 
@@ -28,13 +28,30 @@ MEGABYTE = 1_000_000
 def run(args: argparse.Namespace) -> int:
     """`llava-jax data build`: prints the records of each set beside how many LLaVA-1.5 had."""
     recipe = read_recipe(args.recipe, Path(args.raw).expanduser(), tuple(args.only))
-    print(report(build(recipe, Path(args.out).expanduser(), format=args.format)))
+    out = Path(args.out).expanduser()
+    if args.format == "json":
+        print(report(build(recipe, out)))
+        return 0
+    from llava_jax.store.write import pack
+
+    records = out.with_name(f"{out.name}.json")
+    if not _is_built(records, recipe):
+        print(report(build(recipe, records)))
+    made = pack(str(records), args.images, str(out))
+    print(f"{out}: {made['records']:,} records in {len(made['shards']):,} shards")
     return 0
 
 
-def build(
-    recipe: Recipe, out: str | Path, *, format: str = "json", quiet: bool = False
-) -> dict[str, Any]:
+def _is_built(out: Path, recipe: Recipe) -> bool:
+    """Whether an earlier call built these sets of this recipe, whose packing then goes on."""
+    if not out.exists() or not manifest_of(out).exists():
+        return False
+    made = read_object(manifest_of(out))
+    sets = [part.source.name for part in recipe.parts]
+    return made.get("recipe") == _told(recipe) and [r["source"] for r in made["sets"]] == sets
+
+
+def build(recipe: Recipe, out: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     """Writes the recipe's records to `out`, and a manifest beside it; returns the manifest.
 
     The same files, recipe and seed give the same bytes. Nothing is at `out` before all of it is.
@@ -44,14 +61,13 @@ def build(
     for part in recipe.parts:  # before anything is read
         part.source.inputs()
     sets = []
-    with open_writer(format, out) as writer:
+    with open_writer(out) as writer:
         for part in recipe.parts:
             sets.append(_add(part, recipe.seed, writer, quiet))
         made = writer.finish()
     manifest = {
         "version": __version__,
-        "recipe": {"name": recipe.name, "seed": recipe.seed, "text": recipe.text},
-        "format": format,
+        "recipe": _told(recipe),
         **made,
         "records": sum(row["records"] for row in sets),
         "sets": sets,
@@ -59,6 +75,10 @@ def build(
     }
     write_json(manifest_of(out), manifest, indent=1)
     return manifest
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    return {"name": recipe.name, "seed": recipe.seed, "text": recipe.text}
 
 
 def manifest_of(out: Path) -> Path:

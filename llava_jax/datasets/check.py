@@ -331,7 +331,7 @@ def clean(checked: Checked, out: Path, *, unique: bool = False) -> int:
     unique: also without those that are there twice, and those that an evaluation shares.
     """
     kept = 0
-    with open_writer("json", out) as writer:
+    with open_writer(out) as writer:
         for index in range(len(checked.data)):
             if index in checked.bad_records:
                 continue

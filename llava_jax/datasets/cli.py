@@ -7,7 +7,7 @@ from importlib import import_module
 
 from llava_jax.store.cli import add_arguments as pack_arguments
 
-FORMATS = ("json",)
+FORMATS = ("json", "arrayrecord")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,12 @@ def _build(parser: argparse.ArgumentParser) -> None:
         "--raw", required=True, metavar="DIR", help="what the owners' files are below"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the training file to make")
-    parser.add_argument("--format", choices=FORMATS, default="json", help="of the training file")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="json", help="arrayrecord: OUT.json, packed as OUT"
+    )
+    parser.add_argument(
+        "--images", default="", metavar="DIR", help="what pictures are below, for arrayrecord"
+    )
     parser.add_argument(
         "--only", metavar="SET", nargs="+", default=(), help="some sets of the recipe"
     )

@@ -65,11 +65,8 @@ class JsonWriter:
         self._file.write(data)
 
 
-FORMATS = ("json",)
-
-
-def open_writer(kind: str, out: Path) -> Writer:
-    """The writer of a format. Raises LlavaError where `out` is there already."""
+def open_writer(out: Path) -> Writer:
+    """A writer to `out`. Raises LlavaError where something is there already."""
     if out.exists():
         raise LlavaError(f"{out} is there already, and is not replaced", fix="give another --out")
     return JsonWriter(out)

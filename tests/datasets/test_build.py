@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from llava_jax.cli import main
 from llava_jax.data.check import open_data
@@ -152,6 +153,23 @@ def test_more_than_there_are(raw, tmp_path):
     mine = recipe(tmp_path, '[[set]]\nsource = "ocrvqa"\ncount = 9\n')
     with pytest.raises(SampleError, match="ocrvqa: there are 8 records, fewer than count 9"):
         build(read_recipe(str(mine), raw), tmp_path / "x.json", quiet=True)
+
+
+def test_packed_into_shards(raw, tmp_path, capsys):
+    pytest.importorskip("array_record")
+    pytest.importorskip("tensorflow_datasets")
+    images = tmp_path / "images" / "coco" / "train2017"
+    images.mkdir(parents=True)
+    for n in range(4):
+        Image.new("RGB", (8, 8)).save(images / f"{n:012d}.jpg")
+    out = tmp_path / "packed"
+    words = ["data", "build", "stage2", "--raw", str(raw), "--only", "llava_instruct"]
+    words += ["--format", "arrayrecord", "--images", str(tmp_path / "images"), "--out", str(out)]
+    assert main(words) == 0
+    assert "4 records in 1 shards" in capsys.readouterr().out
+    assert main(words) == 0  # again: what is there stays
+    data = open_data({"path": str(out)}, say=False)
+    assert [data.records[i] for i in range(4)] == json.loads((tmp_path / "packed.json").read_text())
 
 
 @pytest.mark.slow  # quick: the same rules on small files, in test_sources.py
