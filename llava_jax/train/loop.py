@@ -28,7 +28,7 @@ from llava_jax.train.profiling import Profile
 from llava_jax.train.program import make_program
 from llava_jax.train.resume import begin, check_same, finish, finished
 from llava_jax.train.skips import Skips
-from llava_jax.train.steps import Feed, Saver, make_metrics, open_loader
+from llava_jax.train.steps import Feed, Saver, make_metrics, open_loader, room_for
 from llava_jax.train.supervise import alive
 from llava_jax.train.validate import Validation
 
@@ -109,6 +109,7 @@ def train(
                     if validation.due(done, steps):
                         watch.drain()
                         if not watch.failed:
+                            alive(steps=False)
                             validation.run(done, state, frozen, stop)
                     if done == steps or validation.over:
                         break
@@ -147,11 +148,17 @@ def train(
         alive(steps=False)
 
         # What the run was for. A disk without room for a checkpoint may have some for the model.
-        save_model(workdir / "export", opened, exported_params(state.params, state.opt_state))
-        report = feed.report()
-        facts = {"loss": watch.loss, "steps": done, "skipped": skips.total}
-        for line in loader.cut_lines(report) if is_main() else ():
-            log.warning("%s", line)
-        on_main(lambda: finish(workdir, report, **facts))
+        with room_for(workdir):
+            save_model(workdir / "export", opened, exported_params(state.params, state.opt_state))
+            facts = {"loss": watch.loss, "steps": done, "skipped": skips.total}
+            _finish(workdir, feed, loader, facts)
         saver.finish()
         return done
+
+
+def _finish(workdir: Path, feed: Feed, loader: Any, facts: dict[str, Any]) -> None:
+    """Records that the run is done, and what became of its data."""
+    report = feed.report()
+    for line in loader.cut_lines(report) if is_main() else ():
+        log.warning("%s", line)
+    on_main(lambda: finish(workdir, report, **facts))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from llava_jax.data.loader import Loader, make_loader
 from llava_jax.data.settings import DataSettings, padded_lengths
 from llava_jax.errors import LlavaError, NotSaved, Stopped
 from llava_jax.sharding import check_lengths, counted_row_parts, own_row_parts, row_parts
-from llava_jax.train.checkpoint import Checkpointer
+from llava_jax.train.checkpoint import Checkpointer, reason_of
 from llava_jax.train.control import Flags
 from llava_jax.train.distributed import gather, is_main, together
 from llava_jax.train.meter import flops_of_steps
@@ -206,6 +208,16 @@ def make_metrics(
     flops = flops_of_steps(model, {**trained, **program.frozen}, trained)
     loss = meta.get("loss", math.nan)
     return Metrics(run_log, skips, lambda count: float(rates[count]), loss, peaks, flops)
+
+
+@contextlib.contextmanager
+def room_for(what: Path) -> Iterator[None]:
+    """Within it, a disk that takes nothing raises NotSaved, which names `what`, a file or folder."""
+    try:
+        yield
+    except OSError as error:
+        fix = "make room, and run the same command again"
+        raise NotSaved(f"{what} cannot be written: {reason_of(error)}", fix=fix) from error
 
 
 class Saver:

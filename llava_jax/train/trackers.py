@@ -6,6 +6,8 @@ then on.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
 import importlib.util
 import json
@@ -21,6 +23,9 @@ from llava_jax.report.files import TRACKED
 from llava_jax.util import need, read_object, write_json
 
 log = logging.getLogger(__name__)
+
+REOPEN_SECONDS = 60.0
+"""How long TensorBoard is left alone after it met a full disk."""
 
 
 class Tracker(Protocol):
@@ -98,21 +103,39 @@ class TensorBoard:
     def __init__(self, workdir: Path, title: str, start: int, settings: Mapping[str, Any]):
         from tensorboardX import SummaryWriter
 
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+        self._open = functools.partial(SummaryWriter, str(workdir / "tensorboard"))
+        self._board: Any = self._open(purge_step=start)
+        self._again = 0.0
         if not start:
             self._board.add_text("settings", f"```\n{json.dumps(settings, indent=1)}\n```")
 
+    def _ready(self) -> bool:
+        """Whether its thread lives. A full disk ends that, and its full queue would then stop training;
+        a new one is tried every minute."""
+        if self._board.file_writer.event_writer._worker.is_alive():
+            return True
+        if time.monotonic() < self._again:
+            return False
+        self._again = time.monotonic() + REOPEN_SECONDS
+        with contextlib.suppress(OSError):
+            self._board = self._open()
+        return self._board.file_writer.event_writer._worker.is_alive()
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if self._ready():
+                self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, title: str, text: str, image: Path | None) -> None:
+        if not self._ready():
+            return
         if image:
             self._board.add_image(title, _pixels(image), step, dataformats="HWC")
         self._board.add_text(title, text, step)
 
     def close(self) -> None:
-        self._board.close()
+        if self._ready():
+            self._board.close()
 
 
 class Wandb:

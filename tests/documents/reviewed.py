@@ -17,6 +17,7 @@ NOT_RUN = {
     r"^llava-jax report": "of runs that are there; tests/report/test_report.py makes the page",
     r"--profile": "more steps than are run here; tests/train/test_profiling.py traces one",
     r"--supervise": "starts processes; tests/train/test_supervise.py runs it",
+    r"^python bench/checkpoint\.py": "writes gigabytes; tests/train/test_checkpoint.py holds what it measures",
     r"^python -m bench\.survival": "minutes to hours; tests/train hold the short form of each part",
     r"^llava-jax plan ": "compiles for minutes; tests/plan runs it on a tiny model",
     r"^llava-jax data build": "needs the owners' files; tests/datasets/test_build.py runs it on small ones",

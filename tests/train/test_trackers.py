@@ -1,11 +1,14 @@
 """Trackers: what TensorBoard, W&B (offline) and MLflow (files) are given, and what of theirs fails."""
 
 import json
+import threading
+import time
 
 import pytest
 from PIL import Image
 
 from llava_jax.errors import ConfigError
+from llava_jax.train import trackers
 from llava_jax.train.trackers import Trackers, check_trackers, open_trackers
 
 
@@ -27,6 +30,25 @@ def test_tensorboard_has_numbers_and_pictures(tmp_path):
     data = file.read_bytes()
     assert b"loss" in data
     assert b"PNG" in data
+
+
+def test_a_full_disk_ends_tensorboard_s_thread_and_stops_no_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "REOPEN_SECONDS", 0.2)
+    board = open_trackers(["tensorboard"], tmp_path, "run", 0, {})
+    worker = board._trackers["tensorboard"]._board.file_writer.event_writer._worker
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    worker._record_writer.write_event = full
+    for step in range(200):  # its queue holds ten
+        board.scalars(step, {"loss": 1.0})
+    worker.join(10)
+    time.sleep(0.3)
+    board.scalars(500, {"after": 2.0})
+    board.close()
+    assert any(b"after" in p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
 
 
 def test_wandb_offline_keeps_one_run(tmp_path, monkeypatch):
