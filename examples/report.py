@@ -18,7 +18,7 @@ from llava_jax.errors import LlavaError
 from llava_jax.quickstart.dataset import make_dataset
 from llava_jax.util import write_json
 
-SIZE = (1240, 2330)
+SIZE = (1240, 1822)
 
 
 def run(workdir: Path, picture: Path) -> None:

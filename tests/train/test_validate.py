@@ -100,6 +100,7 @@ def test_a_run_that_was_cut_off_validates_and_decides_as_the_whole_one(made, tra
         assert read_rows(workdir / name) == read_rows(trained / name)
 
 
+@pytest.mark.slow  # quick: the others are on a mesh of eight devices
 def test_several_devices_validate_alike(made, trained, tmp_path):
     run_stages(config_of(made, **{"mesh.data": 4, "mesh.fsdp": 2, "eval_samples": 0}), tmp_path)
     for ours, theirs in zip(read_rows(tmp_path / EVAL), read_rows(trained / EVAL), strict=True):
