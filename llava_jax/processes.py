@@ -48,6 +48,7 @@ def in_processes(
     """
     results: queue.Queue[Any] = queue.Queue(2 * count)
     source, lock, stop = iter(chunks), threading.Lock(), threading.Event()
+    running: set[_Process] = set()
 
     def put(item: Any) -> None:
         while not stop.is_set():
@@ -64,9 +65,11 @@ def in_processes(
                     chunk = next(source, _END)
                 if chunk is _END:
                     break
-                process = process or _Process(job, setup)
+                if process is None:
+                    running.add(process := _Process(job, setup))
                 result = process.ask(chunk, seconds)
                 if isinstance(result, Lost):
+                    running.discard(process)
                     process = process.end()
                 put((chunk, result))
         except BaseException as error:  # of `chunks`, or in starting a process
@@ -93,8 +96,10 @@ def in_processes(
                 yield item
     finally:
         stop.set()
+        for process in list(running):  # nobody waits for work that is not wanted any more
+            process.kill()
         for thread in threads:
-            thread.join(seconds)
+            thread.join()
 
 
 _END = object()
@@ -130,7 +135,12 @@ class _Process:
                 wanted = int.from_bytes(data[:8], "big")
         return pickle.loads(bytes(data[8:]))  # noqa: S301, our own process wrote it
 
+    def kill(self) -> None:
+        """Ends it; who waits for its answer gets Lost."""
+        self._process.kill()
+
     def end(self) -> None:
+        """Ends it and frees what belongs to it."""
         self._process.kill()
         self._process.communicate()
 

@@ -60,5 +60,10 @@ def test_leaving_early_ends_the_processes():
     for number, _ in in_processes(JOB, (2,), range(10_000), 2, 30):
         if number > 5:
             break
+    started = time.monotonic()
+    for number, _ in in_processes(JOB, (2,), [1, -2, -2], 2, 300):
+        assert number == 1
+        break  # while both others hang
+    assert time.monotonic() - started < 30
     children = os.popen(f"ps --ppid {os.getpid()} -o args=").read()
     assert "llava_jax.processes" not in children

@@ -26,11 +26,11 @@ from llava_jax.datasets import stream
 from llava_jax.datasets.build import MEGABYTE
 from llava_jax.datasets.check_report import in_words, write_report
 from llava_jax.datasets.findings import Finding, OfPicture, OfRecord
-from llava_jax.datasets.prompt import maker_of, prompt_of
+from llava_jax.datasets.prompt import maker_of, prompt_of, workers_of
 from llava_jax.datasets.writer import open_writer
 from llava_jax.errors import LlavaError, SampleError
 from llava_jax.images.decode import Limits
-from llava_jax.processes import Lost, cores, in_processes
+from llava_jax.processes import Lost, in_processes
 from llava_jax.progress import progress
 from llava_jax.storage import is_address
 from llava_jax.text.records import image_paths
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         args.images,
         maker_of(args, tokenizer, config),
         against=args.against,
-        workers=args.workers or cores(),
+        workers=workers_of(args),
     )
     print(in_words(checked))
     if args.report:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from llava_jax.config import LlavaConfig
+from llava_jax.errors import ConfigError
+from llava_jax.processes import cores
 from llava_jax.text.conversation import find_template
 from llava_jax.text.sample import ExampleMaker
 from llava_jax.text.tokenizer import Tokenizer
@@ -31,8 +33,17 @@ def prompt_of(args: argparse.Namespace) -> tuple[Tokenizer, LlavaConfig]:
     return load_fitting(source.tokenizer, rows, model), source.config
 
 
+def workers_of(args: argparse.Namespace) -> int:
+    """How many processes --workers asks for; by default as many as there are cores."""
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers {args.workers} is not a number from 1")
+    return args.workers or cores()
+
+
 def maker_of(args: argparse.Namespace, tokenizer: Tokenizer, config: LlavaConfig) -> ExampleMaker:
     """What makes Examples of records by the options of the command line."""
+    if args.max_length is not None and args.max_length < 1:
+        raise ConfigError(f"--max-length {args.max_length} is not a number from 1")
     if args.version:  # as the original, ExampleMaker would take any name for vicuna_v1
         find_template(args.version)
     return ExampleMaker(

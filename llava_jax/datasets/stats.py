@@ -14,10 +14,10 @@ import numpy as np
 
 from llava_jax.data.json_file import JsonFile
 from llava_jax.data.packing import Sizes, fill_rows
-from llava_jax.datasets.prompt import maker_of, prompt_of
+from llava_jax.datasets.prompt import maker_of, prompt_of, workers_of
 from llava_jax.datasets.prompts import FREE, kind_of
 from llava_jax.errors import LlavaError, SampleError
-from llava_jax.processes import Lost, cores, in_processes
+from llava_jax.processes import Lost, in_processes
 from llava_jax.progress import progress
 from llava_jax.storage import is_address
 from llava_jax.text.conversation import ASSISTANT
@@ -73,7 +73,7 @@ def job(make: ExampleMaker) -> Callable[[Sequence[tuple[int, Any]]], Counts]:
 def run(args: argparse.Namespace) -> int:
     """Prints the numbers; --report writes stats.json and stats.png too."""
     tokenizer, config = prompt_of(args)
-    counts = count(args.file, maker_of(args, tokenizer, config), args.workers or cores())
+    counts = count(args.file, maker_of(args, tokenizer, config), workers_of(args))
     found = summarise(counts)
     print(in_words(args.file, found))
     if args.report:

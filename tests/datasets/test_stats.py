@@ -48,3 +48,6 @@ def test_nothing_to_count(model, tmp_path, capsys):
     (tmp_path / "data.json").write_text('[{"conversations": []}]')
     assert main(["data", "stats", str(tmp_path / "data.json"), "--model", str(model)]) == 2
     assert "no samples that training would take" in capsys.readouterr().err
+    for option in ("--workers", "--max-length"):
+        assert main(["data", "stats", str(tmp_path / "data.json"), option, "0"]) == 2
+        assert f"{option} 0 is not a number from 1" in capsys.readouterr().err
