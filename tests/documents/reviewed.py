@@ -23,6 +23,11 @@ NOT_RUN = {
     r"^llava-jax data build": "needs the owners' files; tests/datasets/test_build.py runs it on small ones",
     r"^llava-jax data pack .*--beam": "Beam has an environment of its own; tests/store/test_write.py runs it",
     r"data\.path=packed/mix": "needs the line before it; tests/store/test_write.py loads packed data",
+    r"--out out/7b": "needs the released weights; the tiny model's line is below it",
+    r"^llava-jax eval report out/7b": "of results of the released weights",
+    r"--out out/tiny": "tests/eval/test_run_model.py runs these sets",
+    r"--endpoint http://127": "needs a server; tests/eval/test_remote.py has one",
+    r"--config OUT/pope/result\.json": "tests/eval/test_outside.py asks a result again",
     r"convert SRC DST --to FORMAT": "the form of the command, not a command",
 }
 

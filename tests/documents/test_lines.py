@@ -74,6 +74,7 @@ def desk(places, models, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("llava_jax.eval.fetch._download", standins.download)
     monkeypatch.setattr("llava_jax.eval.judge.endpoint.Endpoint._post", standins.judge)
+    monkeypatch.setattr("llava_jax.eval.judge.endpoint.Endpoint.check", lambda endpoint: None)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
 
     def open_desk(page: str) -> Desk:

@@ -3,6 +3,8 @@
 import importlib.metadata
 import io
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -249,3 +251,18 @@ def test_a_result_is_asked_again_from_its_own_file(tmp_path, monkeypatch, capsys
     config.write_text("{limit: yes}")
     assert main(["eval", "--config", str(config), "--out", str(out)]) == 2
     assert "limit is True, not of type int" in capsys.readouterr().err
+
+
+def test_the_examples_of_the_page(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (yaml,) = re.findall(r"```yaml\n(name: .*?)```", page, re.DOTALL)
+    (python,) = re.findall(r"```python\n(from llava_jax\.eval\.simple .*?)```", page, re.DOTALL)
+    for name, text in (("shapes.yaml", yaml), ("counts.py", python)):
+        (tmp_path / name).write_text(text)
+        assert text.count("\n") <= 15
+    assert outside.include(tmp_path) == ["counts", "shapes"]
+    lines(tmp_path / "d" / "r.jsonl", ROWS[:1])
+    (q,) = get_task("shapes").questions(tmp_path / "d")
+    assert q.images == ("0.png",)
+    item = get_task("counts").item({"question": "q", "answer": "5", "image": b"x"}, 1)
+    assert get_task("counts").judged("5.", item)[0] == 1.0

@@ -80,6 +80,7 @@ def server(monkeypatch, asked):
     s.server.server_close()
 
 
+@pytest.mark.slow
 def test_the_same_answers_as_weights_also_after_a_failure(
     server, asked, tmp_path, monkeypatch, capsys
 ):
