@@ -102,6 +102,26 @@ BY_HAND = {
     "Language-Models); put MME_Benchmark_release_version into the data folder",
     "refcoco": "get refs(unc).p and instances.json from lichengunc/refer and put them into the folder",
 }
+# Sets whose owners keep them in one repository of the hub, or (last) elsewhere.
+BY_HAND |= {
+    name: f"get it with: hf download --repo-type dataset {repository} --local-dir DATA/{name}"
+    for name, repository in {
+        "mmstar": "Lin-Chen/MMStar",
+        "mmmu": "MMMU/MMMU",
+        "mmvp": "MMVP/MMVP",
+        "cvbench": "nyu-visionx/CV-Bench",
+        "realworldqa": "xai-org/RealworldQA",
+        "naturalbench": "BaiqiL/NaturalBench",
+        "ocrbench": "echo840/OCRBench",
+        "chartqa": "lmms-lab/ChartQA",
+        "docvqa": "lmms-lab/DocVQA",
+        "infovqa": "lmms-lab/DocVQA",
+        "ai2d": "lmms-lab/ai2d",
+        "blink": "BLINK-Benchmark/BLINK",
+        "mathvista": "AI4Math/MathVista",
+    }.items()
+}
+BY_HAND["hallusion"] = "get HallusionBench.json and its images from tianyi-lab/HallusionBench"
 
 
 def fetch(task: str, out: Path, *, org: str | None = None, images: bool = False) -> Iterator[Path]:
