@@ -62,10 +62,12 @@ def _word(value: Any) -> str:
 def find_change(question: Question, row: Row, devices: list[Any], kept: Kept) -> Row | None:
     """The row of the first change that fits; None if none of those compiled does.
 
-    A change is compiled when it is estimated to fit, by how much less it takes than what was compiled.
+    A change is compiled when it is estimated to fit, by how much less it takes than what was compiled. Of
+    a program that the compiler refused, no peak is known.
     """
-    device = row["memory"]["device"]
-    off = row["memory"]["peak"] - set_up(question, devices).peak if row["compiled"]["digest"] else 0
+    device, off = row["memory"]["device"], 0.0
+    if row["compiled"]["fits"]:
+        off = row["memory"]["peak"] - set_up(question, devices).peak
     tried = 0
     for settings in changes(question.config):
         other = changed(question, settings)

@@ -218,7 +218,7 @@ def test_the_first_change_that_fits_is_named(setup, monkeypatch):
     tried = [{"remat": "none"}, {"grad_accum": 3}, {"lora_rank": 4}, {"grad_accum": 2}]
     tried[2]["trainable"] = ("projector", "lora")
     monkeypatch.setattr(fit, "changes", lambda _: tried)
-    row = {"memory": {"peak": setup.peak, "device": setup.peak}, "compiled": {"digest": "1"}}
+    row = {"memory": {"peak": setup.peak, "device": setup.peak}, "compiled": {"fits": True}}
     found = fit.find_change(question(), row, jax.devices(), Kept(None))
     # The first would take more; 16 rows do not divide into 3 micro-batches.
     assert made == ["lora_rank=4 trainable=projector,lora", "grad_accum=2"]
