@@ -19,6 +19,7 @@ NOT_RUN = {
     r"--supervise": "starts processes; tests/train/test_supervise.py runs it",
     r"^python bench/checkpoint\.py": "writes gigabytes; tests/train/test_checkpoint.py holds what it measures",
     r"^python -m bench\.survival": "minutes to hours; tests/train hold the short form of each part",
+    r"^python bench/plan\.py": "compiles for an hour; tests/plan holds what its rows say",
     r"^llava-jax plan ": "compiles for minutes; tests/plan runs it on a tiny model",
     r"^llava-jax data build": "needs the owners' files; tests/datasets/test_build.py runs it on small ones",
     r"^llava-jax data pack .*--beam": "Beam has an environment of its own; tests/store/test_write.py runs it",
