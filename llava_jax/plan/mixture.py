@@ -80,27 +80,15 @@ def lay_out(settings: DataSettings, image_tokens: int, means: Means = UNKNOWN) -
 
 def _layout(settings: DataSettings, sizes: Sizes, image_tokens: int) -> tuple[Layout, np.ndarray]:
     """The layout of a run over such samples, and the sample of each entry of its first epoch."""
-    with_image = sizes.images > 0
+    with_image, text = sizes.images > 0, sizes.length - sizes.images * image_tokens
     data: Any = SimpleNamespace(
         with_image=with_image,
         file=np.zeros(len(with_image), np.int64),
         files=[DataFile("", "", 1.0)],
-        records=_records(sizes, image_tokens) if settings.group_by_modality else [],
+        words=np.where(with_image, 1, -1) * np.maximum(text, 1),  # as many as tokens
     )
     epochs = Epochs(data, settings)
     layout: Layout = Batches(epochs, settings)
     if settings.pack:
         layout = {"exact": Exact, "fill": Fill}[settings.pack](epochs, settings, sizes, 1)
     return layout, epochs[0].records
-
-
-def _records(sizes: Sizes, image_tokens: int) -> list[Any]:
-    """As much of a record as is grouped by: as many words as tokens, and whether it has images."""
-
-    @functools.cache
-    def record(words: int, pictured: bool) -> dict[str, Any]:
-        text = {"conversations": [{"value": "a " * max(words, 1)}]}
-        return text | ({"image": ""} if pictured else {})
-
-    words = (sizes.length - sizes.images * image_tokens).tolist()
-    return [record(n, pictured) for n, pictured in zip(words, (sizes.images > 0).tolist())]
