@@ -50,13 +50,6 @@ def in_processes(
     source, lock, stop = iter(chunks), threading.Lock(), threading.Event()
     running: set[_Process] = set()
 
-    def put(item: Any) -> None:
-        while not stop.is_set():
-            try:
-                return results.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
     def feed() -> None:
         process = None
         try:
@@ -71,13 +64,13 @@ def in_processes(
                 if isinstance(result, Lost):
                     running.discard(process)
                     process = process.end()
-                put((chunk, result))
+                _put(results, (chunk, result), stop)
         except BaseException as error:  # of `chunks`, or in starting a process
-            put(error)
+            _put(results, error, stop)
         finally:
             if process:
                 process.end()
-            put(_END)
+            _put(results, _END, stop)
 
     threads = [threading.Thread(target=feed, daemon=True) for _ in range(count)]
     for thread in threads:
@@ -103,6 +96,15 @@ def in_processes(
 
 
 _END = object()
+
+
+def _put(results: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
+    """Puts an item into a queue that may be full, unless nobody takes from it any more."""
+    while not stop.is_set():
+        try:
+            return results.put(item, timeout=0.2)
+        except queue.Full:
+            continue
 
 
 class _Process:
