@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ def _leave_cpu_cache() -> None:
     Only process 0 writes it. With a warm one gloo has aborted over messages of other lengths than it
     waited for, not in every run.
     """
-    if jax.config.jax_compilation_cache_dir and jax.default_backend() == "cpu":
+    if cast(Any, jax.config).jax_compilation_cache_dir and jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
         if is_main():
             log.info("the compilation cache is off: programs from it fail in several CPU processes")

@@ -1,6 +1,7 @@
 """Plans of packed rows: every sample once, the same for any number of devices, and nearly full."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from llava_jax.plan.lengths import CAPTIONS_558K, draw_sizes
 
 def layout(sizes: Sizes, parts: int = 1, run: int = 1, length: int = 2048, weight=1.0, **changes):
     settings = DataSettings(max_length=length, **changes).completed(None, 1, parts)
-    data = SimpleNamespace(
+    data: Any = SimpleNamespace(
         with_image=sizes.images > 0,
         file=np.zeros(len(sizes.length), np.int64),
         files=[DataFile("", "", weight)],

@@ -116,6 +116,12 @@ def test_a_run_that_was_asked_to_stop_has_an_exit_code_of_its_own(monkeypatch, c
     assert "stopped at step 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--scaling=num_workers=2", "--max-failures=1"])
+def test_options_of_a_launcher_are_refused_without_one(option, capsys):
+    assert cli.main(["train", "--config", "finetune_7b", option]) == 2
+    assert f"{option.partition('=')[0]} is of --" in capsys.readouterr().err
+
+
 def test_loss_groups_and_packing_exclude_each_other(data):
     words = [*data, "--config.loss_groups=2", "--config.data.pack=true"]
     with pytest.raises(ConfigError, match="loss_groups is 2, but with data.pack"):

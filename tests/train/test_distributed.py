@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import jax
 import pytest
@@ -207,3 +208,25 @@ def test_when_the_others_do_not_come_one_line_says_so(index):
     assert done.returncode == 2, done.stderr
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("llava-jax:")]
     assert "2 processes (JAX_NUM_PROCESSES) did not join: waited 3 s" in line
+
+
+@pytest.mark.parametrize(
+    ("said", "count", "code"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection reset by peer", 2, distributed.LOST),
+        ("INTERNAL: NCCL operation failed: remote process exited", 2, distributed.LOST),
+        ("INTERNAL: Gloo", 1, None),  # alone: nobody was lost
+        ("RESOURCE_EXHAUSTED: out of memory", 2, None),
+    ],
+)
+def test_a_process_whose_run_lost_another_says_so_and_leaves(
+    said, count, code, monkeypatch, capsys
+):
+    left = []
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(os, "_exit", left.append)
+    expected = pytest.raises(jax.errors.JaxRuntimeError) if code is None else nullcontext()
+    with expected, distributed.leaving_lost_run():
+        raise jax.errors.JaxRuntimeError(said)
+    assert left == ([code] if code else [])
+    assert ("another process of this run ended" in capsys.readouterr().err) == bool(code)
