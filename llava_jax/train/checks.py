@@ -10,6 +10,7 @@ from typing import Any
 from llava_jax import storage
 from llava_jax.data.check import open_data
 from llava_jax.data.settings import data_files, padded_lengths
+from llava_jax.data.stored import is_packed
 from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.settings import TRAINING, check, flat
 from llava_jax.text.conversation import TEMPLATES
@@ -120,7 +121,7 @@ def check_settings(c: Any, *, files: bool = True) -> None:
         if count % parts:
             raise ConfigError(f"{what} not a multiple of {name} {parts}")
     for file in data_files(c.data) if files else ():
-        if file.weight and not storage.is_file(file.path):
+        if file.weight and not (is_packed(file.path) or storage.is_file(file.path)):
             raise ConfigError(f"{file.path}: no such data file", fix="set data.path")
         if file.image_folder and not storage.is_folder(file.image_folder):
             raise ConfigError(f"data.image_folder: there is no folder {file.image_folder}")

@@ -11,6 +11,7 @@ from typing import Any
 from llava_jax import storage
 from llava_jax.data.check import HELD_SIDE
 from llava_jax.data.settings import split_paths
+from llava_jax.data.stored import is_packed
 from llava_jax.errors import ConfigError, did_you_mean
 
 HELD_OUT = "heldout"
@@ -95,7 +96,7 @@ def check_eval(config: Any) -> None:
     """Raises ConfigError for validation settings that no run could mean. Files are looked for, not read."""
     sets = eval_sets(config)
     for s in sets:
-        if s.path and not storage.is_file(s.path):
+        if s.path and not (is_packed(s.path) or storage.is_file(s.path)):
             raise ConfigError(f"data.eval {s.name}: {s.path}: no such data file")
         if s.images and not storage.is_folder(s.images):
             raise ConfigError(f"data.eval {s.name}: there is no folder {s.images}")

@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from llava_jax.data.stored import MANIFEST
+from llava_jax.errors import ConfigError
+from llava_jax.train.checks import check_settings
+from llava_jax.train.config import load_config
 from tests.conftest import shared
 
 pytest.importorskip("tensorflow_datasets")
@@ -15,6 +19,15 @@ def run(*words: object) -> None:
     command = [sys.executable, "-m", "llava_jax", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_run_accepts_packed_data(tmp_path):
+    (tmp_path / MANIFEST).write_text("{}")
+    config = load_config("pretrain_7b", ["data.image_folder=", f"data.path={tmp_path}"])
+    check_settings(config)
+    (tmp_path / MANIFEST).unlink()
+    with pytest.raises(ConfigError, match="no such data file"):
+        check_settings(config)
 
 
 @pytest.mark.slow
