@@ -27,6 +27,8 @@ EXTRAS = {
     "beam",
     "gguf",
     "parquet",
+    "wandb",
+    "mlflow",
     "chair",
     "eval",
     "lmms",
