@@ -171,7 +171,7 @@ def test_what_killed_runs_left_is_removed(tmp_path, monkeypatch, name):
         convert(source, Path(name), Target("hf"))  # by another run
         assert (work / "model.safetensors").exists()
     assert sorted(os.listdir()) == sorted(["a", name, left[-1]])
-    assert os.listdir(name) == ["model.safetensors"]
+    assert sorted(os.listdir(name)) == ["SHA256SUMS", "model.safetensors"]
 
 
 def test_an_overwrite_killed_between_its_renames_is_undone(tmp_path):
