@@ -77,8 +77,8 @@ def test_the_page_says_how_a_run_stands_and_what_it_was(tmp_path, capsys):
 def test_runs_are_compared(tmp_path):
     one, two = make_run(tmp_path / "a" / "one"), make_run(tmp_path / "b" / "two", rate=2e-3)
     shown = text_of(report_page(find_runs([one, two]), "both"))
-    row = re.search(r"<tr><th scope=row>lr</th>(.*?)</tr>", shown)
-    assert re.findall(r"<td>(.*?)</td>", row[1]) == ["2e-05", "2e-05", "0.001", "0.002"]
+    (row,) = re.findall(r"<tr><th scope=row>lr</th>(.*?)</tr>", shown)
+    assert re.findall(r"<td>(.*?)</td>", row) == ["2e-05", "2e-05", "0.001", "0.002"]
     assert "Samples: one" in shown
     same = [make_run(tmp_path / x / "same") for x in "cd"]
     assert [run.name for run in find_runs(same)] == ["c/same", "d/same"]
@@ -147,6 +147,6 @@ def test_a_browser_draws_the_curves_without_a_complaint(tmp_path, width):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
-    paths, wide = map(int, re.search(r"<title>(\d+) (\d+)</title>", done.stdout).groups())
-    assert paths >= 2 * 12  # a line for each run in each chart, at least
-    assert wide <= width, "the page is wider than the screen"
+    ((paths, wide),) = re.findall(r"<title>(\d+) (\d+)</title>", done.stdout)
+    assert int(paths) >= 2 * 12  # a line for each run in each chart, at least
+    assert int(wide) <= width, "the page is wider than the screen"

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from llava_jax.train.trackers import Trackers, check_trackers, open_trackers
 
 
 def use(name, workdir, start=0):
-    found = open_trackers([name], workdir, "a run", start, {"lr": 0.1})
+    found: Any = open_trackers([name], workdir, "a run", start, {"lr": 0.1})
     picture = workdir / "picture.jpg"
     Image.new("RGB", (8, 8)).save(picture)
     found.scalars(start + 1, {"loss": 2.0, "lr/language lr=1e-05": 1e-5})
@@ -34,7 +35,7 @@ def test_tensorboard_has_numbers_and_pictures(tmp_path):
 
 def test_a_full_disk_ends_tensorboard_s_thread_and_stops_no_training(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "REOPEN_SECONDS", 0.2)
-    board = open_trackers(["tensorboard"], tmp_path, "run", 0, {})
+    board: Any = open_trackers(["tensorboard"], tmp_path, "run", 0, {})
     worker = board._trackers["tensorboard"]._board.file_writer.event_writer._worker
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
@@ -85,8 +86,9 @@ def test_a_tracker_that_fails_is_left_and_the_others_go_on(caplog):
         def scalars(self, step, values):
             self.seen = (*self.seen, step)
 
-    works = Works()
-    found = Trackers({"wandb": Fails(), "tensorboard": works})
+    works, fails = Works(), Fails()
+    both: dict[str, Any] = {"wandb": fails, "tensorboard": works}
+    found = Trackers(both)
     found.scalars(1, {})
     found.scalars(2, {})
     assert works.seen == (1, 2)
