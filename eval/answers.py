@@ -98,7 +98,7 @@ class Coverage:
         counts = {
             n: len(getattr(self, n)) for n in ("missing", "duplicated", "unknown", "bad_lines")
         }
-        numbers = {"expected": self.expected, "answered": self.answered, **counts}
+        numbers: dict[str, Any] = {"expected": self.expected, "answered": self.answered, **counts}
         if self.open_end:
             numbers["open_end"] = self.open_end
         return numbers | {"details": self.lines()}

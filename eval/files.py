@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import DataError
@@ -204,7 +204,7 @@ def find_optional(
     return None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a JSON value is a number that can be counted with: finite, and not of 400 digits."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 

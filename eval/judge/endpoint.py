@@ -23,7 +23,8 @@ from llava_jax.util import need, read_text, write_text
 
 REASONING_TOKENS = 8192  # room to think, for models that count it among the tokens of a reply
 _THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class JudgeError(LlavaError):
