@@ -38,7 +38,7 @@ SWEEP = {
 
 def main() -> int:
     """Plans what is missing and prints the table; 1 if a command failed."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", default=[], help="machines")
     parser.add_argument("--as-it-is", action="store_true", help="look for no change")
     parser.add_argument("--show", action="store_true", help="compile nothing")

@@ -11,6 +11,7 @@ from dataclasses import replace
 import jax
 import pytest
 
+from llava_jax.chips import CHIPS
 from llava_jax.config import LlavaConfig
 from llava_jax.plan import compile as compiler
 from llava_jax.plan import hlo, plan, traffic
@@ -68,7 +69,7 @@ def test_bytes_in_hbm_take_no_longer_than_libtpu_expects_of_its_kernels(monkeypa
         with jax.default_matmul_precision("default"):  # as users run it
             setup = plan.set_up(asked, devices)
             made = compiler.compile_step(*compiler.lower(setup.program, setup.batch), 0)
-    module, bandwidth = hlo.parse(made.text), topology.chip.hbm
+    module, bandwidth = hlo.parse(made.text), CHIPS["v5e"].hbm
     moved = expected = counted = 0.0
     for name, times in hlo.runs(module).items():
         computation = module.computations[name]
