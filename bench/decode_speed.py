@@ -81,18 +81,20 @@ def ours(args):
     """The same over this package's generator."""
     import numpy as np
 
+    from llava_jax import generate
     from llava_jax.convert import load_checkpoint
-    from llava_jax.generate import Generator
     from llava_jax.settings import SamplingSettings
     from llava_jax.text.example import Example
 
     checkpoint = load_checkpoint(args.folder)
-    generator = Generator(checkpoint.config, checkpoint.params, consume=True, eos_ids=(-1,))
+    generator = generate.Generator(
+        checkpoint.config, checkpoint.params, consume=True, eos_ids=(-1,)
+    )
     pixels = np.zeros((112, 112, 3), np.float32)
     prompt = Example(np.asarray([-200, *range(3, 3 + TEXT)], np.int32), (pixels,))
 
     def answer(rows: int, tokens: int) -> None:
-        generator.generate([prompt] * rows, SamplingSettings(max_new_tokens=tokens))
+        generate.answer(generator, [prompt] * rows, SamplingSettings(max_new_tokens=tokens))
 
     return answer
 

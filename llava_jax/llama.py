@@ -16,6 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.attention import Causal, attention, settled
+from llava_jax.attention.cached import Places, attend, write
 from llava_jax.config import LanguageConfig, LoraConfig
 from llava_jax.layers import (
     ATTENTION,
@@ -34,7 +35,7 @@ from llava_jax.layers import (
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers, each [L, B, K, S, H] (or a list of L arrays [B, K, S, H])."""
+    """Keys and values of all layers, each [L, N, K, S, H] (or a list of L arrays [N, K, S, H])."""
 
     # Heads come before keys so that a decode step reads each head's keys contiguously. On CPU this
     # made attention over the cache 3 to 5 times faster for 8 rows, and no slower for one.
@@ -43,9 +44,9 @@ class KVCache(NamedTuple):
     v: Any
 
 
-def init_cache(config: LanguageConfig, batch: int, length: int, dtype, unrolled: bool) -> KVCache:
-    """An empty cache for `batch` rows of `length` keys; a list with one array per layer if `unrolled`."""
-    shape = (batch, config.kv_heads, length, config.head_width)
+def init_cache(config: LanguageConfig, slots: int, length: int, dtype, unrolled: bool) -> KVCache:
+    """An empty cache of slots of `length` keys; a list with one array per layer if `unrolled`."""
+    shape = (slots, config.kv_heads, length, config.head_width)
     if unrolled:
         return KVCache(*([jnp.zeros(shape, dtype) for _ in range(config.layers)] for _ in "kv"))
     return KVCache(*(jnp.zeros((config.layers, *shape), dtype) for _ in "kv"))
@@ -63,7 +64,7 @@ def take_positions(x_BTD: jax.Array, at_GP: jax.Array | None) -> jax.Array:
 
 
 class LlamaAttention(nnx.Module):
-    """Causal self-attention with RoPE; writes to and reads from a cache when given one."""
+    """Causal self-attention with RoPE; over a slot cache when given one."""
 
     def __init__(self, config: LanguageConfig, linear: Callable[..., Linear]):
         d, h = config.width, config.head_width
@@ -74,24 +75,19 @@ class LlamaAttention(nnx.Module):
         self.v = linear("attn.v", d, config.kv_heads * h, ("embed", "kv_heads"), bias=bias)
         self.o = linear("attn.o", config.heads * h, d, ("heads", "embed"), bias=bias, gain=0.5)
 
-    def __call__(self, x_BTD, rope, seen, cache, write_at, kernel, keys, at_GP=None):
+    def __call__(self, x_BTD, rope, seen, cache, kernel, keys, at_GP=None):
         b, t, _ = x_BTD.shape
         split = (b, t, -1, self.head_width)
         q = apply_rope(self.q(x_BTD, keys[0]).reshape(split), rope)  # [B, T, N, H]
         k = apply_rope(self.k(x_BTD, keys[1]).reshape(split), rope)  # [B, T, K, H]
         v = self.v(x_BTD, keys[2]).reshape(split)  # [B, T, K, H]
         q, k, v = (checkpoint_name(x, ATTENTION) for x in (q, k, v))
-        if cache is not None:  # a pair [B, K, S, H]
-            cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(
-                    old, new.swapaxes(1, 2).astype(old.dtype), write_at, axis=2
-                )
-                for old, new in zip(cache, (k, v))
-            )
-            if isinstance(seen, jax.Array) and seen.shape[-1] != t:
-                # Else: a prefill, which attends only to its own tokens.
-                k, v = (c.swapaxes(1, 2).astype(x_BTD.dtype) for c in cache)  # [B, S, K, H]
-        y = attention(q, k, v, seen, kernel)  # [B, T, N, H]
+        if cache is None:
+            y = attention(q, k, v, seen, kernel)  # [B, T, N, H]
+        else:  # a pair [N, K, S, H]
+            positions, places, window = seen
+            cache = tuple(write(old, new, places) for old, new in zip(cache, (k, v)))
+            y = attend(q, *cache, positions, places, window)  # [B, T, N, H]
         y = take_positions(y.reshape(b, t, q.shape[2] * q.shape[3]), at_GP)  # [B, T, N * H]
         return checkpoint_name(self.o(y, keys[3]), ATTENTION), cache  # [B, T, D]
 
@@ -122,9 +118,9 @@ class LlamaLayer(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = LlamaMlp(config, linear)
 
-    def __call__(self, x, rope, seen, cache, write_at, kernel, key, at=None):
+    def __call__(self, x, rope, seen, cache, kernel, key, at=None):
         keys = [None] * 7 if key is None else jax.random.split(key, 7)  # one per Linear
-        y, cache = self.attn(self.attn_norm(x), rope, seen, cache, write_at, kernel, keys, at)
+        y, cache = self.attn(self.attn_norm(x), rope, seen, cache, kernel, keys, at)
         x = take_positions(x, at) + y
         return x + self.mlp(self.mlp_norm(x), keys), cache
 
@@ -157,23 +153,18 @@ class Llama(nnx.Module):
         segments_BT: jax.Array | None = None,
         turns_BT: jax.Array | None = None,
         *,
-        mask_BTS: jax.Array | None = None,
         cache: KVCache | None = None,
-        write_at: jax.Array | int = 0,
+        places: Places | None = None,
         dropout_key: jax.Array | None = None,
-        key_positions_BS: jax.Array | None = None,
         at_GP: jax.Array | None = None,
         prune: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Embeddings -> (hidden states after the last norm, dtype[B, T, D]; the updated cache).
 
-        segments_BT, turns_BT: int32, who sees whom among the T tokens, see attention.Causal: for
-        training, and for a prefill at write_at 0.
-        mask_BTS: bool, in their place: which of the cache's S entries each token sees.
-        write_at: index of the cache entry that takes the first of the T new keys, for all rows.
+        segments_BT, turns_BT: int32, who sees whom among the T tokens, see attention.Causal.
+        cache, places: in their place, where the tokens go in a slot cache, of which each then sees the
+        entries up to its own position.
         dropout_key: turns LoRA dropout on (training).
-        key_positions_BS: RoPE positions of the cache's entries, from which a sliding window is
-        measured.
         at_GP: positions to give hidden states of, as take_positions takes them: [G, P, D] and no cache.
         prune: do what follows the last layer's attention at those positions alone.
         """
@@ -181,21 +172,18 @@ class Llama(nnx.Module):
         rope = rope_table(
             positions_BT, rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling)
         )
-        seen: Any = mask_BTS
+        seen: Any = (positions_BT, places, c.sliding_window)
         if segments_BT is not None:
             causal = Causal(segments_BT, positions_BT, turns_BT, c.sliding_window)
             seen = settled(causal, compute.attention)
-        elif c.sliding_window and key_positions_BS is not None:
-            distance = positions_BT[:, :, None] - key_positions_BS[:, None, :]  # [B, T, S]
-            seen = seen & (distance < c.sliding_window)
         keys = None if dropout_key is None else jax.random.split(dropout_key, c.layers)
 
         def apply(layer, x, entry):
             layer_cache, key = entry
-            return layer(x, rope, seen, layer_cache, write_at, compute.attention, key)
+            return layer(x, rope, seen, layer_cache, compute.attention, key)
 
         def last(layer, x, entry):
-            return layer(x, rope, seen, None, 0, compute.attention, entry[1], at_GP)
+            return layer(x, rope, seen, None, compute.attention, entry[1], at_GP)
 
         every = self._per_layer(cache, keys)
         if prune:

@@ -13,20 +13,20 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Generator as GeneratorType
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from llava_jax.batch import check_prompt
+from llava_jax.batch import batch_bucket, check_prompt
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, PromptError
-from llava_jax.generate import Decoding, Detokenizer, Generator, Output
+from llava_jax.generate import Detokenizer, Engine, Generator, Job
 from llava_jax.generate.request import Image, Messages, Reply, Request, image_list
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits
 from llava_jax.images.pixels import pixels_of
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from llava_jax.convert import Checkpoint
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-SECONDS_PER_PIECE = 0.05
-"""What a stream aims at, by more or fewer tokens per step of the model."""
 
 
 def load(
@@ -133,6 +131,7 @@ class LlavaModel:
         self.config, self.tokenizer, self.limits = config, tokenizer, limits
         self.generator = Generator(config, params, mesh=mesh, consume=consume, eos_ids=ends)
         self._source = replace(source, params={}) if source else None
+        self._engines: dict[bool, Engine] = {}  # the one of a single slot, and one of several
 
     # Asking --------------------------------------------------------------------------------------
 
@@ -142,7 +141,11 @@ class LlavaModel:
         Raises PromptError, ImageError or ConfigError for what cannot be asked.
         """
         request = Request.of(messages, images, settings)
-        return self._answer([request], [self.with_pixels(self.example(request))])[0]
+        request = request.seeded()
+        job = self.job(request, self.with_pixels(self.example(request)))
+        engine = self.engine()
+        engine.run([engine.submit(job)])
+        return reply_of(job)
 
     def stream(self, messages: Messages, images: Any = None, **settings) -> Stream:
         """Like `generate`, but iterates over pieces of the text as they come."""
@@ -157,7 +160,7 @@ class LlavaModel:
         progress: bool | Callable[[int, int], None] = False,
         on_error: str = "raise",
     ) -> list[Reply]:
-        """Answers many requests, batched by like lengths; replies come in the requests' order.
+        """Answers many requests, up to `batch_size` at a time; replies come in the requests' order.
 
         progress: True for a bar, or a function of (answered, all). on_error: "raise", or "reply" for
         a Reply with finish_reason "error" in place of what cannot be asked.
@@ -184,18 +187,27 @@ class LlavaModel:
         order.sort(key=lambda i: (len(replies[i].images), len(replies[i].ids)))
         done, total = len(requests) - len(order), len(requests)
         bar = progress_bar(total, "answers", "answer", quiet=progress is not True, initial=done)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            for i in part:  # the pixels of one batch at a time are in memory
+        if order:
+            room = max(self._room(replies[i], requests[i]) for i in order)
+            engine = self.engine(min(batch_size, len(order)), room)
+        ready, jobs = iter(order), {}
+        while len(jobs) or done < total:
+            # The pixels of what is being answered, and of what comes next, are in memory.
+            for i in islice(ready, engine.slots + engine.rows - len(jobs)):
                 replies[i] = attempt(self.with_pixels, replies[i])
-            ready = [i for i in part if isinstance(replies[i], Example)]
-            answered = self._answer([requests[i] for i in ready], [replies[i] for i in ready])
-            for i, reply in zip(ready, answered):
-                replies[i] = reply
-            done += len(part)
-            bar.update(len(part))
-            if callable(progress):
-                progress(done, total)
+                if isinstance(replies[i], Example):
+                    jobs[i] = engine.submit(self.job(requests[i].seeded(), replies[i]))
+                else:
+                    done += 1
+            engine.step()
+            ended = [i for i, job in jobs.items() if job.done]
+            for i in ended:
+                replies[i] = reply_of(jobs.pop(i))
+            if ended:
+                done += len(ended)
+                bar.update(len(ended))
+                if callable(progress):
+                    progress(done, total)
         bar.close()
         return replies
 
@@ -258,28 +270,35 @@ class LlavaModel:
         check_prompt(ready, self.config)
         return ready
 
-    def _detokenizer(self, request: Request) -> Detokenizer:
+    def job(self, request: Request, example: Example, **more: Any) -> Job:
+        """A request, with its example with pixels, as the engine takes it. more: fields of Job."""
         template = find_template(request.template or self.config.template)
-        return Detokenizer(self.tokenizer, (*template.stop_strings, *request.stop))
+        return Job(
+            example,
+            request,
+            Detokenizer(self.tokenizer, (*template.stop_strings, *request.stop)),
+            bias=request.logit_bias,
+            tops_wanted=request.top_logprobs,
+            **more,
+        )
 
-    def _answer(self, requests: Sequence[Request], examples: Sequence[Example]) -> list[Reply]:
-        """The replies to one batch."""
-        if not requests:
-            return []
-        requests = [request.seeded() for request in requests]
-        texts = [self._detokenizer(request) for request in requests]
-        decoding = self.generator.start(examples, requests)
-        while True:
-            for row, text in enumerate(texts):
-                text.push(decoding.ids[row][text.count :])
-                if text.stopped:
-                    decoding.end(row, keep=text.count)
-            if not decoding.running:
-                break
-            decoding.advance()
-        for text in texts:
-            text.finish()
-        return [_reply(*row) for row in zip(texts, decoding.outputs(), requests)]
+    def engine(self, slots: int = 1, room: int | None = None) -> Engine:
+        """The engine that answers here, with so many slots of at least `room` positions (None: all).
+
+        It keeps what it has read, for prompts that begin alike.
+        """
+        slots = batch_bucket(slots, self.generator.row_multiple)
+        alone, context = slots == 1, self.config.language.max_positions
+        known = self._engines.get(alone)
+        if known is None or known.slots != slots or known.context < min(room or context, context):
+            self._engines.pop(alone, None)  # its memory is free before the new one takes any
+            if room is not None:
+                room = 1 << (max(room, self.generator.chunk) - 1).bit_length()
+            known = self._engines[alone] = Engine(self.generator, slots, capacity=room)
+        return known
+
+    def _room(self, example: Example, request: Request) -> int:
+        return example.length(self.config.image_tokens) + int(request.max_new_tokens)
 
 
 class Stream:
@@ -289,23 +308,22 @@ class Stream:
     setting the event `cancelled`, from any thread or signal handler, at the model's next step.
     """
 
-    def __init__(
-        self, model: LlavaModel, request: Request, example: Example, after: Decoding | None = None
-    ):
-        self._text, self._request = model._detokenizer(request), request.seeded()
+    def __init__(self, model: LlavaModel, request: Request, example: Example):
+        self._job = model.job(request.seeded(), example, live=True)
+        self._engine = model.engine()
+        self._engine.submit(self._job)
         # The first token is chosen here, so that what cannot be asked fails before any output.
-        self.decoding = model.generator.start([example], self._request, after=after)
+        while not (self._job.ids or self._job.done):
+            self._engine.step()
         self.cancelled = threading.Event()
         self.at_end: Callable[[], Any] = lambda: None
-        self._finished = False
         self._pieces = self._run()
 
     @property
     def reply(self) -> Reply:
         """The answer so far; whole once the iteration has ended."""
-        (output,) = self.decoding.outputs()
-        reply = _reply(self._text, output, self._request)
-        return reply if self._finished else replace(reply, finish_reason="cancelled")
+        reply = reply_of(self._job)
+        return reply if self._job.done else replace(reply, finish_reason="cancelled")
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -315,31 +333,28 @@ class Stream:
         self._pieces.close()
 
     def _run(self) -> GeneratorType[str, None, None]:
-        decoding, text, count = self.decoding, self._text, 2
+        job = self._job
         try:
             while True:
-                piece = text.push(decoding.ids[0][text.count :])
-                if text.stopped:
-                    decoding.end(0, keep=text.count)
-                if piece:
+                if piece := job.take_pieces():
                     yield piece
-                self._finished = not decoding.running
-                if self._finished or self.cancelled.is_set():
+                if job.error is not None:
+                    raise job.error
+                if job.done or self.cancelled.is_set():
                     break
-                before = time.monotonic()
-                decoding.advance(count)
-                quick = time.monotonic() - before < SECONDS_PER_PIECE
-                count = min(2 * count, 16) if quick else max(count // 2, 1)
-            if piece := text.finish():
+                self._engine.step()
+            self._engine.cancel(job)
+            if piece := job.take_pieces():
                 yield piece
         finally:
+            self._engine.cancel(job)
             self.at_end()
 
 
 class Conversation:
     """Turns that build on each other. `messages` is the record, and may be changed.
 
-    The keys and values of what was already read are kept for the next turn.
+    The engine keeps the keys and values of what was read for the next turn, chunk by chunk.
     settings: fields of Request other than messages and images. exif: see LlavaModel.pixels.
     Raises ConfigError for a setting that does not exist or means nothing.
     """
@@ -352,7 +367,6 @@ class Conversation:
     def reset(self) -> None:
         """Forgets everything said and shown."""
         self.messages: list[dict[str, Any]] = []
-        self._last: Decoding | None = None
         self._pixels: dict[int, np.ndarray] = {}  # by id(): the images in `messages` opened here
 
     @property
@@ -381,25 +395,28 @@ class Conversation:
         request = Request([*self.messages, asked], **self.settings)
         made = self._pixels | {id(pixels): pixels for pixels in shown}
         example = self.model.with_pixels(self.model.example(request), made)
-        last, self._last = self._last, None
-        stream = Stream(self.model, request, example, last)
+        stream = Stream(self.model, request, example)
 
         def remember() -> None:
             if answer := stream.reply.text:  # a turn without one could not be written again
                 self.messages += [asked, {"role": "assistant", "content": answer}]
                 self._pixels = made
-            self._last = stream.decoding
 
         stream.at_end = remember
         return stream
 
 
-def _reply(text: Detokenizer, output: Output, request: Request) -> Reply:
+def reply_of(job: Job) -> Reply:
+    """The answer of a request made by LlavaModel.job, as far as it is. Raises the error it ended with."""
+    if job.error is not None:
+        raise job.error
     return Reply(
-        text.text,
-        output.ids,
-        output.finish_reason,
-        output.prompt_positions,
-        output.logprobs,
-        request.seed or 0,
+        job.text.text if job.text else "",
+        tuple(job.ids),
+        job.reason,
+        job.length,
+        tuple(job.logprobs),
+        job.settings.seed or 0,
+        cached_tokens=job.reused,
+        top_logprobs=tuple(job.tops),
     )

@@ -42,6 +42,14 @@ class SamplingSettings:
     top_k: int = setting(0, "sample from this many most likely tokens; 0: all", low=0, below=2**63)
     top_p: float = setting(1.0, "sample from the most likely tokens that reach this probability",
         above=0, high=1)
+    min_p: float = setting(0.0, "sample from tokens at least this likely, next to the likeliest; 0: all",
+        low=0, high=1)
+    repetition_penalty: float = setting(1.0,
+        "divides the logits of tokens in prompt and answer; 1: none", above=0, high=100)
+    presence_penalty: float = setting(0.0, "off the logits of tokens that the answer has",
+        low=-100, high=100)
+    frequency_penalty: float = setting(0.0, "off the logit of a token, each time the answer has it",
+        low=-100, high=100)
     seed: int | None = setting(None, "makes a sampled answer repeatable; None: a new one",
         low=-(2**63), below=2**63)
     stop: str | tuple[str, ...] = setting((), "strings that end the answer, besides the template's")

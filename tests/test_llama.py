@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llava_jax.attention.cached import Places
 from llava_jax.llama import init_cache
 from llava_jax.llava import build
 from tests.tiny import CONFIG, random_params
@@ -26,12 +27,14 @@ def test_prefill_and_steps_equal_one_pass(params, unrolled):
     whole, _ = language(x, positions, jnp.ones((2, 9), jnp.int32))
 
     cache = init_cache(CONFIG.language, 2, 12, jnp.float32, unrolled)
-    start, cache = language(x[:, :6], positions[:, :6], jnp.ones((2, 6), jnp.int32), cache=cache)
-    np.testing.assert_allclose(start, whole[:, :6], atol=1e-5)
+    slots, at = jnp.array([0, 1]), jnp.array([0, 0])
+    for start, end in ((0, 3), (3, 6)):
+        places = Places(slots, at + start, -(-end // 4), 4)
+        part, cache = language(x[:, start:end], positions[:, start:end], cache=cache, places=places)
+        np.testing.assert_allclose(part, whole[:, start:end], atol=1e-5)
     for t in range(6, 9):
-        seen = jnp.tile(jnp.arange(12) <= t, (2, 1, 1))
-        where = {"mask_BTS": seen, "cache": cache, "write_at": t}
-        y, cache = language(x[:, t : t + 1], positions[:, t : t + 1], **where)
+        places = Places(None, at + t, t // 4 + 1, 4)
+        y, cache = language(x[:, t : t + 1], positions[:, t : t + 1], cache=cache, places=places)
         np.testing.assert_allclose(y[:, 0], whole[:, t], atol=1e-5)
 
 

@@ -3,14 +3,18 @@
 Its parts, lowest first:
     request         what is asked and answered, in the user's terms
     sampling        how the next token is chosen
-    decoding        a batch being answered, seen from the host
-    engine          prefill and decode over the KV cache, compiled once per bucket
-    compile_cache   compiled programs kept between processes
+    generator       parameters, and the programs over a slot cache
     detokenize      ids to text: stop strings, text piece by piece
+    job             one request inside the engine
+    engine          continuous batching: which program runs next, for whom
+    direct          prompts of ids and pixels, without text
+    compile_cache   compiled programs kept between processes
 llava_jax.model puts them together.
 """
 
-from llava_jax.generate.decoding import Decoding as Decoding
-from llava_jax.generate.decoding import Output as Output
 from llava_jax.generate.detokenize import Detokenizer as Detokenizer
-from llava_jax.generate.engine import Generator as Generator
+from llava_jax.generate.direct import answer as answer
+from llava_jax.generate.engine import Engine as Engine
+from llava_jax.generate.engine import Full as Full
+from llava_jax.generate.generator import Generator as Generator
+from llava_jax.generate.job import Job as Job

@@ -1,300 +1,449 @@
-"""Prefill and decode over a KV cache, compiled once per bucket of shapes.
+"""Continuous batching: many requests over the slots of one cache, each step of static shape.
 
-Prompts of different lengths share a batch: they are padded on the right to a common length T, and
-the keys of the n-th generated token of every row go to cache entry T + n, whatever the row's own
-length. Each entry remembers its RoPE position, so masks and sliding windows know nothing of padding:
-
-    row 0   a b c d | x y      positions  0 1 2 3 | 4 5
-    row 1   a b . . | x y                 0 1 - - | 2 3
-
-A row therefore gets the tokens it would get alone.
+The engine has no thread of its own. Whoever waits for an answer calls `step`, which does one piece of
+work for all requests: reads a chunk of prompts, or gives every living slot its next tokens. An answer
+depends on its own request alone, whatever its neighbours, its slot, or what the caches held.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import heapq
+import itertools
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
+import numpy as np
 
-from llava_jax.attention import Need, choose
 from llava_jax.batch import check_prompt
-from llava_jax.config import LlavaConfig
-from llava_jax.errors import PromptError
-from llava_jax.generate import weights
-from llava_jax.generate.decoding import CHUNK, Decoding, Output, State, StepOutput
-from llava_jax.generate.sampling import Controls, choose_token
-from llava_jax.layers import Compute
-from llava_jax.llama import KVCache, init_cache
-from llava_jax.llava import Llava
-from llava_jax.settings import SamplingSettings
-from llava_jax.sharding import BATCH, batch_sharding, constrain
-from llava_jax.text.example import Example
+from llava_jax.errors import LlavaError, PromptError, WeightError
+from llava_jax.generate.generator import STEPS, Chunk, Generator, Given, Limits
+from llava_jax.generate.job import Job
+from llava_jax.generate.sampling import Controls
 
-Settings = SamplingSettings | Sequence[SamplingSettings]
+SECONDS_PER_PIECE = 0.05
+"""What an answer that is watched aims at, by more or fewer tokens per step."""
+
+_ROWS_ON_CPU, _ROWS = 16, 2  # prompts that are read together, at most
+_PICTURES = 32  # whose features stay on the device
 
 
-class Generator:
-    """A model that answers batches of prompts: Examples without labels, with pixels for images.
+class Engine:
+    """Slots over a Generator. Any thread may call its methods; one works at a time.
 
-    config, params: the model, parameters flat and stacked as in llava_jax.llava.
-    compute: dtype of activations and cache; by default that of the parameters. Attention by device.
-    mesh: parameters lie as llava.param_shardings says, rows over data and fsdp.
-    unroll: decoder layers one by one instead of a scan; by default on CPU only.
-    consume: empties `params` on the way, so that a large model is never held twice.
-    eos_ids: tokens that end an answer; by default the config's.
+    slots: requests answered at once. capacity: positions of each, prompt and answer.
+    rows: prompts read in one call. fair: decode a few tokens between two chunks of prompts, so that a
+    long prompt does not stop the answers; without, prompts are read first, which takes less work.
+    waiting: most requests that may wait for a slot; None: any number.
 
-    `compiled` counts compilations by kind; within a bucket nothing is compiled twice.
+    `counts`: what happened so far, by name.
     """
 
     def __init__(
         self,
-        config: LlavaConfig,
-        params: Mapping[str, Any],
+        generator: Generator,
+        slots: int = 1,
         *,
-        compute: Compute | None = None,
-        mesh: Mesh | None = None,
-        unroll: bool | None = None,
-        consume: bool = False,
-        eos_ids: Sequence[int] | None = None,
-    ):
-        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-        if compute is None:
-            dtype = jnp.dtype(params["language.embed.embedding"].dtype)
-            window = config.language.sliding_window is not None
-            context = 1 if mesh is None else mesh.shape.get("context", 1)
-            need = Need(dtype.name, window=window, context=context)
-            compute = Compute(dtype, attention=choose(device, need))
-        self.config, self.compute, self.mesh = config, compute, mesh
-        self.eos_ids = tuple(eos_ids or config.language.eos_ids)
-        self.unrolled = device.platform == "cpu" if unroll is None else unroll
-        self.set_params(params, consume=consume)
-        self.row_multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        self.compiled: Counter[str] = Counter()
-        # Donating the state lets XLA update the cache in place.
-        fixed, given = ("capacity", "keep_logits"), ("state",)
-        self.read = jax.jit(self._read, static_argnames=fixed, donate_argnames=given)
-        self.decode = jax.jit(self._decode, static_argnames=fixed[1:], donate_argnames=given)
-        self.grow = jax.jit(self._grow, static_argnames=fixed[:1])
-
-    def set_params(self, params: Mapping[str, Any], *, consume: bool = False) -> None:
-        """Answers with other parameters of the same shapes and types from now on; compiles nothing."""
-        self.graphdef, self.state = weights.load(
-            self.config,
-            params,
-            self.compute,
-            mesh=self.mesh,
-            unrolled=self.unrolled,
-            consume=consume,
-        )
-        # A list of leaves is flattened in C++ at every call; a State would be in Python.
-        self.leaves, self._treedef = jax.tree.flatten(self.state)
-
-    def drop_params(self) -> None:
-        """Gives the memory of the parameters back, until `set_params`."""
-        self.state: Any = None
-        self.leaves = []
-
-    # On the host ---------------------------------------------------------------------------------
-
-    def generate(
-        self,
-        prompts: Sequence[Example],
-        settings: Settings = SamplingSettings(),  # noqa: B008  frozen
-        *,
+        capacity: int | None = None,
+        rows: int | None = None,
+        fair: bool = False,
+        waiting: int | None = None,
         keep_logits: bool = False,
-    ) -> list[Output]:
-        """Answers the prompts as one batch, in order. See `start` for errors."""
-        decoding = self.start(prompts, settings, keep_logits=keep_logits)
-        while decoding.running:
-            decoding.advance()
-        return decoding.outputs()
-
-    def start(
-        self,
-        prompts: Sequence[Example],
-        settings: Settings = SamplingSettings(),  # noqa: B008  frozen
-        *,
-        keep_logits: bool = False,
-        after: Decoding | None = None,
-    ) -> Decoding:
-        """Reads the prompts and chooses each one's first token.
-
-        after: a Decoding of one prompt whose cache is taken over as far as its tokens and images
-        are a prefix of the new prompt's; it cannot be used any more.
-        Raises PromptError when a prompt is malformed or leaves no room for an answer.
-        """
-        if not prompts:
-            raise PromptError("there are no prompts")
-        rows = [settings] * len(prompts) if isinstance(settings, SamplingSettings) else settings
-        if len(rows) != len(prompts):
-            raise PromptError(f"{len(rows)} sampling settings for {len(prompts)} prompts")
-        for i, prompt in enumerate(prompts):
-            name = "the prompt" if len(prompts) == 1 else f"prompt {i} of the batch"
-            check_prompt(prompt, self.config, name)
-        return Decoding(self, prompts, rows, keep_logits, after)
-
-    def params(self):
-        """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
-        return weights.stacked(self.state)
-
-    def put(self, tree: Any) -> Any:
-        """Arrays with a leading batch axis -> arrays on the devices."""
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        return jax.device_put(tree, batch_sharding(self.mesh))
-
-    def scope(self):
-        """The context to call `read`, `decode` and `grow` in."""
-        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-    # On the device -------------------------------------------------------------------------------
-
-    def model(self, leaves: list[jax.Array]) -> Llava:
-        """The model over `leaves`; cheap enough to call inside jit, with `self.leaves` as argument."""
-        return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
-
-    def _read(
-        self, leaves, batch, controls, state: State | None, start_B, *, capacity, keep_logits
     ):
-        """Reads prompts and chooses the first token of each. Returns (State, StepOutput).
+        g, many = generator, generator.row_multiple
+        self.generator, self.fair, self.waiting, self.keep_logits = g, fair, waiting, keep_logits
+        self.slots = -(-slots // many) * many
+        context = g.config.language.max_positions
+        self.context = min(capacity or context, context)
+        self.capacity = -(-self.context // g.chunk) * g.chunk
+        most = max(many, _ROWS_ON_CPU if g.on_cpu else _ROWS)
+        self.rows = rows or min(self.slots, most)
+        touched = -(-g.chunk // g.config.image_tokens) + 1  # pictures that a chunk can show
+        self.pictures = max(self.rows * touched, _PICTURES)
+        self.lock = threading.RLock()
+        self.counts: Counter[str] = Counter()
+        self._order = itertools.count()
+        self._queue: list[tuple[int, int, Job]] = []
+        self._words = -(-g.config.language.vocab_size // 32)
+        self._free_limits = g.put(self._limits([], self.slots))
+        self._free_reading = g.put(self._limits([], self.rows))
+        self._fresh()
 
-        Without `state`, into a new cache of `capacity` entries. With it, the batch is what follows
-        the cached tokens before position `start_B`; the others are dropped.
+    def _fresh(self) -> None:
+        """An empty state: at the start, and after a step that was broken off."""
+        self.jobs: list[Job | None] = [None] * self.slots
+        self.reading: deque[Job] = deque()
+        self.held: list[list[bytes]] = [[] for _ in range(self.slots)]  # chunks a slot has
+        self.used = [0] * self.slots  # when a slot was last given away
+        self.places: OrderedDict[bytes, int] = OrderedDict()  # of pictures on the device
+        self._pace = 2
+        self._version = self.generator.version
+        self.state: Any = self.generator.new_state(self.slots, self.capacity, self.pictures)
+
+    # Asking --------------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> Job:
+        """Puts a request in line.
+
+        Raises PromptError for one that is malformed or leaves no room for an answer, and Full where
+        too many wait.
         """
-        self.compiled["prefill" if state is None else "extend"] += 1
-        model = self.model(leaves)
-        b, t = batch["tokens"].shape
-        where: dict[str, Any]
-        cache: Any  # never None: a cache goes in
-        # 1 in an empty row, so that no softmax is of nothing.
-        new_lengths = jnp.maximum((batch["segments"] > 0).sum(1, dtype=jnp.int32), 1)  # [B]
-        lengths = new_lengths
-        positions = at = jnp.broadcast_to(jnp.arange(t), (b, t))  # [B, T]
-        real = at < lengths[:, None]  # [B, T]
-        x = constrain(model.embed(batch["tokens"], batch["slots"], batch["images"]), BATCH)
-        if state is None:
-            write_at, where = 0, {"segments_BT": real.astype(jnp.int32)}  # only these keys are read
-            key_positions = jnp.pad(
-                jnp.where(real, at, -1), ((0, 0), (0, capacity - t)), constant_values=-1
-            )  # [B, S]
-            cache = init_cache(self.config.language, b, capacity, self.compute.dtype, self.unrolled)
-            cache = self._sharded(cache)
-        else:
-            write_at, cache = state.write_at, state.cache
-            positions, lengths = start_B[:, None] + at, start_B + lengths
-            old = jnp.where(state.key_positions < start_B[:, None], state.key_positions, -1)
-            key_positions = jax.lax.dynamic_update_slice_in_dim(
-                old, jnp.where(real, positions, -1), write_at, axis=1
-            )  # [B, S]
-            where = {
-                "mask_BTS": visible(positions, key_positions),
-                "write_at": write_at,
-                "key_positions_BS": key_positions,
-            }
-        hidden, cache = model.language(x, positions, cache=cache, **where)  # [B, T, D]
-        logits = model.logits(hidden[jnp.arange(b), new_lengths - 1])  # [B, V]
-        step = jnp.zeros((), jnp.int32)
-        token, logprob = choose_token(logits, controls, step)  # [B]
-        state = State(
-            self._sharded(cache),
-            key_positions,
-            lengths,
-            token,
-            self._ended(token, step + 1, controls),
-            step + 1,
-            jnp.asarray(write_at + t, jnp.int32),
+        g = self.generator
+        check_prompt(job.prompt, g.config)
+        job.prepare(g.config.image_tokens, g.chunk)
+        if job.length >= self.context:
+            raise PromptError(
+                f"the prompt takes {job.length} positions; there are {self.context}, the answer included",
+                fix="shorten the conversation or show fewer images",
+            )
+        job.budget = min(int(job.settings.max_new_tokens), self.context - job.length)
+        with self.lock:
+            if self.waiting is not None and self.queued >= self.waiting:
+                raise Full(f"{self.queued} requests wait already", fix="try again later")
+            heapq.heappush(self._queue, (job.priority, next(self._order), job))
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Ends a request here; its slot is free at once."""
+        with self.lock:
+            if not job.done:
+                self._finish(job, "cancelled")
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Works until these are done. Raises what one of them could not be answered for."""
+        for job in jobs:
+            while not job.done:
+                self.step()
+            if job.error is not None:
+                raise job.error
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait for a slot."""
+        return sum(not job.done for _, _, job in self._queue)
+
+    @property
+    def busy(self) -> int:
+        """How many slots have a request."""
+        return sum(job is not None for job in self.jobs)
+
+    # Working -------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Does the next piece of work; False where there is none."""
+        with self.lock:
+            # A step was broken off, or the model has other parameters: what is held is of no use.
+            if self.state is None or self._version != self.generator.version:
+                self._abandon(None)
+            try:
+                self._admit()
+                if self.reading:
+                    self._read()
+                    if self.fair and self._living():
+                        self._decode(4)
+                elif self._living():
+                    self._decode(self._steps())
+                else:
+                    return False
+            except LlavaError:
+                raise
+            except Exception as error:
+                self._abandon(error)
+                raise
+        return True
+
+    def _abandon(self, error: Exception | None) -> None:
+        """Ends what is being answered, after a failure of the device, and starts anew."""
+        jobs = [job for job in self.jobs if job is not None]
+        self._fresh()
+        for job in jobs:
+            if error is not None:
+                job.error = error
+            self._finish(job, "error" if error else "cancelled")
+
+    def _living(self) -> bool:
+        return any(job is not None and job.ids for job in self.jobs)
+
+    def _steps(self) -> int:
+        """Tokens of the next call: few where someone watches, as many as fit otherwise."""
+        jobs = [job for job in self.jobs if job is not None and job.ids]
+        if any(job.constraint for job in jobs):
+            return 1
+        return self._pace if any(job.live for job in jobs) else STEPS
+
+    # Slots ---------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Gives free slots to those who wait."""
+        while self._queue and self._queue[0][2].done:  # cancelled while it waited
+            heapq.heappop(self._queue)
+        free = [i for i, job in enumerate(self.jobs) if job is None]
+        wanted = 1 if self.fair else min(self.rows, self.queued)
+        while self._queue and free and len(free) >= wanted:
+            job = heapq.heappop(self._queue)[2]
+            if job.done:
+                continue
+            slot, source, count = self._choose_slot(job, free)
+            free.remove(slot)
+            wanted = 1
+            job.slot, self.jobs[slot] = slot, job
+            self.used[slot] = next(self._order)
+            self.reading.append(job)
+            self._take_over(job, source, count)
+            s = job.settings
+            if job.bias or s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty:
+                self._mark(job)
+
+    def _choose_slot(self, job: Job, free: Sequence[int]) -> tuple[int, int, int]:
+        """(a free slot for a job, the slot that holds most of its prompt, how many chunks that is)."""
+
+        def known(slot: int) -> int:
+            # Chunks' keys hold what comes before them: they are equal up to somewhere.
+            return sum(a == b for a, b in zip(job.chunks, self.held[slot]))
+
+        count, source = 0, -1
+        if job.chunks:
+            # Of equals a free one, which need not be copied.
+            count, _, source = max((known(i), i in free, i) for i in range(self.slots))
+        if count and source in free:
+            return source, source, count
+        # The one whose chunks were not asked for the longest.
+        return min(free, key=lambda i: (bool(self.held[i]), self.used[i])), source, count
+
+    def _take_over(self, job: Job, source: int, count: int) -> None:
+        """Lets a job's slot begin with the first chunks of another."""
+        self.held[job.slot] = job.chunks[:count]
+        if count and source != job.slot:
+            self._call("copy", np.int32(source), np.int32(job.slot))
+            self.counts["slots_copied"] += 1
+        job.read = job.reused = count * self.generator.chunk
+        self.counts["prompt_tokens_reused"] += job.reused
+
+    def _mark(self, job: Job) -> None:
+        vocab = self.generator.config.language.vocab_size
+        bias, asked = np.zeros(vocab, np.float32), np.zeros(vocab, bool)
+        for token, value in (job.bias or {}).items():
+            bias[token] = value
+        asked[job.tokens[job.rows < 0]] = True
+        self._call("mark", np.int32(job.slot), bias, asked)
+
+    # Reading -------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Reads the next chunk of the first prompt, and of those whose chunk has its shape."""
+        g = self.generator
+        step = max(1, g.chunk // 8)
+
+        def shape(job: Job) -> int:
+            return min(-(-(job.length - job.read) // step) * step, g.chunk)
+
+        length = shape(self.reading[0])
+        group = [job for job in self.reading if shape(job) == length][: self.rows]
+        taken = set(map(id, group))
+        self.reading = deque(job for job in self.reading if id(job) not in taken)
+        places = self._see(group)
+        # What has no job repeats the first: it writes the same into the same slot.
+        rows = [*range(len(group)), *[0] * (self.rows - len(group))]
+        chunk = self._chunk(group, places, length)
+        controls = [Controls.of(j.settings, j.budget, j.bias, j.tops_wanted) for j in group]
+        arrays = Chunk(*(np.asarray(x)[rows] for x in chunk))
+        limits = [group[i].constraint if chunk.last[i] else None for i in rows]
+        _, given = self._call(
+            "read",
+            arrays,
+            Controls(*(np.stack(column)[rows] for column in zip(*controls))),
+            g.put(self._limits(limits, self.rows)) if any(limits) else self._free_reading,
+            keep_logits=self.keep_logits,
         )
-        shown = logits[:, None] if keep_logits else None  # [B, 1, V]
-        return state, _everywhere(StepOutput(token[:, None], logprob[:, None], shown, step + 1))
+        self.counts["prompt_tokens"] += int(chunk.length.sum())
+        for job, many in zip(group, chunk.length):
+            job.read += int(many)
+            self.held[job.slot] = job.chunks[: job.read // g.chunk]
+        last = [i for i, job in enumerate(group) if chunk.last[i]]
+        self.reading.extend(job for i, job in enumerate(group) if not chunk.last[i])
+        if last:
+            self._take([(i, group[i]) for i in last], given)
 
-    def _decode(self, leaves, state: State, controls: Controls, stopped_B, limit, *, keep_logits):
-        """Gives up to `limit` (at most CHUNK) further tokens; ends early when every row is done."""
-        self.compiled["decode"] += 1
-        model = self.model(leaves)
-        b, vocab = len(state.token), self.config.language.vocab_size
-        out = StepOutput(
-            jnp.full((b, CHUNK), -1, jnp.int32),
-            jnp.zeros((b, CHUNK), jnp.float32),
-            jnp.zeros((b, CHUNK, vocab), jnp.float32) if keep_logits else None,
-            jnp.zeros((), jnp.int32),
+    def _chunk(self, group: Sequence[Job], places: Sequence[np.ndarray], length: int) -> Chunk:
+        """The next `length` positions of each prompt."""
+        tokens = np.zeros((len(group), length), np.int32)
+        at = np.full((len(group), length), -1, np.int32)
+        many = np.zeros(len(group), np.int32)
+        for i, job in enumerate(group):
+            part = job.tokens[job.read : job.read + length]
+            many[i] = len(part)
+            tokens[i, : len(part)] = part
+            at[i, : len(part)] = places[i]
+        start = np.array([job.read for job in group], np.int32)
+        last = start + many == [job.length for job in group]
+        return Chunk(tokens, at, np.array([j.slot for j in group], np.int32), start, many, last)
+
+    def _see(self, group: Sequence[Job]) -> list[np.ndarray]:
+        """int32[t] for each job: the feature rows of its next positions, on the device by then."""
+        g = self.generator
+        per = g.config.image_tokens
+        parts = [job.rows[job.read : job.read + g.chunk] for job in group]
+        needed: dict[bytes, Any] = {}
+        for job, rows in zip(group, parts):
+            for i in np.unique(rows[rows >= 0] // per):
+                needed[job.pictures[i]] = job.prompt.images[i]
+        for key in [key for key in needed if key in self.places]:
+            self.places.move_to_end(key)
+            self.counts["pictures_reused"] += 1
+        missing = {key: pixels for key, pixels in needed.items() if key not in self.places}
+        keep = set(needed)
+        for encoded in (
+            True,
+            False,
+        ):  # one that came normalised is float, and needs another program
+            todo = [(k, p) for k, p in missing.items() if (p.dtype == np.uint8) == encoded]
+            for start in range(0, len(todo), self.rows):
+                self._see_some(todo[start : start + self.rows], keep)
+        found = []
+        for job, rows in zip(group, parts):
+            images = np.array([self.places.get(key, 0) for key in job.pictures], np.int32)
+            found.append(
+                np.where(rows >= 0, images[rows // per] * per + rows % per, -1).astype(np.int32)
+                if len(images)
+                else rows
+            )
+        return found
+
+    def _see_some(self, pictures: Sequence[tuple[bytes, Any]], keep: set[bytes]) -> None:
+        """Features of at most `rows` pictures, in place of those that were not asked for the longest."""
+        at = []
+        for key, _ in pictures:
+            place = len(self.places)
+            if place >= self.pictures:
+                old = next(k for k in self.places if k not in keep)
+                place = self.places.pop(old)
+            self.places[key] = place
+            at.append(place)
+        rows = [*range(len(pictures)), *[0] * (self.rows - len(pictures))]
+        images = np.stack([pictures[i][1] for i in rows])
+        images = images if images.dtype == np.uint8 else images.astype(np.float32)
+        self._call("see", images, np.array(at, np.int32)[rows])
+        self.counts["pictures_seen"] += len(pictures)
+
+    # Decoding ------------------------------------------------------------------------------------
+
+    def _decode(self, most: int) -> None:
+        live = np.array([job is not None and bool(job.ids) for job in self.jobs])
+        jobs = [(i, job) for i, job in enumerate(self.jobs) if job is not None and live[i]]
+        constraints = [job.constraint if job and job.ids else None for job in self.jobs]
+        queued = self.queued
+        enough = min(queued, 1 if self.fair else self.rows) if queued else self.slots + 1
+        before = time.monotonic()
+        _, given = self._call(
+            "decode",
+            live,
+            self.generator.put(self._limits(constraints, self.slots))
+            if any(constraints)
+            else self._free_limits,
+            np.int32(1 if any(constraints) else most),
+            np.int32(enough),
+            keep_logits=self.keep_logits,
         )
+        self._take(jobs, given)
+        quick = time.monotonic() - before < SECONDS_PER_PIECE
+        self._pace = min(2 * self._pace, 16) if quick else max(self._pace // 2, 1)
 
-        def more(carry):
-            state, out = carry
-            return (out.count < limit) & ~jnp.all(state.done)
+    def _limits(self, constraints: Sequence[Any], rows: int) -> Limits:
+        """Which tokens may come next in each row."""
+        on = np.zeros(rows, bool)
+        allowed = np.zeros((rows, self._words), np.uint32)
+        for i, constraint in enumerate(constraints):
+            if constraint is not None:
+                on[i], allowed[i] = True, constraint.allowed()
+        return Limits(on, allowed)
 
-        def one(carry):
-            state, out = carry
-            done, i = state.done, out.count
-            state, logprob, logits = self._step(model, state, controls)
-            tokens = out.tokens.at[:, i].set(jnp.where(done, -1, state.token))
-            shown = out.logits.at[:, i].set(logits) if keep_logits else None
-            return state, StepOutput(tokens, out.logprobs.at[:, i].set(logprob), shown, i + 1)
+    def _call(self, name: str, *args: Any, **how: Any) -> Any:
+        """Runs a program on the state, whose buffers it takes.
 
-        state = state._replace(done=state.done | stopped_B)
-        state, out = jax.lax.while_loop(more, one, (state, out))
-        return state, _everywhere(out)
+        Where Ctrl-C or an error cuts it off, no other program may go on from them: it is then None.
+        """
+        g = self.generator
+        state, self.state = self.state, None
+        weights = () if name in ("copy", "mark") else (g.leaves,)
+        program = getattr(g, name)
+        with g.scope():
+            out = program(*weights, state, *g.put(args), **how)
+        if name in ("read", "decode"):
+            given = Given(*(None if x is None else np.asarray(x) for x in out[1]))
+            self.state = out[0]
+            return out[0], given
+        self.state = out
+        return out
 
-    def _step(self, model: Llava, state: State, controls: Controls):
-        """Reads the last chosen token of each row and chooses the next."""
-        at = state.positions[:, None]  # [B, 1]
-        key_positions = jax.lax.dynamic_update_slice_in_dim(
-            state.key_positions, at, state.write_at, axis=1
-        )  # [B, S]
-        cache: Any  # never None: a cache goes in
-        hidden, cache = model.language(
-            model.language.embed(state.token[:, None], self.compute.dtype),  # [B, 1, D]
-            at,
-            mask_BTS=visible(at, key_positions),  # [B, 1, S]
-            cache=state.cache,
-            write_at=state.write_at,
-            key_positions_BS=key_positions,
-        )
-        logits = model.logits(hidden[:, 0])  # [B, V]
-        token, logprob = choose_token(logits, controls, state.step)  # [B]
-        step = state.step + 1
-        done = state.done | self._ended(token, step, controls)
-        after = state.positions + 1, token, done, step, state.write_at + 1
-        return State(cache, key_positions, *after), logprob, logits
+    # Answers -------------------------------------------------------------------------------------
 
-    def _ended(self, token_B, step, controls: Controls):
-        return jnp.isin(token_B, jnp.asarray(self.eos_ids)) | (step >= controls.budget)
+    def _take(self, rows: Iterable[tuple[int, Job]], given: Any) -> None:
+        """Adds the tokens of one call to the jobs, each with its row in it."""
+        count = int(given.count)
+        for row, job in rows:
+            new = given.tokens[row, :count]
+            new = new[new >= 0]
+            many = len(new)
+            logprobs = given.logprobs[row, :many]
+            if not np.isfinite(logprobs).all():
+                # argmax would take the first token of the vocabulary, which shows nothing.
+                job.error = WeightError(
+                    "the model's logits are not finite (NaN or infinity)",
+                    fix="llava-jax inspect MODEL --values names the weights that are not",
+                )
+                self._finish(job, "error")
+                continue
+            job.ids += new.tolist()
+            job.logprobs += logprobs.tolist()
+            if job.tops_wanted:
+                ids = given.top_ids[row, :many, : job.tops_wanted].tolist()
+                values = given.top_logprobs[row, :many, : job.tops_wanted].tolist()
+                job.tops += [list(zip(*pair)) for pair in zip(ids, values)]
+            if given.logits is not None:
+                job.logits += list(given.logits[row, :many])
+            self.counts["tokens"] += many
+            self._after(job, new.tolist())
 
-    def _grow(self, state: State, *, capacity: int) -> State:
-        """The same state with a cache of `capacity` entries."""
-        self.compiled["grow"] += 1
-        more = capacity - state.capacity
+    def _after(self, job: Job, new: list[int]) -> None:
+        """Text of the new ids, and whether the answer has ended."""
+        stops = {*self.generator.eos_ids, *job.stop_ids}
+        keep, text = len(job.ids), job.text
+        at = next((i for i, token in enumerate(new) if token in stops), None)
+        stopped = at is not None
+        if at is not None:
+            keep -= len(new) - at - 1
+        if job.constraint:
+            for token in new:
+                if token not in stops:
+                    job.constraint.take(token)
+        if text is not None:
+            piece = text.push(job.ids[text.count : keep])
+            if text.stopped:
+                keep, stopped = min(keep, text.count), True
+            if piece:
+                job.pieces.append(piece)
+        if stopped:
+            for values in (job.ids, job.logprobs, job.tops, job.logits):
+                del values[keep:]
+        if stopped or len(job.ids) >= job.budget:
+            self._finish(job, "stop" if stopped else "length")
+        elif job.on_news:
+            job.on_news(job)
 
-        def pad(x):  # [..., K, S, H]
-            return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
-
-        cache = self._sharded(jax.tree.map(pad, state.cache))
-        keys = jnp.pad(state.key_positions, ((0, 0), (0, more)), constant_values=-1)
-        return state._replace(cache=cache, key_positions=keys)
-
-    def _sharded(self, cache: KVCache) -> KVCache:
-        """Rows over data and fsdp, KV heads over tensor where they divide."""
-        if self.mesh is None:
-            return cache
-        heads = self.config.language.kv_heads % self.mesh.shape["tensor"] == 0
-        axes = (*BATCH, "tensor" if heads else None)
-        partition = P(*axes) if self.unrolled else P(None, *axes)
-        return jax.tree.map(lambda x: constrain(x, partition), cache)
+    def _finish(self, job: Job, reason: str) -> None:
+        job.reason = reason
+        if job.text is not None and (piece := job.text.finish()):
+            job.pieces.append(piece)
+        if job.slot >= 0 and self.jobs[job.slot] is job:
+            self.jobs[job.slot] = None
+        if job in self.reading:
+            self.reading.remove(job)
+        self.counts[f"ended_{reason}"] += 1
+        if job.on_news:
+            job.on_news(job)
 
 
-def visible(positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:
-    """bool[B, T, S]: a query sees the cached keys up to its own position."""
-    keys = key_positions_BS[:, None, :]
-    return (keys >= 0) & (keys <= positions_BT[:, :, None])
-
-
-def _everywhere(out: StepOutput) -> StepOutput:
-    """A copy on every device, so that every process can read it."""
-    return jax.tree.map(lambda x: constrain(x, P()), out)
+class Full(LlavaError):
+    """More requests wait than may."""

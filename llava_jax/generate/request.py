@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from llava_jax.errors import PromptError
+from llava_jax.errors import ConfigError, PromptError
 from llava_jax.settings import SAMPLING, SamplingSettings, check_all
+
+MOST_TOP_LOGPROBS, MOST_BIAS = 20, 100  # OpenAI's limits
 
 Image = Any
 """An image: a file name or path, encoded bytes or a binary file of them, a `data:` URI, a PIL image,
@@ -24,16 +27,21 @@ text or a list of {"type": "text", "text": str} and {"type": "image", "image": I
 class Request(SamplingSettings):
     """One thing to ask. `images`, one or a list, stand before the first user message, a line each.
 
+    logit_bias: {token id: what is added to its logit}. top_logprobs: of how many of the likeliest tokens
+    the reply holds log-probabilities, at each place.
     The other fields are those of llava_jax.settings.SamplingSettings, by keyword.
     Raises ConfigError for a setting that is unknown, out of range or of the wrong type.
     """
 
     messages: Messages = field(kw_only=False)
     images: Image | Sequence[Image] = field(default=(), kw_only=False)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int = 0
 
     def __new__(cls, messages: Messages = "", images: Any = (), **settings: Any):
         # Before __init__, which has a TypeError for an unknown name.
-        check_all(SAMPLING, {n: v for n, v in settings.items() if n not in SAMPLING})
+        own = {*SAMPLING, "logit_bias", "top_logprobs"}
+        check_all(SAMPLING, {n: v for n, v in settings.items() if n not in own})
         return super().__new__(cls)
 
     def __post_init__(self):
@@ -42,6 +50,13 @@ class Request(SamplingSettings):
         object.__setattr__(self, "stop", tuple(stop) if isinstance(stop, list) else stop)
         object.__setattr__(self, "images", tuple(image_list(self.images)))
         super().__post_init__()
+        if self.top_logprobs not in range(MOST_TOP_LOGPROBS + 1):
+            what = f"top_logprobs is {self.top_logprobs!r}"
+            raise ConfigError(f"{what}, but must be from 0 to {MOST_TOP_LOGPROBS}")
+        for token, bias in self.logit_bias.items():
+            if not isinstance(token, int) or not abs(bias) <= MOST_BIAS:
+                what = f"logit_bias {token!r}: {bias!r}"
+                raise ConfigError(f"{what} is not a token id and a number from -100 to 100")
 
     @classmethod
     def of(cls, messages: Messages, images: Any, settings: Mapping[str, Any]) -> Request:
@@ -52,7 +67,9 @@ class Request(SamplingSettings):
         """The request with a seed: its own, or one drawn now."""
         if self.seed is not None:
             return self
-        return replace(self, seed=secrets.randbits(32) if self.temperature else 0)
+        made = copy.copy(self)  # not `replace`, which would check every setting again
+        object.__setattr__(made, "seed", secrets.randbits(32) if self.temperature else 0)
+        return made
 
     def message_list(self) -> list[Mapping[str, Any]]:
         """The messages with the images in the first user message, and `system` in front.
@@ -96,8 +113,9 @@ class Reply:
     text: without special tokens and outer white space. ids: the new tokens, end token included.
     finish_reason: "stop" (end token or stop string), "length" (max_new_tokens, or the context is
     full), "cancelled" (a stream that was closed early) or "error" (see generate_batch).
-    prompt_tokens: positions the prompt took, image features included. logprobs: one per id.
-    seed: the one that was used. error: why it could not be asked.
+    prompt_tokens: positions the prompt took, image features included; cached_tokens: of them, those
+    that an earlier request had read. logprobs: one per id. top_logprobs: for each id, (token, its
+    log-probability) of the likeliest. seed: the one that was used. error: why it could not be asked.
     """
 
     text: str
@@ -107,6 +125,8 @@ class Reply:
     logprobs: tuple[float, ...] = field(default=(), repr=False)
     seed: int = 0
     error: str | None = None
+    cached_tokens: int = field(default=0, compare=False)
+    top_logprobs: tuple[Sequence[tuple[int, float]], ...] = field(default=(), repr=False)
 
 
 def image_list(images: Any) -> list[Image]:

@@ -1,13 +1,13 @@
-"""How the next token is chosen: greedily, or by temperature, top-k and top-p with a seed per row.
+"""How the next token is chosen: greedily, or by temperature, top-k, top-p and min-p with a seed per row.
 
 All settings are arrays with one entry per row, so that no mixture of them is compiled again, and a row's
-draw depends on its own seed and step alone: it is the same in any batch.
+choice depends on its own logits, settings, seed and step alone: it is the same among any neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,46 +20,136 @@ Array = jax.Array | np.ndarray
 GREEDY_BELOW = 1e-3
 """A temperature up to this means greedy, as in the original's model_worker.py."""
 
+TOPS = 20
+"""Most alternatives of which log-probabilities are given: OpenAI's limit."""
+
 
 class Controls(NamedTuple):
-    """The settings of B rows. `budget` is the tokens a row may still give, from its first on."""
+    """The settings of B rows. `budget` is the tokens a row may still give, from its first on.
+
+    biased: whether `bias` of Choosing counts for the row. tops: alternatives that are asked for.
+    """
 
     temperature: Array  # float32[B]
-    top_k: Array  # int32[B]
     top_p: Array  # float32[B]
+    min_p: Array  # float32[B]
+    repetition: Array  # float32[B], 1: none
+    presence: Array  # float32[B], 0: none
+    frequency: Array  # float32[B], 0: none
+    top_k: Array  # int32[B], 0: all
     seed: Array  # uint32[B]
     budget: Array  # int32[B]
+    biased: Array  # bool[B]
+    tops: Array  # int32[B]
 
     @classmethod
-    def of(cls, rows: Sequence[SamplingSettings], budgets: Sequence[int]) -> Controls:
-        """Rows of settings as arrays. The lower 32 bits of a seed count; None is 0."""
+    def rows(cls, count: int) -> Controls:
+        """Arrays for `count` rows, of greedy ones."""
+        one = cls.of(SamplingSettings(), 1)
+        return cls(*(np.repeat(np.asarray(value)[None], count) for value in one))
+
+    @classmethod
+    def of(
+        cls,
+        s: SamplingSettings,
+        budget: int,
+        bias: Mapping[int, float] | None = None,
+        tops: int = 0,
+    ) -> Controls:
+        """The scalars of one row. The lower 32 bits of a seed count; None is 0."""
         return cls(
-            np.array([s.temperature for s in rows], np.float32),
-            np.array([min(s.top_k, 2**31 - 1) for s in rows], np.int32),
-            np.array([s.top_p for s in rows], np.float32),
-            np.array([int(s.seed or 0) % 2**32 for s in rows], np.uint32),
-            np.array(budgets, np.int32),
+            np.float32(s.temperature),
+            np.float32(s.top_p),
+            np.float32(s.min_p),
+            np.float32(s.repetition_penalty),
+            np.float32(s.presence_penalty),
+            np.float32(s.frequency_penalty),
+            np.int32(min(s.top_k, 2**31 - 1)),
+            np.uint32(int(s.seed or 0) % 2**32),
+            np.int32(budget),
+            np.bool_(bias),
+            np.int32(tops),
         )
 
+    @property
+    def penalised(self) -> Any:
+        """bool[B]: whether what was said before changes the row's choice."""
+        return (self.repetition != 1) | (self.presence != 0) | (self.frequency != 0)
 
-def choose_token(
-    logits_BV: Array, controls: Controls, step: Array | int
-) -> tuple[jax.Array, jax.Array]:
+
+class Said(NamedTuple):
+    """What the choices of B rows take besides logits and settings; V tokens.
+
+    allowed: of constrained answers, a bit for each token.
+    """
+
+    step: Array  # int32[B]: tokens given so far
+    counts: Array  # int32[B, V]: how often each token was given
+    asked: Array  # bool[B, V]: whether the prompt has it
+    bias: Array  # float32[B, V]
+    constrained: Array  # bool[B]
+    allowed: Array  # uint32[B, ceil(V / 32)]
+
+
+def choose_token(logits_BV: Array, controls: Controls, said: Said) -> tuple[jax.Array, jax.Array]:
     """The next token of each row, int32[B], and its log-probability under the model, float32[B].
 
-    The order is temperature, top-k, top-p, as in transformers.
-    step: how many tokens the rows have given so far; a row's key is fold_in(key(seed), step).
-    The log-probability is that of the distribution before temperature, top-k and top-p.
+    The order is penalties, bias, constraint, temperature, top-k, top-p, min-p, as in transformers.
+    A row's key is fold_in(key(seed), step).
+    The log-probability is that of the model's own distribution, before all of these.
     """
-    greedy = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)  # [B]
     warm = controls.temperature > GREEDY_BELOW
-    drawn = jax.lax.cond(jnp.any(warm), lambda: _draw(logits_BV, controls, step), lambda: greedy)
-    token = jnp.where(warm, drawn, greedy)
+    changed = controls.penalised | controls.biased | said.constrained
+
+    def choose() -> jax.Array:
+        logits = jax.lax.cond(
+            jnp.any(changed), lambda: _changed(logits_BV, controls, said), lambda: logits_BV
+        )
+        greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        drawn = jax.lax.cond(
+            jnp.any(warm), lambda: _draw(logits, controls, said.step), lambda: greedy
+        )
+        return jnp.where(warm, drawn, greedy)
+
+    token = jax.lax.cond(
+        jnp.any(warm | changed), choose, lambda: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    )
     logit = jnp.take_along_axis(logits_BV, token[:, None], axis=-1)[:, 0]  # [B]
     return token, logit - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
-def _draw(logits_BV: Array, controls: Controls, step: Array | int) -> jax.Array:
+def alternatives(logits_BV: Array, tops_B: Array) -> tuple[jax.Array, jax.Array]:
+    """The TOPS likeliest tokens, int32[B, TOPS], and log-probabilities, float32; zeros if none asks."""
+    count = min(TOPS, logits_BV.shape[-1])
+    shape = (len(logits_BV), TOPS)
+
+    def best() -> tuple[jax.Array, jax.Array]:
+        found, ids = jax.lax.top_k(logits_BV, count)
+        found = found - jax.nn.logsumexp(logits_BV, axis=-1)[:, None]
+        pad = [(0, 0), (0, TOPS - count)]
+        return jnp.pad(ids.astype(jnp.int32), pad), jnp.pad(found, pad)
+
+    return jax.lax.cond(
+        jnp.any(tops_B > 0), best, lambda: (jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+    )
+
+
+def _changed(logits_BV: Array, c: Controls, said: Said) -> jax.Array:
+    """The logits after penalties, bias and constraint; a row without them keeps its bits."""
+    seen = said.asked | (said.counts > 0)
+    factor = c.repetition[:, None]
+    repeated = jnp.where(logits_BV > 0, logits_BV / factor, logits_BV * factor)
+    out = jnp.where(seen, repeated, logits_BV)
+    out = out - c.frequency[:, None] * said.counts
+    out = out - jnp.where(said.counts > 0, c.presence[:, None], 0)
+    out = jnp.where(jnp.asarray(c.penalised)[:, None], out, logits_BV)
+    out = jnp.where(c.biased[:, None], out + said.bias, out)
+    vocab = jnp.arange(logits_BV.shape[-1])
+    bits = said.allowed[:, vocab // 32] >> (vocab % 32).astype(jnp.uint32) & 1  # [B, V]
+    return jnp.where(said.constrained[:, None] & (bits == 0), -jnp.inf, out)
+
+
+def _draw(logits_BV: Array, controls: Controls, step_B: Array) -> jax.Array:
     scaled = logits_BV / jnp.maximum(controls.temperature, GREEDY_BELOW)[:, None]  # [B, V]
     vocab = scaled.shape[-1]
     threshold = jax.lax.cond(
@@ -67,14 +157,17 @@ def _draw(logits_BV: Array, controls: Controls, step: Array | int) -> jax.Array:
         lambda: smallest_allowed(scaled, controls.top_k, controls.top_p),
         lambda: jnp.full(scaled.shape[:1], -jnp.inf, scaled.dtype),
     )  # [B]
+    # log(0) is -inf: all are allowed
+    likely = scaled.max(-1) + jnp.log(controls.min_p)  # [B]
+    threshold = jnp.maximum(threshold, likely)
 
-    def noise(seed):
+    def noise(seed, step):
         # The generator is named: a user's default for new keys must not change answers.
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
         return jax.random.gumbel(key, (vocab,), jnp.float32)
 
     allowed = jnp.where(scaled >= threshold[:, None], scaled, -jnp.inf)  # [B, V]
-    return jnp.argmax(allowed + jax.vmap(noise)(controls.seed), axis=-1).astype(jnp.int32)
+    return jnp.argmax(allowed + jax.vmap(noise)(controls.seed, step_B), axis=-1).astype(jnp.int32)
 
 
 def smallest_allowed(logits_BV: Array, top_k_B: Array, top_p_B: Array) -> jax.Array:
@@ -86,4 +179,6 @@ def smallest_allowed(logits_BV: Array, top_k_B: Array, top_p_B: Array) -> jax.Ar
     before = jnp.cumsum(likely, axis=-1) - likely
     # The first token stays whatever rounding does to its sum.
     allowed = within_k & ((before < top_p_B[:, None]) | (rank == 0))
-    return jnp.min(jnp.where(allowed, ordered, jnp.inf), axis=-1)
+    kept = jnp.min(jnp.where(allowed, ordered, jnp.inf), axis=-1)
+    # A row without either keeps all, whatever its neighbours ask for.
+    return jnp.where((top_k_B == 0) & (top_p_B >= 1), -jnp.inf, kept)

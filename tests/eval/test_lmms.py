@@ -13,6 +13,7 @@ import pytest
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.likelihood import Likelihood
+from llava_jax.generate import answer
 from llava_jax.settings import SamplingSettings
 from llava_jax.text.example import Example
 from llava_jax.text.prompt import build_prompt
@@ -132,9 +133,8 @@ def test_likelihood_is_that_of_the_tokens_one_by_one():
     ids = build_prompt(turns, m.tokenizer, "vicuna_v1", open_turn=False).ids
     pixels, logprobs = (m.pixels(content[0]["image"]),), []
     for n in range(len(ids) - found.tokens, len(ids)):
-        (out,) = m.generator.generate(
-            [Example(ids[:n], pixels)], SamplingSettings(max_new_tokens=1), keep_logits=True
-        )
+        one = SamplingSettings(max_new_tokens=1)
+        (out,) = answer(m.generator, [Example(ids[:n], pixels)], one, keep_logits=True)
         logits = out.logits[0].astype(np.float64)
         logprobs.append(logits[ids[n]] - np.log(np.exp(logits).sum()))
     assert found.total == pytest.approx(sum(logprobs), abs=1e-4)

@@ -1,4 +1,4 @@
-"""Prefill, decode and the cache: equalities that need no reference."""
+"""Reading, decoding and the slots: equalities that need no reference."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ import pytest
 from llava_jax import llava
 from llava_jax.batch import collate, prompt_shape
 from llava_jax.errors import PromptError, WeightError
-from llava_jax.generate import Generator, decoding
+from llava_jax.generate import Engine, Full, Generator, Job, answer
 from llava_jax.settings import SamplingSettings
 from llava_jax.sharding import make_mesh
 from llava_jax.text.example import Example
@@ -41,120 +41,218 @@ def full_logits(config, one: Example, ids) -> np.ndarray:
 
 @pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["plain", "windowed"])
 def test_decoding_over_the_cache_equals_a_full_forward(config):
-    outputs = generator(config).generate(MIXED, LONG, keep_logits=True)
+    outputs = answer(generator(config), MIXED, LONG, keep_logits=True)
     for one, out in zip(MIXED, outputs):
         want = full_logits(config, one, out.ids)
         np.testing.assert_allclose(out.logits, want, atol=1e-4)
-        assert out.ids == tuple(want.argmax(-1))
+        assert out.ids == want.argmax(-1).tolist()
         logprobs = want[np.arange(20), out.ids] - np.log(np.exp(want).sum(-1))
         np.testing.assert_allclose(out.logprobs, logprobs, atol=1e-4)
 
 
+def small(**how) -> Engine:
+    """Slots that are few, and chunks that are small, so that prompts take several."""
+    return Engine(chunked(), **how)
+
+
+@cache
+def chunked() -> Generator:
+    return Generator(CONFIG, params(), eos_ids=(-1,), chunk=16)
+
+
+def many(count: int) -> list[Job]:
+    """Requests of every kind: lengths, pictures, settings; some share pictures and beginnings."""
+    rng, made = np.random.default_rng(3), []
+    for i in range(count):
+        one = prompt(int(rng.integers(1, 60)), int(rng.integers(0, 3)) if i % 3 else 0, seed=i % 5)
+        if i % 4 == 1:
+            first = prompt(40, 2, seed=i // 4 % 2)
+            one = Example(np.concatenate([first.ids, one.ids]), (*first.images, *one.images))
+        setting = SamplingSettings(
+            temperature=(0, 0.9, 1.4)[i % 3],
+            top_p=(1, 0.8)[i % 2],
+            min_p=(0, 0, 0.05)[i % 3],
+            repetition_penalty=(1, 1, 1, 1.3)[i % 4],
+            presence_penalty=(0, 0.5)[i % 2],
+            seed=i,
+            max_new_tokens=int(rng.integers(1, 14)),
+        )
+        bias = {7: 3.0} if i % 5 == 0 else None
+        made.append(Job(one, setting, bias=bias, tops_wanted=(0, 0, 4)[i % 3]))
+    return made
+
+
+def result(job: Job):
+    return job.ids, job.logprobs, job.tops, job.reason
+
+
+def test_an_answer_is_to_the_bit_the_one_it_gets_alone():
+    crowd = small(slots=8, rows=2, fair=True)
+    together = [crowd.submit(job) for job in many(28)]
+    for job in together[::7]:  # some leave at once, in line or on the way
+        crowd.cancel(job)
+    for job in together[3::7]:
+        crowd.step()
+        crowd.cancel(job)
+    crowd.run(together)
+    assert crowd.busy == crowd.queued == 0
+    assert crowd.counts["prompt_tokens_reused"] > 0
+    assert crowd.counts["pictures_reused"] > 0
+    kept = [i for i, job in enumerate(together) if job.reason != "cancelled"]
+    assert len(kept) > 18
+    alone = small(slots=8, rows=2, fair=True)
+    for i, job in enumerate(many(28)):
+        if i in kept:
+            if i % 2:  # with nothing kept, and with what came before
+                alone.held = [[] for _ in alone.held]
+                alone.places.clear()
+            alone.run([alone.submit(job)])
+            assert result(job) == result(together[i]), i
+
+
+def test_every_slot_and_every_row_of_a_chunk_gives_the_same_bits():
+    engine = small(slots=8, rows=4)
+    jobs = [Job(prompt(37, 2), LONG) for _ in range(8)]
+    engine.run([engine.submit(job) for job in jobs])
+    assert all(result(job) == result(jobs[0]) for job in jobs)
+
+
 @pytest.mark.parametrize("settings", [[LONG] * 4, WARM], ids=["greedy", "sampled"])
-def test_a_row_of_a_batch_equals_the_prompt_alone(settings):
-    together = generator().generate(MIXED, settings)
+def test_any_number_of_slots_gives_the_same_tokens(settings):
+    together = answer(generator(), MIXED, settings)
     for one, setting, out in list(zip(MIXED, settings, together))[:3]:
-        (alone,) = generator().generate([one], setting)
+        (alone,) = answer(generator(), [one], setting)
         assert alone.ids == out.ids
         assert len(out.ids) == setting.max_new_tokens
         np.testing.assert_allclose(alone.logprobs, out.logprobs, atol=1e-5)
 
 
-def test_nothing_is_compiled_twice_within_a_bucket():
-    own = Generator(CONFIG, params(), eos_ids=(-1,))
-    for i, setting in enumerate(WARM):
-        own.generate([prompt(10 + i, seed=i), prompt(13, seed=9)], setting)
-    own.start([prompt(12), prompt(5)], LONG).advance(3)
-    assert own.compiled == {"prefill": 1, "decode": 1}
-    own.generate([prompt(17), prompt(5)], LONG)
-    assert own.compiled == {"prefill": 2, "decode": 2}
-
-
-def test_the_size_of_the_steps_does_not_matter():
-    whole = generator().generate(MIXED, WARM)
-    begun = generator().start(MIXED, WARM)
-    pieces = [list(ids) for ids in begun.ids]
-    while begun.running:
-        before = [len(ids) for ids in begun.ids]
-        begun.advance(7)
-        for row, ids, n in zip(pieces, begun.ids, before):
-            row += ids[n:]
-    assert [tuple(p) for p in pieces] == [o.ids for o in whole]
-    assert begun.outputs()[1].finish_reason == "length"
-
-
-def test_a_row_can_be_ended_and_the_others_go_on():
-    whole = generator().generate(MIXED, LONG)
-    begun = generator().start(MIXED, LONG)
-    begun.advance(5)
-    begun.end(2, keep=3)
-    while begun.running:
-        begun.advance()
-    outputs = begun.outputs()
-    assert outputs[2].ids == whole[2].ids[:3]
-    assert outputs[2].finish_reason == "stop"
-    assert [outputs[i].ids for i in (0, 1, 3)] == [whole[i].ids for i in (0, 1, 3)]
-
-
-def test_end_tokens_end_a_row():
-    (free,) = generator().generate([MIXED[0]], LONG)
-    own = Generator(CONFIG, params(), eos_ids=(free.ids[4], free.ids[9]))
-    first = min(free.ids.index(free.ids[4]), free.ids.index(free.ids[9]))
-    (out,) = own.generate([MIXED[0]], LONG)
-    assert out.ids == free.ids[: first + 1]
-    assert out.finish_reason == "stop"
-    assert len(out.logprobs) == len(out.ids)
-
-
-def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch):
-    settings = SamplingSettings(max_new_tokens=70)
-    whole = generator().generate(MIXED, settings)
-    before = generator().compiled["grow"]
-    monkeypatch.setattr(decoding, "_FIRST_ENTRIES", 32)
-    assert [o.ids for o in generator().generate(MIXED, settings)] == [o.ids for o in whole]
-    assert generator().compiled["grow"] > before
-
-
 @pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["plain", "windowed"])
-def test_a_conversation_that_keeps_its_cache_equals_one_read_anew(config):
-    own = generator(config)
-    first = prompt(20, 1)
-    begun = own.start([first], LONG)
-    while begun.running:
-        begun.advance()
-    answer = begun.outputs()[0].ids
-    more = prompt(6, 1)
-    second = Example(
-        np.concatenate([first.ids, answer[:15], more.ids]), (*first.images, *more.images)
-    )
-    (want,) = own.generate([second], LONG)
-    before = own.compiled["extend"]
-    again = own.start([second], LONG, after=begun)
-    assert own.compiled["extend"] == before + 1
-    while again.running:
-        again.advance()
-    (got,) = again.outputs()
+def test_chunks_of_a_prompt_equal_the_whole(config):
+    whole, parts = generator(config), Generator(config, params(config), eos_ids=(-1,), chunk=16)
+    one = prompt(75, 3)
+    (want,) = answer(whole, [one], LONG)
+    (got,) = answer(parts, [one], LONG)
     assert got.ids == want.ids
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-4)
 
 
+def test_nothing_is_compiled_twice_within_a_bucket():
+    own = Generator(CONFIG, params(), eos_ids=(-1,))
+    engine = Engine(own, 2)
+    for i, setting in enumerate(WARM):
+        asked = [prompt(10 + i, seed=i), prompt(13, seed=9)]
+        engine.run([engine.submit(Job(one, setting)) for one in asked])
+    assert own.compiled == {"read": 1, "decode": 1}
+    engine.run([engine.submit(Job(prompt(17), LONG))])
+    assert own.compiled == {"read": 2, "decode": 1}
+
+
+def test_a_long_prompt_does_not_stop_the_others():
+    engine = small(slots=2, rows=1, fair=True)
+    first = engine.submit(Job(prompt(5), SamplingSettings(max_new_tokens=200)))
+    engine.step()
+    long = engine.submit(Job(prompt(200), LONG))
+    said = []
+    while not long.ids:
+        engine.step()
+        said.append(len(first.ids))
+    assert len(said) > 10
+    assert said == sorted(set(said))
+
+
+def test_end_tokens_and_stop_ids_end_a_row():
+    (free,) = answer(generator(), [MIXED[0]], LONG)
+    ends = free.ids[4], free.ids[9]
+    first = min(free.ids.index(id_) for id_ in ends)
+    own = Generator(CONFIG, params(), eos_ids=ends)
+    (out,) = answer(own, [MIXED[0]], LONG)
+    engine = Engine(generator())
+    stopped = engine.submit(Job(MIXED[0], LONG, stop_ids=ends))
+    engine.run([stopped])
+    for job in (out, stopped):
+        assert job.ids == free.ids[: first + 1]
+        assert job.reason == "stop"
+        assert len(job.logprobs) == len(job.ids)
+
+
+def test_a_cancelled_request_frees_its_slot_at_once():
+    engine = small(slots=1)
+    first = engine.submit(Job(prompt(9), SamplingSettings(max_new_tokens=200)))
+    second = engine.submit(Job(prompt(8), LONG))
+    engine.step()
+    engine.step()
+    assert not second.ids
+    engine.cancel(first)
+    assert engine.busy == 0
+    assert first.reason == "cancelled"
+    engine.run([second])
+    (want,) = answer(chunked(), [prompt(8)], LONG)
+    assert second.ids == want.ids
+
+
+def test_the_line_is_bounded_and_has_priorities():
+    engine = small(slots=1, waiting=2)
+    late = engine.submit(Job(prompt(4), LONG, priority=1))
+    early = engine.submit(Job(prompt(4), LONG))
+    with pytest.raises(Full, match="2 requests wait already"):
+        engine.submit(Job(prompt(4), LONG))
+    while not early.done:
+        engine.step()
+    assert not late.ids
+    engine.run([late])
+
+
+def test_a_beginning_that_was_read_is_not_read_again():
+    engine = small(slots=2)
+    first = prompt(40, 1)
+    more = prompt(20, seed=4)
+    second = Example(np.concatenate([first.ids, more.ids]), (*first.images, *more.images))
+    engine.run([engine.submit(Job(first, LONG))])
+    again = engine.submit(Job(second, LONG))
+    engine.run([again])
+    assert again.reused == 32
+    fresh = small(slots=2)
+    alone = fresh.submit(Job(second, LONG))
+    fresh.run([alone])
+    assert alone.reused == 0
+    assert result(alone) == result(again)
+
+
 def test_another_picture_is_not_taken_from_the_cache():
-    own = generator()
+    engine = small(slots=1)
     first = Example([3, -200, *range(4, 24)], prompt(2, 1).images)
     other = Example(first.ids, prompt(2, 1, seed=1).images)
-    (want,) = own.generate([other], LONG)
-    before = own.compiled["extend"]
-    begun = own.start([other], LONG, after=own.start([first], LONG))
-    while begun.running:
-        begun.advance()
-    assert own.compiled["extend"] == before
-    assert begun.outputs()[0].ids == want.ids
+    engine.run([engine.submit(Job(first, LONG))])
+    job = engine.submit(Job(other, LONG))
+    engine.run([job])
+    assert job.reused == 0
+    (want,) = answer(chunked(), [other], LONG)
+    assert job.ids == want.ids
+
+
+def test_a_step_that_is_broken_off_ends_its_requests_and_no_others(monkeypatch):
+    engine = small(slots=1)
+    lost, kept = (engine.submit(Job(prompt(9), LONG)) for _ in "ab")
+    engine.step()
+
+    def broken(*args, **how):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(chunked(), "decode", broken)
+    with pytest.raises(RuntimeError):
+        engine.step()
+    monkeypatch.undo()
+    assert (lost.reason, kept.reason) == ("error", "")
+    engine.run([kept])
+    (want,) = answer(chunked(), [prompt(9)], LONG)
+    assert kept.ids == want.ids
 
 
 def test_scanned_layers_give_the_tokens_of_unrolled_ones():
     scanned = Generator(CONFIG, params(), unroll=False, eos_ids=(-1,))
-    want = generator().generate(MIXED, WARM)
-    assert [o.ids for o in scanned.generate(MIXED, WARM)] == [o.ids for o in want]
+    want = answer(generator(), MIXED, WARM)
+    assert [o.ids for o in answer(scanned, MIXED, WARM)] == [o.ids for o in want]
 
 
 @pytest.mark.parametrize(
@@ -164,8 +262,8 @@ def test_eight_devices_give_the_tokens_of_one(axes, unroll):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices")
     spread = Generator(CONFIG, params(), mesh=make_mesh(**axes), unroll=unroll, eos_ids=(-1,))
-    want = generator().generate(MIXED, WARM)
-    got = spread.generate(MIXED, WARM)
+    want = answer(generator(), MIXED, WARM)
+    got = answer(spread, MIXED, WARM)
     assert [o.ids for o in got] == [o.ids for o in want]
     for a, b in zip(got, want):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
@@ -182,9 +280,9 @@ def test_parameters_are_consumed_on_request_and_given_back_whole():
 
 
 def test_the_context_ends_an_answer():
-    (out,) = generator().generate([prompt(250)], LONG)
+    (out,) = answer(generator(), [prompt(250)], LONG)
     assert len(out.ids) == 6
-    assert out.finish_reason == "length"
+    assert out.reason == "length"
 
 
 @pytest.mark.parametrize(
@@ -199,16 +297,16 @@ def test_the_context_ends_an_answer():
 )
 def test_a_prompt_that_cannot_be_answered_is_named(bad, message):
     with pytest.raises(PromptError) as caught:
-        generator().start([prompt(3), bad])
+        answer(generator(), [prompt(3), bad])
     assert "prompt 1 of the batch" in str(caught.value)
     assert message in str(caught.value)
 
 
 def test_settings_must_match_the_prompts():
     with pytest.raises(PromptError, match="2 sampling settings for 1 prompts"):
-        generator().start([prompt(3)], [LONG, LONG])
+        answer(generator(), [prompt(3)], [LONG, LONG])
     with pytest.raises(PromptError, match="no prompts"):
-        generator().start([])
+        answer(generator(), [])
 
 
 def test_float_images_are_taken_as_normalised():
@@ -216,8 +314,8 @@ def test_float_images_are_taken_as_normalised():
     v = CONFIG.vision
     mean, std = np.array(v.image_mean, np.float32), np.array(v.image_std, np.float32)
     pixels = tuple(((i / np.float32(255) - mean) / std).astype(np.float32) for i in one.images)
-    (want,) = generator().generate([one], LONG)
-    (got,) = generator().generate([Example(one.ids, pixels)], LONG)
+    (want,) = answer(generator(), [one], LONG)
+    (got,) = answer(generator(), [Example(one.ids, pixels)], LONG)
     assert got.ids == want.ids
 
 
@@ -225,7 +323,7 @@ def test_half_precision_parameters_run_in_half_precision():
     half = {n: v.astype(jax.numpy.bfloat16) for n, v in params().items()}
     own = Generator(CONFIG, half)
     assert own.compute.dtype == jax.numpy.bfloat16
-    (out,) = own.generate([prompt(5, 1)], SamplingSettings(max_new_tokens=3))
+    (out,) = answer(own, [prompt(5, 1)], SamplingSettings(max_new_tokens=3))
     assert len(out.ids) == 3
 
 
@@ -235,5 +333,5 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_empty_answer(name, value
     broken = {n: np.array(v) for n, v in params(CONFIG).items()}
     broken[name][..., 3] = value
     with pytest.raises(WeightError, match="logits are not finite") as info:
-        Generator(CONFIG, broken).generate([prompt(6)], SamplingSettings(max_new_tokens=4))
+        answer(Generator(CONFIG, broken), [prompt(6)], SamplingSettings(max_new_tokens=4))
     assert "inspect MODEL --values" in str(info.value)

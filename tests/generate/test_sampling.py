@@ -1,11 +1,12 @@
 """The rules by which a token is chosen, against a plain numpy reading of them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llava_jax.errors import ConfigError
-from llava_jax.generate.sampling import Controls, choose_token, smallest_allowed
+from llava_jax.generate.sampling import Controls, Said, choose_token, smallest_allowed
 from llava_jax.settings import SamplingSettings
 
 
@@ -36,7 +37,24 @@ def test_what_top_k_and_top_p_keep(top_k, top_p):
 
 def draws(logits, setting: SamplingSettings, n: int) -> np.ndarray:
     rows = [setting.__class__(**{**vars(setting), "seed": seed}) for seed in range(n)]
-    return np.asarray(choose_token(np.tile(logits, (n, 1)), Controls.of(rows, [1] * n), 0)[0])
+    return np.asarray(chosen(np.tile(logits, (n, 1)), rows)[0])
+
+
+def chosen(logits, rows, step: int = 0, **more):
+    """choose_token of rows of settings; more: fields of Said."""
+    n, vocab = logits.shape
+    controls = [Controls.of(row, 1, more.get("bias")) for row in rows]
+    said = Said(
+        np.full(n, step, np.int32),
+        *(np.zeros((n, vocab), kind) for kind in (np.int32, bool, np.float32)),
+        np.zeros(n, bool),
+        np.zeros((n, -(-vocab // 32)), np.uint32),
+    )
+    said = said._replace(**{k: v for k, v in more.items() if k != "bias"})
+    if "bias" in more:
+        said.bias[:, list(more["bias"])] = list(more["bias"].values())
+    arrays = Controls(*map(np.stack, zip(*controls))), said
+    return choose_token(jnp.asarray(logits), *jax.tree.map(jnp.asarray, arrays))
 
 
 def test_draws_follow_the_distribution():
@@ -53,12 +71,11 @@ def test_draws_follow_the_distribution():
 def test_a_seed_and_a_step_settle_the_draw():
     logits = np.zeros((3, 1000), np.float32)
     rows = [SamplingSettings(temperature=1.0, seed=s) for s in (5, 2**32 + 5, 6)]
-    controls = Controls.of(rows, [1] * 3)
-    first, _ = choose_token(logits, controls, 0)
+    first, _ = chosen(logits, rows)
     assert first[0] == first[1] != first[2]
     with jax.default_prng_impl("rbg"):
-        np.testing.assert_array_equal(choose_token(logits, controls, 0)[0], first)
-    assert choose_token(logits, controls, 1)[0][0] != first[0]
+        np.testing.assert_array_equal(chosen(logits, rows)[0], first)
+    assert chosen(logits, rows, 1)[0][0] != first[0]
 
 
 def test_a_low_temperature_is_greedy_and_the_logprob_is_the_model_s():
@@ -68,15 +85,44 @@ def test_a_low_temperature_is_greedy_and_the_logprob_is_the_model_s():
         SamplingSettings(temperature=1e-3),
         SamplingSettings(temperature=5.0, top_k=1),
     ):
-        token, logprob = choose_token(logits, Controls.of([setting], [1]), 0)
+        token, logprob = chosen(logits, [setting])
         assert token[0] == 1
         np.testing.assert_allclose(logprob[0], 2 - np.log(np.exp(logits).sum()), rtol=1e-6)
+
+
+def test_penalties_bias_and_constraint_change_the_choice_and_not_the_logprob():
+    logits = np.array([[3.0, 2.5, 2.0, -1.0]] * 2, np.float32)
+    counts = np.array([[2, 0, 0, 0]] * 2, np.int32)
+    plain = SamplingSettings()
+
+    def first(setting, **more):
+        token, logprob = chosen(logits, [setting, plain], **more)
+        want = logits[0] - np.log(np.exp(logits[0]).sum())
+        np.testing.assert_allclose(logprob, want[np.asarray(token)], rtol=1e-6)
+        return token.tolist()
+
+    assert first(SamplingSettings(presence_penalty=0.6), counts=counts) == [1, 0]
+    assert first(SamplingSettings(presence_penalty=0.4), counts=counts) == [0, 0]
+    assert first(SamplingSettings(frequency_penalty=0.3), counts=counts) == [1, 0]
+    asked = np.array([[1, 1, 0, 0]] * 2, bool)
+    assert first(SamplingSettings(repetition_penalty=2.0), asked=asked) == [2, 0]
+    assert first(plain, bias={3: 10.0}) == [3, 3]
+    allowed = np.array([[0b1100], [0]], np.uint32)
+    constrained = np.array([True, False])
+    assert first(plain, allowed=allowed, constrained=constrained) == [2, 0]
+
+
+def test_min_p_leaves_tokens_nearly_as_likely_as_the_likeliest():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    assert set(draws(logits, SamplingSettings(temperature=1.0, min_p=0.25), 400)) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("temperature", -0.1),
+        ("min_p", 1.1),
+        ("repetition_penalty", 0.0),
         ("temperature", float("nan")),
         ("temperature", "hot"),
         ("temperature", True),

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from llava_jax.convert import load_checkpoint  # noqa: E402
-from llava_jax.generate import Generator  # noqa: E402
+from llava_jax.generate import Generator, answer  # noqa: E402
 from llava_jax.settings import SamplingSettings  # noqa: E402
 from llava_jax.text.example import Example  # noqa: E402
 
@@ -118,7 +118,7 @@ def test_each_prompt_alone_and_all_as_one_batch(pair):
     model, own = pair
     given = prompts()
     batch, _ = ask(model, given)
-    ours = own.generate(given, SamplingSettings(max_new_tokens=STEPS))
+    ours = answer(own, given, SamplingSettings(max_new_tokens=STEPS))
     compared = 0
     for one, mine, in_batch in zip(given, ours, batch):
         (want,), (n,) = ask(model, [one])
@@ -126,5 +126,5 @@ def test_each_prompt_alone_and_all_as_one_batch(pair):
         assert in_batch[:n] == want[:n]  # their own batch agrees, so ours is compared with both
         compared += min(n, len(want))
     assert compared > 2 * STEPS
-    (alone,) = own.generate(given[:1], SamplingSettings(max_new_tokens=STEPS))
+    (alone,) = answer(own, given[:1], SamplingSettings(max_new_tokens=STEPS))
     assert alone.ids == ours[0].ids

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llava_jax.convert import load_checkpoint
-from llava_jax.generate import Generator
+from llava_jax.generate import Generator, answer
 from llava_jax.settings import SamplingSettings
 from llava_jax.text.example import Example
 from tests.conftest import shared
@@ -52,12 +52,12 @@ def test_each_prompt_alone(model):
     for i, case in enumerate(cases(folder)["generate"]):
         (one,) = prompts(model, [case["input_ids"]], case["image_index"])
         sampling = SamplingSettings(max_new_tokens=case["max_new_tokens"])
-        (out,) = generator(model).generate([one], sampling, keep_logits=True)
+        (out,) = answer(generator(model), [one], sampling, keep_logits=True)
         n = decided(case["margins"])
         assert list(out.ids[:n]) == case["output_ids"][1 : n + 1]
         named = f"{case['id']}/scores" in arrays(folder)
         scores = arrays(folder)[f"{case['id'] if named else f'gen{i}'}/scores"][:n]
-        ours = out.logits[:n, :: case["scores_column_stride"]]
+        ours = np.stack(out.logits)[:n, :: case["scores_column_stride"]]
         np.testing.assert_allclose(ours, scores, atol=1e-4)
 
 
@@ -69,7 +69,7 @@ def test_one_batch(model):
     images = [i for c in rows for i in c["image_index"]]
     given = prompts(model, [c["input_ids"] for c in rows], images)
     longest = max(c["max_new_tokens"] for c in rows)
-    outputs = generator(model).generate(given, SamplingSettings(max_new_tokens=longest))
+    outputs = answer(generator(model), given, SamplingSettings(max_new_tokens=longest))
     for out, case, ids in zip(outputs, rows, batch["output_ids"], strict=True):
         n = decided(case["margins"])
         assert list(out.ids[:n]) == ids[1 : n + 1]
@@ -82,7 +82,7 @@ def test_the_same_weights_in_hugging_face_s_format(model):
     own, image_id = generator(model, "hf"), golden["image_token_index"]
     for case in golden["generate"]:
         (one,) = prompts(model, [case["input_ids"]], case["image_index"], image_id)
-        (out,) = own.generate([one], SamplingSettings(max_new_tokens=len(case["new_ids"])))
+        (out,) = answer(own, [one], SamplingSettings(max_new_tokens=len(case["new_ids"])))
         n = decided(case["margins"])
         assert list(out.ids[:n]) == case["new_ids"][:n]
 
@@ -99,7 +99,7 @@ def test_a_batch_in_hugging_face_s_format(model):
     ]
     given = prompts(model, rows, batch["image_index"], image_id)
     sampling = SamplingSettings(max_new_tokens=max(map(len, batch["new_ids"])))
-    outputs = generator(model, "hf").generate(given, sampling)
+    outputs = answer(generator(model, "hf"), given, sampling)
     for name, out, ids in zip(batch["of"], outputs, batch["new_ids"], strict=True):
         n = decided(margins[name])
         assert list(out.ids[:n]) == ids[:n]

@@ -1,0 +1,349 @@
+"""The compiled part of generation: pictures seen, prompts read in chunks, all slots decoded at once.
+
+A slot holds the keys and values of one request; entry i is position i. Every program has one static
+shape whatever the slots are doing: rows that have nothing to do are computed and thrown away. A row's
+arithmetic reads nothing of the others, so that its answer is, to the bit, the one it gets alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llava_jax.attention import Need, choose
+from llava_jax.attention.cached import Places
+from llava_jax.config import LlavaConfig
+from llava_jax.generate import weights
+from llava_jax.generate.sampling import TOPS, Controls, Said, alternatives, choose_token
+from llava_jax.layers import Compute
+from llava_jax.llama import KVCache, init_cache
+from llava_jax.llava import Llava, merge_images
+from llava_jax.sharding import BATCH, constrain
+
+STEPS = 32
+"""Tokens per slot that one call of `decode` gives at most."""
+
+_CHUNK = {"cpu": 128}
+_BLOCK = {"cpu": 32}
+_OTHERWISE = 256  # not measured
+
+
+class State(NamedTuple):
+    """What stays on the device. N slots of S entries, F picture places, V tokens."""
+
+    cache: KVCache
+    features: jax.Array  # dtype[F, I, D], of pictures
+    positions: jax.Array  # int32[N], where `token` stands
+    token: jax.Array  # int32[N], the last chosen token: not in the cache yet
+    alive: jax.Array  # bool[N]: is being answered
+    step: jax.Array  # int32[N], tokens given so far
+    controls: Controls  # [N]
+    counts: jax.Array  # int32[N, V]
+    asked: jax.Array  # bool[N, V]
+    bias: jax.Array  # float32[N, V]
+
+
+class Chunk(NamedTuple):
+    """The next C positions of B prompts. Rows may repeat each other.
+
+    places: rows of the picture features, F * I of them; -1: a token.
+    length: of what is real in `tokens`. last: whether the prompt ends here.
+    """
+
+    tokens: np.ndarray  # int32[B, C]
+    places: np.ndarray  # int32[B, C]
+    slots: np.ndarray  # int32[B]
+    start: np.ndarray  # int32[B]
+    length: np.ndarray  # int32[B]
+    last: np.ndarray  # bool[B]
+
+
+class Limits(NamedTuple):
+    """Of a constrained answer: which tokens may come next, a bit for each."""
+
+    constrained: np.ndarray  # bool[B]
+    allowed: np.ndarray  # uint32[B, ceil(V / 32)]
+
+
+class Given(NamedTuple):
+    """Tokens of one call: n is 1 after reading, STEPS after decoding, of which `count` are real."""
+
+    tokens: jax.Array  # int32[B, n], -1 in rows that were done
+    logprobs: jax.Array  # float32[B, n]
+    top_ids: jax.Array  # int32[B, n, TOPS]
+    top_logprobs: jax.Array  # float32[B, n, TOPS]
+    logits: jax.Array | None  # float32[B, n, V] if asked for
+    count: jax.Array  # int32[]
+
+
+class Generator:
+    """A model's parameters and compiled programs; llava_jax.generate.engine says when each is called.
+
+    config, params: the model, parameters flat and stacked as in llava_jax.llava.
+    compute: dtype of activations and cache; by default that of the parameters. Attention by device.
+    mesh: parameters lie as llava.param_shardings says, slots over data and fsdp.
+    unroll: decoder layers one by one instead of a scan; by default on CPU only.
+    consume: empties `params` on the way, so that a large model is never held twice.
+    eos_ids: tokens that end an answer; by default the config's.
+    chunk: positions of a prompt that are read at once; by default of the device.
+
+    `compiled` counts compilations by kind; within a bucket nothing is compiled twice.
+    """
+
+    def __init__(
+        self,
+        config: LlavaConfig,
+        params: Mapping[str, Any],
+        *,
+        compute: Compute | None = None,
+        mesh: Mesh | None = None,
+        unroll: bool | None = None,
+        consume: bool = False,
+        eos_ids: Sequence[int] | None = None,
+        chunk: int | None = None,
+    ):
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        if compute is None:
+            dtype = jnp.dtype(params["language.embed.embedding"].dtype)
+            window = config.language.sliding_window is not None
+            context = 1 if mesh is None else mesh.shape.get("context", 1)
+            need = Need(dtype.name, window=window, context=context)
+            compute = Compute(dtype, attention=choose(device, need))
+        self.config, self.compute, self.mesh = config, compute, mesh
+        self.eos_ids = tuple(eos_ids or config.language.eos_ids)
+        self.on_cpu = device.platform == "cpu"
+        self.unrolled = self.on_cpu if unroll is None else unroll
+        self.chunk = chunk or _CHUNK.get(device.platform, _OTHERWISE)
+        self.block = min(self.chunk, _BLOCK.get(device.platform, _OTHERWISE))
+        self.version = 0
+        self.set_params(params, consume=consume)
+        self.row_multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        self.compiled: Counter[str] = Counter()
+        # Donating the state lets XLA update the cache in place.
+        donated: Any = {"donate_argnames": ("state",)}
+        self.see = jax.jit(self._see, **donated)
+        self.copy = jax.jit(self._copy, **donated)
+        self.mark = jax.jit(self._mark, **donated)
+        self.read = jax.jit(self._read, static_argnames=("keep_logits",), **donated)
+        self.decode = jax.jit(self._decode, static_argnames=("keep_logits",), **donated)
+
+    def set_params(self, params: Mapping[str, Any], *, consume: bool = False) -> None:
+        """Answers with other parameters of the same shapes and types from now on; compiles nothing."""
+        self.graphdef, self.state = weights.load(
+            self.config,
+            params,
+            self.compute,
+            mesh=self.mesh,
+            unrolled=self.unrolled,
+            consume=consume,
+        )
+        # A list of leaves is flattened in C++ at every call; a State would be in Python.
+        self.leaves, self._treedef = jax.tree.flatten(self.state)
+        self.version += 1  # what engines have read is of the old ones
+
+    def drop_params(self) -> None:
+        """Gives the memory of the parameters back, until `set_params`."""
+        self.state: Any = None
+        self.leaves = []
+
+    # On the host ---------------------------------------------------------------------------------
+
+    def params(self):
+        """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
+        return weights.stacked(self.state)
+
+    def scope(self):
+        """The context to call the programs in."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def put(self, tree: Any) -> Any:
+        """Arrays of the host, on every device."""
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+
+    def new_state(self, slots: int, capacity: int, pictures: int) -> State:
+        """An empty State: N slots of S entries, F picture places."""
+        c, dtype, vocab = self.config, self.compute.dtype, self.config.language.vocab_size
+
+        def make() -> State:
+            cache = init_cache(c.language, slots, capacity, dtype, self.unrolled)
+            ints = jnp.zeros(slots, jnp.int32)
+            return State(
+                self._sharded(cache),
+                jnp.zeros((pictures, c.image_tokens, c.language.width), dtype),
+                *(ints, ints, jnp.zeros(slots, bool), ints),
+                jax.tree.map(jnp.asarray, Controls.rows(slots)),
+                jnp.zeros((slots, vocab), jnp.int32),
+                jnp.zeros((slots, vocab), bool),
+                jnp.zeros((slots, vocab), jnp.float32),
+            )
+
+        with self.scope():
+            return jax.jit(make)()
+
+    # On the device -------------------------------------------------------------------------------
+
+    def model(self, leaves: list[jax.Array]) -> Llava:
+        """The model over `leaves`; cheap enough to call inside jit, with `self.leaves` as argument."""
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
+
+    def _see(self, leaves, state: State, images_MHWC, at_M) -> State:
+        """Puts the projected features of M pictures into their places."""
+        self.compiled["see"] += 1
+        model = self.model(leaves)
+        features = model.projector(model.image_features(images_MHWC))  # [M, I, D]
+        return state._replace(
+            features=state.features.at[at_M].set(features.astype(state.features.dtype))
+        )
+
+    def _copy(self, state: State, source, target) -> State:
+        """One slot's keys and values into another."""
+        self.compiled["copy"] += 1
+        axis = 0 if self.unrolled else 1
+
+        def one(x):
+            row = jax.lax.dynamic_slice_in_dim(x, source, 1, axis)
+            return jax.lax.dynamic_update_slice_in_dim(x, row, target, axis)
+
+        return state._replace(cache=self._sharded(jax.tree.map(one, state.cache)))
+
+    def _mark(self, state: State, slot, bias_V, asked_V) -> State:
+        """What penalties and bias of a slot's request go by."""
+        self.compiled["mark"] += 1
+        return state._replace(
+            bias=state.bias.at[slot].set(bias_V), asked=state.asked.at[slot].set(asked_V)
+        )
+
+    def _read(
+        self, leaves, state: State, chunk: Chunk, controls: Controls, limits: Limits, *, keep_logits
+    ) -> tuple[State, Given]:
+        """Reads a chunk of B prompts; those that end in it get their first token and come alive."""
+        self.compiled["read"] += 1
+        model = self.model(leaves)
+        b, t = chunk.tokens.shape
+        positions = chunk.start[:, None] + jnp.arange(t)  # [B, C]
+        features = state.features.reshape(1, -1, state.features.shape[-1])  # [1, F * I, D]
+        text = model.language.embed(chunk.tokens, self.compute.dtype)  # [B, C, D]
+        x = constrain(merge_images(text, features, chunk.places), BATCH)
+        ends = chunk.start + chunk.length  # [B]
+        blocks = (ends.max() + self.block - 1) // self.block
+        places = Places(chunk.slots, chunk.start, blocks, self.block)
+        hidden, cache = model.language(x, positions, cache=state.cache, places=places)
+        logits = model.logits(hidden[jnp.arange(b), chunk.length - 1])  # [B, V]
+        zero = jnp.zeros((b, logits.shape[-1]), jnp.int32)
+        slots = chunk.slots
+        said = Said(zero[:, 0], zero, state.asked[slots], state.bias[slots], *limits)
+        token, logprob = choose_token(logits, controls, said)  # [B]
+        tops = alternatives(logits, controls.tops)
+        to = jnp.where(chunk.last, slots, len(state.token))  # beyond the end: dropped
+
+        def put(old, new):
+            return old.at[to].set(new, mode="drop")
+
+        alive = ~self._ended(token, 1, controls)
+        state = state._replace(
+            cache=self._sharded(cache),
+            positions=put(state.positions, ends),
+            token=put(state.token, token),
+            alive=put(state.alive, alive),
+            step=put(state.step, 1),
+            controls=jax.tree.map(put, state.controls, controls),
+            counts=put(state.counts, zero.at[jnp.arange(b), token].set(1)),
+        )
+        one = (token, logprob, *tops, logits if keep_logits else None)
+        return state, _everywhere(Given(*jax.tree.map(lambda x: x[:, None], one), jnp.int32(1)))
+
+    def _decode(
+        self, leaves, state: State, live_N, limits: Limits, most, enough, *, keep_logits
+    ) -> tuple[State, Given]:
+        """Gives each live slot up to `most` (and STEPS) further tokens.
+
+        Ends early when all are done, or `enough` have become so in this call.
+        """
+        self.compiled["decode"] += 1
+        model = self.model(leaves)
+        n, vocab = state.counts.shape
+        out = Given(
+            jnp.full((n, STEPS), -1, jnp.int32),
+            jnp.zeros((n, STEPS), jnp.float32),
+            jnp.zeros((n, STEPS, TOPS), jnp.int32),
+            jnp.zeros((n, STEPS, TOPS), jnp.float32),
+            jnp.zeros((n, STEPS, vocab), jnp.float32) if keep_logits else None,
+            jnp.zeros((), jnp.int32),
+        )
+        state = state._replace(alive=state.alive & live_N)
+        first = state.alive
+
+        def more(carry):
+            state, out = carry
+            done = (first & ~state.alive).sum()
+            return (out.count < most) & jnp.any(state.alive) & (done < enough)
+
+        def one(carry):
+            state, out = carry
+            before = state.alive
+            state, *given = self._step(model, state, limits)
+            i = out.count
+            given[0] = jnp.where(before, given[0], -1)
+            given[4] = given[4] if keep_logits else None
+            kept = jax.tree.map(lambda old, new: old.at[:, i].set(new), out[:-1], tuple(given))
+            return state, Given(*kept, i + 1)
+
+        state, out = jax.lax.while_loop(more, one, (state, out))
+        return state, _everywhere(out)
+
+    def _step(self, model: Llava, state: State, limits: Limits):
+        """Reads the last chosen token of each slot and chooses the next."""
+        # A slot that is not alive may be in the middle of its prompt: its key goes to the last entry,
+        # which no request ever reads (an answer ends before it).
+        capacity = jax.tree.leaves(state.cache)[0].shape[-2]
+        write_at = jnp.where(state.alive, state.positions, capacity - 1)
+        seen = jnp.where(state.alive, state.positions, 0)  # [N]
+        places = Places(None, write_at, seen.max() // self.block + 1, self.block)
+        hidden, cache = model.language(
+            constrain(model.language.embed(state.token[:, None], self.compute.dtype), BATCH),
+            seen[:, None],
+            cache=state.cache,
+            places=places,
+        )
+        logits = model.logits(hidden[:, 0])  # [N, V]
+        said = Said(state.step, state.counts, state.asked, state.bias, *limits)
+        token, logprob = choose_token(logits, state.controls, said)  # [N]
+        tops = alternatives(logits, state.controls.tops)
+        step = state.step + 1
+        state = state._replace(
+            cache=self._sharded(cache),
+            positions=state.positions + state.alive,
+            token=token,
+            alive=state.alive & ~self._ended(token, step, state.controls),
+            step=step,
+            counts=state.counts.at[jnp.arange(len(token)), token].add(1),
+        )
+        return state, token, logprob, *tops, logits
+
+    def _ended(self, token_B, step_B, controls: Controls):
+        return jnp.isin(token_B, jnp.asarray(self.eos_ids)) | (step_B >= controls.budget)
+
+    def _sharded(self, cache: KVCache) -> KVCache:
+        """Slots over data and fsdp, KV heads over tensor where they divide."""
+        if self.mesh is None:
+            return cache
+        heads = self.config.language.kv_heads % self.mesh.shape["tensor"] == 0
+        axes = (*BATCH, "tensor" if heads else None)
+        partition = P(*axes) if self.unrolled else P(None, *axes)
+        return jax.tree.map(lambda x: constrain(x, partition), cache)
+
+
+def _everywhere(given: Given) -> Given:
+    """A copy on every device, so that every process can read it."""
+    return jax.tree.map(lambda x: constrain(x, P()), given)
