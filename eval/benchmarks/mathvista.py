@@ -5,8 +5,7 @@ from the reply; what needs none is taken first (a reply that is an option or a n
 --quick_extract 'The answer is "X".'). Options: "(B)" or B is that option, else the option of the
 smallest edit distance, the first of equals, so that even "" gets an option (the shortest). Whole
 numbers are cut, not rounded ("2.9" is 2); decimals are rounded to `precision`. A reply that only a
-model could read is read as it stands; `eval extract` has a model read it, and `extracted_by_model`
-counts those.
+model could read is read as it stands.
 """
 
 import re

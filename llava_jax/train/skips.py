@@ -69,5 +69,5 @@ class Skips:
         if self.row >= self._limit:
             raise Diverged(
                 f"{self.row} steps in a row were skipped; the last of them are in {self._path}",
-                fix="lower config.lr, or look at their samples with llava-jax inspect --sample",
+                fix="lower config.lr, or look at their samples with llava-jax data show",
             )
