@@ -86,8 +86,8 @@ class LlamaAttention(nnx.Module):
             y = attention(q, k, v, seen, kernel)  # [B, T, N, H]
         else:  # a pair [N, K, S, H]
             positions, places, window = seen
-            cache = tuple(write(old, new, places) for old, new in zip(cache, (k, v)))
-            y = attend(q, *cache, positions, places, window)  # [B, T, N, H]
+            cache = write(cache[0], k, places), write(cache[1], v, places)
+            y = attend(q, cache[0], cache[1], positions, places, window)  # [B, T, N, H]
         y = take_positions(y.reshape(b, t, q.shape[2] * q.shape[3]), at_GP)  # [B, T, N * H]
         return checkpoint_name(self.o(y, keys[3]), ATTENTION), cache  # [B, T, D]
 

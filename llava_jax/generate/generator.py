@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -59,30 +58,30 @@ class Chunk(NamedTuple):
     length: of what is real in `tokens`. last: whether the prompt ends here.
     """
 
-    tokens: np.ndarray  # int32[B, C]
-    places: np.ndarray  # int32[B, C]
-    slots: np.ndarray  # int32[B]
-    start: np.ndarray  # int32[B]
-    length: np.ndarray  # int32[B]
-    last: np.ndarray  # bool[B]
+    tokens: Any  # int32[B, C]
+    places: Any  # int32[B, C]
+    slots: Any  # int32[B]
+    start: Any  # int32[B]
+    length: Any  # int32[B]
+    last: Any  # bool[B]
 
 
 class Limits(NamedTuple):
     """Of a constrained answer: which tokens may come next, a bit for each."""
 
-    constrained: np.ndarray  # bool[B]
-    allowed: np.ndarray  # uint32[B, ceil(V / 32)]
+    constrained: Any  # bool[B]
+    allowed: Any  # uint32[B, ceil(V / 32)]
 
 
 class Given(NamedTuple):
     """Tokens of one call: n is 1 after reading, STEPS after decoding, of which `count` are real."""
 
-    tokens: jax.Array  # int32[B, n], -1 in rows that were done
-    logprobs: jax.Array  # float32[B, n]
-    top_ids: jax.Array  # int32[B, n, TOPS]
-    top_logprobs: jax.Array  # float32[B, n, TOPS]
-    logits: jax.Array | None  # float32[B, n, V] if asked for
-    count: jax.Array  # int32[]
+    tokens: Any  # int32[B, n], -1 in rows that were done
+    logprobs: Any  # float32[B, n]
+    top_ids: Any  # int32[B, n, TOPS]
+    top_logprobs: Any  # float32[B, n, TOPS]
+    logits: Any  # float32[B, n, V] if asked for
+    count: Any  # int32[]
 
 
 class Generator:
@@ -260,8 +259,10 @@ class Generator:
             controls=jax.tree.map(put, state.controls, controls),
             counts=put(state.counts, zero.at[jnp.arange(b), token].set(1)),
         )
-        one = (token, logprob, *tops, logits if keep_logits else None)
-        return state, _everywhere(Given(*jax.tree.map(lambda x: x[:, None], one), jnp.int32(1)))
+        one: Any = (token, logprob, *tops, logits if keep_logits else None)
+        return state, _everywhere(
+            Given(*[None if x is None else x[:, None] for x in one], count=jnp.int32(1))
+        )
 
     def _decode(
         self, leaves, state: State, live_N, limits: Limits, most, enough, *, keep_logits
@@ -292,12 +293,13 @@ class Generator:
         def one(carry):
             state, out = carry
             before = state.alive
-            state, *given = self._step(model, state, limits)
+            state, *found = self._step(model, state, limits)
+            given: list[Any] = found
             i = out.count
             given[0] = jnp.where(before, given[0], -1)
             given[4] = given[4] if keep_logits else None
-            kept = jax.tree.map(lambda old, new: old.at[:, i].set(new), out[:-1], tuple(given))
-            return state, Given(*kept, i + 1)
+            kept: Any = jax.tree.map(lambda old, new: old.at[:, i].set(new), out[:-1], tuple(given))
+            return state, Given(*kept, count=i + 1)
 
         state, out = jax.lax.while_loop(more, one, (state, out))
         return state, _everywhere(out)
@@ -334,7 +336,7 @@ class Generator:
     def _ended(self, token_B, step_B, controls: Controls):
         return jnp.isin(token_B, jnp.asarray(self.eos_ids)) | (step_B >= controls.budget)
 
-    def _sharded(self, cache: KVCache) -> KVCache:
+    def _sharded(self, cache: Any) -> KVCache:
         """Slots over data and fsdp, KV heads over tensor where they divide."""
         if self.mesh is None:
             return cache

@@ -15,7 +15,7 @@ import numpy as np
 
 from llava_jax.settings import SamplingSettings
 
-Array = jax.Array | np.ndarray
+Array = Any  # of jax, or of numpy on its way there
 
 GREEDY_BELOW = 1e-3
 """A temperature up to this means greedy, as in the original's model_worker.py."""
