@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -97,13 +98,24 @@ def _remember(workdir: Path, name: str, run: str) -> None:
     write_json(path, {**(read_object(path) if path.exists() else {}), name: run})
 
 
+def _summary_writer() -> type:
+    """tensorboardX's SummaryWriter. It imports torch if that is installed: 1.5 s of a start, unused here."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class TensorBoard:
     """Event files in workdir/tensorboard, by tensorboardX."""
 
     def __init__(self, workdir: Path, title: str, start: int, settings: Mapping[str, Any]):
-        from tensorboardX import SummaryWriter
-
-        self._open = functools.partial(SummaryWriter, str(workdir / "tensorboard"))
+        self._open = functools.partial(_summary_writer(), str(workdir / "tensorboard"))
         self._board: Any = self._open(purge_step=start)
         self._again = 0.0
         if not start:
