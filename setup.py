@@ -22,7 +22,7 @@ PARQUET = ["pyarrow>=17"]
 EVAL = ["openpyxl>=3.1", "pooch>=1.9", "openai>=1.60", "jinja2>=3.1", *PARQUET]
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "sse-starlette>=2.1", "httpx>=0.27"]
 TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77"]
-TEST += [*TRANSFORMERS, *GGUF, *EVAL, *FAST]
+TEST += [*TRANSFORMERS, *GGUF, *EVAL, *FAST, *TFDS]
 DEV = ["ruff==0.17.6", "pyright==1.1.414", "pre-commit>=4.0"]
 
 
