@@ -91,6 +91,8 @@ def _task_arguments(p: argparse.ArgumentParser, answers: bool = True) -> None:
 def _score_arguments(p: argparse.ArgumentParser) -> None:
     _task_arguments(p)
     p.add_argument("--json", type=Path, metavar="OUT", help="write totals and per-sample values")
+    extracted = "what eval extract wrote: a second number by answers that a model read"
+    p.add_argument("--extracted", type=Path, metavar="FILE", help=extracted)
     p.add_argument("--brief", action="store_true", help="totals only")
 
 
@@ -100,14 +102,19 @@ def _submit_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _judge_arguments(p: argparse.ArgumentParser) -> None:
+    _extract_arguments(p)
+    p.add_argument("--runs", type=int, default=1, help="grades or reviews per answer")
+
+
+def _extract_arguments(p: argparse.ArgumentParser) -> None:
     _task_arguments(p)
-    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="reviews or grades")
+    p.set_defaults(runs=1)
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="what the judge says")
     p.add_argument("--judge-model", required=True, help="the judge's name at the endpoint")
     p.add_argument("--endpoint", default="https://api.openai.com/v1", help="OpenAI-compatible URL")
     p.add_argument("--key-env", default="OPENAI_API_KEY", help="variable that holds the key")
     p.add_argument("--per-minute", type=float, default=60, help="requests per minute (default 60)")
     p.add_argument("--parallel", type=int, default=8, help="requests at a time (default 8)")
-    p.add_argument("--runs", type=int, default=1, help="grades or reviews per answer")
     p.add_argument("--price-in", type=float, help="dollars per million tokens read")
     p.add_argument("--price-out", type=float, help="dollars per million tokens written")
     p.add_argument("--yes", action="store_true", help="start without asking")
@@ -169,7 +176,9 @@ def _refuse_input(args: argparse.Namespace, out: Path | None) -> None:
     """Raises LlavaError where writing `out` would replace what the command reads."""
     files = [pair.partition("=")[2] or None for pair in args.set]  # such as gpt4=FILE
     if out is not None:
-        refuse_input(out, [args.data, getattr(args, "answers", None), *files])
+        refuse_input(
+            out, [args.data, *(getattr(args, n, None) for n in ("answers", "extracted")), *files]
+        )
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -190,7 +199,14 @@ def _score(args: argparse.Namespace) -> int:
 
     _refuse_input(args, args.json)
     task = get_task(args.task)
-    result = complete(task.score(args.answers, args.data, task_settings_of(args, [task])))
+    settings = task_settings_of(args, [task])
+    if args.extracted:
+        from llava_jax.eval.judge.extract import score_extracted
+
+        scored = score_extracted(task, args.answers, args.data, settings, args.extracted)
+    else:
+        scored = task.score(args.answers, args.data, settings)
+    result = complete(scored)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.json, result, indent=1, ensure_ascii=False)
@@ -221,8 +237,7 @@ def _judge(args: argparse.Namespace) -> int:
     from llava_jax.eval.judge.command import judge_command
 
     refuse_input(args.out, [args.answers])  # in the data folder it may be its own, to go on with
-    task_settings_of(args, [get_task(args.task)])  # for what it raises
-    return judge_command(args)
+    return judge_command(args, task_settings_of(args, [get_task(args.task)]))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -266,6 +281,7 @@ ACTIONS = {
     "score": (_score_arguments, _score, "score an answer file"),
     "submit": (_submit_arguments, _submit, "write the file that a benchmark's server accepts"),
     "judge": (_judge_arguments, _judge, "have a judge model grade answers"),
+    "extract": (_extract_arguments, _judge, "have a model read answers that name no option"),
     "report": (_report_arguments, _report, "one page of results next to the paper's"),
     "fetch": (_fetch_arguments, _fetch, "download a benchmark's files"),
     "questions": (_questions_arguments, _questions, "write a benchmark's prompts as LLaVA's jsonl"),

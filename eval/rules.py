@@ -4,14 +4,21 @@ A rule takes the answer, the truth and the options' texts, and returns (score fr
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llava_jax.eval.normalize import leave_one_out, one_line, vqa_normalize
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-_STATED = r"(?i)(?:correct\s+)?answer\s+is\s+\**\(?([{}])\b"
+_STATED = r"(?i)(?:correct\s+)?answer\s+is\s+\**([{}])\b"
+_FAILED = "Failed to obtain answer via API"
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
 
 Rule = Callable[[str, Any, Sequence[str]], tuple[float, Any]]
 
@@ -87,22 +94,34 @@ def letter(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[float, s
     return float(read == str(truth).strip("() ").upper()), read
 
 
-def read_letter(text: str, options: Sequence[str]) -> str:
+def named_letters(text: str, letters: Iterable[str]) -> list[str]:
+    """Those of the letters that stand alone among the words."""
+    words = text.translate(_SPACED).split()
+    return [c for c in letters if c in words]
+
+
+def read_letter(text: str, options: Sequence[str] | Mapping[str, str]) -> str:
     """The letter of the option that an answer means, or "Z": VLMEvalKit's can_infer
     (vlmeval/utils/matching_util.py) without a model. A letter alone among the words near the end, else
-    "answer is X", else the only option whose text the answer holds."""
-    letters = LETTERS[: len(options)] or "ABCD"
-    words = text.translate(_SPACED).split()
-    named = [c for c in letters if c in words]
-    # Far from the end it may be the article A: then the letter does not settle it.
-    if len(named) == 1 and words.index(named[0]) > len(words) - 5:
-        return named[0]
-    if stated := re.search(_STATED.format(letters), text):
-        return stated[1].upper()
+    "answer is X", else the only option whose text the answer holds. options: texts, or letter -> text."""
+    named_so = options if isinstance(options, Mapping) else dict(zip(LETTERS, options))
+    choices = named_so or dict.fromkeys("ABCD", "")
+    if _FAILED not in text:
+        if any(refusal in text for refusal in _REFUSALS):
+            return "Z"
+        words = text.translate(_SPACED).split()
+        named = named_letters(text, choices)
+        # Far from the end it may be the article A: then the letter does not settle it.
+        if len(named) == 1 and words.index(named[0]) > len(words) - 5:
+            return named[0]
+        if not named and "Z" in words:
+            return "Z"
+        if stated := re.search(_STATED.format("".join(choices)), text):
+            return stated[1].upper()
     low = text.lower()
-    if not options or len(low) > 2 * sum(map(len, options)):
+    if len(low) > 2 * sum(map(len, choices.values())):
         return "Z"
-    held = [c for c, o in zip(letters, options) if o.lower() in low]
+    held = [c for c, o in choices.items() if o and o.lower() in low]
     return held[0] if len(held) == 1 else "Z"
 
 

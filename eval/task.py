@@ -10,12 +10,16 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llava_jax.errors import LlavaError, did_you_mean
 from llava_jax.eval.answers import AnswerFile, Coverage, read_answers
 from llava_jax.eval.questions import Question, llava_questions
+from llava_jax.eval.rules import LETTERS, read_letter
 from llava_jax.util import write_text
+
+if TYPE_CHECKING:
+    from llava_jax.eval.simple import Item
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +151,7 @@ class Task:
     answers_in: ClassVar[str] = ""  # key of a results file under which the answers are
 
     own_title: str = ""  # of a task from outside
+    free_answers: ClassVar[bool] = False  # a model may extract answers without options
     grades: ClassVar[bool] = False  # its judge gives grades from 0 to 1, and no reviews
 
     @property
@@ -163,6 +168,19 @@ class Task:
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         """The questions made from the owner's files."""
         raise NotImplementedError
+
+    def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list["Item"]:
+        """The questions with their options, of which a model may read an answer; none by default."""
+        return []
+
+    def letters(self, item: "Item") -> str:
+        """The letters of an item's options."""
+        return LETTERS[: len(item.options)]
+
+    def inferred(self, text: str, item: "Item") -> str | None:
+        """What needs no model to be read out of an answer; None where a model is to read it."""
+        read = read_letter(text, item.options)
+        return read if read != "Z" or not text.strip() else None
 
     def group_of(self, question: Question) -> str:
         """What a question is scored together with (a pair, a rotation); by default it stands alone."""

@@ -5,7 +5,7 @@ from the reply; what needs none is taken first (a reply that is an option or a n
 --quick_extract 'The answer is "X".'). Options: "(B)" or B is that option, else the option of the
 smallest edit distance, the first of equals, so that even "" gets an option (the shortest). Whole
 numbers are cut, not rounded ("2.9" is 2); decimals are rounded to `precision`. A reply that only a
-model could read is read as it stands.
+model could read is read as it stands; `eval extract` has one extract it.
 """
 
 import re
@@ -21,6 +21,7 @@ _LETTER = re.compile(r"\(([a-zA-Z])\)")
 
 class MathVista(SimpleTask):
     name = "mathvista"
+    free_answers = True
     data_files = "testmini.json with images/, or testmini-*.parquet of AI4Math/MathVista"
     files = ("testmini*.json", "testmini*.parquet", "*.parquet", "*.jsonl")
 
@@ -36,8 +37,16 @@ class MathVista(SimpleTask):
         key = str(row.get("pid") or row.get("id") or number)
         return Item(key, prompt, row["answer"], (image,), options, groups)
 
+    def letters(self, item: Item) -> str:
+        return ""  # what a model extracts is read by the owner's rule, and is no letter
+
+    def inferred(self, text: str, item: Item) -> str | None:
+        read = extracted(text, item)
+        return text if read is None and not text.strip() else read
+
     def judged(self, text: str, item: Item) -> tuple[float, Any]:
-        read = normalized(extracted(text, item), item)
+        found = extracted(text, item)
+        read = normalized(text if found is None else found, item)
         return float(read is not None and read == item.truth), read
 
     def result(self, items, samples, result):
@@ -46,20 +55,18 @@ class MathVista(SimpleTask):
         return result
 
 
-def extracted(text: str, item: Item) -> str:
-    """The answer in a reply, by the rules that need no model, else the reply itself."""
+def extracted(text: str, item: Item) -> str | None:
+    """The answer in a reply, by the rules that need no model; None where one is needed."""
     if text in item.options:
         return text
     kind = {"integer": int, "float": float}.get(item.groups["answer_type"])
     try:
-        return str(kind(text)) if kind else _quick(text)
+        if kind:
+            return str(kind(text))
     except (ValueError, OverflowError):
-        return _quick(text)
-
-
-def _quick(text: str) -> str:
+        pass
     found = _QUICK.search(text)
-    return found[1] if found else text
+    return found[1] if found else None
 
 
 def normalized(text: str, item: Item) -> str | None:

@@ -8,7 +8,6 @@ Scorer: VLMEvalKit dataset/utils/multiple_choice.py and utils/matching_util.py a
 
 import base64
 import csv
-import re
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from llava_jax.eval.answers import AnswerFile, Coverage, as_id, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import TABLES, find, find_optional, read_rows, write_xlsx
 from llava_jax.eval.questions import LETTER, Question
+from llava_jax.eval.rules import read_letter
+from llava_jax.eval.simple import Item, choices
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group
 
 # What pandas reads as no value at all, in a tsv or an Excel file.
@@ -24,14 +25,6 @@ _NO_VALUE = frozenset(
     ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
      "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
 )  # fmt: skip
-_REFUSALS = (
-    "Sorry, I can't help with images of people yet.",
-    "I can't process this file.",
-    "I'm sorry, but without the image provided",
-    "Cannot determine the answer",
-)
-_STATED = re.compile(r"(?i)(?:correct\s+)?answer\s+is\s+\**([ABCD])\b")
-_SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 ROTATION = 1_000_000  # row index = question + rotation * this
 GROUPS = ("l2-category", "category", "split")
 DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -67,6 +60,13 @@ class MMBench(Task):
             questions.append(Question(str(row["index"]), prompt + self.suffix, images, record))
         return questions
 
+    def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
+        return [
+            Item(_index(r["index"]), choices(r["question"], texts, ""), "", (), texts)
+            for r in self._table(data, settings)
+            if (texts := tuple(_options(r).values()))
+        ]
+
     def group_of(self, question: Question) -> str:
         return str(int(question.key) % ROTATION)
 
@@ -79,8 +79,7 @@ class MMBench(Task):
         joined, coverage = join(truth, given, open_end=end, strict=settings.strict)
         rows: dict[str, Sample] = {}
         for key, row in truth.items():
-            choices = {c: str(row[c]) for c in "ABCD" if not _no_value(row.get(c))}
-            inferred = infer_option(joined[key].text, choices) if key in joined else "Z"
+            inferred = read_letter(joined[key].text, _options(row)) if key in joined else "Z"
             rows[key] = Sample(
                 float(inferred == row["answer"]),
                 joined.text(key),
@@ -174,37 +173,8 @@ class MMBench(Task):
         return rows
 
 
-def infer_option(text: str, choices: dict[str, str]) -> str:
-    """The option letter an answer means, or "Z", by VLMEvalKit's rules without GPT. choices: letter ->
-    option text, empty ones left out."""
-    return _by_letter(text, choices) or _by_content(text, choices) or "Z"
-
-
-def _by_letter(text: str, choices: dict[str, str]) -> str | None:
-    if "Failed to obtain answer via API" in text:
-        return None
-    if any(refusal in text for refusal in _REFUSALS):
-        return "Z"
-    words = text.translate(_SPACED).split()
-    named = [c for c in choices if c in words]
-    if len(named) == 1:
-        # Far from the end it may be the article A: then the letter does not settle it.
-        if words.index(named[0]) > len(words) - 5:
-            return named[0]
-    elif not named and "Z" in words:
-        return "Z"
-    stated = _STATED.search(text)
-    if stated and stated[1].upper() in choices:
-        return stated[1].upper()
-    return None
-
-
-def _by_content(text: str, choices: dict[str, str]) -> str | None:
-    text = text.lower()
-    if len(text) > 2 * sum(map(len, choices.values())):
-        return None
-    named = [letter for letter, option in choices.items() if option.lower() in text]
-    return named[0] if len(named) == 1 else None
+def _options(row: dict[str, Any]) -> dict[str, str]:
+    return {c: str(row[c]) for c in "ABCD" if not _no_value(row.get(c))}
 
 
 def _row(s: Sample) -> dict[str, Any]:

@@ -24,6 +24,9 @@ class MMStar(SimpleTask):
         prompt, answer = row["question"].strip() + LETTER, row["answer"].strip()
         return Item(str(row["index"]), prompt, answer, (row["image"],), groups=groups)
 
+    def letters(self, item: Item) -> str:
+        return "ABCD"
+
     def judged(self, text: str, item: Item) -> tuple[float, str]:
         said = text.lower().strip().replace("\n", " ")
         read = [said[len(b) : len(b) + 1].upper() for b in BEFORE if said.startswith(b)]

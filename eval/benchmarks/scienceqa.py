@@ -13,6 +13,7 @@ from llava_jax.eval.answers import Answer, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.questions import LETTER, Question, question
+from llava_jax.eval.simple import Item, choices
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 from llava_jax.util import read_object
 
@@ -42,6 +43,12 @@ class ScienceQA(Task):
             recorded = f"<image>\n{prompt}" if images else prompt
             questions.append(question(pid, prompt, *images, prompt=recorded))
         return questions
+
+    def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
+        return [
+            Item(pid, choices(p["question"], p["choices"], ""), "", (), tuple(p["choices"]))
+            for pid, p in _read_problems(data, settings).items()
+        ]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         problems = _read_problems(data, settings)

@@ -9,7 +9,8 @@ from typing import Any
 
 from llava_jax.eval.answers import join
 from llava_jax.eval.files import ID, expect, find, read_list
-from llava_jax.eval.questions import LETTER, Question, question
+from llava_jax.eval.questions import Question, question
+from llava_jax.eval.simple import Item, choices
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 
 FILES = ("SEED-Bench*.json", "SEED_Bench*.json", "annotations.json")
@@ -29,10 +30,17 @@ class Seed(Task):
         fields = {"question": str, **dict.fromkeys(_CHOICES, str)}
         for q in _read_truth(data)["questions"]:
             expect(q, f"SEED-Bench question {q['question_id']}", fields)
-            choices = "".join(f"\n{letter}. {q[c]}" for letter, c in zip("ABCD", _CHOICES))
-            prompt = q["question"] + choices + LETTER
+            prompt = choices(q["question"], [q[c] for c in _CHOICES])
             questions.append(question(q["question_id"], prompt, _image(q)))
         return questions
+
+    def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
+        questions = _read_truth(data)["questions"]
+        return [
+            Item(str(q["question_id"]), choices(q["question"], texts, ""), "", (), texts)
+            for q in questions
+            if (texts := tuple(str(q[c]) for c in _CHOICES))
+        ]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         meta = _read_truth(data)

@@ -6,8 +6,6 @@ again and then counted apart, never as a 0.
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -26,7 +24,8 @@ from llava_jax.eval.judge.endpoint import (
 )
 from llava_jax.eval.judge.mmvet_prompt import RETRY
 from llava_jax.eval.judge.reviews import SYSTEM, UNREAD, read_reviews, read_scores
-from llava_jax.eval.task import get_task
+from llava_jax.eval.judge.store import RETRIES, check_same, digest, judge_missing
+from llava_jax.eval.task import TaskSettings, get_task
 from llava_jax.progress import progress
 from llava_jax.util import read_object, write_json
 
@@ -34,25 +33,6 @@ logger = logging.getLogger(__name__)
 
 REVIEW_TOKENS, GRADE_TOKENS = 1024, 3
 GRADE = ("model", "content", "score")  # lists of a question in MM-Vet's grade file
-RETRIES = 3  # of a review that cannot be read
-
-
-def _digest(message: str) -> str:
-    return hashlib.sha256(message.encode("utf-8", "backslashreplace")).hexdigest()[:16]
-
-
-def _check(out: Path, key: str, old: dict[str, Any], message: str, judge: str) -> None:
-    """Raises AnswerError where `old`, a grade or review in `out`, is of another answer or judge."""
-    for name, now, words in (
-        ("request", _digest(message), "with another answer"),
-        ("judge_model", judge, f"by {old.get('judge_model')!r}, not {judge!r}"),
-    ):
-        if old.get(name) != now:
-            what = words if name in old else "by a command that did not note the answer"
-            raise AnswerError(
-                f"{out}: question {key} was reviewed {what}",
-                fix="move the file away, or name another",
-            )
 
 
 def judge_reviews(
@@ -72,28 +52,17 @@ def judge_reviews(
     done: dict[tuple[str, int], dict[str, Any]] = {}
     if out.exists() and out.stat().st_size:
         done = {(r.id, r.row.get("run", 0)): r.row for r in read_reviews(out).rows}
-    todo = []
-    for run in range(runs):
-        for row, message in requests:
-            key = str(row["question_id"])
-            if (old := done.get((key, run))) is not None:
-                _check(out, key, old, message, endpoint.model)
-            else:
-                todo.append((row | ({"run": run} if run else {}), message))
-    out.parent.mkdir(parents=True, exist_ok=True)
 
-    def review(one: tuple[dict[str, Any], str]) -> dict[str, Any]:
-        row, message = one
+    def review(row: dict[str, Any], message: str) -> dict[str, Any]:
         scores, reply = _review(message, endpoint, row.get("run", 0))
-        found = {"content": reply.text, "tuple": scores, "judge": reply.model}
-        return {**row, **found, "request": _digest(message), "judge_model": endpoint.model}
+        return {**row, "content": reply.text, "tuple": scores, "judge": reply.model}
 
-    count = runs * len(requests)
-    with progress(count, "judge", "review", initial=count - len(todo)) as bar:
-        for row in in_parallel(review, todo, threads):
-            with open(out, "a", encoding="utf-8") as f:
-                f.write(json.dumps(row) + "\n")
-            bar.update()
+    todo = [
+        (row | ({"run": run} if run else {}), message, run)
+        for run in range(runs)
+        for row, message in requests
+    ]
+    judge_missing(todo, done, out, endpoint, review, threads)
 
 
 def _review(message: str, endpoint: Endpoint, run: int) -> tuple[list[float] | None, JudgeReply]:
@@ -127,7 +96,7 @@ def judge_grades(
             raise AnswerError(f"{out}: holds no grades of a judge", fix="name another file")
     for key, message in requests:
         if key in grades:
-            _check(out, key, grades[key], message, endpoint.model)
+            check_same(out, key, grades[key], message, endpoint.model)
     todo = [
         (key, message, run)
         for run in range(runs)
@@ -138,7 +107,7 @@ def judge_grades(
     with progress(count, "judge", "grade", initial=count - len(todo)) as bar:
         found = in_parallel(lambda one: grade_one(one[1], endpoint, one[2]), todo, threads)
         for (key, message, _), values in zip(todo, found):
-            known = {"request": _digest(message), "judge_model": endpoint.model}
+            known = {"request": digest(message), "judge_model": endpoint.model}
             grade = grades.setdefault(key, {name: [] for name in GRADE} | known)
             for name, value in zip(GRADE, values):
                 grade[name].append(value)
@@ -180,18 +149,26 @@ def _cost(read: int, written: int, price_in: float | None, price_out: float | No
     return f"${(read * price_in + written * price_out) / 1e6:.2f}"
 
 
-def judge_command(args: argparse.Namespace) -> int:
-    """`llava-jax eval judge`: shows the cost, asks, judges."""
-    task = get_task(args.task)
-    if not task.judge:
+def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
+    """`llava-jax eval judge` and `extract`: shows the cost, asks, judges."""
+    task, extracts = get_task(args.task), args.action == "extract"
+    if not task.judge and not extracts:
         raise LlavaError(f"{task.name} needs no judge", fix="score it: llava-jax eval score")
     for name in ("runs", "parallel"):
         if getattr(args, name) < 1:
             raise LlavaError(f"--{name} must be at least 1")
-    requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
-    graded = task.grades
+    requests: list[Any]
+    if extracts:
+        from llava_jax.eval.judge import extract
+
+        requests = extract.requests(task, args.answers, args.data, settings)
+        judge, tokens = extract.extract_answers, extract.EXTRACT_TOKENS
+    else:
+        requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
+        judge, tokens = (
+            (judge_grades, GRADE_TOKENS) if task.grades else (judge_reviews, REVIEW_TOKENS)
+        )
     messages = [m for _, m in requests] * args.runs
-    tokens = GRADE_TOKENS if graded else REVIEW_TOKENS
     prices = args.price_in, args.price_out
     print(f"{args.judge_model}: {estimate(messages, tokens, *prices)}")
     if not args.yes and not _agreed():
@@ -204,12 +181,12 @@ def judge_command(args: argparse.Namespace) -> int:
         per_minute=args.per_minute,
     )
     endpoint.check()
-    judge = judge_grades if graded else judge_reviews
     judge(requests, args.out, endpoint, args.runs, args.parallel)
     read, written = endpoint.tokens_in, endpoint.tokens_out
     cost = _cost(read, written, *prices)
     print(f"took {read:,} tokens read and {written:,} written" + (f", {cost}" if cost else ""))
-    print(f"wrote {args.out}; score it with: llava-jax eval score {task.name} --answers {args.out}")
+    files = f"{args.answers} --extracted {args.out}" if extracts else args.out
+    print(f"wrote {args.out}; score it with: llava-jax eval score {task.name} --answers {files}")
     return 0
 
 

@@ -27,6 +27,7 @@ NOT_RUN = {
     r"--out out/7b": "needs the released weights; the tiny model's line is below it",
     r"^llava-jax eval report out/7b": "of results of the released weights",
     r"--out out/tiny": "tests/eval/test_run_model.py runs these sets",
+    r"^llava-jax eval (extract seed|score seed)": "needs a model that answers; tests/eval/test_extract.py has one",
     r"--endpoint http://127": "needs a server; tests/eval/test_remote.py has one",
     r"--config OUT/pope/result\.json": "tests/eval/test_outside.py asks a result again",
     r"convert SRC DST --to FORMAT": "the form of the command, not a command",

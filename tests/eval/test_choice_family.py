@@ -5,10 +5,10 @@ import csv
 
 import pytest
 
-from llava_jax.eval.benchmarks.mmbench import infer_option
 from llava_jax.eval.benchmarks.scienceqa import read_choice
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import read_rows
+from llava_jax.eval.rules import read_letter
 from llava_jax.eval.task import TaskSettings, get_task
 from tests.eval.test_vqa_family import dump, lines
 
@@ -162,7 +162,7 @@ CHOICES = {"A": "a cat", "B": "a dog", "C": "None of the above"}
     ],
 )
 def test_mmbench_inference(text, want):
-    assert infer_option(text, CHOICES) == want
+    assert read_letter(text, CHOICES) == want
 
 
 PNG = base64.b64encode(b"png").decode()

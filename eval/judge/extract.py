@@ -1,0 +1,184 @@
+"""Answers read by a model where the rule reads none: VLMEvalKit's way for options, MathVista's step.
+
+VLMEvalKit (vlmeval/dataset/utils/multiple_choice.py) takes what its exact rule infers (rules.read_letter)
+and has a model match the rest with an option, or with none (Z, wrong). MathVista (evaluation/extract_answer.py)
+has a model extract what is no option and no number. The words that a model is asked in are ours. A
+reply that names no option is asked for again and then counted apart: the exact number stands beside it.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_jax.errors import LlavaError
+from llava_jax.eval.answers import join
+from llava_jax.eval.errors import AnswerError
+from llava_jax.eval.files import read_checked
+from llava_jax.eval.judge.endpoint import Endpoint, repair_lines
+from llava_jax.eval.judge.store import RETRIES, check_same, judge_missing
+from llava_jax.eval.questions import LETTER, SHORT
+from llava_jax.eval.rules import named_letters
+from llava_jax.eval.task import DEFAULT, Result, Task, TaskSettings
+
+logger = logging.getLogger(__name__)
+
+EXTRACT_TOKENS = 128
+_MATCH = """An answer was given to a question with options. Which option does the answer mean?
+Reply with that option's letter alone, or with Z where it means none of them or several.
+
+Question: What lies on the table?
+A. a red apple
+B. a book
+Answer: One can see some fruit.
+Letter: A
+
+Question: What lies on the table?
+A. a red apple
+B. a book
+Answer: A bicycle.
+Letter: Z
+
+Question: {question}
+Answer: {answer}
+Letter:"""
+_TAKE = """Take the final answer out of a response: a number, a list, a text, or an option, without unit or
+comment.
+
+Question: How many wheels are there?
+Response: Three cars with four wheels each give 3 x 4 = 12 wheels.
+Final answer: 12
+
+Question: {question}
+Response: {answer}
+Final answer:"""
+
+
+def open_answers(
+    task: Task, answers: Path, data: Path, settings: TaskSettings = DEFAULT
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """By key: the options' letters of the answered items; what the rule reads; and, where it reads
+    nothing, the message for a model."""
+    found = task.items(data, settings)
+    items = {i.key: i for i in found if task.letters(i) or task.free_answers}
+    if not items:
+        raise LlavaError(f"{task.name} has no answers that a model could extract")
+    joined, _ = join([i.key for i in found], task.read(answers, settings))
+    letters, read, asked = {}, {}, {}
+    for key, answer in joined.items():
+        if (item := items.get(key)) is None:
+            continue
+        letters[key] = task.letters(item)
+        if (settled := task.inferred(answer.text, item)) is not None:
+            read[key] = settled
+        else:
+            question = item.prompt.removesuffix(LETTER).removesuffix(SHORT)
+            form = _MATCH if letters[key] else _TAKE
+            asked[key] = form.format(question=question, answer=answer.text)
+    return letters, read, asked
+
+
+def requests(
+    task: Task, answers: Path, data: Path, settings: TaskSettings
+) -> list[tuple[dict[str, Any], str]]:
+    """(row, message) of each answer that a model is to read."""
+    letters, _, asked = open_answers(task, answers, data, settings)
+    return [({"question_id": k, "letters": letters[k]}, m) for k, m in asked.items()]
+
+
+def extract_answers(
+    requests: Sequence[tuple[dict[str, Any], str]],
+    out: Path,
+    endpoint: Endpoint,
+    runs: int = 1,
+    threads: int = 8,
+) -> None:
+    """Appends what `out` lacks: question_id, extracted (null where no reply could be read), content.
+
+    Raises:
+      AnswerError: `out` holds what was read of another answer, or by another model.
+    """
+
+    def extract(row: dict[str, Any], message: str) -> dict[str, Any]:
+        text = ""
+        for again in range(1 + RETRIES):
+            asked = [{"role": "user", "content": message}]
+            reply = endpoint.ask(asked, temperature=0.0, max_tokens=EXTRACT_TOKENS, again=again)
+            text = reply.text
+            if (read := read_reply(text, row["letters"])) is not None:
+                return {**row, "extracted": read, "content": text}
+        logger.warning("extract: nothing to read in %r, counted apart", text[:40])
+        return {**row, "extracted": None, "content": text}
+
+    if out.exists():
+        repair_lines(out)
+    done = {(r["question_id"], 0): r for r in _read(out)} if out.exists() else {}
+    judge_missing([(r, m, 0) for r, m in requests], done, out, endpoint, extract, threads)
+
+
+def read_reply(reply: str, letters: str) -> str | None:
+    """The one letter of the options, or Z, that a reply names; without letters its first line. None
+    where there is none."""
+    if not letters:
+        return reply.strip().removeprefix("Final answer:").strip().split("\n")[0] or None
+    named = named_letters(reply, f"{letters}Z")
+    return named[0] if len(named) == 1 else None
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows = read_checked(path, {"question_id": str, "request": str, "judge_model": str})
+    for row in rows:
+        if not isinstance(row.get("extracted"), str | None) or "extracted" not in row:
+            raise AnswerError(f"{path}: question {row['question_id']}: extracted is not text")
+    return rows
+
+
+def score_extracted(
+    task: Task, answers: Path, data: Path, settings: TaskSettings, extracted: Path
+) -> Result:
+    """The task's result with `<headline>_model_extracted` beside the headline.
+
+    That number is by the owner's formula over the letters that the rule or the model reads. Answers of
+    whose replies nothing could be read are counted in `unread_extractions` and are not in it.
+
+    Raises:
+      AnswerError: an answer has not been read, or was another when it was read.
+    """
+    from llava_jax.eval.report.stats import headline_of
+
+    result = task.score(answers, data, settings)
+    letters, read, asked = open_answers(task, answers, data, settings)
+    rows = {r["question_id"]: r for r in _read(extracted)}
+    fix = "run llava-jax eval extract with these answers"
+    if absent := [k for k in asked if k not in rows]:
+        raise AnswerError(f"{extracted}: {len(absent)} answers are not in it: {absent[0]}", fix=fix)
+    models = {rows[k]["judge_model"] for k in asked}
+    for key, message in asked.items():
+        check_same(extracted, key, rows[key], message, rows[key]["judge_model"])
+    found = {k: rows[k]["extracted"] for k in asked}
+    unread = [k for k, text in found.items() if text is None]
+    texts = task.read(answers, settings).rows
+    texts = {a.id: a.text for a in texts} | read | {k: t for k, t in found.items() if t is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "extracted.jsonl"
+        lines = [json.dumps({"question_id": k, "text": t}) + "\n" for k, t in texts.items()]
+        path.write_text("".join(lines), encoding="utf-8")
+        samples = task.score(path, data, TaskSettings(settings.split)).samples
+    holds = {row: k for k, s in samples.items() for row in s.details.get("rows", (k,))}
+    for key, text in {**read, **found}.items():
+        if key in holds and text == "Z" and letters[key]:
+            samples[holds[key]].score = 0.0  # none of the options, whatever the owner guesses then
+    for key in asked:
+        if key in holds and holds[key] in result.samples:
+            result.samples[holds[key]].details.setdefault("extracted", {})[key] = found[key]
+    apart = {holds[k] for k in unread if k in holds}
+    name = f"{result.headline or task.headline}_model_extracted"
+    if kept := {k: s.to_json() for k, s in samples.items() if k not in apart}:
+        result.totals[name] = headline_of(task.name, kept)
+    result.totals |= {"extracted_by_model": len(asked), "unread_extractions": len(unread)}
+    result.totals["extraction_model"] = ", ".join(sorted(models)) or "none was needed"
+    if unread:
+        result.notes.append(f"no answer could be extracted for {len(unread)}; {name} has them not")
+    return result
