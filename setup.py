@@ -92,6 +92,7 @@ setup(
         "gguf": GGUF,
         "parquet": PARQUET,
         "eval": EVAL,
+        "video": ["av>=14"],  # SEED-Bench's frames
         "chair": ["textblob>=0.19", "nltk>=3.9"],
         "lmms": ["lmms-eval>=0.7.2", *TORCH],
         "ray": ["ray[train]>=2.60"],

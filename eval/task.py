@@ -235,8 +235,9 @@ def check_settings(tasks: Sequence[Task], settings: TaskSettings) -> None:
             raise LlavaError(f"--set {name}: not an option of {names}", fix=fix)
     if "requery" in settings.options and "gpt4" not in settings.options:
         raise LlavaError("--set requery: does nothing without --set gpt4=FILE")
-    if settings.options.get("ocr") not in (None, "yes", "no"):
-        raise LlavaError(f"--set ocr={settings.options['ocr']}: not yes or no")
+    for name in ("ocr", "videos"):
+        if (value := settings.options.get(name)) not in (None, "yes", "no"):
+            raise LlavaError(f"--set {name}={value}: not yes or no")
     if settings.split and not any(task.has_splits or task.takes_split for task in tasks):
         raise LlavaError(f"--split {settings.split}: {names} has no splits to choose from")
 

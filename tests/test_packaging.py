@@ -30,6 +30,7 @@ EXTRAS = {
     "wandb",
     "mlflow",
     "chair",
+    "video",
     "eval",
     "lmms",
     "ray",

@@ -1,29 +1,50 @@
 """SEED-Bench 1: 14,233 image and 5,009 video questions (the video's middle frame).
 
 Scorer: LLaVA scripts/convert_seed_for_submission.py: the answer is exactly the letter. lmms-eval
-takes the first character whatever the case ("B." is right there), so both numbers are given.
+takes the first character whatever the case ("B." is right there), so both numbers are given. --set
+videos=no leaves the video questions out, and the headline is then `image`. Frames that are not there are
+taken from the videos in `videos/`, in folders of the names that the owner's code gives them.
 """
 
 from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import join
-from llava_jax.eval.files import ID, expect, find, read_list
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import ID, expect, find, is_number, read_list
 from llava_jax.eval.questions import Question, question
 from llava_jax.eval.simple import Item, choices
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
+from llava_jax.eval.video import save_middle_frame
+from llava_jax.progress import progress
 
+FRAMES = "SEED-Bench-video-image"
 FILES = ("SEED-Bench*.json", "SEED_Bench*.json", "annotations.json")
+VIDEOS = {  # question type -> folder of its videos
+    10: "20bn-something-something-v2",
+    11: "EPIC-KITCHENS",
+    12: "BreakfastII_15fps_qvga_sync",
+}
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
 class Seed(Task):
     name = "seed"
     headline = "all"
-    data_files = "SEED-Bench.json; or llava-seed-bench.jsonl to ask"
+    data_files = "SEED-Bench.json (or llava-seed-bench.jsonl to ask), SEED-Bench-image/, videos/"
+    options = ("videos",)
     llava_files = ("llava-seed*.jsonl", "llava_seed*.jsonl")
     text_keys = ("text", "prediction", "answer")
     upload_lines = True
+
+    def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:
+        """The questions; takes the frames that they need and that are not there from the videos."""
+        questions = super().questions(data, settings)
+        if settings.options.get("videos") == "no":
+            return [q for q in questions if not str(q.images[:1]).startswith(f"('{FRAMES}")]
+        if (data / "videos").is_dir():
+            _take_frames(data)
+        return questions
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
@@ -43,11 +64,13 @@ class Seed(Task):
         ]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
-        meta = _read_truth(data)
+        meta, only = _read_truth(data), settings.options.get("videos") == "no"
         types = {number: name for name, number in meta["question_type"].items()}
         truth = {str(q["question_id"]): q for q in meta["questions"]}
-        joined, coverage = join(truth, self.read(answers, settings), strict=settings.strict)
-        samples = {}
+        kept = {k: q for k, q in truth.items() if not only or q["data_type"] == "image"}
+        given = self.read(answers, settings)
+        joined, coverage = join(truth, given, scored=kept, strict=settings.strict)
+        truth, samples = kept, {}
         for key, q in truth.items():
             text = joined.text(key)
             first, number = text.strip()[:1], q["question_type_id"]
@@ -64,11 +87,13 @@ class Seed(Task):
             )
         scores = samples.values()
         per_type = by_group(scores, "question_type", digits=2)
-        totals = {"all": percent((s.score for s in scores), 2)}
+        headline = "image" if only else "all"
+        totals = {headline: percent((s.score for s in scores), 2)}
         totals |= {k: row["score"] for k, row in by_group(scores, "data_type", digits=2).items()}
-        totals["lmms_eval_first_char_all"] = percent(s.details["lmms_eval"] for s in scores)
+        totals[f"lmms_eval_first_char_{headline}"] = percent(s.details["lmms_eval"] for s in scores)
         tables = {"per question type": {n: per_type[n] for n in types.values() if n in per_type}}
-        return Result(self, totals, samples, coverage, tables)
+        notes = ["pictures only: the video questions were left out"] if only else []
+        return Result(self, totals, samples, coverage, tables, notes, headline)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The leaderboard's jsonl: question_id and prediction of every question."""
@@ -87,10 +112,33 @@ def _read_truth(data: Path) -> dict[str, Any]:
     return meta
 
 
+def _take_frames(data: Path) -> None:
+    wanted = [q for q in _read_truth(data)["questions"] if q["data_type"] == "video"]
+    todo = [q for q in wanted if not (data / _image(q)).exists()]
+    with progress(len(wanted), "frames", "video", initial=len(wanted) - len(todo)) as bar:
+        for q in todo:
+            where = f"SEED-Bench question {q['question_id']}"
+            kind, name = q["question_type_id"], str(q.get("data_id"))
+            segment = None
+            if kind in (11, 12):
+                expect(q, where, {"segment": list})
+                if len(q["segment"]) != 2 or not all(map(is_number, q["segment"])):
+                    raise DataError(f"{where}: the segment {q['segment']!r} is not two numbers")
+                segment = tuple(q["segment"])
+            places = [data / "videos" / f / name for f in (VIDEOS.get(kind, ""), "")]
+            video = next((p for p in places if p.is_file()), None)
+            if video is None:
+                raise DataError(
+                    f"{where}: no video {places[0]}", fix="--set videos=no asks about pictures only"
+                )
+            save_middle_frame(video, data / _image(q), segment, seconds=kind == 11)
+            bar.update()
+
+
 def _image(q: dict[str, Any]) -> str:
     if q["data_type"] == "video":
         # Where LLaVA's extract_video_frames.py puts the middle frame.
-        return f"SEED-Bench-video-image/{q['question_type_id']}_{q['question_id']}.png"
+        return f"{FRAMES}/{q['question_type_id']}_{q['question_id']}.png"
     return f"SEED-Bench-image/{q.get('data_id', '')}"
 
 

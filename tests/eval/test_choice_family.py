@@ -2,14 +2,20 @@
 
 import base64
 import csv
+import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from llava_jax.errors import LlavaError
 from llava_jax.eval.benchmarks.scienceqa import read_choice
+from llava_jax.eval.benchmarks.seed import VIDEOS
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import read_rows
+from llava_jax.eval.report.text import complete
 from llava_jax.eval.rules import read_letter
-from llava_jax.eval.task import TaskSettings, get_task
+from llava_jax.eval.task import TaskSettings, check_settings, get_task
 from tests.eval.test_vqa_family import dump, lines
 
 
@@ -296,3 +302,72 @@ def test_seed_prompt_and_frames(tmp_path):
     )
     assert one.images == ("SEED-Bench-image/pic1",)
     assert video.images == ("SEED-Bench-video-image/10_v3.png",)
+
+
+def test_seed_pictures_only(tmp_path):
+    seed_data(tmp_path)
+    alone = TaskSettings(options={"videos": "no"})
+    assert [q.key for q in get_task("seed").questions(tmp_path, alone)] == ["1", "2", "4"]
+    rows = [{"question_id": i, "text": t} for i, t in ((1, "B"), ("v3", "C"), (4, "a"))]
+    result = complete(get_task("seed").score(lines(tmp_path / "a.jsonl", rows), tmp_path, alone))
+    assert (result["headline"], result["totals"]["image"]) == ("image", 33.33)
+    assert result["totals"]["lmms_eval_first_char_image"] == pytest.approx(200 / 3)
+    assert (result["coverage"]["answered"], result["coverage"]["expected"]) == (2, 3)
+    assert "all" not in result["totals"]
+    assert result["notes"] == ["pictures only: the video questions were left out"]
+    with pytest.raises(LlavaError, match="--set videos=maybe: not yes or no"):
+        check_settings([get_task("seed")], TaskSettings(options={"videos": "maybe"}))
+
+
+def test_seed_needs_pyav_or_the_frames(tmp_path, monkeypatch):
+    seed_data(tmp_path)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    with pytest.raises(
+        DataError, match=r"question v3: no video .*20bn-something-something-v2/picv3"
+    ):
+        get_task("seed").questions(tmp_path)
+    (folder / "picv3").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(LlavaError, match="av is needed to take the frames") as error:
+        get_task("seed").questions(tmp_path)
+    assert "llava_jax[video]" in str(error.value)
+    (tmp_path / "SEED-Bench-video-image").mkdir()
+    (tmp_path / "SEED-Bench-video-image" / "10_v3.png").touch()
+    assert len(get_task("seed").questions(tmp_path)) == 4
+
+
+def test_the_middle_frame_of_each_kind_of_video(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    seed_data(tmp_path)
+
+    def write(path, codec, count=31):
+        """Frames that are as bright as their number is high, with differences between key frames."""
+        path.parent.mkdir(parents=True)
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream(codec, rate=10)
+            stream.width = stream.height = 32
+            stream.pix_fmt, stream.gop_size = "yuv420p", 6
+            for n in range(count):
+                frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 8 * n, np.uint8), "rgb24")
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+
+    base = {"data_type": "video", "question": "Which?", "answer": "A"}
+    base |= {f"choice_{c}": c for c in "abcd"}
+    kinds = {10: ("webm", "libvpx", None, 14), 11: ("mp4", "mpeg4", [0.5, 2.55], 14),
+             12: ("avi", "mpeg4", [10, 99], 20)}  # fmt: skip
+    questions = []
+    for kind, (ending, codec, segment, _) in kinds.items():
+        write(tmp_path / "videos" / VIDEOS[kind] / f"v.{ending}", codec)
+        row = {"question_id": f"v{kind}", "question_type_id": kind, "data_id": f"v.{ending}"}
+        questions.append({**base, **row, **({"segment": segment} if segment else {})})
+    dump(tmp_path / "SEED-Bench.json", {"questions": questions, "question_type": {"x": 10}})
+    get_task("seed").questions(tmp_path)
+    for kind, (*_, number) in kinds.items():
+        with Image.open(tmp_path / f"SEED-Bench-video-image/{kind}_v{kind}.png") as picture:
+            assert np.asarray(picture).mean() == pytest.approx(8 * number, abs=3.5), kind
+    (tmp_path / "SEED-Bench-video-image/10_v10.png").unlink()
+    (tmp_path / "videos" / VIDEOS[10] / "v.webm").write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"v\.webm: no middle frame can be read"):
+        get_task("seed").questions(tmp_path)
