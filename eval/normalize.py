@@ -84,6 +84,8 @@ def leave_one_out(prediction: str, answers: list[str]) -> float:
     Both sides come normalised as the benchmark asks.
     """
     matches = answers.count(prediction)
+    if not matches or matches > 3:  # every annotator gives the same
+        return float(matches > 3)
     # Added one by one, as the scorers do: the last bit of 0.9 depends on the order.
     total = 0.0
     for answer in answers:

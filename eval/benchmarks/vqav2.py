@@ -100,19 +100,20 @@ def _accuracies(text: str, row: dict[str, Any], where: str) -> Iterator[float]:
         raise DataError(f"{where}: none")
     normal = [vqa_normalize(a) for a in raw]
     agree = len(set(raw)) == 1
+    apart = len({str(a.get("answer_id")) for a in row["answers"]}) == len(raw)
     for predicted, always in ((text, False), (text, True), (m4c_normalize(text), False)):
         predicted = one_line(predicted)
-        if agree and not always:
-            yield _soft_accuracy(predicted, raw, row["answers"])
+        as_is = agree and not always
+        said, answers = (predicted, raw) if as_is else (vqa_normalize(predicted), normal)
+        if apart:
+            yield leave_one_out(said, answers)
         else:
-            yield _soft_accuracy(vqa_normalize(predicted), normal, row["answers"])
+            yield _left_out_together(said, answers, row["answers"])
 
 
-def _soft_accuracy(predicted: str, answers: list[str], rows: list[dict[str, Any]]) -> float:
-    if len({str(r.get("answer_id")) for r in rows}) == len(rows):
-        return leave_one_out(predicted, answers)
-    # vqaEval leaves out every answer *equal* to the annotator's, so rows that no answer_id tells
-    # apart leave together.
+def _left_out_together(predicted: str, answers: list[str], rows: list[dict[str, Any]]) -> float:
+    """vqaEval leaves out every answer *equal* to the annotator's, so rows that no answer_id tells
+    apart leave together."""
     full = [(a, {**r, "answer": a}) for a, r in zip(answers, rows)]
     total = 0.0
     for _, one in full:
