@@ -81,7 +81,7 @@ def _jsonl_rows(
 
 def _json_rows(path: Path, inside: str, error: type[LlavaError]) -> list[Row]:
     value = read_json(path, error)
-    if isinstance(value, dict) and isinstance(value.get(inside), dict):
+    if isinstance(value, dict) and isinstance(value.get(inside), dict | list):
         value = value[inside]
     if isinstance(value, dict):
         if "question_id" in value:  # a jsonl file of one line

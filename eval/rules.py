@@ -125,6 +125,13 @@ def read_letter(text: str, options: Sequence[str] | Mapping[str, str]) -> str:
     return held[0] if len(held) == 1 else "Z"
 
 
+def first_letter(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[float, str]:
+    """The first character after opening brackets and blanks, whatever the case, if it is a letter."""
+    found = re.match(r"[(\s]*([A-Z])", text.strip(), re.IGNORECASE)
+    read = found[1].upper() if found else "Z"
+    return float(read == truth), read
+
+
 def yes_no(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[float, str]:
     """The first of the words yes and no, whatever the case; neither is wrong."""
     found = re.search(r"\b(yes|no)\b", text.lower())
@@ -137,4 +144,5 @@ def yes_no(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[float, s
 
 RULES: dict[str, Rule] = {
     "exact": exact, "vqa": vqa, "anls": anls, "relaxed": relaxed, "letter": letter, "yes_no": yes_no,
+    "first_letter": first_letter,
 }  # fmt: skip

@@ -42,6 +42,7 @@ class SimpleTask(Task):
     headline = "accuracy"
     rule: ClassVar[str] = "exact"  # a name of RULES; or `read` is written anew
     files: ClassVar[tuple[str, ...]] = ()  # globs in the data folder, all of whose matches are read
+    inside: ClassVar[str] = ""  # key of a .json file under which the rows are
     takes_split = True  # part of the names of `files`
     id_keys = ("question_id", "id", "index")
     text_keys = ("text", "answer", "prediction")
@@ -88,7 +89,7 @@ class SimpleTask(Task):
             where = f" for split {settings.split!r}" if settings.split else ""
             raise DataError(f"{data}{where}: no {' or '.join(self.files)}", fix=self.data_files)
         for path in found or [data]:
-            for number, row in read_rows(path):
+            for number, row in read_rows(path, inside=self.inside):
                 yield path, number, row
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
@@ -127,7 +128,7 @@ class SimpleTask(Task):
         for kind in dict.fromkeys(k for i in items for k in i.groups):
             result.tables[f"per {kind}"] = by_group(scores, kind)
         if any(i.group for i in items):
-            right = groups_right(items, samples)
+            right = groups_right(samples)
             result.totals["group_accuracy"] = percent(map(float, right.values()))
             result.totals["groups"] = len(right)
         if unread := sum(s.parsed == "Z" for s in scores):
@@ -167,12 +168,9 @@ def weighted(scores: list[Sample]) -> float:
     return 100 * sum(w * s.score for w, s in zip(weights, scores)) / sum(weights)
 
 
-def groups_right(items: list[Item], samples: dict[str, Sample]) -> dict[str, bool]:
-    """Group -> whether every answer of it is right, in order of appearance."""
-    right: dict[str, bool] = {}
-    for i in items:
-        right[i.group] = right.get(i.group, True) and samples[i.key].score == 1.0
-    return right
+def groups_right(samples: dict[str, Sample], kind: str = "group") -> dict[str, bool]:
+    """Value of a group -> whether every answer of it is right, in order of appearance."""
+    return {k: row["score"] == 100.0 for k, row in by_group(samples.values(), kind).items()}
 
 
 def choices(question: str, options: tuple[str, ...] | list[str], suffix: str = LETTER) -> str:

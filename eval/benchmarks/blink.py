@@ -2,19 +2,18 @@
 
 Owner's number: zeyofu/BLINK_Benchmark@2d6a779 eval/evaluate.py, the mean of the parts' accuracies. The
 owner has GPT-3.5 match free answers; without it the letter is read as lmms-eval@75571cf
-tasks/blink/utils.py does (cvbench.first_letter). `mean_over_questions` is lmms-eval's number.
+tasks/blink/utils.py does (rules.first_letter). `mean_over_questions` is lmms-eval's number.
 """
 
 from typing import Any
 
-from llava_jax.eval.benchmarks.cvbench import first_letter
 from llava_jax.eval.questions import LETTER
 from llava_jax.eval.simple import Item, SimpleTask
 
 
 class Blink(SimpleTask):
     name = "blink"
-    macro = "sub_task"
+    macro, rule = "sub_task", "first_letter"
     data_files = "val-*.parquet of each part of BLINK-Benchmark/BLINK (images inside)"
     files = ("**/val*.parquet", "*.parquet", "*.jsonl")
 
@@ -25,10 +24,6 @@ class Blink(SimpleTask):
         options, truth = tuple(map(str, row["choices"])), row["answer"].strip("()")
         groups = {"sub_task": row["sub_task"]}
         return Item(row["idx"], row["prompt"] + LETTER, truth, images, options, groups)
-
-    def judged(self, text: str, item: Item) -> tuple[float, str]:
-        read = first_letter(text)
-        return float(read == item.truth), read or "Z"
 
 
 TASK = Blink()

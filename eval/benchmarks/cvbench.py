@@ -5,18 +5,17 @@ of ADE20K and COCO, half Omni3D, by `source`. The letter is the answer's first c
 "(" and blanks, whatever the case: "Both" is B, "The answer is A" is T and wrong.
 """
 
-import re
 from typing import Any
 
 from llava_jax.eval.simple import Item, SimpleTask, choices, weigh, weighted
 from llava_jax.eval.task import by_group
 
 SHARES = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
-_FIRST = re.compile(r"[(\s]*([A-Z])", re.IGNORECASE)
 
 
 class CVBench(SimpleTask):
     name = "cvbench"
+    rule = "first_letter"
     data_files = "test_2d.parquet and test_3d.parquet of nyu-visionx/CV-Bench (images inside)"
     files = ("test*.parquet", "*.parquet", "*.jsonl")
 
@@ -28,10 +27,6 @@ class CVBench(SimpleTask):
         image, truth = row.get("image") or row["filename"], row["answer"].strip("()")
         key = f"{row['type']}_{row['idx']}" if "type" in row else str(row["idx"])
         return Item(key, choices(row["question"], options), truth, (image,), options, groups)
-
-    def judged(self, text: str, item: Item) -> tuple[float, str]:
-        read = first_letter(text)
-        return float(read == item.truth), read or "Z"
 
     def result(self, items, samples, result):
         result = super().result(items, samples, result)
@@ -48,12 +43,6 @@ class CVBench(SimpleTask):
                 f"no questions of {', '.join(absent)}: the formula is over the rest"
             )
         return result
-
-
-def first_letter(text: str) -> str:
-    """The first character after opening brackets and blanks as a capital, if it is a letter; else ""."""
-    found = _FIRST.match(text.strip())
-    return found[1].upper() if found else ""
 
 
 TASK = CVBench()

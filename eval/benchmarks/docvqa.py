@@ -3,12 +3,10 @@
 Owner's rule: ANLS (see rules.anls), the mean over the questions.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import read_list
 from llava_jax.eval.questions import SHORT
 from llava_jax.eval.simple import Item, SimpleTask
 from llava_jax.eval.task import TaskSettings
@@ -21,19 +19,7 @@ class DocVQA(SimpleTask):
     data_files = "val_v1.0_withQT.json with documents/, or parquet of lmms-lab/DocVQA"
     files = ("val*.json", "validation*.parquet", "*.parquet", "*.jsonl", "test*.json")
     image_key = "image"
-    json_files = ("val*.json", "test*.json")
-
-    def rows(
-        self, data: Path, settings: TaskSettings
-    ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-        for pattern in self.json_files if data.is_dir() else ():
-            found = [p for p in sorted(data.glob(pattern)) if (settings.split or "") in p.name]
-            for path in found:
-                _, rows = read_list(path, "data", {"question": str})
-                yield from ((path, n, row) for n, row in enumerate(rows, 1))
-            if found:
-                return
-        yield from super().rows(data, settings)
+    inside = "data"
 
     def item(self, row: dict[str, Any], number: int) -> Item:
         key = row["questionId"] if "questionId" in row else row["question_id"]

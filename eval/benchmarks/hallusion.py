@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_jax.eval.questions import SHORT
 from llava_jax.eval.rules import yes_no
-from llava_jax.eval.simple import Item, SimpleTask
+from llava_jax.eval.simple import Item, SimpleTask, groups_right
 from llava_jax.eval.task import percent
 
 
@@ -47,10 +47,10 @@ class HallusionBench(SimpleTask):
     def result(self, items, samples, result):
         result = super().result(items, samples, result)
         for name, kind in (("qAcc", "question"), ("fAcc", "figure")):
-            table = result.tables.pop(f"per {kind}")
+            del result.tables[f"per {kind}"]
             kept = [
-                row["score"] == 100.0
-                for key, row in table.items()
+                right
+                for key, right in groups_right(samples, kind).items()
                 if kind == "question" or not (key.startswith("VS_") and key.endswith("_0"))
             ]
             result.totals[name] = percent(map(float, kept))

@@ -8,7 +8,6 @@ class InfoVQA(DocVQA):
     data_files = "infographicsVQA_val_v1.0_withQT.json with images/, or parquet of lmms-lab/DocVQA"
     files = ("*val*.json", "validation*.parquet", "*.parquet", "*.jsonl", "*test*.json")
     image_key = "image_local_name"
-    json_files = ("*val*.json", "*test*.json")
 
 
 TASK = InfoVQA()

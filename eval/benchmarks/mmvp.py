@@ -8,7 +8,8 @@ sofa" is A), else the first character. Pairs are rows 1 and 2, 3 and 4, ….
 import re
 from typing import Any
 
-from llava_jax.eval.simple import Item, SimpleTask, choices
+from llava_jax.eval.simple import Item, SimpleTask, choices, groups_right
+from llava_jax.eval.task import Sample, percent
 
 _OPTION = re.compile(r"\([a-z]\)\s*([^(]+?)(?=\s*\([a-z]\)|$)", re.IGNORECASE)
 _FORMS = tuple(
@@ -49,10 +50,7 @@ class MMVP(SimpleTask):
 
 def pairs_first(task: SimpleTask, items: list[Item], samples: dict, result):
     """A result whose samples are the groups: right where every answer of the group is."""
-    from llava_jax.eval.simple import groups_right
-    from llava_jax.eval.task import Sample, percent
-
-    right = groups_right(items, samples)
+    right = groups_right(samples)
     result.totals[task.headline] = percent(map(float, right.values()))
     result.totals["accuracy"] = percent(s.score for s in samples.values())
     result.totals["groups"] = len(right)

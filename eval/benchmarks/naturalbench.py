@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.benchmarks.mmvp import pairs_first
-from llava_jax.eval.simple import Item, SimpleTask
+from llava_jax.eval.simple import Item, SimpleTask, groups_right
 from llava_jax.eval.task import TaskSettings, percent
 
 SUFFIX = {
@@ -56,10 +56,7 @@ class NaturalBench(SimpleTask):
 
     def result(self, items, samples, result):
         for name, kind in (("Q_Acc", "question"), ("I_Acc", "picture")):
-            right: dict[str, bool] = {}
-            for s in samples.values():
-                right[s.groups[kind]] = right.get(s.groups[kind], True) and s.score == 1.0
-            result.totals[name] = percent(map(float, right.values()))
+            result.totals[name] = percent(map(float, groups_right(samples, kind).values()))
         return pairs_first(self, items, samples, result)
 
 
