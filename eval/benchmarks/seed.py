@@ -60,14 +60,14 @@ class Seed(Task):
         return [
             Item(str(q["question_id"]), choices(q["question"], texts, ""), "", (), texts)
             for q in questions
-            if (texts := tuple(str(q[c]) for c in _CHOICES))
+            if (texts := tuple(str(q[c]) for c in _CHOICES)) and not _left_out(q, settings)
         ]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         meta, only = _read_truth(data), settings.options.get("videos") == "no"
         types = {number: name for name, number in meta["question_type"].items()}
         truth = {str(q["question_id"]): q for q in meta["questions"]}
-        kept = {k: q for k, q in truth.items() if not only or q["data_type"] == "image"}
+        kept = {k: q for k, q in truth.items() if not _left_out(q, settings)}
         given = self.read(answers, settings)
         joined, coverage = join(truth, given, scored=kept, strict=settings.strict)
         truth, samples = kept, {}
@@ -110,6 +110,10 @@ def _read_truth(data: Path) -> dict[str, Any]:
     types = meta["question_type"]
     expect(types, f"{path}: question_type", dict.fromkeys(types, int))
     return meta
+
+
+def _left_out(q: dict[str, Any], settings: TaskSettings) -> bool:
+    return settings.options.get("videos") == "no" and q["data_type"] == "video"
 
 
 def _take_frames(data: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def open_answers(
     items = {i.key: i for i in found if task.letters(i) or task.free_answers}
     if not items:
         raise LlavaError(f"{task.name} has no answers that a model could extract")
-    joined, _ = join([i.key for i in found], task.read(answers, settings))
+    joined, _ = join([i.key for i in found], task.read(answers, settings))  # raises where none fits
     letters, read, asked = {}, {}, {}
     for key, answer in joined.items():
         if (item := items.get(key)) is None:
@@ -165,7 +166,7 @@ def score_extracted(
         path = Path(folder) / "extracted.jsonl"
         lines = [json.dumps({"question_id": k, "text": t}) + "\n" for k, t in texts.items()]
         path.write_text("".join(lines), encoding="utf-8")
-        samples = task.score(path, data, TaskSettings(settings.split)).samples
+        samples = task.score(path, data, replace(settings, strict=False)).samples
     holds = {row: k for k, s in samples.items() for row in s.details.get("rows", (k,))}
     for key, text in {**read, **found}.items():
         if key in holds and text == "Z" and letters[key]:

@@ -7,7 +7,7 @@ import pytest
 from llava_jax.cli import main
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.judge.extract import extract_answers, read_reply, requests, score_extracted
-from llava_jax.eval.task import DEFAULT, get_task
+from llava_jax.eval.task import DEFAULT, TaskSettings, get_task
 from tests.eval.test_choice_family import mmbench_table, seed_data
 from tests.eval.test_judge import Judge, endpoint, judge  # noqa: F401
 from tests.eval.test_vqa_family import lines
@@ -51,6 +51,14 @@ def test_seed_by_rule_and_by_a_model(judge: Judge, tmp_path, capsys):  # noqa: F
     shown = capsys.readouterr().out
     assert "all_model_extracted" in shown
     assert "66.67" in shown
+    alone = TaskSettings(options={"videos": "no"})
+    assert [r["question_id"] for r, _ in requests(get_task("seed"), answers, tmp_path, alone)] == [
+        "2",
+        "4",
+    ]
+    pictures = score_extracted(get_task("seed"), answers, tmp_path, alone, out).totals
+    assert pictures["image"] == 33.33
+    assert pictures["image_model_extracted"] == pytest.approx(200 / 3)
     lines(answers, [{"question_id": k, "text": f"{v}!"} for k, v in given.items()])
     with pytest.raises(AnswerError, match="question 2 was reviewed with another answer"):
         score_extracted(get_task("seed"), answers, tmp_path, DEFAULT, out)
