@@ -144,6 +144,19 @@ def _without_path(value: Any) -> Any:
     return [_without_path(v) for v in value] if isinstance(value, list) else value
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML or JSON file; raises DataError where it is none, or holds no keys."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(read_text(path, DataError))
+    except (yaml.YAMLError, RecursionError, ValueError) as e:
+        raise DataError(f"{path}: is not YAML or JSON ({' '.join(str(e).split())[:80]})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds no keys, name: value")
+    return value
+
+
 def write_xlsx(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
     """Writes one sheet. Control characters that Excel cannot hold are dropped."""
     openpyxl = need("openpyxl", "to write .xlsx files", "llava_jax[eval]")

@@ -15,11 +15,11 @@ from llava_jax.errors import LlavaError, did_you_mean
 from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.benchmarks.mmvet import read_grades
 from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import read_yaml
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.rules import LETTERS, RULES
 from llava_jax.eval.simple import Item, SimpleTask
 from llava_jax.eval.task import DEFAULT, TASKS, Result, Task, TaskSettings, register
-from llava_jax.util import read_text
 
 ENTRY_POINTS = "llava_jax.eval_tasks"
 # Key of a YAML file -> its type. image, answer, options, id, group (a table of its values) and together
@@ -154,14 +154,7 @@ class YamlTask(SimpleTask):
 
 
 def _from_yaml(path: Path) -> YamlTask:
-    import yaml
-
-    try:
-        keys = yaml.safe_load(read_text(path, DataError))
-    except (yaml.YAMLError, RecursionError, ValueError) as e:
-        raise DataError(f"{path}: is not YAML ({' '.join(str(e).split())[:80]})") from None
-    if not isinstance(keys, dict):
-        raise DataError(f"{path}: holds no keys", fix=f"needed are {', '.join(NEEDED)}")
+    keys = read_yaml(path)
     for name, value in keys.items():
         if name not in KEYS:
             fix = did_you_mean(str(name), KEYS) or f"known are {', '.join(KEYS)}"

@@ -4,13 +4,10 @@ Owner's rule: relaxed accuracy (vis-nlp/ChartQA; see rules.relaxed for its odd c
 is the mean of the two halves, which are of one size.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.questions import SHORT
 from llava_jax.eval.simple import Item, SimpleTask
-from llava_jax.eval.task import TaskSettings
 
 
 class ChartQA(SimpleTask):
@@ -20,9 +17,7 @@ class ChartQA(SimpleTask):
     data_files = "test_human.json and test_augmented.json with png/, or parquet of lmms-lab/ChartQA"
     files = ("test_*.json", "test*.parquet", "*.parquet", "*.jsonl")
 
-    def rows(
-        self, data: Path, settings: TaskSettings
-    ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    def rows(self, data, settings):
         for path, number, row in super().rows(data, settings):
             yield path, number, {"half": path.stem.removeprefix("test_"), **row}
 

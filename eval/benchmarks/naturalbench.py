@@ -7,13 +7,11 @@ of the words yes and no (A and B for options), whatever the case: "A dog, so B" 
 """
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.benchmarks.mmvp import pairs_first
 from llava_jax.eval.simple import Item, SimpleTask, groups_right
-from llava_jax.eval.task import TaskSettings, percent
+from llava_jax.eval.task import percent
 
 SUFFIX = {
     "yes_no": " Please answer Yes or No.",
@@ -28,9 +26,7 @@ class NaturalBench(SimpleTask):
     data_files = "parquet files of BaiqiL/NaturalBench (images inside)"
     files = ("*.parquet", "*.jsonl")
 
-    def rows(
-        self, data: Path, settings: TaskSettings
-    ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    def rows(self, data, settings):
         for path, number, row in super().rows(data, settings):
             for question in (0, 1):
                 for image in (0, 1):

@@ -12,8 +12,8 @@ from typing import Any
 
 from llava_jax.errors import LlavaError, did_you_mean
 from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import read_yaml
 from llava_jax.eval.task import Task, TaskSettings, check_settings, get_task
-from llava_jax.util import read_text
 
 # Option -> its type. `tasks` may also be a list, or an object task -> {split, set}.
 OPTIONS: dict[str, type] = {
@@ -41,16 +41,9 @@ def resolve(args: argparse.Namespace) -> Any:
 
 def read_experiment(path: Path) -> dict[str, Any]:
     """The options in a file of an experiment or of a result; raises LlavaError naming a wrong one."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(read_text(path, DataError))
-    except (yaml.YAMLError, RecursionError, ValueError) as e:
-        raise DataError(f"{path}: is not YAML or JSON ({' '.join(str(e).split())[:80]})") from None
-    if isinstance(value, dict) and isinstance(value.get("experiment"), dict):
+    value = read_yaml(path)
+    if isinstance(value.get("experiment"), dict):
         value = value["experiment"]
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: holds no options, name: value")
     found: dict[str, Any] = {}
     for name, given in value.items():
         kind = OPTIONS.get(str(name).replace("-", "_"))
