@@ -47,6 +47,7 @@ class SimpleTask(Task):
     id_keys = ("question_id", "id", "index")
     text_keys = ("text", "answer", "prediction")
     macro: ClassVar[str] = ""  # the headline is the mean over the values of this group
+    shares: ClassVar[dict[str, float] | None] = None  # value -> its part of it; equal by default
 
     def item(self, row: dict[str, Any], number: int) -> Item | None:
         """The item of a row (number: from 1, of its file), or None for a row that is none."""
@@ -120,7 +121,7 @@ class SimpleTask(Task):
         """Fills in totals and tables; a benchmark with a formula of its own overrides it."""
         scores = list(samples.values())
         if self.macro:
-            weigh(scores, self.macro)
+            weigh(scores, self.macro, self.shares)
         result.totals[self.headline] = weighted(scores)
         if self.macro:
             result.totals["mean_over_questions"] = percent(s.score for s in scores)

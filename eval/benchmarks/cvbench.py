@@ -7,15 +7,14 @@ of ADE20K and COCO, half Omni3D, by `source`. The letter is the answer's first c
 
 from typing import Any
 
-from llava_jax.eval.simple import Item, SimpleTask, choices, weigh, weighted
-from llava_jax.eval.task import by_group
+from llava_jax.eval.simple import Item, SimpleTask, choices
 
 SHARES = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
 
 
 class CVBench(SimpleTask):
     name = "cvbench"
-    rule = "first_letter"
+    rule, macro, shares = "first_letter", "source", SHARES
     data_files = "test_2d.parquet and test_3d.parquet of nyu-visionx/CV-Bench (images inside)"
     files = ("test*.parquet", "*.parquet", "*.jsonl")
 
@@ -30,15 +29,7 @@ class CVBench(SimpleTask):
 
     def result(self, items, samples, result):
         result = super().result(items, samples, result)
-        scores = list(samples.values())
-        tables = by_group(scores, "source")
-        shares = {k: v for k, v in SHARES.items() if k in tables}
-        weigh(scores, "source", shares)
-        result.totals = {
-            "accuracy": weighted(scores),
-            "mean_over_questions": result.totals["accuracy"],
-        }
-        if absent := [k for k in SHARES if k not in tables]:
+        if absent := [k for k in SHARES if k not in result.tables["per source"]]:
             result.notes.append(
                 f"no questions of {', '.join(absent)}: the formula is over the rest"
             )
