@@ -26,10 +26,10 @@ from llava_jax.config import PRESETS, LlavaConfig
 from llava_jax.convert import Source, Target
 from llava_jax.convert.checkpoint import save
 from llava_jax.convert.compare import same_bytes
-from llava_jax.convert.io import output
 from llava_jax.convert.io.folder import read_folder
 from llava_jax.convert.io.lazy import DTYPES, Lazy, Leaf
 from llava_jax.params import is_stacked, parameter_shapes
+from llava_jax.util import sync_tree
 
 _RUN = """
 import sys
@@ -97,7 +97,7 @@ def copied(a: Path, b: Path) -> float:
     for path in a.glob("*.safetensors"):
         with open(path, "rb") as x, open(b / path.name, "wb") as y:
             shutil.copyfileobj(x, y, 1 << 24)
-    output.sync(b)
+    sync_tree(b)
     return time.perf_counter() - start
 
 

@@ -151,9 +151,9 @@ class Desk:
                 shutil.rmtree(path)  # the next example under the same name
         if words[0] == "eval":
             self.prepare_eval(words)
-        for word in words[1:]:
+        for before, word in itertools.pairwise(words):
             option, _, value = word.rpartition("=")
-            if option in ("--config.data.image_folder", "--images"):
+            if "--images" in (before, option) or option == "--config.data.image_folder":
                 for name in paths_in(value):
                     self.unless_there(name, standins.image_folder)
             elif option == "--config.data_folder":
