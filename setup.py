@@ -20,9 +20,15 @@ FAST = ["numba>=0.61"]  # pixels twice as fast, to the bit the same
 GGUF = ["gguf>=0.17"]
 PARQUET = ["pyarrow>=17"]
 EVAL = ["openpyxl>=3.1", "pooch>=1.9", "openai>=1.60", "jinja2>=3.1", *PARQUET]
-SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "sse-starlette>=2.1", "httpx>=0.27"]
+SERVE = [
+    "fastapi>=0.115",
+    "starlette>=0.46",
+    "pydantic>=2.10",
+    "uvicorn>=0.34",
+    "prometheus_client>=0.21",
+]
 TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77"]
-TEST += [*TRANSFORMERS, *GGUF, *EVAL, *FAST, *TFDS]
+TEST += [*TRANSFORMERS, *GGUF, *EVAL, *FAST, *TFDS, *SERVE]
 DEV = ["ruff==0.17.6", "pyright==1.1.414", "pre-commit>=4.0"]
 
 

@@ -80,7 +80,12 @@ COMMANDS = {
     "chat": Command(
         "llava_jax.chat",
         "talk with a model about one or more images",
-        aliases="ask cli generate infer inference predict run serve",
+        aliases="ask cli generate infer inference predict run",
+    ),
+    "serve": Command(
+        "llava_jax.serve.cli",
+        "answer over HTTP, as OpenAI's API does",
+        aliases="server api openai http endpoint",
     ),
     "convert": Command(
         "llava_jax.convert.cli",
@@ -108,7 +113,13 @@ COMMANDS = {
 }
 
 # {package: the extra that brings it}, for those that are imported without llava_jax.util.need.
-EXTRAS = {"torch": "torch", "transformers": "torch", "lmms_eval": "lmms"}
+EXTRAS = {
+    "torch": "torch",
+    "transformers": "torch",
+    "lmms_eval": "lmms",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+}
 
 EPILOG = """\
 llava-jax COMMAND --help explains a command.

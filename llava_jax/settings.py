@@ -74,6 +74,27 @@ class ImageLimits:
         "estimated work of decoding, in pixels of a plain decode", above=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """What `llava-jax serve` does at once, and takes from one request."""
+
+    slots: int = setting(8, "requests answered at once", low=1, high=1024)
+    waiting: int = setting(64, "requests that may wait beside those; further ones get status 429",
+        low=0, high=100_000)
+    max_body_bytes: int = setting(32 * 2**20, "bytes of a request, base64 of its images included",
+        low=1024)
+    max_images: int = setting(16, "images of a request", low=0)
+    max_messages: int = setting(256, "messages of a request", low=1)
+    max_choices: int = setting(8, "answers that one request may ask for: n, times its prompts", low=1)
+    body_seconds: float = setting(60.0, "time within which a request must have come", above=0)
+    grace_seconds: int = setting(60, "time that answers have to end after SIGTERM", low=0,
+        high=86_400)
+    image_threads: int = setting(2, "images decoded at once", low=1, high=64)
+
+    def __post_init__(self):
+        check_all(SERVING, {name: getattr(self, name) for name in SERVING})
+
+
 @dataclass(frozen=True)
 class ModelGroup:
     """The model to start from: a folder or hub id of any format `llava-jax convert` reads."""
@@ -284,6 +305,7 @@ class TrainSettings:
 
 # fmt: on
 SAMPLING = rows(SamplingSettings)
+SERVING = rows(ServeSettings)
 TRAINING = rows(TrainSettings)
 
 
@@ -312,7 +334,7 @@ def add_options(parser: Any, table: Mapping[str, Setting], names: Iterable[str])
 def page() -> str:
     """docs/settings.md."""
     parts = [_HEAD]
-    for title, table in (("Training", TRAINING), ("Generation", SAMPLING)):
+    for title, table in (("Training", TRAINING), ("Generation", SAMPLING), ("Serving", SERVING)):
         groups = dict.fromkeys(name.rpartition(".")[0] for name in table)
         for group in groups:
             members = [row for name, row in table.items() if name.rpartition(".")[0] == group]
@@ -329,7 +351,8 @@ Made by `python -m llava_jax.settings > docs/settings.md` from the tables of lla
 Settings of training stand in a config file (`c.data.pack = "exact"`) or on the command line
 (`--config.data.pack=exact`); see [training.md](training.md). Those marked with a star may differ when a
 run is resumed. Settings of generation are arguments of `Request` and options of `llava-jax chat`; see
-[generation.md](generation.md)."""
+[generation.md](generation.md). Settings of serving are options of `llava-jax serve`; see
+[serving.md](serving.md)."""
 
 
 def _line(row: Setting) -> str:

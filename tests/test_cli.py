@@ -227,7 +227,7 @@ def test_reader_that_goes_away():
 
 @pytest.mark.parametrize(
     ("word", "command"),
-    [("finetune", "train"), ("serve", "chat"), ("generate", "chat"), ("evaluate", "eval")],
+    [("finetune", "train"), ("server", "serve"), ("generate", "chat"), ("evaluate", "eval")],
 )
 def test_another_tool_s_command_leads_to_ours(word, command, capsys):
     assert cli.main([word]) == 2

@@ -115,7 +115,13 @@ def test_locks_satisfy_setup(needs, lock):
 
 
 # Library -> the required or optional package that always brings it.
-BROUGHT_BY = {"ml_dtypes": "jax", "scipy": "jax", "requests": "pooch"}
+BROUGHT_BY = {
+    "ml_dtypes": "jax",
+    "scipy": "jax",
+    "requests": "pooch",
+    "etils": "orbax-checkpoint",
+    "yaml": "flax",
+}
 IMPORTED_AS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}
 
 

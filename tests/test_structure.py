@@ -66,6 +66,7 @@ MAY_IMPORT = {
     | {"report", "eval"},
     "plan": {"sharding", "batch", "data", "convert", "train"},
     "chat": {"text", "images", "generate", "model"},
+    "serve": {"text", "images", "generate", "model"},
     "eval": {"text", "images", "batch", "generate", "model", "sharding"},
     "inspect": {"convert"},
     "configs": set(),

@@ -1,0 +1,56 @@
+"""Every program of an engine is compiled before the first request: requests of each shape are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llava_jax.generate import Engine, Job
+from llava_jax.settings import SamplingSettings
+from llava_jax.text.constants import IMAGE_TOKEN
+from llava_jax.text.example import Example
+
+if TYPE_CHECKING:
+    from llava_jax.config import LlavaConfig
+
+_SHORT = SamplingSettings(max_new_tokens=2)
+
+
+def warm_up(engine: Engine, stopping: Callable[[], bool]) -> bool:
+    """Runs every shape of `read` (eighths of a chunk), and `see`, `mark`, `copy` and `decode`.
+
+    stopping: asked between two requests. False where it broke off.
+    """
+    g, context = engine.generator, engine.context
+    step = max(1, g.chunk // 8)
+    lengths = [n for n in range(step, g.chunk + 1, step) if n < context] or [1]
+    jobs = [Job(_prompt(g.config, n), _SHORT, bias={0: 0.0}) for n in lengths]
+    if g.config.image_tokens + 1 < context:
+        jobs.append(Job(_prompt(g.config, 1, images=1), _SHORT))
+    for job in jobs:  # one by one: prompts of one shape would be read together
+        engine.run([engine.submit(job)])
+        if stopping():
+            return False
+    whole = g.chunk + 1
+    if engine.slots > 1 and whole + 2 < context:
+        # The second finds its first chunk in a slot that is taken, and has to copy it.
+        never = dict.fromkeys(g.eos_ids, -100.0)  # its answer must not end by itself
+        first, second = (Job(_prompt(g.config, whole), _SHORT, bias=never) for _ in range(2))
+        first.settings = SamplingSettings()
+        engine.submit(first)
+        while not first.ids:
+            engine.step()
+        if not first.done:
+            engine.run([engine.submit(second)])
+        engine.cancel(first)
+    engine.counts.clear()  # of what clients ask from now on
+    return True
+
+
+def _prompt(config: LlavaConfig, tokens: int, images: int = 0) -> Example:
+    size = config.vision.image_size
+    ids = np.ones(tokens + images, np.int32)
+    ids[:images] = IMAGE_TOKEN
+    return Example(ids, (np.zeros((size, size, 3), np.uint8),) * images)

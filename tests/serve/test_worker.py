@@ -1,0 +1,41 @@
+"""The engine's thread: no compile after it is ready, and what a failing step leaves behind."""
+
+import pytest
+
+from llava_jax.generate.request import Request
+from tests.serve.conftest import openai, picture, said, shown
+
+
+def test_a_failing_step_ends_its_answers_and_no_others(server, monkeypatch):
+    engine = server.worker.engine
+    good = [shown(picture("green")), said("Which shape?")]
+    before = server.chat(good, logprobs=True).choices
+    real, left = engine.generator.read, [1]
+
+    def broken(*args, **how):
+        if left:
+            left.pop()
+            raise ValueError("the device broke at 0x7f00")
+        return real(*args, **how)
+
+    monkeypatch.setattr(engine.generator, "read", broken)
+    with pytest.raises(openai.InternalServerError) as caught:
+        server.chat(good)
+    assert "0x7f00" not in str(caught.value)
+    assert server.chat(good, logprobs=True).choices == before
+    assert server.worker.state == "ready"
+    assert engine.busy == engine.queued == 0
+
+
+def test_no_prompt_of_any_length_meets_a_compile(server):
+    compiled = dict(server.worker.engine.generator.compiled)
+    model, tried = server.worker.model, set()
+    for words in range(1, 230, 6):
+        text = "a " * words
+        tried.add(
+            len(model.example(Request(text)).ids) % server.worker.engine.generator.chunk // 16
+        )
+        server.chat(text, max_tokens=2, logit_bias={"5": 1} if words % 2 else {})
+    assert len(tried) == 8
+    server.chat([shown(picture())] * 5 + [said("how many?")], n=3, temperature=1)
+    assert dict(server.worker.engine.generator.compiled) == compiled
