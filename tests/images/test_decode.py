@@ -338,6 +338,7 @@ def test_corpus_of_bad_images():
     folder, config, process = shared("bad-images"), LlavaConfig(), psutil.Process()
     rows, before = corpus(), set(os.listdir(tempfile.gettempdir()))
     assert rows
+    to_pixels(Image.new("RGB", (300, 300)), config)  # numba compiles once for all pictures
     for row in rows:
         memory, begin = process.memory_info().rss, time.process_time()
         verdict = attempt(folder / row["file"])

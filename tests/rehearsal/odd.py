@@ -116,7 +116,7 @@ BAD = (
     Bad(
         "two questions in a row",
         lambda r, _: _turns(r, ("human", "<image>\na"), ("human", "b"), ("gpt", "c")),
-        "take turns",
+        "alternate",
     ),
     Bad("no answer", lambda r, _: _turns(r, ("human", "<image>\na"), ("gpt", " ")), "answer"),
     Bad("image is an object", lambda r, _: {**r, "image": {"path": "a.jpg"}}, "path"),

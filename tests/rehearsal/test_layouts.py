@@ -64,6 +64,7 @@ def test_losses_are_equal_on_eight_devices(layout, trained):
     np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_are_equal_in_the_recipes_own_bfloat16(trained):
     np.testing.assert_allclose(trained(8), trained(), rtol=1e-3)
 
@@ -137,6 +138,7 @@ def test_two_processes_train_one_model(mix, model, trained, tmp_path):
     assert all("2 cpu device" in text for text in told), told
 
 
+@pytest.mark.slow  # in one process: test_the_same_samples_give_the_same_loss[packed]
 def test_two_processes_train_packed_rows_as_one_does(mix, model, trained, tmp_path):
     """Full rows of no other samples than one process has, whose losses are those of one device."""
     changes = {

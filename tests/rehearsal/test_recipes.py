@@ -31,7 +31,9 @@ ELSEWHERE = {"pretrain_7b", "finetune_7b", "finetune_lora_7b", "finetune_task_lo
 
 def _recipe(name: str):
     """A parameter; slow where another test of these folders runs the same commands."""
-    again = name in ELSEWHERE or name.endswith("_13b")  # of tiny models: the 7B's but for its size
+    again = (
+        name in ELSEWHERE or name.endswith("_13b") or name == "finetune_task_7b"
+    )  # of tiny models: like finetune_7b
     return pytest.param(name, marks=pytest.mark.slow) if again else name
 
 

@@ -179,7 +179,11 @@ def test_a_run_that_fails_still_draws_its_curve(made, tmp_path, monkeypatch):
 
 def _never_finite(state, frozen, batch):
     nan = jnp.float32(jnp.nan)
-    return state, {"loss": nan, "micro_loss": nan[None], "grad_norm": nan, "ok": jnp.bool(False)}
+    norms = (nan[None], nan[None])
+    return state, {
+        **{"loss": nan, "micro_loss": nan[None], "grad_norm": nan, "norms": norms},
+        "ok": jnp.bool(False),
+    }
 
 
 def start(made, workdir, **changes):
