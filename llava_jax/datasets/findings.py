@@ -7,6 +7,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -252,5 +253,9 @@ class Looks:
 
 def peak_mb() -> int:
     """The most memory that this process had at a time, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, else KiB
-    return -(-resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 1_000_000)
+    try:  # ru_maxrss would begin at what the process that started this one had
+        status = Path("/proc/self/status").read_text()
+        return -(-int(status.partition("VmHWM:")[2].split()[0]) * 1024 // 1_000_000)
+    except (OSError, IndexError):  # not Linux
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, else KiB
+        return -(-resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 1_000_000)
