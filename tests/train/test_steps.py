@@ -60,14 +60,22 @@ def test_a_save_is_due_by_the_clock_and_each_step_saved_once(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     saved: list[int] = []
-    checkpoints: Any = SimpleNamespace(save=lambda step, *_: saved.append(step))
+    checkpoints: Any = SimpleNamespace(
+        begin=lambda step, *_: saved.append(step),
+        settle=lambda: True,
+        **{"failed": False, "writing": False, "lost": False},
+    )
     feed: Any = SimpleNamespace(state=lambda step: {})
     saver, never = (Saver(checkpoints, NoLog(), minutes, saved=2) for minutes in (1.0, 0.0))
-    assert not saver.late
+
+    def late(one: Saver) -> bool:
+        return one.flags(stop=False, failed=False).save
+
+    assert not late(saver)
     now[0] = 61.0
-    assert saver.late
-    assert not never.late
+    assert late(saver)
+    assert not late(never)
     for step in (2, 3, 3):
-        saver.save(step, feed, feed, 0.5)
+        saver.save(step, feed, feed, {"loss": 0.5})
     assert saved == [3]
-    assert not saver.late
+    assert not late(saver)
