@@ -77,33 +77,7 @@ MAY_IMPORT = {
     | {"model", "train", "convert", "configs", "report"},
 }
 # Never import jax.
-LIGHT = {
-    *(
-        "digests",
-        "errors",
-        "config",
-        "params",
-        "processes",
-        "progress",
-        "reader",
-        "storage",
-        "util",
-    ),
-    *(
-        "setting",
-        "settings",
-        "chips",
-        "flops",
-        "text",
-        "store",
-        "images",
-        "batch",
-        "cli",
-        "inspect",
-        "configs",
-        "datasets",
-    ),
-}
+LIGHT = {*BASE, *("text", "store", "images", "batch", "cli", "inspect", "configs", "datasets")}
 
 # Slow to import, or in an extra: only inside functions.
 LAZY = {

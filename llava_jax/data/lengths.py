@@ -12,25 +12,19 @@ import hashlib
 import json
 import logging
 import os
-import pickle
-import queue
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import llava_jax
 from llava_jax import storage
 from llava_jax.data.check import Dataset
 from llava_jax.data.packing import Sizes
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import LlavaError
+from llava_jax.processes import Lost, cores, in_processes
 from llava_jax.progress import progress
 from llava_jax.text.example import LEFT_OUT, TRUNCATED, Example
 from llava_jax.text.records import image_paths
@@ -44,6 +38,7 @@ MANY = 5_000
 """From so many records on, several processes count, and the result is kept."""
 CHUNK = 1_000
 """Records that a process takes at a time."""
+JOB, SECONDS = f"{__name__}:counter", 600.0  # the longest that a chunk may take
 
 
 class Lengths(NamedTuple):
@@ -143,98 +138,29 @@ def _of_turns(example: Example, rule: Rule) -> tuple[int, int]:
 def _count(data: Dataset, make: ExampleMaker, rule: Rule) -> Lengths:
     """In a process per core: Python counts one record at a time."""
     started, total = time.monotonic(), len(data)
-    chunks = [slice(at, at + CHUNK) for at in range(0, total, CHUNK)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = min(cores or 1, len(chunks))
+    slices = [slice(at, at + CHUNK) for at in range(0, total, CHUNK)]
+    # Records are read when their turn comes.
+    chunks = ((part, data.records[part], data.ids[part]) for part in slices)
     found = Lengths(*(np.zeros(total, np.int32) for _ in Lengths._fields))
-
-    def of(chunk: slice) -> Lengths:  # records are read when their turn comes
-        return ask((data.records[chunk], data.ids[chunk]))
-
-    with (
-        _workers(count, pickle.dumps((make, rule))) as ask,
-        ThreadPoolExecutor(count) as pool,
-        progress(total, "counting lengths", "sample") as bar,
-    ):
-        jobs = {pool.submit(of, chunk): chunk for chunk in chunks}
-        try:
-            for job in as_completed(jobs):
-                for column, values in zip(found, job.result()):
-                    column[jobs[job]] = values
-                bar.update(len(data.ids[jobs[job]]))
-        except BaseException:  # the pool would wait for what has not begun
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    count = min(cores(), len(slices))
+    with progress(total, "counting lengths", "sample") as bar:
+        for (part, _, ids), result in in_processes(JOB, (make, rule), chunks, count, SECONDS):
+            if isinstance(result, Lost):
+                raise LlavaError(
+                    f"the lengths of samples {part.start} to {part.start + len(ids) - 1} "
+                    f"were not counted: {result.why}",
+                    fix="a message may be above; without one, the system may have lacked memory",
+                )
+            for column, values in zip(found, result):
+                column[part] = values
+            bar.update(len(ids))
     log.info("lengths of %s samples counted in %.0f s", f"{total:,}", time.monotonic() - started)
     return found
 
 
-@contextlib.contextmanager
-def _workers(count: int, start: bytes) -> Iterator[Callable[[Any], Lengths]]:
-    """ask(records, ids), to be called by `count` threads at a time: each has a process of its own.
-
-    Not multiprocessing: it would run a user's script once more in every process, or fork a process
-    that has jax's threads.
-    """
-    home = str(Path(str(llava_jax.__file__)).parents[1])
-    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-c", "from llava_jax.data.lengths import serve; serve()"]
-    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-    started = []
-    try:
-        for _ in range(count):
-            worker = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-            started.append(worker)
-            _send(worker.stdin, start)
-            idle.put(worker)
-
-        def ask(chunk: Any) -> Lengths:
-            worker = idle.get()
-            try:
-                _send(worker.stdin, pickle.dumps(chunk))
-                answer = _receive(worker.stdout)
-            finally:
-                idle.put(worker)  # dead or not: nobody may wait for one that never comes back
-            if answer is None:
-                raise LlavaError(
-                    f"a process that counts lengths ended with exit code {worker.wait()}",
-                    fix="its message is above; without one, the system may have lacked memory",
-                )
-            return pickle.loads(answer)  # noqa: S301, our own process wrote it
-
-        yield ask
-    finally:
-        for worker in started:
-            worker.kill()
-            worker.communicate()
-
-
-def serve() -> None:
-    """The life of one counting process: pickled chunks of records in, Lengths out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it, and ends it
-    source, answers = sys.stdin.buffer, sys.stdout.buffer
-    make, rule = pickle.loads(_receive(source) or b"")  # noqa: S301, our own process wrote it
-    while (message := _receive(source)) is not None:
-        records, ids = pickle.loads(message)  # noqa: S301, likewise
-        _send(answers, pickle.dumps(_measure(make, rule, records, ids)))
-
-
-def _send(stream: Any, message: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError):  # said by who waits for the answer
-        stream.write(len(message).to_bytes(8, "big") + message)
-        stream.flush()
-
-
-def _receive(stream: Any) -> bytes | None:
-    """The next message; None where the other side is gone."""
-    head = stream.read(8)
-    body = stream.read(int.from_bytes(head, "big")) if len(head) == 8 else b""
-    return body or None
+def counter(make: ExampleMaker, rule: Rule) -> Callable[[Any], Lengths]:
+    """What a counting process does with (slice, records, ids); see `llava_jax.processes`."""
+    return lambda chunk: _measure(make, rule, *chunk[1:])
 
 
 # On disk ------------------------------------------------------------------------------------------

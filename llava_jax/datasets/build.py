@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import random
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from llava_jax.datasets.findings import peak_mb
 from llava_jax.datasets.recipe import Part, Recipe, read_recipe
 from llava_jax.datasets.source import Record, Source
 from llava_jax.datasets.writer import Writer, open_writer
+from llava_jax.digests import sha256
 from llava_jax.errors import LlavaError, SampleError
 from llava_jax.progress import progress
 from llava_jax.text.records import image_paths
@@ -171,9 +171,7 @@ class Megabytes:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def report(manifest: dict[str, Any]) -> str:

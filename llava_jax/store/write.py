@@ -13,22 +13,25 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llava_jax import __version__, storage
 from llava_jax.data.json_file import JsonFile
 from llava_jax.data.stored import FORMAT, MANIFEST, NAME, RECORDS, SPLIT
+from llava_jax.digests import sha256
 from llava_jax.errors import LlavaError, SampleError
+from llava_jax.processes import Lost, in_processes
 from llava_jax.progress import progress
-from llava_jax.util import need, read_object, write_json
+from llava_jax.util import need, read_object, sync_path, write_json
 
 log = logging.getLogger(__name__)
 
 GROUPS = "group_size:1"
 """ArrayRecord's option for random access: each record is compressed and read alone."""
+JOB, SECONDS = f"{__name__}:maker", 3600.0  # the longest that a shard may take
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def write_shard(job: Job, number: int) -> dict[str, Any]:
             writer.write(data)
             lines.append(text + b"\n")
         writer.close()
-        _sync(temporary)
+        sync_path(temporary)
         _put(texts, b"".join(lines))
         temporary.replace(target)
     finally:
@@ -140,7 +143,7 @@ def write_shard(job: Job, number: int) -> dict[str, Any]:
         "pictures": pictures,
         "missing": missing,
         "bytes": target.stat().st_size,
-        "sha256": _sha(target),
+        "sha256": sha256(target),
         "content": digest.hexdigest(),  # of the records alone, whatever wrote them
         "texts": hashlib.sha256(b"".join(lines)).hexdigest(),
     }
@@ -154,8 +157,8 @@ def finished(job: Job, number: int) -> dict[str, Any] | None:
         facts = read_object(job.facts(number))
         whole = (
             facts["job"] == job.digest
-            and _sha(job.shard(number)) == facts["sha256"]
-            and _sha(job.texts(number)) == facts["texts"]
+            and sha256(job.shard(number)) == facts["sha256"]
+            and sha256(job.texts(number)) == facts["texts"]
         )
     except (LlavaError, OSError, KeyError):
         return None
@@ -192,17 +195,25 @@ def serializer() -> Callable[[str, bytes, list[bytes]], bytes]:
 
 def _processes(workers: int) -> Run:
     def run(job: Job, numbers: list[int]) -> Iterable[dict[str, Any]]:
-        if workers <= 1 or len(numbers) <= 1:
+        count = min(workers, len(numbers))
+        if count <= 1:
             for number in numbers:
                 yield write_shard(job, number)
             return
-        import multiprocessing
-
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=spawn) as pool:
-            yield from pool.map(write_shard, [job] * len(numbers), numbers)
+        for number, facts in in_processes(JOB, (job,), numbers, count, SECONDS):
+            if isinstance(facts, Lost):
+                raise LlavaError(
+                    f"{job.shard(number)} was not written: {facts.why}",
+                    fix="run the same command again: the other shards stay",
+                )
+            yield facts
 
     return run
+
+
+def maker(job: Job) -> Callable[[int], dict[str, Any]]:
+    """What a process does with the number of a shard; see `llava_jax.processes`."""
+    return partial(write_shard, job)
 
 
 _sources: dict[str, JsonFile] = {}  # of this process, by digest of the job: scanned once
@@ -262,6 +273,8 @@ def _finish(job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
     for number in range(job.shards):
         job.texts(number).unlink(missing_ok=True)
         job.facts(number).unlink(missing_ok=True)
+    for path in out.glob(".*.tmp"):  # of processes that were killed
+        path.unlink(missing_ok=True)
     return manifest
 
 
@@ -302,8 +315,7 @@ def _digest(file: str, images: str, per_shard: int) -> str:
     if storage.is_address(file):
         digest.update(storage.read(file))
     else:
-        with open(file, "rb") as source:
-            digest.update(hashlib.file_digest(source, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(Path(file))))
     return digest.hexdigest()[:16]
 
 
@@ -328,18 +340,8 @@ def _picture(folder: str, path: str) -> bytes:
         return b""
 
 
-def _sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _put(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
-    _sync(temporary)
+    sync_path(temporary)
     temporary.replace(path)

@@ -135,7 +135,9 @@ def test_a_counting_process_that_ends_is_an_error_and_no_wait(monkeypatch):
     data: Any = Records(records)
     rule = lengths.Rule(60, 0, False, 16)
     dying: Any = Dying()
-    with pytest.raises(LlavaError, match="counts lengths ended with exit code 9"):
+    with pytest.raises(
+        LlavaError, match="samples .* were not counted: its process ended with exit code 9"
+    ):
         lengths._count(data, dying, rule)
 
 
