@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from llava_jax.convert import Checkpoint
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+SMALL_CACHE = 2**28
+"""Bytes: up to so many, the slots of a batch have the whole context."""
 
 
 def load(
@@ -292,8 +294,11 @@ class LlavaModel:
         known = self._engines.get(alone)
         if known is None or known.slots != slots or known.context < min(room or context, context):
             self._engines.pop(alone, None)  # its memory is free before the new one takes any
-            if room is not None:
+            # Longer slots cost memory and no time, but another length compiles every program again.
+            if room is not None and slots * context * self.generator.entry_bytes > SMALL_CACHE:
                 room = 1 << (max(room, self.generator.chunk) - 1).bit_length()
+            else:
+                room = None
             known = self._engines[alone] = Engine(self.generator, slots, capacity=room)
         return known
 

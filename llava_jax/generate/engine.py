@@ -234,7 +234,7 @@ class Engine:
     def _read(self) -> None:
         """Reads the next chunk of the first prompt, and of those whose chunk has its shape."""
         g = self.generator
-        step = max(1, g.chunk // 8)
+        step = max(1, g.chunk // 4)
 
         def shape(job: Job) -> int:
             return min(-(-(job.length - job.read) // step) * step, g.chunk)

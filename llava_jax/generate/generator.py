@@ -156,6 +156,12 @@ class Generator:
 
     # On the host ---------------------------------------------------------------------------------
 
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of the keys and values of one position, in all layers."""
+        c = self.config.language
+        return 2 * c.layers * c.kv_heads * c.head_width * jnp.dtype(self.compute.dtype).itemsize
+
     def params(self):
         """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
         return weights.stacked(self.state)

@@ -144,7 +144,7 @@ def test_nothing_is_compiled_twice_within_a_bucket():
         asked = [prompt(10 + i, seed=i), prompt(13, seed=9)]
         engine.run([engine.submit(Job(one, setting)) for one in asked])
     assert own.compiled == {"read": 1, "decode": 1}
-    engine.run([engine.submit(Job(prompt(17), LONG))])
+    engine.run([engine.submit(Job(prompt(40), LONG))])
     assert own.compiled == {"read": 2, "decode": 1}
 
 
