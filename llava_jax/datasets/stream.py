@@ -16,6 +16,9 @@ from llava_jax.util import json_decoder
 
 CHUNK = 1 << 20
 _SPACE = " \t\r\n"
+# A number that ends the window may go on in the next one, also where "0.5" or "1e-3" is cut
+# behind the mark that follows its whole part.
+_GOES_ON = ("", ".", "e", "E", "e+", "e-", "E+", "E-")
 Told = Callable[[int], Any]
 """Takes the number of bytes that were read since it was called last."""
 
@@ -109,8 +112,8 @@ class _Text:
                 raise self._error(e.pos) from None
             except (RecursionError, ValueError):
                 raise self._error(self._at) from None
-            if end == len(self._buffer) and self._more():
-                continue  # a number may go on
+            if self._buffer[end : end + 3] in _GOES_ON and self._more():
+                continue
             self._at = end
             return found
 

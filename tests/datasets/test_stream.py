@@ -41,6 +41,15 @@ def test_values_are_those_of_json_whatever_the_window(file, values, chunk, ascii
         stream.CHUNK = before
 
 
+@pytest.mark.parametrize("number", ["0.0", "1e5", "1E+5", "-2.5e-3", "1e-05", "12.5E2", "-0.0"])
+def test_a_number_is_read_whole_wherever_the_window_ends(file, number, monkeypatch):
+    file.write_text(f"[{number}, [{number}], {number}]")
+    value = float(number)
+    for chunk in range(1, 2 * len(number)):
+        monkeypatch.setattr(stream, "CHUNK", chunk)
+        assert list(stream.rows(file)) == [value, [value], value]
+
+
 def test_entries_of_an_object(file):
     file.write_text('{"a": {"x": 1}, "b": [1, [2]], "c": []}')
     assert list(stream.entries(file)) == [("a", {"x": 1}), ("b", 1), ("b", [2])]
