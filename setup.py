@@ -105,7 +105,7 @@ setup(
         "wandb": ["wandb>=0.21"],
         "mlflow": ["mlflow-skinny>=3.4"],
         "serve": SERVE,
-        "demo": ["gradio>=6.31"],
+        "browser": ["playwright>=1.50"],  # tests of the web chat, with a Chromium that is installed
         "test": TEST,
         "dev": [*TEST, *DEV],
     },

@@ -53,7 +53,7 @@ COMMANDS = {
     "quickstart": Command(
         "llava_jax.quickstart.cli",
         "make, train and question a tiny LLaVA, with no network",
-        aliases="demo download start",
+        aliases="download start",
     ),
     "data": Command(
         "llava_jax.datasets.cli",
@@ -86,6 +86,11 @@ COMMANDS = {
         "llava_jax.serve.cli",
         "answer over HTTP, as OpenAI's API does",
         aliases="server api openai http endpoint",
+    ),
+    "demo": Command(
+        "llava_jax.serve.demo",
+        "chat in a browser, with the same server",
+        aliases="web ui webui gradio browser",
     ),
     "convert": Command(
         "llava_jax.convert.cli",

@@ -35,7 +35,7 @@ EXTRAS = {
     "lmms",
     "ray",
     "serve",
-    "demo",
+    "browser",
     "test",
     "dev",
 }

@@ -10,6 +10,7 @@ Its parts, lowest first:
     replies    answers in OpenAI's shapes
     gate       key, size and time of a request, before anything reads it
     app        the routes
+    demo       the chat page at /, and its command
     server     sockets, signals and the order of the end
     cli        the command
 """

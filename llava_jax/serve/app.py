@@ -15,11 +15,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from llava_jax import __version__
 from llava_jax.generate import Job
-from llava_jax.serve import asking, meters
+from llava_jax.serve import asking, demo, meters
 from llava_jax.serve.errors import ApiError, as_api_error, of_fields, of_status, shown
 from llava_jax.serve.gate import Gate
 from llava_jax.serve.replies import Form
-from llava_jax.serve.schema import ChatRequest, CompletionRequest, Sampling
+from llava_jax.serve.schema import ChatRequest, CompletionRequest, ImageUrl, Sampling
 from llava_jax.serve.worker import Answers, Worker
 
 
@@ -33,9 +33,16 @@ class Service:
 
     def model(self) -> dict[str, Any]:
         """The model's entry in the list of models."""
-        entry = {"id": self.name, "object": "model", "created": self._made}
-        context = self.worker.model.config.language.max_positions
-        return {**entry, "owned_by": "llava_jax", "max_model_len": context}
+        config = self.worker.model.config
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self._made,
+            "owned_by": "llava_jax",
+            "max_model_len": config.language.max_positions,
+            "image_tokens": config.image_tokens,
+            "max_images": self.settings.max_images,
+        }
 
     def check_name(self, name: str) -> None:
         """Raises ApiError (404) for a model that is not here."""
@@ -59,6 +66,11 @@ class Service:
         make = lambda: asking.completion_jobs(self.worker.model, body)  # noqa: E731
         count = body.n * len(body.prompt)
         return await self._answer(http, body, count, make, form, body.logprobs is not None)
+
+    async def seen(self, image: ImageUrl) -> dict[str, Any]:
+        """POST /demo/seen: a picture as the model sees it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.pool, demo.seen, self.worker.model, image.url)
 
     def _form(self, body: Sampling, *, chat: bool, tops: int) -> Form:
         tokenizer = self.worker.model.tokenizer
@@ -147,8 +159,11 @@ async def _ended(answers: Answers, http: HttpRequest) -> bool:
             task.cancel()
 
 
-def build_app(worker: Worker, name: str, key: str) -> Gate:
-    """The whole application, with the gate around it. key: what clients must send."""
+def build_app(worker: Worker, name: str, key: str, *, page: bool = False) -> Gate:
+    """The whole application, with the gate around it.
+
+    key: what clients must send. page: with the chat page at /.
+    """
     from fastapi import Depends, FastAPI
     from fastapi.security import HTTPBearer
 
@@ -169,12 +184,15 @@ def build_app(worker: Worker, name: str, key: str) -> Gate:
         redirect_slashes=False,
     )
     _add_routes(app, service)
+    files = demo.files() if page else {}
+    if page:
+        _add_page(app, service, files)
     _render_errors(app)
 
     def count(route: str, status: int) -> None:
         worker.meters.requests.labels(route, str(status)).inc()
 
-    return Gate(app, key, worker.settings, count)
+    return Gate(app, key, worker.settings, count, frozenset(files))
 
 
 def _add_routes(app: Any, service: Service) -> None:
@@ -205,6 +223,21 @@ def _add_routes(app: Any, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(worker.meters.page(), headers={"Content-Type": meters.TYPE})
+
+
+def _add_page(app: Any, service: Service, files: dict[str, tuple[bytes, str]]) -> None:
+    def route(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+        async def reply() -> Response:
+            return Response(content, media_type=kind, headers=demo.HEADERS)
+
+        return reply
+
+    for path, file in files.items():
+        app.get(path, include_in_schema=False)(route(*file))
+
+    @app.post("/demo/seen", include_in_schema=False)
+    async def seen(image: ImageUrl) -> dict[str, Any]:
+        return await service.seen(image)
 
 
 _REFUSALS = (400, 401, 404, 408, 413, 429, 500, 503)

@@ -46,8 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("image limits"), LIMITS, LIMITS)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Runs the command, until SIGTERM or Ctrl-C. Raises LlavaError for what cannot be used."""
+def run(args: argparse.Namespace, *, demo: bool = False) -> int:
+    """Runs the command, until SIGTERM or Ctrl-C. Raises LlavaError for what cannot be used.
+
+    demo: with the chat page at /.
+    """
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         need(module, "to serve", "llava_jax[serve]")
     from llava_jax.images.decode import Limits
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.name or Path(args.model).name or "model"
     sock = listen(args.host, args.port)  # before minutes of loading
     host, port = sock.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     if host not in ("127.0.0.1", "::1"):
         print("others reach this server: put one that speaks https in front of it", file=sys.stderr)
     print(f"loading {args.model} ...", flush=True)
@@ -86,12 +89,14 @@ def run(args: argparse.Namespace) -> int:
 
     def ready() -> None:
         seconds = time.monotonic() - start
-        print(f"{name} answers at {url} after {seconds:.0f} s", flush=True)
+        print(f"{name} answers at {url}/v1 after {seconds:.0f} s", flush=True)
 
     worker.on_ready = ready
     if made:
         print(f"API key, made for this run: {key}", flush=True)
-    serve(build_app(worker, name, key), worker, sock)
+    if demo:
+        print(f"the page: {url}/{f'#key={key}' if made else ' (it asks for your key)'}", flush=True)
+    serve(build_app(worker, name, key, page=demo), worker, sock)
     return 0
 
 

@@ -19,7 +19,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN = "/health"
-"""The only route that asks for no key."""
+"""The only route of the API that asks for no key."""
 BODIES_AT_ONCE = 16
 """Of the largest size: what all bodies requests together may hold in memory."""
 MOST_PARTS = 500_000
@@ -33,12 +33,21 @@ class Gone(Exception):
 
 
 class Gate:
-    """An ASGI application around another. count: called with route and status of every reply."""
+    """An ASGI application around another.
+
+    count: called with route and status of every reply. files: paths of a page that has no secrets.
+    """
 
     def __init__(
-        self, app: Any, key: str, settings: ServeSettings, count: Callable[[str, int], None]
+        self,
+        app: Any,
+        key: str,
+        settings: ServeSettings,
+        count: Callable[[str, int], None],
+        files: frozenset[str] = frozenset(),
     ):
         self._app, self._settings, self._count = app, settings, count
+        self._open = {OPEN, *files}
         self._key = f"Bearer {key}".encode()
         self._held = 0  # bytes of bodies in memory
 
@@ -82,7 +91,7 @@ class Gate:
 
     def _check_key(self, scope: Scope) -> None:
         """In constant time, whatever was sent."""
-        if scope["path"] == OPEN:
+        if scope["path"] in self._open:
             return
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(given) != 1 or not hmac.compare_digest(given[0], self._key):

@@ -14,7 +14,7 @@ NOT_RUN = {
     r"^python bench/packing\.py": "minutes; tests/data/test_packing.py and test_lengths.py hold what it measures",
     r"^llava-jax verify|^cd runs/finetune_7b/checkpoints|sha256sum -c": "of a run that is there; tests/train/test_checkpoint.py runs both",
     r"--config\.data\.eval=": "needs validation sets; tests/train/test_validate.py trains with some",
-    r"^llava-jax serve": "runs until it is stopped; tests/serve/test_command.py starts and stops it",
+    r"^llava-jax (serve|demo)": "runs until it is stopped; tests/serve/test_command.py starts and stops it",
     r"^llava-jax report": "of runs that are there; tests/report/test_report.py makes the page",
     r"--profile": "more steps than are run here; tests/train/test_profiling.py traces one",
     r"--supervise": "starts processes; tests/train/test_supervise.py runs it",

@@ -49,7 +49,7 @@ def server():
     settings = ServeSettings(slots=4, waiting=12, max_body_bytes=300_000, max_messages=20)
     worker = Worker(llava_jax.load("tiny"), settings)
     sock = listen("127.0.0.1", 0)
-    web = make_server(build_app(worker, NAME, KEY), 5)
+    web = make_server(build_app(worker, NAME, KEY, page=True), 5)
     thread = threading.Thread(target=web.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
