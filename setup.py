@@ -20,7 +20,9 @@ FAST = ["numba>=0.61"]  # pixels twice as fast, to the bit the same
 GGUF = ["gguf>=0.17"]
 PARQUET = ["pyarrow>=17"]
 EVAL = ["openpyxl>=3.1", "pooch>=1.9", "openai>=1.60", "jinja2>=3.1", *PARQUET]
+JSON = ["llguidance>=1.3"]  # answers of a fixed form
 SERVE = [
+    *JSON,
     "fastapi>=0.115",
     "starlette>=0.46",
     "pydantic>=2.10",
@@ -28,7 +30,7 @@ SERVE = [
     "prometheus_client>=0.21",
 ]
 TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77"]
-TEST += [*TRANSFORMERS, *GGUF, *EVAL, *FAST, *TFDS, *SERVE]
+TEST += ["jsonschema>=4.23", *TRANSFORMERS, *GGUF, *EVAL, *FAST, *TFDS, *SERVE]
 DEV = ["ruff==0.17.6", "pyright==1.1.414", "pre-commit>=4.0"]
 
 
@@ -104,6 +106,7 @@ setup(
         "ray": ["ray[train]>=2.60"],
         "wandb": ["wandb>=0.21"],
         "mlflow": ["mlflow-skinny>=3.4"],
+        "json": JSON,
         "serve": SERVE,
         "browser": ["playwright>=1.50"],  # tests of the web chat, with a Chromium that is installed
         "test": TEST,

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Generator as GeneratorType
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from llava_jax.batch import batch_bucket, check_prompt
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, PromptError
 from llava_jax.generate import Detokenizer, Engine, Generator, Job
+from llava_jax.generate.constrain import Grammars, schema_of
 from llava_jax.generate.request import Image, Messages, Reply, Request, image_list
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits
 from llava_jax.images.pixels import pixels_of
@@ -176,7 +178,7 @@ class LlavaModel:
             raise PromptError("requests must be a list of Request", fix="generate asks one")
         requests = list(requests)
 
-        def attempt(make: Callable[[Any], Example], what: Any) -> Example | Reply:
+        def attempt(make: Callable[[Any], Any], what: Any) -> Any:
             try:
                 return make(what)
             except LlavaError as error:
@@ -196,15 +198,16 @@ class LlavaModel:
         while len(jobs) or done < total:
             # The pixels of what is being answered, and of what comes next, are in memory.
             for i in islice(ready, engine.slots + engine.rows - len(jobs)):
-                replies[i] = attempt(self.with_pixels, replies[i])
-                if isinstance(replies[i], Example):
-                    jobs[i] = engine.submit(self.job(requests[i].seeded(), replies[i]))
+                request = requests[i].seeded()
+                made = attempt(lambda x, r=request: self.job(r, self.with_pixels(x)), replies[i])
+                if isinstance(made, Job):
+                    jobs[i] = engine.submit(made)
                 else:
-                    done += 1
+                    replies[i], done = made, done + 1
             engine.step()
             ended = [i for i, job in jobs.items() if job.done]
             for i in ended:
-                replies[i] = reply_of(jobs.pop(i))
+                replies[i] = attempt(reply_of, jobs.pop(i))
             if ended:
                 done += len(ended)
                 bar.update(len(ended))
@@ -275,14 +278,23 @@ class LlavaModel:
     def job(self, request: Request, example: Example, **more: Any) -> Job:
         """A request, with its example with pixels, as the engine takes it. more: fields of Job."""
         template = find_template(request.template or self.config.template)
+        schema, stops = schema_of(request.response_format), (*template.stop_strings, *request.stop)
         return Job(
             example,
             request,
-            Detokenizer(self.tokenizer, (*template.stop_strings, *request.stop)),
+            # Of JSON, a template's stop string may be a part.
+            Detokenizer(self.tokenizer, stops if schema is None else ()),
+            constraint=None if schema is None else self.grammars.constraint(schema),
             bias=request.logit_bias,
             tops_wanted=request.top_logprobs,
             **more,
         )
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What makes constraints for answers in JSON."""
+        vocab, ends = self.config.language.vocab_size, self.generator.eos_ids
+        return Grammars(self.tokenizer, vocab, ends)
 
     def engine(self, slots: int = 1, room: int | None = None) -> Engine:
         """The engine that answers here, with so many slots of at least `room` positions (None: all).

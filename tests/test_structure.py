@@ -84,7 +84,7 @@ LAZY = {
     *("transformers", "grain", "orbax", "torch", "matplotlib", "tensorboardX", "huggingface_hub"),
     *("tensorflow_datasets", "array_record", "openpyxl", "gguf", "fastapi", "uvicorn", "gradio"),
     *("pooch", "openai", "jinja2", "fsspec", "ray", "pyarrow", "apache_beam", "etils"),
-    *("wandb", "mlflow", "av"),
+    *("wandb", "mlflow", "av", "llguidance"),
 }
 
 

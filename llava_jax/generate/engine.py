@@ -294,10 +294,8 @@ class Engine:
             self.counts["pictures_reused"] += 1
         missing = {key: pixels for key, pixels in needed.items() if key not in self.places}
         keep = set(needed)
-        for encoded in (
-            True,
-            False,
-        ):  # one that came normalised is float, and needs another program
+        # One that came normalised is float, and needs another program.
+        for encoded in (True, False):
             todo = [(k, p) for k, p in missing.items() if (p.dtype == np.uint8) == encoded]
             for start in range(0, len(todo), self.rows):
                 self._see_some(todo[start : start + self.rows], keep)
@@ -323,8 +321,8 @@ class Engine:
             at.append(place)
         rows = [*range(len(pictures)), *[0] * (self.rows - len(pictures))]
         images = np.stack([pictures[i][1] for i in rows])
-        images = images if images.dtype == np.uint8 else images.astype(np.float32)
-        self._call("see", images, np.array(at, np.int32)[rows])
+        as_read = np.uint8 if images.dtype == np.uint8 else np.float32
+        self._call("see", images.astype(as_read, copy=False), np.array(at, np.int32)[rows])
         self.counts["pictures_seen"] += len(pictures)
 
     # Decoding ------------------------------------------------------------------------------------
@@ -404,7 +402,11 @@ class Engine:
             if given.logits is not None:
                 job.logits += list(given.logits[row, :many])
             self.counts["tokens"] += many
-            self._after(job, new.tolist())
+            try:
+                self._after(job, new.tolist())
+            except LlavaError as error:  # of its constraint; the others go on
+                job.error = error
+                self._finish(job, "error")
 
     def _after(self, job: Job, new: list[int]) -> None:
         """Text of the new ids, and whether the answer has ended."""
@@ -414,10 +416,8 @@ class Engine:
         stopped = at is not None
         if at is not None:
             keep -= len(new) - at - 1
-        if job.constraint:
-            for token in new:
-                if token not in stops:
-                    job.constraint.take(token)
+        if job.constraint and not stopped:  # it gets one token a call
+            job.constraint.take(new[0])
         if text is not None:
             piece = text.push(job.ids[text.count : keep])
             if text.stopped:

@@ -25,7 +25,7 @@ class Constraint(Protocol):
         ...
 
     def take(self, token: int) -> None:
-        """The token that came."""
+        """The token that came. Raises LlavaError where the answer cannot go on."""
         ...
 
 

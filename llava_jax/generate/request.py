@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava_jax.errors import ConfigError, PromptError
+from llava_jax.generate.constrain import schema_of
 from llava_jax.settings import SAMPLING, SamplingSettings, check_all
 
 MOST_TOP_LOGPROBS, MOST_BIAS = 20, 100  # OpenAI's limits
@@ -28,7 +29,8 @@ class Request(SamplingSettings):
     """One thing to ask. `images`, one or a list, stand before the first user message, a line each.
 
     logit_bias: {token id: what is added to its logit}. top_logprobs: of how many of the likeliest tokens
-    the reply holds log-probabilities, at each place.
+    the reply holds log-probabilities, at each place. response_format: OpenAI's, {"type": "json_object"} or
+    {"type": "json_schema", "json_schema": {"schema": ...}}: the answer is JSON, on one line.
     The other fields are those of llava_jax.settings.SamplingSettings, by keyword.
     Raises ConfigError for a setting that is unknown, out of range or of the wrong type.
     """
@@ -37,10 +39,11 @@ class Request(SamplingSettings):
     images: Image | Sequence[Image] = field(default=(), kw_only=False)
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int = 0
+    response_format: Mapping[str, Any] | None = None
 
     def __new__(cls, messages: Messages = "", images: Any = (), **settings: Any):
         # Before __init__, which has a TypeError for an unknown name.
-        own = {*SAMPLING, "logit_bias", "top_logprobs"}
+        own = {*SAMPLING, "logit_bias", "top_logprobs", "response_format"}
         check_all(SAMPLING, {n: v for n, v in settings.items() if n not in own})
         return super().__new__(cls)
 
@@ -57,6 +60,11 @@ class Request(SamplingSettings):
             if not isinstance(token, int) or not abs(bias) <= MOST_BIAS:
                 what = f"logit_bias {token!r}: {bias!r}"
                 raise ConfigError(f"{what} is not a token id and a number from -100 to 100")
+        if schema_of(self.response_format) is not None and self.stop:
+            raise ConfigError(
+                "stop cannot be given with response_format: JSON ends by itself",
+                fix="leave one of them out",
+            )
 
     @classmethod
     def of(cls, messages: Messages, images: Any, settings: Mapping[str, Any]) -> Request:

@@ -50,7 +50,14 @@ def chat_jobs(model: LlavaModel, body: ChatRequest) -> list[Job]:
     """A job for each of `n` answers. Raises PromptError, ImageError or ConfigError."""
     messages = [_message(m) for m in body.messages]
     _check_text(model, [p for m in messages for p in _texts(m["content"])])
-    request = _request(model, messages, body, top_logprobs=body.top_logprobs)
+    form = body.response_format
+    request = _request(
+        model,
+        messages,
+        body,
+        top_logprobs=body.top_logprobs,
+        response_format=form and form.model_dump(by_alias=True),
+    )
     example = model.example(request)
     _check_length(model, example)
     made: dict[int, np.ndarray] = {}

@@ -80,18 +80,28 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] = False
 
 
+class JsonSchema(Strict):
+    """A schema and its name, which says nothing here. strict: always, whatever is said."""
+
+    name: str = ""
+    description: str = ""
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool = True
+
+
 class ResponseFormat(Strict):
-    """The form of an answer."""
+    """The form of an answer: text, JSON of any form, or JSON as a schema says."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _text_only(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if kind in ("json_object", "json_schema"):
-            raise ValueError(f"response_format {kind} is not supported here; only text is")
-        return data
+    @model_validator(mode="after")
+    def _agrees(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError(
+                "response_format: json_schema is for the type json_schema, and needed there"
+            )
+        return self
 
 
 def _token_ids(value: Any) -> Any:

@@ -27,7 +27,7 @@ SPACE = "▁"  # how sentencepiece writes a space inside its pieces
 
 # A serialized ModelProto with this after it has normalizer_spec.add_dummy_prefix = false: protobuf
 # merges a field that comes twice. It spares a dependency on the protobuf runtime.
-_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 Part = str | int
 """Plain text, or one token id (a special token, or IMAGE_TOKEN for an image slot)."""
@@ -64,7 +64,7 @@ class Tokenizer:
         own_space: str = "slow",
     ):
         self.model, self.legacy, self.own_space = model, legacy, own_space
-        self._sp = sentencepiece_model(model if legacy else model + _NO_DUMMY_PREFIX)
+        self._sp = sentencepiece_model(model if legacy else model + NO_DUMMY_PREFIX)
         self.vocab_size: int = self._sp.get_piece_size()
         self.bos_token, self.eos_token, self.unk_token = bos_token, eos_token, unk_token
         self.added = {

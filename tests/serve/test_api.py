@@ -1,5 +1,6 @@
 """What the routes answer, asked by the real client: text, pictures, streams, and every option."""
 
+import json
 import threading
 
 import pytest
@@ -210,3 +211,28 @@ def test_among_neighbours_an_answer_is_to_the_bit_the_one_alone(server):
 def test_key_is_not_in_any_reply(server):
     for path in ("/health", "/metrics", "/openapi.json", "/v1/models"):
         assert KEY not in server.http.get(path).text
+
+
+def test_json_as_a_schema_says(server):
+    schema = {
+        "type": "object",
+        "properties": {
+            "color": {"enum": ["red", "blue"]},
+            "count": {"type": "integer", "maximum": 9},
+        },
+        "required": ["color", "count"],
+        "additionalProperties": False,
+    }
+    asked = {"type": "json_schema", "json_schema": {"name": "seen", "schema": schema}}
+    compiles = dict(server.worker.engine.generator.compiled)
+    whole = server.chat(RED, response_format=asked, max_tokens=60, n=2, temperature=1.5, seed=3)
+    for choice in whole.choices:
+        assert choice.finish_reason == "stop"
+        assert json.loads(choice.message.content).keys() == {"color", "count"}
+    text, _ = joined(
+        server.chat(RED, response_format=asked, max_tokens=60, stream=True, temperature=1.5, seed=3)
+    )
+    assert text == whole.choices[0].message.content
+    assert server.worker.engine.generator.compiled == compiles
+    cut = server.chat(RED, response_format={"type": "json_object"}, max_tokens=2)
+    assert cut.choices[0].finish_reason == "length"

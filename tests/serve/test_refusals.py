@@ -41,7 +41,18 @@ REFUSED = {
     "tools": (ask("hi", tools=[{"type": "function"}]), 400, "tools"),
     "unknown": (ask("hi", temprature=1), 400, "temprature"),
     "schema": (ask("hi", response_format={"type": "json_schema"}), 400, "json_schema"),
-    "json": (ask("hi", response_format={"type": "json_object"}), 400, "json_object"),
+    "keyword": (
+        ask(
+            "hi",
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": {"type": "array", "uniqueItems": True}},
+            },
+        ),
+        400,
+        "uniqueItems",
+    ),
+    "stop and JSON": (ask("hi", stop="a", response_format={"type": "json_object"}), 400, "stop"),
     "heat": (ask("hi", temperature=-1), 400, "temperature"),
     "text for a number": (ask("hi", max_tokens="5"), 400, "max_tokens"),
     "no tokens": (ask("hi", max_tokens=0), 400, "max_tokens"),
