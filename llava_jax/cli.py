@@ -140,6 +140,7 @@ exit codes:
   75   a run was stopped by a signal and saved its state; the same command again resumes it
   130  interrupted (143 where SIGTERM came twice, or before the first step); Ctrl-C twice at
        the prompt of chat leaves it with 0
+  134  jax ended the process, mostly since another one of the run did; like 69
   141  the reader of the output went away
 """
 

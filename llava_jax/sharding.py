@@ -43,8 +43,6 @@ LOOKED_UP = P("data", "context", "fsdp")
 """[B, T, D] as it comes from a table whose width is split."""
 QUERIES = P(ROWS, "context", "tensor")
 """Queries [B, T, N, H], and what attention gives for them."""
-KEYS = P(ROWS, None, "tensor")
-"""Keys and values [B, S, K, H] when attention reads them: every query sees all positions of its row."""
 IMAGES = P((*ROWS, "context"))
 """The images of all rows [M, ...] in the tower, which has no axis of positions to split."""
 _NO_POSITIONS = ("images", "target_at", "targets")

@@ -29,7 +29,7 @@ BASE = {
     "util",
 }
 BASE |= {"setting", "settings", "chips", "flops"}
-NETWORK = {"quant", "attention", "layers", "clip", "llama", "llava", "lora"}
+NETWORK = {"quant", "attention", "layers", "clip", "llama", "llava"}
 MAY_IMPORT = {
     "digests": set(),
     "errors": set(),
@@ -171,6 +171,21 @@ def test_import_direction(module):
     for name, line, _ in imports(module):
         if name == "llava_jax" or name.startswith("llava_jax."):
             assert room(name) in allowed, f"{module}:{line}: {own} must not import {name}"
+
+
+def test_the_architecture_page_says_who_may_import_whom():
+    """Its table of rooms is MAY_IMPORT, a row for rooms that share a job."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| room | job | may use |")[2].partition("\n\n")[0]
+    seen = set()
+    for row in table.splitlines()[2:]:
+        _, names, _, may, _ = row.split("|")
+        rooms, listed = set(re.findall(r"`(\w+)/?`", names)), set(re.findall(r"`(\w+)`", may))
+        listed |= NETWORK | {"sharding"} if "the network" in may else set()
+        allowed = set().union(*(MAY_IMPORT[name] for name in rooms)) - rooms
+        assert listed == allowed, row
+        seen |= rooms
+    assert seen == MAY_IMPORT.keys()
 
 
 def test_rooms_form_no_cycle():

@@ -38,6 +38,7 @@ NOT_RUN = {
 SLOW = {
     r"--config configs/\w+_13b\.py": "the same line with the 7B's config",
     r"--config configs/(pretrain|finetune)_7b\.py": "tests/rehearsal/test_recipes.py: an epoch of it",
+    r"--config configs/finetune_(lora|task)_7b\.py": "README.md's line with finetune_task_lora_7b",
     r"--config configs/(easy_vqa|quickstart)\.py": "tests/examples/test_tiny.py, and the 7B's configs",
     r"^python bench/attention\.py": "tests/attention/test_kernels.py: what it measures",
     r"^python bench/train\.py": "tests/train/test_compiled.py: the step that it measures",
