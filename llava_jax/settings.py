@@ -90,6 +90,10 @@ class ServeSettings:
     grace_seconds: int = setting(60, "time that answers have to end after SIGTERM", low=0,
         high=86_400)
     image_threads: int = setting(2, "images decoded at once", low=1, high=64)
+    allow_urls: str = setting("",
+        "hosts, with commas, that images may be fetched from by https; empty: nothing is fetched")
+    url_seconds: float = setting(10.0, "time within which a request's fetched images must have come",
+        above=0, needs="allow_urls")
 
     def __post_init__(self):
         check_all(SERVING, {name: getattr(self, name) for name in SERVING})

@@ -4,6 +4,7 @@ Its parts, lowest first:
     errors     every refusal: status, text and shape
     schema     what a request may say
     meters     what /metrics counts
+    fetch      pictures by address, from hosts that were named
     asking     a request to prompts with pixels, in threads of its own
     warm       every program compiled before the first request
     worker     the engine's thread, and the bridge between it and asyncio

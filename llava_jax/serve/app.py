@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -17,10 +18,14 @@ from llava_jax import __version__
 from llava_jax.generate import Job
 from llava_jax.serve import asking, demo, meters
 from llava_jax.serve.errors import ApiError, as_api_error, of_fields, of_status, shown
+from llava_jax.serve.fetch import Fetcher
 from llava_jax.serve.gate import Gate
 from llava_jax.serve.replies import Form
 from llava_jax.serve.schema import ChatRequest, CompletionRequest, ImageUrl, Sampling
 from llava_jax.serve.worker import Answers, Worker
+
+FETCHES = 8
+"""Requests whose pictures are fetched at once, where that is allowed."""
 
 
 class Service:
@@ -28,7 +33,10 @@ class Service:
 
     def __init__(self, worker: Worker, name: str):
         self.worker, self.name, self.settings = worker, name, worker.settings
-        self.pool = ThreadPoolExecutor(self.settings.image_threads, "images")
+        s = self.settings
+        self.pool = ThreadPoolExecutor(s.image_threads, "images")
+        self.fetcher = Fetcher(s.allow_urls, s.url_seconds, s.max_body_bytes)
+        self.fetching = ThreadPoolExecutor(FETCHES, "fetch")  # apart: a slow host stops no decoding
         self._made = int(time.time())
 
     def model(self) -> dict[str, Any]:
@@ -53,9 +61,15 @@ class Service:
     async def chat(self, http: HttpRequest, body: ChatRequest) -> Response:
         """POST /v1/chat/completions."""
         self.check_name(body.model)
-        asking.check_chat(body, self.settings)
+        urls = asking.check_chat(body, self.settings, self.fetcher)
         form = self._form(body, chat=True, tops=body.top_logprobs)
-        make = lambda: asking.chat_jobs(self.worker.model, body)  # noqa: E731
+
+        async def make() -> list[Job]:
+            loop, fetched = asyncio.get_running_loop(), {}
+            if urls:
+                fetched = await loop.run_in_executor(self.fetching, self.fetcher.get, urls)
+            return await self._prepared(asking.chat_jobs, self.worker.model, body, fetched)
+
         return await self._answer(http, body, body.n, make, form, body.logprobs)
 
     async def complete(self, http: HttpRequest, body: CompletionRequest) -> Response:
@@ -63,7 +77,7 @@ class Service:
         self.check_name(body.model)
         asking.check_completion(body, self.settings)
         form = self._form(body, chat=False, tops=body.logprobs or 0)
-        make = lambda: asking.completion_jobs(self.worker.model, body)  # noqa: E731
+        make = partial(self._prepared, asking.completion_jobs, self.worker.model, body)
         count = body.n * len(body.prompt)
         return await self._answer(http, body, count, make, form, body.logprobs is not None)
 
@@ -81,15 +95,14 @@ class Service:
         http: HttpRequest,
         body: Sampling,
         count: int,
-        make: Callable[[], list[Job]],
+        make: Callable[[], Awaitable[list[Job]]],
         form: Form,
         logprobs: bool,
     ) -> Response:
         start = time.monotonic()
         with ExitStack() as held:  # room, and answers to be ended if this request breaks off
             held.enter_context(self.worker.room(count))
-            loop = asyncio.get_running_loop()
-            jobs = await loop.run_in_executor(self.pool, self._timed, make)
+            jobs = await make()
             answers = self.worker.ask(jobs, start)
             held.callback(self.worker.cancel, answers)
             if body.stream:
@@ -100,9 +113,12 @@ class Service:
             texts = [job.text.text if job.text else "" for job in jobs]
             return JSONResponse(form.whole(jobs, texts, logprobs=logprobs))
 
-    def _timed(self, make: Callable[[], list[Job]]) -> list[Job]:
-        with self.worker.meters.preparing.time():
-            return make()
+    async def _prepared(self, make: Callable[..., list[Job]], *what: Any) -> list[Job]:
+        def timed() -> list[Job]:
+            with self.worker.meters.preparing.time():
+                return make(*what)
+
+        return await asyncio.get_running_loop().run_in_executor(self.pool, timed)
 
 
 class Events(StreamingResponse):
@@ -172,7 +188,8 @@ def build_app(worker: Worker, name: str, key: str, *, page: bool = False) -> Gat
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (service.pool, service.fetching):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="llava_jax",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from llava_jax.generate import Detokenizer, Job
 from llava_jax.generate.request import Request
 from llava_jax.images.decode import decode_data_uri, is_data_uri
 from llava_jax.serve.errors import ApiError
+from llava_jax.serve.fetch import Fetcher
 from llava_jax.serve.schema import ChatRequest, CompletionRequest, ImagePart, Message, Sampling
 from llava_jax.settings import ServeSettings
 from llava_jax.text.example import Example
@@ -22,17 +24,19 @@ if TYPE_CHECKING:
 _CHARACTERS_PER_TOKEN = 32  # no prompt of the context's tokens has more: a piece has 16 at most
 
 
-def check_chat(body: ChatRequest, limits: ServeSettings) -> None:
-    """Counts messages, answers and pictures, before anything is decoded. Raises ApiError."""
+def check_chat(body: ChatRequest, limits: ServeSettings, fetcher: Fetcher) -> list[str]:
+    """Counts messages, answers and pictures, before anything is decoded; the addresses to fetch.
+
+    Raises ApiError.
+    """
     _at_most(len(body.messages), limits.max_messages, "message", "messages")
     _at_most(body.n, limits.max_choices, "answer", "n")
     urls = body.image_urls()
     _at_most(len(urls), limits.max_images, "image", "messages")
     for number, url in enumerate(urls, 1):
         if not is_data_uri(url):
-            what = f"image {number} is not a data URI: addresses and paths are not opened"
-            fix = "send data:image/...;base64,..."
-            raise ApiError(400, f"{what} ({fix})", code="image_address", param="messages")
+            fetcher.check(url, f"image {number}")
+    return [url for url in urls if not is_data_uri(url)]
 
 
 def check_completion(body: CompletionRequest, limits: ServeSettings) -> None:
@@ -46,8 +50,13 @@ def _at_most(count: int, most: int, noun: str, param: str) -> None:
         raise ApiError(400, what, code="too_many", param=param)
 
 
-def chat_jobs(model: LlavaModel, body: ChatRequest) -> list[Job]:
-    """A job for each of `n` answers. Raises PromptError, ImageError or ConfigError."""
+def chat_jobs(
+    model: LlavaModel, body: ChatRequest, fetched: Mapping[str, bytes] = MappingProxyType({})
+) -> list[Job]:
+    """A job for each of `n` answers. fetched: what is behind addresses among the pictures.
+
+    Raises PromptError, ImageError or ConfigError.
+    """
     messages = [_message(m) for m in body.messages]
     _check_text(model, [p for m in messages for p in _texts(m["content"])])
     form = body.response_format
@@ -64,7 +73,7 @@ def chat_jobs(model: LlavaModel, body: ChatRequest) -> list[Job]:
     for number, uri in enumerate(example.images, 1):
         name = f"image {number}"
         if id(uri) not in made:
-            data = decode_data_uri(uri, model.limits, name)
+            data = fetched.get(uri) or decode_data_uri(uri, model.limits, name)
             # A photograph is turned upright, as in `llava-jax chat`.
             made[id(uri)] = model.pixels(data, name=name, exif=True)
     ready = model.with_pixels(example, made)

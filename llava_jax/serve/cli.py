@@ -54,11 +54,13 @@ def run(args: argparse.Namespace, *, demo: bool = False) -> int:
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         need(module, "to serve", "llava_jax[serve]")
     from llava_jax.images.decode import Limits
+    from llava_jax.serve.fetch import Fetcher
     from llava_jax.serve.server import listen
 
     given = vars(args)
     settings = ServeSettings(**{name: given[name] for name in SERVING if name in given})
     limits = Limits(**{name: given[name] for name in LIMITS if name in given})
+    Fetcher(settings.allow_urls, settings.url_seconds, 1)  # its checks
     key, made = api_key(args.api_key)
     name = args.name or Path(args.model).name or "model"
     sock = listen(args.host, args.port)  # before minutes of loading
