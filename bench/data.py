@@ -2,6 +2,7 @@
 
     python bench/data.py                  # four ways, interleaved; processor seconds, wherever spent
     python bench/data.py --records 665000 # reading a LLaVA JSON of so many records
+    python bench/data.py --batches 20     # a run's loader, into the first operation of a training step
 
 640x480 JPEGs with noise like that of photographs (1/f), padded to a square, 336 pixels. "HF" are
 transformers' processors, "Pillow" what the original does by hand. Processor seconds of the process and its
@@ -130,9 +131,52 @@ def pictures(count: int, repeats: int) -> None:
             f"{name:18} {best:6.0f} pictures/s (median {median:.0f}), {ratio:.2f}x ({middle:.2f}x)"
         )
     print(f"largest difference between our uint8 pixels and Pillow's: {differ}")
-    rate = 1 / float(np.median(seconds["ours"]))
+
+
+def into_steps(count: int) -> None:
+    """Prints what the loader of a run takes for each picture: JSON, tokens, JPEG, batch, and to the device."""
+    import jax
+
+    import llava_jax
+    from llava_jax.config import LlavaConfig
+    from llava_jax.data.loader import make_loader
+    from llava_jax.text.tokenizer import Tokenizer
+
+    config, size = LlavaConfig.v15_7b(), 16
+    tokenizer = Tokenizer.load(Path(llava_jax.__file__).parent / "assets" / "tiny")
+    rescale = np.float32(config.vision.pixels.rescale)
+    mean, std = (np.asarray(v, np.float32) for v in config.vision.units)
+    normalised = jax.jit(lambda x: (x.astype(np.float32) * rescale - mean) / std)
+    with tempfile.TemporaryDirectory() as folder:
+        for n, data in enumerate(photographs(8)):
+            (Path(folder) / f"{n}.jpg").write_bytes(data)
+        turns = [("human", "<image>\nwhat color is the bus"), ("gpt", "red " * 80)]
+        records = [
+            {
+                "id": str(n),
+                "image": f"{n % 8}.jpg",
+                "conversations": [{"from": a, "value": b} for a, b in turns],
+            }
+            for n in range(size * count)
+        ]
+        path = Path(folder) / "mix.json"
+        path.write_text(json.dumps(records))
+        settings = {"path": str(path), "image_folder": folder, "batch_size": size, "cache_mb": 0}
+        loader = make_loader(settings, config, tokenizer, say=False)
+        normalised(next(loader)[0]["images"]).block_until_ready()
+        begun, clock = time.process_time(), time.monotonic()
+        for _ in range(count):
+            batch = jax.device_put(next(loader)[0])
+            normalised(batch["images"]).block_until_ready()
+        spent, passed = time.process_time() - begun, time.monotonic() - clock
+        loader.close()
+    rate = size * count / spent
+    print(
+        f"load {os.getloadavg()[0]:.1f}: {rate:.0f} pictures/s a core into a step, all of it counted; "
+        f"{size * count / passed:.0f} by the clock"
+    )
     for stage, eaten in A100.items():
-        print(f"{stage}: 8xA100 take {eaten:.0f} pictures/s: {eaten / rate:.1f} cores")
+        print(f"{stage}: 8xA100 take {eaten:.0f} pictures/s: {eaten / rate:.2f} cores")
 
 
 def reading(count: int) -> None:
@@ -180,10 +224,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="pictures")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--records", type=int, default=0, help="read a JSON of so many instead")
+    parser.add_argument("--batches", type=int, default=0, help="make so many of a run's instead")
     arguments = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
     if arguments.records:
         reading(arguments.records)
+    elif arguments.batches:
+        into_steps(arguments.batches)
     else:
         pictures(arguments.count, arguments.repeats)
 

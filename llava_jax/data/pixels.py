@@ -12,7 +12,8 @@ from llava_jax import storage
 from llava_jax.config import LlavaConfig
 from llava_jax.data.stored import Packed
 from llava_jax.errors import ImageError
-from llava_jax.images.decode import DEFAULT_LIMITS, Limits, open_image, refusal
+from llava_jax.images import resample
+from llava_jax.images.decode import DEFAULT_LIMITS, Limits, open_pixels, refusal
 from llava_jax.images.pixels import to_pixels
 
 SHIFT = 4  # pixels that the augmentations move a picture by, at most
@@ -51,6 +52,8 @@ class ImageStore:
     ):
         self._folder, self._config, self._cache = folder, config, cache
         self._limits = limits
+        if config.vision.image_size >= 224:  # of photographs: compiled now, not at a step's first
+            resample.is_fast()
 
     def pixels(self, path: str, row: int = 0, k: int = 0) -> np.ndarray:
         """uint8[H, W, 3], not to be written to. Raises ImageError, which names the relative path.
@@ -70,7 +73,7 @@ class ImageStore:
     def _load(self, path: str, row: int, k: int) -> np.ndarray | ImageError:
         try:
             source = self._source(path, row, k)
-            return to_pixels(open_image(source, self._limits, path), self._config)
+            return to_pixels(open_pixels(source, self._limits, path), self._config)
         except ImageError as e:
             fix = e.fix and e.fix.replace("is max_", "is data.max_")  # its setting here
             return ImageError(e.message, code=e.code, fix=fix)

@@ -14,6 +14,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from llava_jax import storage
 from llava_jax.errors import SampleError
 from llava_jax.reader import Reader
 from llava_jax.util import need, read_object
@@ -26,8 +27,15 @@ FORMAT = 1
 def records_path(path: str) -> str:
     """The file of the records that `path` names: itself, or records.jsonl of a packed folder.
 
-    Raises SampleError for a folder that is not packed, or not to its end.
+    Raises SampleError for a folder that is not packed, or not to its end, or is packed and at an address.
     """
+    if storage.is_address(path):
+        if storage.is_file(storage.join(path, MANIFEST)):
+            raise SampleError(
+                f"{path}: packed data are read from a disk, since ArrayRecord opens no address",
+                fix="mount the bucket (gcsfuse, mountpoint-s3), or copy the folder to this host",
+            )
+        return path
     folder = Path(path)
     if not folder.is_dir():
         return path

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
+import numpy as np
 from PIL import Image
 
 from llava_jax.errors import ConfigError, ImageError
+from llava_jax.images import jpeg
 from llava_jax.images.cost import decode_bytes, decode_work, webp_size
 from llava_jax.images.png import without_long_texts
 from llava_jax.settings import ImageLimits, check_all, rows
@@ -52,6 +54,9 @@ class Readable(Protocol):
     """An open binary file, or whatever else has bytes to read."""
 
     def read(self, size: int, /) -> bytes: ...
+
+
+Source = str | Path | bytes | bytearray | memoryview | Readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ _TURNS = {
 
 
 def open_image(
-    source: str | Path | bytes | bytearray | memoryview | Readable,
+    source: Source,
     limits: Limits = DEFAULT_LIMITS,
     name: str | None = None,
     *,
@@ -118,6 +123,23 @@ def open_image(
     name: what error messages call the image; by default the last part of the file name.
     exif: turn the picture as its EXIF orientation says (the original does not).
     """
+    image, _, name = _opened(source, limits, name, copies=int(exif))
+    return _decoded(image, name, exif)
+
+
+def open_pixels(
+    source: Source, limits: Limits = DEFAULT_LIMITS, name: str | None = None
+) -> Image.Image | np.ndarray:
+    """As `open_image`, but what `llava_jax.images.jpeg` can decode comes as uint8[H, W, 4], RGBX."""
+    image, data, name = _opened(source, limits, name)
+    found = jpeg.rgbx(image, data)
+    return _decoded(image, name) if found is None else found
+
+
+def _opened(
+    source: Source, limits: Limits, name: str | None, copies: int = 0
+) -> tuple[Image.Image, bytes, str]:
+    """(an image that passed the gate and is not decoded yet, its bytes, what messages call it)."""
     if source == "":
         raise refusal("not_found", name or "''", fix="an empty file name was given")
     if isinstance(source, str) and is_data_uri(source):
@@ -141,10 +163,15 @@ def open_image(
     except Exception:
         raise refusal("damaged", name) from None
     _check_size(image.size, limits, name)
-    if decode_bytes(image, data, copies=int(exif)) > limits.max_decode_bytes:
+    if decode_bytes(image, data, copies) > limits.max_decode_bytes:
         raise limits.refusal("too_costly", name, "max_decode_bytes")
     if decode_work(image, data) > limits.max_decode_work:
         raise limits.refusal("too_costly", name, "max_decode_work")
+    return image, data, name
+
+
+def _decoded(image: Image.Image, name: str, exif: bool = False) -> Image.Image:
+    """An opened image as RGB. Raises ImageError where its data are damaged."""
     try:
         image.load()
         turn = _orientation(image) if exif else None

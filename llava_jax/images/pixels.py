@@ -20,7 +20,14 @@ from PIL import Image
 from llava_jax.config import LlavaConfig, PixelConfig, VisionConfig
 from llava_jax.errors import ImageError
 from llava_jax.images import resample
-from llava_jax.images.decode import DEFAULT_LIMITS, Limits, is_data_uri, open_image, refusal
+from llava_jax.images.decode import (
+    DEFAULT_LIMITS,
+    Limits,
+    is_data_uri,
+    open_image,
+    open_pixels,
+    refusal,
+)
 
 _BICUBIC = Image.Resampling.BICUBIC
 _STRIP_PIXELS = 4 * 2**20  # how much of a padded picture exists at a time
@@ -57,10 +64,12 @@ def pixels_of(
         if 0 in image.shape:
             raise refusal("no_size", name)
         return to_pixels(Image.fromarray(image), config)
-    if isinstance(image, Path) or (isinstance(image, str) and not is_data_uri(image)):
-        return to_pixels(open_image(image, limits, exif=exif), config)
-    if isinstance(image, str | bytes | bytearray | memoryview) or hasattr(image, "read"):
-        return to_pixels(open_image(image, limits, name, exif=exif), config)
+    if isinstance(image, str | Path | bytes | bytearray | memoryview) or hasattr(image, "read"):
+        named = isinstance(image, Path) or (isinstance(image, str) and not is_data_uri(image))
+        called = None if named else name
+        if exif:
+            return to_pixels(open_image(image, limits, called, exif=True), config)
+        return to_pixels(open_pixels(image, limits, called), config)
     if not isinstance(image, Image.Image):
         what = f"an object of type {type(image).__name__} is not an image"
         raise ImageError(f"{name}: {what}", code="unknown_format")
@@ -73,9 +82,10 @@ def pixels_of(
     return to_pixels(rgb, config)
 
 
-def to_pixels(image: Image.Image, config: LlavaConfig) -> np.ndarray:
+def to_pixels(image: Image.Image | np.ndarray, config: LlavaConfig) -> np.ndarray:
     """uint8[H, W, 3] for the tower: an RGB picture padded to a square, or resized without padding and cropped.
 
+    image: of `open_image` or `open_pixels`.
     `config.image_aspect_ratio` "pad" puts the picture in the middle of a square of the tower's mean
     colour; "square" is CLIP's own: shortest edge to the tower's size, centre crop. Where
     `config.vision.pixels` differs from CLIP's settings, it is done as CLIPImageProcessor does it.
@@ -84,11 +94,14 @@ def to_pixels(image: Image.Image, config: LlavaConfig) -> np.ndarray:
     """
     vision, size = config.vision, config.vision.image_size
     rules = vision.pixels
-    if config.image_aspect_ratio == "pad":
-        if _like_clip(rules):
-            if image.width * image.height >= resample.WORTH and resample.is_fast():
-                return resample.pad_resize(image, size, pad_color(vision))
-            return np.asarray(_pad_resize(image, size, pad_color(vision)))
+    padded, usual = config.image_aspect_ratio == "pad", _like_clip(rules)
+    if padded and usual and resample.is_worth(image):
+        return resample.pad_resize(image, size, pad_color(vision))
+    if isinstance(image, np.ndarray):
+        image = Image.frombuffer("RGB", resample.size_of(image), image, "raw", "RGBX", 0, 1)
+    if padded and usual:
+        return np.asarray(_pad_resize(image, size, pad_color(vision)))
+    if padded:
         image = _padded(image, pad_color(vision))
     if rules.resize:
         new = _resized(image.size, rules.resize_to or (size,))

@@ -4,6 +4,10 @@ A shard holds so many records in a row, so it is a pure function of the JSON, th
 are made in any order, by any number of processes or machines (`llava_jax.store.beam`), to the same result.
 Each appears as a whole and has a row of facts beside it; what is there with its right digest is not made
 again, so a build that was killed goes on where it was. manifest.json is written last.
+
+Not a builder of tensorflow-datasets, whose format and features these are: `download_and_prepare` makes all
+shards in one process, in a folder of a random name, and begins anew after a kill, beside what that one left;
+and GeneratorBasedBuilder writes every picture twice and holds a shard in memory.
 """
 
 from __future__ import annotations
@@ -80,6 +84,11 @@ def pack(
     per_shard: records of a shard. workers: processes that make them. run: who makes them instead.
     Raises SampleError for a file that cannot be read, LlavaError where `out` holds something else.
     """
+    if storage.is_address(out):
+        raise LlavaError(
+            f"--out {out}: ArrayRecord writes no address",
+            fix="mount the bucket (gcsfuse, mountpoint-s3), or pack to a disk and copy the folder",
+        )
     for module in ("tensorflow_datasets", "array_record"):
         need(module, "to pack data", "llava_jax[tfds]")
     source = JsonFile(file)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -208,6 +209,15 @@ def test_a_wrong_folder_of_images_is_named_before_anything_is_written(source, tm
     ):
         pack(str(source), str(tmp_path), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_packed_data_at_an_address_are_refused_up_front(source, packed):
+    store = fsspec.filesystem("memory")
+    store.pipe("/packed/mix/manifest.json", (packed / MANIFEST).read_bytes())
+    with pytest.raises(SampleError, match="packed data are read from a disk.*mount the bucket"):
+        open_data({"path": "memory://packed/mix"})
+    with pytest.raises(LlavaError, match="ArrayRecord writes no address"):
+        pack(str(source), str(source.parent / "img"), "memory://packed/new")
 
 
 @pytest.mark.slow
