@@ -66,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
     )
     loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
+    loading.add_argument(
+        "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
+    )
     images = parser.add_argument_group("image limits")
     add_options(images, LIMITS, LIMITS)
     images.add_argument(
@@ -106,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         base=args.base,
         vision_tower=args.vision_tower,
         allow_pickle=args.allow_pickle,
+        quantize=args.quantize,
         template=template,
     )
     session = Session(model, settings, images, open_file)

@@ -176,7 +176,7 @@ class LlavaConfig:
     use_im_start_end: bool = False
     tokenizer_legacy: bool = False
     lora: LoraConfig | None = None
-    quantize: str = ""  # how a training run holds the decoder's frozen kernels; "" in every file
+    quantize: str = ""  # how the decoder's frozen kernels are held in memory; "" in every file
 
     def __post_init__(self):
         if self.projector not in ("linear", "identity") and not _MLP.fullmatch(self.projector):

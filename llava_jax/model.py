@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from llava_jax.batch import batch_bucket, check_prompt
-from llava_jax.config import LlavaConfig
+from llava_jax.config import QUANTIZED, LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, PromptError
 from llava_jax.generate import Detokenizer, Engine, Generator, Job
 from llava_jax.generate.constrain import Grammars, schema_of
@@ -59,6 +59,7 @@ def load(
     vision_tower: str | Path | None = None,
     limits: Limits = DEFAULT_LIMITS,
     template: str | None = None,
+    quantize: str = "",
 ) -> LlavaModel:
     """Loads a model: a checkpoint folder of any supported layout, a hub id, or "tiny".
 
@@ -68,6 +69,8 @@ def load(
     allow_pickle: read `.bin` files (as weights only). limits: of the images it may be shown.
     template: the conversation template, a key of llava_jax.text.conversation.TEMPLATES, in place of
     the one that the checkpoint's files say.
+    quantize: "int8" or "nf4" (4 bits) holds the decoder's kernels in fewer bits, quantised as they are
+    placed; such a model answers and is not saved.
     "tiny" is the small checkpoint that comes with this package: it knows coloured shapes.
     Raises WeightError or ConfigError, naming the file or key.
     """
@@ -75,17 +78,16 @@ def load(
 
     from llava_jax.convert import load_checkpoint
 
-    for name, value, kind in (
-        ("path", path, str | os.PathLike),
-        ("mesh", mesh, Mesh | None),
-        ("limits", limits, Limits),
-    ):
+    kinds = (str | os.PathLike, Mesh | None, Limits)
+    for name, value, kind in zip(("path", "mesh", "limits"), (path, mesh, limits), kinds):
         if not isinstance(value, kind):
             raise ConfigError(f"{name} is {value!r}, an object of type {type(value).__name__}")
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is unknown", fix=f"one of {', '.join(DTYPES)}")
+    for name, value, known in (("dtype", dtype, DTYPES), ("quantize", quantize, QUANTIZED)):
+        if value not in known:
+            fix = f"one of {', '.join(filter(None, known))}"
+            raise ConfigError(f"{name} {value!r} is unknown", fix=fix)
     checkpoint = load_checkpoint(
         path,
         base=base,
@@ -96,7 +98,7 @@ def load(
         need_tokenizer=True,
         template=template,
     )
-    config = checkpoint.config
+    config = replace(checkpoint.config, quantize=quantize)
     return LlavaModel(
         config,
         checkpoint.params,
@@ -231,6 +233,9 @@ class LlavaModel:
 
         if not isinstance(path, str | os.PathLike):
             raise ConfigError(f"path is {path!r}, an object of type {type(path).__name__}")
+        if self.config.quantize:
+            what = f"a model held in {self.config.quantize} cannot be saved"
+            raise ConfigError(what, fix="load it without quantize")
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save(folder)
             source = self._source or Checkpoint(self.config, {}, Path(folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute
 from llava_jax.llava import Llava
 from llava_jax.params import check_params, parameter_shapes
+from llava_jax.quant import quantize
 
 STACK = "language.layers."
 _LAYER = re.compile(r"^language\.layers\.(\d+)\.(.+)$")
@@ -53,20 +55,30 @@ def load(
 ) -> tuple[Any, nnx.State]:
     """(graphdef, state) of a model over `params`, the flat stacked parameters.
 
+    config.quantize: the decoder's kernels are quantised on their way to the devices.
     consume: removes the arrays from `params` one by one, so that a large model never exists twice.
     Raises WeightError for a missing, unknown or misshapen parameter.
     """
     check_params(params, parameter_shapes(config))
-    shardings = llava.param_shardings(config, mesh) if mesh else {}
+    reduce = jax.jit(quantize, static_argnums=1)
+    shardings = llava.param_shardings(replace(config, quantize=""), mesh) if mesh else {}
+    if mesh and config.quantize:
+        shardings |= llava.param_shardings(config, mesh)
     placed: dict[str, jax.Array] = {}
     for name in list(params):
         value = params.pop(name) if consume else params[name]  # type: ignore[attr-defined]
         sharding = shardings.get(name)
-        if unrolled and name.startswith(STACK):
-            for i, layer in enumerate(_layers(value, sharding)):
-                placed[f"{STACK}{i}.{name.removeprefix(STACK)}"] = layer
-        else:
-            placed[name] = _put(value, sharding)
+        held = bool(config.quantize) and name.startswith(STACK) and name.endswith(".kernel")
+        for key, array in _kept(name, value, sharding, unrolled and name.startswith(STACK)):
+            if not held:
+                placed[key] = array
+                continue
+            # One by one: no more than this array is in memory in both forms.
+            for last, part in zip(("codes", "scales"), reduce(array, config.quantize)):
+                place = shardings.get(name.removesuffix("kernel") + last)
+                if place is not None and key != name:
+                    place = _of_layer(place)
+                placed[key.removesuffix("kernel") + last] = _put(part, _fitting(place, part.shape))
         del value
     graphdef, abstract = graph(config, compute, unrolled)
     filled = [
@@ -80,11 +92,32 @@ def _put(value: Any, sharding: NamedSharding | None) -> jax.Array:
     return jnp.asarray(value) if sharding is None else jax.device_put(value, sharding)
 
 
-def _layers(stacked: Any, sharding: NamedSharding | None) -> Iterator[jax.Array]:
-    one = None if sharding is None else NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
-    for i in range(len(stacked)):
-        layer = stacked[i] if isinstance(stacked, np.ndarray) else _pick(stacked, i)
-        yield _put(layer, one)
+def _kept(
+    name: str, value: Any, sharding: NamedSharding | None, apart: bool
+) -> Iterator[tuple[str, jax.Array]]:
+    """(name in the model, array) of a parameter; with `apart`, of each of its layers."""
+    if not apart:
+        yield name, _put(value, sharding)
+        return
+    one = None if sharding is None else _of_layer(sharding)
+    for i in range(len(value)):
+        layer = value[i] if isinstance(value, np.ndarray) else _pick(value, i)
+        yield f"{STACK}{i}.{name.removeprefix(STACK)}", _put(layer, one)
+
+
+def _fitting(sharding: NamedSharding | None, shape: tuple[int, ...]) -> NamedSharding | None:
+    """The sharding, or a copy on every device where it does not divide: a small model's few scales."""
+    if sharding is None:
+        return None
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return NamedSharding(sharding.mesh, P())
+    return sharding
+
+
+def _of_layer(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
 
 
 def stacked(state: nnx.State) -> Iterator[tuple[str, Any]]:

@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
     loading.add_argument(
+        "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
+    )
+    loading.add_argument(
         "--template", metavar="NAME", help="conversation template (default: the model's)"
     )
     add_options(parser.add_argument_group("limits"), SERVING, SERVING)
@@ -84,6 +87,7 @@ def run(args: argparse.Namespace, *, demo: bool = False) -> int:
         base=args.base,
         vision_tower=args.vision_tower,
         allow_pickle=args.allow_pickle,
+        quantize=args.quantize,
         limits=limits,
         template=args.template,
     )
