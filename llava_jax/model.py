@@ -28,7 +28,9 @@ from llava_jax.batch import batch_bucket, check_prompt
 from llava_jax.config import QUANTIZED, LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, PromptError
 from llava_jax.generate import Detokenizer, Engine, Generator, Job
+from llava_jax.generate import beam as search
 from llava_jax.generate.constrain import Grammars, schema_of
+from llava_jax.generate.job import reply_of
 from llava_jax.generate.request import Image, Messages, Reply, Request, image_list
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits
 from llava_jax.images.pixels import pixels_of
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
     from llava_jax.convert import Checkpoint
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-SMALL_CACHE = 2**28
-"""Bytes: up to so many, the slots of a batch have the whole context."""
 
 
 def load(
@@ -142,16 +142,42 @@ class LlavaModel:
     # Asking --------------------------------------------------------------------------------------
 
     def generate(self, messages: Messages, images: Any = None, **settings) -> Reply:
-        """Answers `messages` about `images` (one or a list). `settings` are fields of Request.
+        """Answers `messages` about `images` (one or a list). `settings`: as for `generate_n`.
 
         Raises PromptError, ImageError or ConfigError for what cannot be asked.
         """
-        request = Request.of(messages, images, settings)
-        request = request.seeded()
-        job = self.job(request, self.with_pixels(self.example(request)))
-        engine = self.engine()
-        engine.run([engine.submit(job)])
-        return reply_of(job)
+        return self.generate_n(messages, images, n=1, **settings)[0]
+
+    def generate_n(
+        self,
+        messages: Messages,
+        images: Any = None,
+        *,
+        n: int,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        **settings,
+    ) -> list[Reply]:
+        """n answers: with the seed and those after it, or the n best of `num_beams` by beam search.
+
+        length_penalty: scores of beams are log-probabilities over length to this power. settings:
+        fields of Request. Raises as `generate` does.
+        """
+        request = Request.of(messages, images, settings).seeded()
+        search.check(request, n, num_beams, length_penalty)
+        ready, seed = self.with_pixels(self.example(request)), (request.seed or 0) % 2**32
+        if num_beams > 1:
+            slots = batch_bucket(num_beams, self.generator.row_multiple)
+            room = self.generator.slot_length(slots, self._room(ready, request))
+            engine = Engine(self.generator, slots, capacity=room, keep_logits=True)
+            make = lambda: self.job(request, ready)  # noqa: E731
+            return [reply_of(j) for j in search.run(engine, make, num_beams, length_penalty)[:n]]
+        jobs = [
+            self.job(request if not i else replace(request, seed=seed + i), ready) for i in range(n)
+        ]
+        engine = self.engine(n, self._room(ready, request))
+        engine.run([engine.submit(job) for job in jobs])
+        return [reply_of(job) for job in jobs]
 
     def stream(self, messages: Messages, images: Any = None, **settings) -> Stream:
         """Like `generate`, but iterates over pieces of the text as they come."""
@@ -311,11 +337,7 @@ class LlavaModel:
         known = self._engines.get(alone)
         if known is None or known.slots != slots or known.context < min(room or context, context):
             self._engines.pop(alone, None)  # its memory is free before the new one takes any
-            # Longer slots cost memory and no time, but another length compiles every program again.
-            if room is not None and slots * context * self.generator.entry_bytes > SMALL_CACHE:
-                room = 1 << (max(room, self.generator.chunk) - 1).bit_length()
-            else:
-                room = None
+            room = self.generator.slot_length(slots, room)
             known = self._engines[alone] = Engine(self.generator, slots, capacity=room)
         return known
 
@@ -426,19 +448,3 @@ class Conversation:
 
         stream.at_end = remember
         return stream
-
-
-def reply_of(job: Job) -> Reply:
-    """The answer of a request made by LlavaModel.job, as far as it is. Raises the error it ended with."""
-    if job.error is not None:
-        raise job.error
-    return Reply(
-        job.text.text if job.text else "",
-        tuple(job.ids),
-        job.reason,
-        job.length,
-        tuple(job.logprobs),
-        job.settings.seed or 0,
-        cached_tokens=job.reused,
-        top_logprobs=tuple(job.tops),
-    )

@@ -186,6 +186,14 @@ def test_without_a_seed_draws_differ_and_with_one_they_do_not():
     assert draw(first.seed).ids == first.ids
 
 
+def test_n_answers_have_the_seed_and_those_after_it():
+    asked = {"temperature": 1.0, "top_p": 0.9, **SHORT}
+    several = model().generate_n("what?", picture(3), n=5, seed=5, **asked)
+    assert [reply.seed for reply in several] == [5, 6, 7, 8, 9]
+    batch = [Request("what?", [picture(3)], seed=seed, **asked) for seed in range(5, 10)]
+    assert several == model().generate_batch(batch, batch_size=5)
+
+
 def test_a_conversation_equals_its_messages_asked_at_once():
     chat = model().chat(**SHORT)
     first = chat.say("what is this?", picture())
@@ -213,13 +221,13 @@ def test_a_picture_is_opened_and_turned_into_pixels_once_a_turn(tmp_path, monkey
         real = getattr(images.pixels, name)
         return lambda *args, **kw: calls.append(name) or real(*args, **kw)
 
-    for name in ("open_image", "to_pixels"):
+    for name in ("open_pixels", "to_pixels"):
         monkeypatch.setattr(images.pixels, name, counting(name))
 
     def counted(ask) -> tuple[int, int]:
         calls.clear()
         ask()
-        return calls.count("open_image"), calls.count("to_pixels")
+        return calls.count("open_pixels"), calls.count("to_pixels")
 
     def turns():
         chat = model().chat(**SHORT)

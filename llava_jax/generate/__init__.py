@@ -7,6 +7,7 @@ Its parts, lowest first:
     detokenize      ids to text: stop strings, text piece by piece
     job             one request inside the engine
     engine          continuous batching: which program runs next, for whom
+    beam            beam search
     direct          prompts of ids and pixels, without text
     compile_cache   compiled programs kept between processes
 llava_jax.model puts them together.

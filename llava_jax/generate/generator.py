@@ -31,6 +31,9 @@ from llava_jax.sharding import BATCH, constrain
 STEPS = 32
 """Tokens per slot that one call of `decode` gives at most."""
 
+SMALL_CACHE = 2**28
+"""Bytes: up to so many, all slots have the whole context."""
+
 _CHUNK = {"cpu": 128}
 _BLOCK = {"cpu": 32}
 _OTHERWISE = 256  # not measured
@@ -134,6 +137,7 @@ class Generator:
         self.mark = jax.jit(self._mark, **donated)
         self.read = jax.jit(self._read, static_argnames=("keep_logits",), **donated)
         self.decode = jax.jit(self._decode, static_argnames=("keep_logits",), **donated)
+        self.beam = jax.jit(self._beam, static_argnames=("keep",), **donated)
 
     def set_params(self, params: Mapping[str, Any], *, consume: bool = False) -> None:
         """Answers with other parameters of the same shapes and types from now on; compiles nothing."""
@@ -161,6 +165,14 @@ class Generator:
         """Bytes of the keys and values of one position, in all layers."""
         c = self.config.language
         return 2 * c.layers * c.kv_heads * c.head_width * jnp.dtype(self.compute.dtype).itemsize
+
+    def slot_length(self, slots: int, room: int | None) -> int:
+        """Positions of each slot, where requests take `room` of them; None: not known."""
+        # Longer slots cost memory and no time, but another length compiles every program again.
+        context = self.config.language.max_positions
+        if room is None or slots * context * self.entry_bytes <= SMALL_CACHE:
+            return context
+        return min(1 << (max(room, self.chunk) - 1).bit_length(), context)
 
     def params(self):
         """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
@@ -339,6 +351,23 @@ class Generator:
         )
         return state, token, logprob, *tops, logits
 
+    def _beam(self, leaves, state: State, source_N, token_N, *, keep: int):
+        """Slots become those of `source`, each reads a token -> the likeliest next ones, [N, keep] both."""
+        self.compiled["beam"] += 1
+        axis, n = 0 if self.unrolled else 1, len(source_N)
+        state = state._replace(
+            cache=jax.tree.map(lambda x: jnp.take(x, source_N, axis), state.cache),
+            positions=state.positions[source_N],
+            token=token_N,
+            alive=jnp.ones(n, bool),
+            controls=jax.tree.map(jnp.asarray, Controls.rows(n)),
+        )
+        words = -(-state.counts.shape[1] // 32)
+        free = Limits(jnp.zeros(n, bool), jnp.zeros((n, words), jnp.uint32))
+        state, *_, logits = self._step(self.model(leaves), state, free)
+        values, tokens = jax.lax.top_k(jax.nn.log_softmax(logits), keep)
+        return state, *_everywhere((values, tokens))
+
     def _ended(self, token_B, step_B, controls: Controls):
         return jnp.isin(token_B, jnp.asarray(self.eos_ids)) | (step_B >= controls.budget)
 
@@ -352,6 +381,6 @@ class Generator:
         return jax.tree.map(lambda x: constrain(x, partition), cache)
 
 
-def _everywhere(given: Given) -> Given:
+def _everywhere(given: Any) -> Any:
     """A copy on every device, so that every process can read it."""
     return jax.tree.map(lambda x: constrain(x, P()), given)

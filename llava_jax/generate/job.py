@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from llava_jax.batch import expand
+from llava_jax.generate.request import Reply
 from llava_jax.settings import SamplingSettings
 from llava_jax.text.example import Example
 
@@ -98,6 +99,22 @@ class Job:
         """The text that came since the last call."""
         pieces, self.pieces = self.pieces, []
         return "".join(pieces)
+
+
+def reply_of(job: Job) -> Reply:
+    """The answer of a request made by LlavaModel.job, as far as it is. Raises the error it ended with."""
+    if job.error is not None:
+        raise job.error
+    return Reply(
+        job.text.text if job.text else "",
+        tuple(job.ids),
+        job.reason,
+        job.length,
+        tuple(job.logprobs),
+        job.settings.seed or 0,
+        cached_tokens=job.reused,
+        top_logprobs=tuple(job.tops),
+    )
 
 
 def picture_key(pixels: Any) -> bytes:

@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from llava_jax.convert import load_checkpoint  # noqa: E402
-from llava_jax.generate import Generator, answer  # noqa: E402
+from llava_jax.generate import Engine, Generator, Job, answer  # noqa: E402
+from llava_jax.generate.beam import search  # noqa: E402
 from llava_jax.settings import SamplingSettings  # noqa: E402
 from llava_jax.text.example import Example  # noqa: E402
 
@@ -128,3 +129,38 @@ def test_each_prompt_alone_and_all_as_one_batch(pair):
     assert compared > 2 * STEPS
     (alone,) = answer(own, given[:1], SamplingSettings(max_new_tokens=STEPS))
     assert alone.ids == ours[0].ids
+
+
+@pytest.mark.parametrize(
+    ("beams", "penalty"),
+    [(3, 1.0), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((4, 0.0), (2, 2.0)))],
+)
+def test_beam_search_token_by_token(pair, beams, penalty, request):
+    model, own = pair
+    if model is not theirs("llama") and not request.config.getoption("--slow"):
+        pytest.skip("one family, unless --slow is given")
+    for one in prompts()[1:2] if penalty == 1.0 else [prompts()[0], prompts()[2]]:
+        with torch.no_grad():
+            out = model.generate(
+                **padded_left([one]),
+                max_new_tokens=STEPS,
+                do_sample=False,
+                num_beams=beams,
+                num_return_sequences=beams,
+                length_penalty=penalty,
+                early_stopping=False,
+                eos_token_id=2,
+                pad_token_id=0,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        start = len(padded_left([one])["input_ids"][0])
+        want = [
+            row[: row.index(2) + 1] if 2 in row else row
+            for row in out.sequences[:, start:].tolist()
+        ]
+        engine = Engine(own, beams, keep_logits=True)
+        found = search(engine, Job(one, SamplingSettings(max_new_tokens=STEPS)), beams, penalty)
+        assert [list(beam.ids) for _, beam in found] == want
+        scores = [score for score, _ in found]
+        np.testing.assert_allclose(scores, out.sequences_scores.numpy(), rtol=1e-4, atol=1e-4)
