@@ -40,11 +40,12 @@ _ANY_PUNCTUATION = re.compile("[" + re.escape(_PUNCTUATION) + "]")
 # which a period never is; so the rule is only: a period that no digit follows.
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _PERIODS_REMOVED = int(re.UNICODE)  # 32
+_LONE_PERIOD = re.compile(r"(?<!\d)\.(?!\d)")  # VLMEvalKit, which mended that
 _VQA_COMMA = re.compile(r"(\d)(\,)(\d)")
 _M4C_COMMA = re.compile(r"(?<=\d)(\,)+(?=\d)")
 
 
-def _punctuation(text: str, comma: re.Pattern[str]) -> str:
+def _punctuation(text: str, comma: re.Pattern[str], period: re.Pattern[str] = _PERIOD) -> str:
     out = text
     if _ANY_PUNCTUATION.search(text):
         number = comma.search(text) is not None
@@ -52,7 +53,12 @@ def _punctuation(text: str, comma: re.Pattern[str]) -> str:
             if p in text:
                 beside_space = p + " " in text or " " + p in text
                 out = out.replace(p, "" if number or beside_space else " ")
-    return _PERIOD.sub("", out, count=_PERIODS_REMOVED) if "." in out else out
+    return period.sub("", out, count=_PERIODS_REMOVED) if "." in out else out
+
+
+def plain_words(text: str) -> list[str]:
+    """The words of VLMEvalKit's process_punctuation (vlmeval/smp/misc.py), in lower case."""
+    return _punctuation(text.lower(), _VQA_COMMA, _LONE_PERIOD).split()
 
 
 def _digits_and_articles(text: str) -> str:

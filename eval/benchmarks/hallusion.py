@@ -9,8 +9,8 @@ words yes and no is read, as VLMEvalKit@e8e78f0 does before it asks a model, and
 
 from typing import Any
 
+from llava_jax.eval.normalize import plain_words
 from llava_jax.eval.questions import SHORT
-from llava_jax.eval.rules import yes_no
 from llava_jax.eval.simple import Item, SimpleTask, groups_right
 from llava_jax.eval.task import percent
 
@@ -40,9 +40,10 @@ class HallusionBench(SimpleTask):
         )
 
     def judged(self, text: str, item: Item) -> tuple[float, str]:
-        score, read = yes_no(text, item.truth)
+        found = {"yes", "no"}.intersection(plain_words(text))
+        read = found.pop() if len(found) == 1 else "other"
         unseen = item.groups["category"] == "VS" and item.groups["figure"].endswith("_0")
-        return float(score or (unseen and read == "other")), read
+        return float(read == item.truth or (unseen and read == "other")), read
 
     def result(self, items, samples, result):
         result = super().result(items, samples, result)

@@ -1,16 +1,16 @@
 """RealWorldQA (765 pictures taken from cars and phones; options in the question, or a short answer).
 
-xAI gave out no scorer; read as lmms-eval@75571cf tasks/realworldqa: where the truth is a letter, the
-option's letter (here by VLMEvalKit's exact rule, see rules.read_letter), else the whole answer
-whatever the case, outer space and a final period. The set's own instruction is replaced by
-LLaVA-1.5's, as its other options' questions have it.
+xAI gave out no scorer. Where the truth is a letter, an answer is read by VLMEvalKit's exact rule
+(rules.read_letter), else as lmms-eval@75571cf tasks/realworldqa does: the whole answer less outer space and
+then final periods ("3 ." is not 3) equals the truth, whatever the case; a truth that ends in a period is
+never met. The set's own instruction is replaced by LLaVA-1.5's.
 """
 
 import re
 from typing import Any
 
 from llava_jax.eval.questions import LETTER, SHORT
-from llava_jax.eval.rules import exact, letter
+from llava_jax.eval.rules import letter
 from llava_jax.eval.simple import Item, SimpleTask
 
 _OWN = re.compile(r"\s*Please answer (directly )?with .*?\.?\s*$", re.DOTALL)
@@ -31,8 +31,10 @@ class RealWorldQA(SimpleTask):
         return Item(str(number), prompt, truth, (image,), options if lettered else ())
 
     def judged(self, text: str, item: Item) -> tuple[float, str]:
-        rule = letter if item.truth in tuple("ABCDEF") else exact
-        return rule(text, item.truth, item.options)
+        if item.truth in tuple("ABCDEF"):
+            return letter(text, item.truth, item.options)
+        read = text.lower().strip().rstrip(".")
+        return float(read == item.truth.lower()), read
 
 
 TASK = RealWorldQA()

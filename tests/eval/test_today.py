@@ -2,8 +2,12 @@
 
 owner_scores.json holds answers of every odd kind with the score that the owner's own function gives,
 run at the commits that the docstrings of eval/benchmarks name: MMMU mmmu/utils/eval_utils.py (a random
-guess as its mean), MathVista calculate_score.py, MMStar's mmstar.py, and lmms-eval's utils of mmvp,
-cv_bench, blink, naturalbench, chartqa, ocrbench and its anls.
+guess as its mean), MathVista calculate_score.py, MMStar's mmstar.py, lmms-eval's utils of mmvp,
+cv_bench, blink, naturalbench, chartqa, ocrbench, realworldqa (truths that are no letter) and its anls;
+HallusionBench@744007c utils.py assign_correctness of what YOrN_Extraction of VLMEvalKit@e8e78f0 reads;
+can_infer of that commit for AI2D and RealWorldQA's letters. Odd there: yes and no in one answer, or
+"no:", are neither; a letter far from the end, two letters, or "2" for an option name none; a refusal
+with a letter in it is Z; "3 ." and "03" are not 3; a truth "No." is met by nothing.
 """
 
 import json
@@ -14,7 +18,6 @@ import pytest
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.report.stats import headline_of
 from llava_jax.eval.report.text import complete
-from llava_jax.eval.rules import yes_no
 from llava_jax.eval.run.command import RunSettings, run_task
 from llava_jax.eval.simple import Item
 from llava_jax.eval.task import get_task
@@ -24,9 +27,9 @@ from tests.eval.test_vqa_family import dump, lines
 CASES = json.loads((Path(__file__).parent / "owner_scores.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "infovqa"])
 def test_the_owners_score(name):
-    task, rows = get_task(name), CASES[name]
+    task, rows = get_task(name), CASES["docvqa" if name == "infovqa" else name]
     assert len(rows) >= 20
     for text, truth, options, groups, score in rows:
         item = Item("k", "q", truth, (), tuple(options), groups)
@@ -163,8 +166,25 @@ def test_hallusion(tmp_path):
     assert totals["aAcc"] == 80.0  # not knowing is right without a picture
     assert totals["qAcc"] == pytest.approx(200 / 3)  # VD 0 and VS 0 on all their pictures
     assert totals["fAcc"] == pytest.approx(200 / 3)  # VD 1 and VS 1; VS 0 has no picture
-    for text, read in {"Yes.": "yes", "no, yes": "no", "know": "other", "": "other"}.items():
-        assert yes_no(text, "yes")[1] == read
+
+
+def test_hallusions_three_numbers_are_its_owners(tmp_path):
+    """get_eval_all, get_eval_fig and get_eval_pair_all of HallusionBench@744007c utils.py on these."""
+    sets = [("VD", "chart", 1, 3), ("VD", "illusion", 2, 2), ("VS", "map", 2, 3)]
+    rows = [
+        {"category": category, "subcategory": part, "set_id": str(s), "figure_id": str(f),
+         "question_id": str(q), "question": "Is it?", "gt_answer": str((f + q) % 2),
+         "visual_input": "0" if category == "VS" and f == 0 else "1" if f < 2 else "2"}
+        for category, part, count, figures in sets
+        for s in range(count) for f in range(figures) for q in range(2)
+    ]  # fmt: skip
+    dump(tmp_path / "HallusionBench.json", rows)
+    read = {"n": "No", "y": "Yes", "b": "yes and no", "?": "It is not clear"}
+    said = [read[c] for c in "nyynnyyyynnyyb?yyn?ynyynny"]
+    keys = [q.key for q in get_task("hallusion").questions(tmp_path)]
+    totals = scored("hallusion", tmp_path, dict(zip(keys, said)))["totals"]
+    numbers = [totals[n] / 100 for n in ("aAcc", "fAcc", "qAcc")]
+    assert numbers == pytest.approx([23 / 26, 8 / 11, 7 / 10])
 
 
 def test_naturalbench(tmp_path):
