@@ -68,7 +68,7 @@ setup(
     package_dir={f"llava_jax.{d}": d for d in BESIDE},
     package_data={
         "llava_jax": ["py.typed", "assets/**/*", "datasets/recipes/*.toml"],
-        "llava_jax.eval": ["**/*.html", "**/*.json", "**/*.txt"],
+        "llava_jax.eval": ["**/*.html", "**/*.json", "**/*.toml", "**/*.txt"],
     },
     install_requires=[
         "jax>=0.10.1",

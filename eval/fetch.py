@@ -2,11 +2,14 @@
 
 pooch downloads and checks; ours is what it lacks: hashes are ours to give only where the file is
 fixed in a public repository, so any other file's hash is noted in fetched.json when it first
-arrives, and a file that differs later is refused (pooch would silently download it again).
+arrives, and a file that differs later is refused (pooch would silently download it again). The addresses
+are in fetch.toml.
 """
 
+import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,112 +19,12 @@ from llava_jax.eval.task import get_task
 from llava_jax.util import need, read_object, write_json
 
 RECORD = "fetched.json"
-_GITHUB = "https://raw.githubusercontent.com"
-_POPE = f"{_GITHUB}/AoiDragon/POPE/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
-_LLAVA = f"{_GITHUB}/haotian-liu/LLaVA/c121f0432da27facab705978f83c4ada465e46fd"
-_SQA = f"{_GITHUB}/lupantech/ScienceQA/2cbf8318e07b9ece895bb2ae605e71e38d623264/data/scienceqa"
-_MMBENCH = "https://download.openmmlab.com/mmclassification/datasets/mmbench"
-_VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
-_VIZWIZ = "https://vizwiz.cs.colorado.edu/VizWiz_final"
-_TEXTVQA = "https://dl.fbaipublicfiles.com/textvqa"
-_GQA = "https://downloads.cs.stanford.edu/nlp/data/gqa"
-_HUB = "https://huggingface.co/datasets"
-_COCO = "http://images.cocodataset.org"
 
 
-_WILD = f"{_HUB}/{{org}}/llava-bench-in-the-wild/resolve/main"
-_SEED = f"{_HUB}/{{org}}/SEED-Bench/resolve/main"
-_TABLES = f"{_LLAVA}/llava/eval/table"
-_QA90 = f"{_LLAVA}/playground/data/coco2014_val_qa_eval"
-
-# Addresses; {org} is the hub organisation.
-FILES: dict[str, tuple[str, ...]] = {
-    "vqav2": (
-        f"{_VQA}/v2_Questions_Val_mscoco.zip",
-        f"{_VQA}/v2_Annotations_Val_mscoco.zip",
-        f"{_VQA}/v2_Questions_Test_mscoco.zip",
-    ),
-    "gqa": (f"{_GQA}/questions1.2.zip",),
-    "vizwiz": (f"{_VIZWIZ}/vqa_data/Annotations.zip",),
-    "scienceqa": (f"{_SQA}/problems.json", f"{_SQA}/pid_splits.json"),
-    "textvqa": (
-        f"{_TEXTVQA}/data/TextVQA_0.5.1_val.json",
-        f"{_TEXTVQA}/data/TextVQA_Rosetta_OCR_v0.2_val.json",
-    ),
-    "pope": tuple(f"{_POPE}/coco_pope_{s}.json" for s in ("random", "popular", "adversarial")),
-    "mmbench": (f"{_MMBENCH}/mmbench_dev_20230712.tsv",),
-    "mmbench_cn": (f"{_MMBENCH}/mmbench_dev_cn_20231003.tsv",),
-    "seed": (f"{_SEED}/SEED-Bench.json",),
-    "llava_wild": (
-        f"{_WILD}/questions.jsonl",
-        f"{_WILD}/context.jsonl",
-        f"{_WILD}/answers_gpt4.jsonl",
-        f"{_TABLES}/rule.json",
-    ),
-    "mmvet": ("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip",),
-    "coco30": (
-        f"{_QA90}/qa90_questions.jsonl",
-        f"{_QA90}/qa90_gpt4_answer.jsonl",
-        f"{_TABLES}/caps_boxes_coco2014_val_80.jsonl",
-        f"{_TABLES}/rule.json",
-    ),
-    "chair": (
-        f"{_GITHUB}/LisaAnne/Hallucination/master/data/synonyms.txt",
-        f"{_COCO}/annotations/annotations_trainval2014.zip",
-    ),
-}
-# Large, and only on request.
-IMAGES: dict[str, tuple[str, ...]] = {
-    "vqav2": (f"{_COCO}/zips/test2015.zip",),
-    "gqa": (f"{_GQA}/images.zip",),
-    "vizwiz": (f"{_VIZWIZ}/images/val.zip", f"{_VIZWIZ}/images/test.zip"),
-    "scienceqa": ("https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip",),
-    "textvqa": (f"{_TEXTVQA}/images/train_val_images.zip",),
-    "pope": (f"{_COCO}/zips/val2014.zip",),
-    "seed": (f"{_SEED}/SEED-Bench-image.zip",),
-    "llava_wild": tuple(f"{_WILD}/images/{n:03d}.jpg" for n in range(1, 25)),
-    "chair": (f"{_COCO}/zips/val2014.zip",),
-}
-# Of the files that are fixed in a public repository.
-SHA256 = {
-    "rule.json": "dd7345a44ce9f7a24e51a30ee030cdab32346f9d08e3359c80545ff1312b1e07",
-    "pid_splits.json": "85c7820b9f136e572579a01dab2c77a7f8140b59211e421fa5182491d45ee3a7",
-    "coco_pope_random.json": "c16b65d2df6d70bb0814c8a4375833d39cdb09928fd936d3fc546491efa37f35",
-    "coco_pope_popular.json": "5b16653023bf4f64d57eb0d168259de6627f5cde7538b85ebed3cc33034aa6cc",
-    "coco_pope_adversarial.json": "1d8f0906a9b50c05640f6f23abfac97523be2a1bed28f7eadc63b811699b2d26",
-    "qa90_questions.jsonl": "2a77196696b5602b544244ace9aeac21300513be85b5e53eb2414d00cddbe1c7",
-    "qa90_gpt4_answer.jsonl": "5fd1a760483fb54e62a717a406add8a986f3e03a40d037b5d6515828cc90dbc5",
-    "caps_boxes_coco2014_val_80.jsonl": (
-        "818d3df2b52784699bbdc129b6bc68e035d78ff8f5093c3e2ce5e0f726549b15"
-    ),
-}
-# Owners' organisations on the hub, where --org names no other.
-ORGS = {"seed": "AILab-CVPR", "llava_wild": "liuhaotian"}
-BY_HAND = {
-    "mme": "its images are given out by its authors on request (BradyFU/Awesome-Multimodal-Large-"
-    "Language-Models); put MME_Benchmark_release_version into the data folder",
-    "refcoco": "get refs(unc).p and instances.json from lichengunc/refer and put them into the folder",
-}
-# Sets whose owners keep them in one repository of the hub, or (last) elsewhere.
-BY_HAND |= {
-    name: f"get it with: hf download --repo-type dataset {repository} --local-dir DATA/{name}"
-    for name, repository in {
-        "mmstar": "Lin-Chen/MMStar",
-        "mmmu": "MMMU/MMMU",
-        "mmvp": "MMVP/MMVP",
-        "cvbench": "nyu-visionx/CV-Bench",
-        "realworldqa": "xai-org/RealworldQA",
-        "naturalbench": "BaiqiL/NaturalBench",
-        "ocrbench": "echo840/OCRBench",
-        "chartqa": "lmms-lab/ChartQA",
-        "docvqa": "lmms-lab/DocVQA",
-        "infovqa": "lmms-lab/DocVQA",
-        "ai2d": "lmms-lab/ai2d",
-        "blink": "BLINK-Benchmark/BLINK",
-        "mathvista": "AI4Math/MathVista",
-    }.items()
-}
-BY_HAND["hallusion"] = "get HallusionBench.json and its images from tianyi-lab/HallusionBench"
+@cache
+def sets() -> dict[str, dict[str, Any]]:
+    """Where each benchmark's files are, and `sha256` of those that do not change."""
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def fetch(task: str, out: Path, *, org: str | None = None, images: bool = False) -> Iterator[Path]:
@@ -135,11 +38,14 @@ def fetch(task: str, out: Path, *, org: str | None = None, images: bool = False)
         out by hand.
     """
     name = get_task(task).name
-    if name in BY_HAND:
-        raise LlavaError(f"{name}: cannot be downloaded: {BY_HAND[name]}")
+    found = sets().get(name, {"by_hand": "it is no benchmark of this package"})
+    if "files" not in found:
+        by_hub = "get it with: hf download --repo-type dataset {hub} --local-dir DATA/{name}"
+        how = found.get("by_hand") or by_hub.format(name=name, **found)
+        raise LlavaError(f"{name}: cannot be downloaded: {how}")
     out.mkdir(parents=True, exist_ok=True)
-    owner = org or ORGS.get(name, "")
-    for url in (*FILES[name], *(IMAGES.get(name, ()) if images else ())):
+    owner = org or found.get("org", "")
+    for url in (*found["files"], *(found.get("images", ()) if images else ())):
         yield _get(url.format(org=owner), out)
 
 
@@ -147,7 +53,7 @@ def _get(url: str, out: Path) -> Path:
     pooch = need("pooch", "to fetch a benchmark's files", "llava_jax[eval]")
     path, record = out / url.rsplit("/", 1)[-1], out / RECORD
     known = read_object(record) if record.exists() else {}
-    wanted = SHA256.get(path.name) or known.get(path.name, {}).get("sha256")
+    wanted = sets()["sha256"].get(path.name) or known.get(path.name, {}).get("sha256")
     if not path.exists():
         _download(pooch, url, path, wanted)
         digest = pooch.file_hash(str(path))

@@ -11,8 +11,7 @@ import pytest
 
 from llava_jax.cli import main
 from llava_jax.errors import LlavaError
-from llava_jax.eval import fetch as module
-from llava_jax.eval.fetch import FILES, IMAGES, SHA256, fetch
+from llava_jax.eval.fetch import fetch, sets
 from llava_jax.eval.task import TASKS
 
 
@@ -39,10 +38,10 @@ def site(monkeypatch):
     url = f"http://127.0.0.1:{server.server_port}"
 
     def use(*paths, images=(), **hashes):
-        for table, files in ((FILES, paths), (IMAGES, images)):
-            monkeypatch.setitem(table, "pope", tuple(url + path for path in files))
+        for kind, files in (("files", paths), ("images", images)):
+            monkeypatch.setitem(sets()["pope"], kind, [url + path for path in files])
         for name, digest in hashes.items():
-            monkeypatch.setitem(SHA256, f"{name}.json", digest)
+            monkeypatch.setitem(sets()["sha256"], f"{name}.json", digest)
 
     yield type("Site", (), {"pages": pages, "seen": seen, "use": staticmethod(use)})
     server.shutdown()
@@ -126,7 +125,7 @@ def test_broken_record(site, tmp_path):
 
 def test_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(FILES, "pope", ("http://127.0.0.1:9/a.json",))
+    monkeypatch.setitem(sets()["pope"], "files", ["http://127.0.0.1:9/a.json"])
     assert main(["eval", "fetch", "pope", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "127.0.0.1:9 cannot be reached ([Errno 111] Connection refused)" in error
@@ -134,12 +133,13 @@ def test_offline(tmp_path, monkeypatch, capsys):
 
 
 def test_every_task_can_be_got_or_says_how():
-    assert set(FILES) | set(module.BY_HAND) == set(TASKS)
-    with pytest.raises(LlavaError, match="on request"):
-        list(fetch("mme", None))
-    assert all(
-        url.startswith("http") for table in (FILES, IMAGES) for x in table.values() for url in x
-    )
-    names = {url.rsplit("/", 1)[-1] for urls in FILES.values() for url in urls}
-    assert set(SHA256) < names
-    assert all(len(digest) == 64 for digest in SHA256.values())
+    places = {name: rows for name, rows in sets().items() if name != "sha256"}
+    assert set(places) == set(TASKS)
+    assert all({"files", "hub", "by_hand"} & rows.keys() for rows in places.values())
+    for task, words in {"mme": "on request", "ai2d": "--local-dir DATA/ai2d"}.items():
+        with pytest.raises(LlavaError, match=words):
+            list(fetch(task, None))
+    urls = [url for rows in places.values() for k in ("files", "images") for url in rows.get(k, ())]
+    assert all(url.startswith("https://") for url in urls)
+    assert set(sets()["sha256"]) < {url.rsplit("/", 1)[-1] for url in urls}
+    assert all(len(digest) == 64 for digest in sets()["sha256"].values())
