@@ -79,9 +79,8 @@ class Coverage:
         """One sentence per problem."""
         how = "are left out" if self.missing_left_out else "count as wrong"
         how += f" (left out of {', '.join(self.left_out_of)})" if self.left_out_of else ""
-        which, also = (
-            ("all count", ", which count too") if self.all_rows_count else ("the last counts", "")
-        )
+        which = "all count" if self.all_rows_count else "the last counts"
+        also = ", which count too" if self.all_rows_count else ""
         duplicated = [f"{i} (lines {_some(n)})" for i, n in self.duplicated.items()]
         unknown = [f"{i} (line {n})" for i, n in self.unknown.items()]
         found = {
@@ -94,14 +93,17 @@ class Coverage:
         unknown = f"how many questions there are is not known: {self.open_end}"
         return [unknown, *lines] if self.open_end else lines
 
+    def check(self, path: Path, strict: bool) -> None:
+        """Raises AnswerError, where `strict`, for anything that `lines` names."""
+        if strict and (problems := self.lines()):
+            raise AnswerError(f"{path}: {'; '.join(problems)}")
+
     def to_json(self) -> dict[str, Any]:
-        counts = {
-            n: len(getattr(self, n)) for n in ("missing", "duplicated", "unknown", "bad_lines")
-        }
-        numbers: dict[str, Any] = {"expected": self.expected, "answered": self.answered, **counts}
-        if self.open_end:
-            numbers["open_end"] = self.open_end
-        return numbers | {"details": self.lines()}
+        found: dict[str, Any] = {"expected": self.expected, "answered": self.answered}
+        lists = ("missing", "duplicated", "unknown", "bad_lines")
+        found |= {name: len(getattr(self, name)) for name in lists}
+        found |= {"open_end": self.open_end} if self.open_end else {}
+        return found | {"details": self.lines()}
 
 
 def _some(items: Sequence[Any], limit: int = 5) -> str:
@@ -175,10 +177,8 @@ def join(
     scored: Iterable[str] | None = None,
     images: Mapping[str, str] | None = None,
     leaves_out: bool = False,
-    left_out_of: tuple[str, ...] = (),
-    all_rows_count: bool = False,
-    open_end: str = "",
     strict: bool = False,
+    **how: Any,
 ) -> tuple[Joined, Coverage]:
     """The answer to each question, and how the file covers the questions.
 
@@ -187,8 +187,8 @@ def join(
       scored: those of them that must be answered; all by default.
       images: id -> image name; an answer row that names another image raises.
       leaves_out: questions without an answer are not in the score (reviews, captions).
-      left_out_of, all_rows_count, open_end: see Coverage.
       strict: raise where anything is missing, duplicated, unknown or unreadable.
+      how: left_out_of, all_rows_count, open_end, see Coverage.
     Raises:
       AnswerError: not one id fits, or an answer names the wrong image.
     """
@@ -196,12 +196,7 @@ def join(
     scored = list(wanted) if scored is None else list(scored)
     joined = Joined()
     coverage = Coverage(
-        len(scored),
-        bad_lines=answers.bad_lines,
-        missing_left_out=leaves_out,
-        left_out_of=left_out_of,
-        all_rows_count=all_rows_count,
-        open_end=open_end,
+        len(scored), bad_lines=answers.bad_lines, missing_left_out=leaves_out, **how
     )
     for a in answers.rows:
         if a.id not in wanted:
@@ -223,6 +218,5 @@ def join(
         )
     coverage.missing = [i for i in scored if i not in joined]
     coverage.answered = coverage.expected - len(coverage.missing)
-    if strict and (problems := coverage.lines()):
-        raise AnswerError(f"{answers.path}: {'; '.join(problems)}")
+    coverage.check(answers.path, strict)
     return joined, coverage

@@ -7,10 +7,11 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import DataError
+from llava_jax.reader import shown
 from llava_jax.util import json_lines, need, read_json, read_text
 
 TABLES = (".csv", ".tsv", ".xlsx")
@@ -40,12 +41,8 @@ def read_rows(
     kind = path.suffix.lower()
     if kind == ".gz":
         raise error(f"{path}: is compressed", fix=f"gunzip {path.name}")
-    if kind == ".parquet":
-        return list(_parquet_rows(path, error))
-    if kind == ".xlsx":
-        return list(_xlsx_rows(path, error))
-    if kind in (".tsv", ".csv"):
-        return list(_table_rows(path, "\t" if kind == ".tsv" else ",", error))
+    if kind in _KINDS:
+        return list(_KINDS[kind](path, error))
     lines = json_lines(read_text(path, error))
     if kind == ".json" and not (len(lines) > 1 and _is_object(lines[0][1])):
         return _json_rows(path, inside, error)
@@ -95,16 +92,16 @@ def _json_rows(path: Path, inside: str, error: type[LlavaError]) -> list[Row]:
     return list(enumerate(value, 1))
 
 
-def _table_rows(path: Path, delimiter: str, error: type[LlavaError]) -> Iterator[Row]:
+def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     csv.field_size_limit(1 << 30)  # MMBench keeps whole images in a cell
     with open(path, encoding="utf-8-sig", newline="") as f:
         reader = csv.DictReader(f, delimiter=delimiter)
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise error(
-                        f"{path} line {reader.line_num}: not as many cells as the header has columns"
-                    )
+                    where = f"{path} line {reader.line_num}"
+                    raise error(f"{where}: not as many cells as the header has columns")
                 # As pandas: an empty cell is not a value. "None" stays text here, see mmbench.
                 yield reader.line_num, {k: (v if v != "" else None) for k, v in row.items()}
         except (UnicodeDecodeError, csv.Error) as e:
@@ -136,6 +133,11 @@ def _parquet_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
                     yield number, {k: _without_path(v) for k, v in row.items()}
     except (OSError, ValueError, LookupError) as e:  # pyarrow's errors are all of these
         raise error(f"{path}: is not a parquet file ({' '.join(str(e).split())[:80]})") from None
+
+
+_KINDS = {
+    ".parquet": _parquet_rows, ".xlsx": _xlsx_rows, ".tsv": _table_rows, ".csv": _table_rows
+}  # fmt: skip
 
 
 def _without_path(value: Any) -> Any:
@@ -185,13 +187,12 @@ def find(data: Path, patterns: Sequence[str], what: str, split: str | None = Non
     Raises:
       DataError: no file matches, or several do.
     """
-    found = find_optional(data, patterns, what, split)
-    if found is None:
-        if not data.exists():
-            raise DataError(f"{data}: no such file or folder")
-        where = f" for split {split!r}" if split else ""
-        raise DataError(f"{data}{where}: no {what}; looked for {', '.join(patterns)}")
-    return found
+    if (found := find_optional(data, patterns, what, split)) is not None:
+        return found
+    if not data.exists():
+        raise DataError(f"{data}: no such file or folder")
+    where = f" for split {split!r}" if split else ""
+    raise DataError(f"{data}{where}: no {what}; looked for {', '.join(patterns)}")
 
 
 def find_optional(
@@ -200,30 +201,21 @@ def find_optional(
     """As `find`, but None where nothing matches; several matches are still an error."""
     if data.is_file():
         return data if any(data.match(p) for p in patterns) else None
-    for pattern in (*patterns, *(f"*/{p}" for p in patterns)):
-        files = sorted(f for f in data.glob(pattern) if not split or split in f.name)
+    for pattern in (*patterns, *(f"*/{p}" for p in patterns), *(f"{p}.gz" for p in patterns)):
+        files = sorted(f for f in data.glob(pattern) if (split or "") in f.name)
+        if files and pattern.endswith(".gz"):
+            raise DataError(f"{files[0]}: the {what} is compressed", fix=f"gunzip {files[0].name}")
         if len(files) > 1:
             names = ", ".join(str(f.relative_to(data)) for f in files[:6])
-            raise DataError(
-                f"{data}: several files could be the {what}: {names}", fix="use --split"
-            )
+            what = f"{data}: several files could be the {what}: {names}"
+            raise DataError(what, fix="use --split")
         if files:
             return files[0]
-    packed = sorted(
-        f for p in patterns for f in data.glob(f"{p}.gz") if not split or split in f.name
-    )
-    if packed:
-        raise DataError(f"{packed[0]}: the {what} is compressed", fix=f"gunzip {packed[0].name}")
     return None
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a JSON value is a number that can be counted with: finite, and not of 400 digits."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-
-
 ID = (str, int)  # an id in a JSON file
-_KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object", ID: "an id"}
+_NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object", ID: "an id"}
 
 
 def expect(row: Any, where: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -234,18 +226,13 @@ def expect(row: Any, where: str, fields: Mapping[str, Any] | None = None) -> dic
       fields: name -> str, int, list, dict or ID.
     """
     if not isinstance(row, dict):
-        raise DataError(f"{where}: {_shown(row)}, not an object")
+        raise DataError(f"{where}: {shown(row)}, not an object")
     for name, kind in (fields or {}).items():
         value = row.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            found = "missing" if name not in row else _shown(value)
-            raise DataError(f"{where}: {name} is {found}, not {_KINDS[kind]}")
+            found = "missing" if name not in row else shown(value)
+            raise DataError(f"{where}: {name} is {found}, not {_NAMES[kind]}")
     return row
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def read_checked(path: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llava_jax.errors import LlavaError, did_you_mean
-from llava_jax.eval.answers import AnswerFile, Coverage, read_answers
+from llava_jax.eval.answers import AnswerFile, Coverage, Joined, join, read_answers
 from llava_jax.eval.questions import Question, llava_questions
 from llava_jax.eval.rules import LETTERS, read_letter
 from llava_jax.util import write_text
@@ -24,36 +24,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TASKS = {
-    "vqav2": "VQAv2",
-    "gqa": "GQA",
-    "vizwiz": "VizWiz",
-    "scienceqa": "ScienceQA",
-    "textvqa": "TextVQA",
-    "pope": "POPE",
-    "mme": "MME",
-    "mmbench": "MMBench",
-    "mmbench_cn": "MMBench-CN",
-    "seed": "SEED-Bench",
-    "llava_wild": "LLaVA-Bench (in the wild)",
-    "mmvet": "MM-Vet",
-    "coco30": "LLaVA-Bench (COCO)",
-    "refcoco": "RefCOCO",
-    "chair": "CHAIR",
-    "mmstar": "MMStar",
-    "mmmu": "MMMU",
-    "mmvp": "MMVP",
-    "cvbench": "CV-Bench",
-    "realworldqa": "RealWorldQA",
-    "hallusion": "HallusionBench",
-    "naturalbench": "NaturalBench",
-    "ocrbench": "OCRBench",
-    "chartqa": "ChartQA",
-    "docvqa": "DocVQA",
-    "infovqa": "InfographicVQA",
-    "ai2d": "AI2D",
-    "blink": "BLINK",
-    "mathvista": "MathVista",
-}
+    "vqav2": "VQAv2", "gqa": "GQA", "vizwiz": "VizWiz", "scienceqa": "ScienceQA", "textvqa": "TextVQA",
+    "pope": "POPE", "mme": "MME", "mmbench": "MMBench", "mmbench_cn": "MMBench-CN", "seed": "SEED-Bench",
+    "llava_wild": "LLaVA-Bench (in the wild)", "mmvet": "MM-Vet", "coco30": "LLaVA-Bench (COCO)",
+    "refcoco": "RefCOCO", "chair": "CHAIR", "mmstar": "MMStar", "mmmu": "MMMU", "mmvp": "MMVP",
+    "cvbench": "CV-Bench", "realworldqa": "RealWorldQA", "hallusion": "HallusionBench",
+    "naturalbench": "NaturalBench", "ocrbench": "OCRBench", "chartqa": "ChartQA", "docvqa": "DocVQA",
+    "infovqa": "InfographicVQA", "ai2d": "AI2D", "blink": "BLINK", "mathvista": "MathVista",
+}  # fmt: skip
 ALIASES = {"sqa": "scienceqa", "seedbench": "seed", "llava_bench": "llava_wild", "vqa": "vqav2"}
 
 
@@ -149,10 +127,9 @@ class Task:
     id_keys: ClassVar[tuple[str, ...]] = ("question_id",)
     text_keys: ClassVar[tuple[str, ...]] = ("text", "answer")
     answers_in: ClassVar[str] = ""  # key of a results file under which the answers are
-
-    own_title: str = ""  # of a task from outside
     free_answers: ClassVar[bool] = False  # a model may extract answers without options
     grades: ClassVar[bool] = False  # its judge gives grades from 0 to 1, and no reviews
+    own_title: str = ""  # of a task from outside
 
     @property
     def title(self) -> str:
@@ -195,11 +172,9 @@ class Task:
     ) -> Path:
         """Writes the file that the benchmark's server takes and returns its path."""
         upload = self.upload(answers, data, settings)
+        rows = [json.dumps(row) + "\n" for row in upload] if self.upload_lines else []
         out.parent.mkdir(parents=True, exist_ok=True)
-        if self.upload_lines:
-            write_text(out, "".join(json.dumps(row) + "\n" for row in upload))
-        else:
-            write_text(out, json.dumps(upload))
+        write_text(out, "".join(rows) if self.upload_lines else json.dumps(upload))
         return out
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> Any:
@@ -209,8 +184,14 @@ class Task:
     def warn_of_empty(self, coverage: Coverage) -> None:
         """Warns where an upload has no answers to some questions."""
         if n := len(coverage.missing):
-            total = coverage.expected
-            logger.warning("%s: %d of %d answers in the upload are empty", self.title, n, total)
+            words = "%s: %d of %d answers in the upload are empty"
+            logger.warning(words, self.title, n, coverage.expected)
+
+    def join(
+        self, ids: Iterable[str], answers: Path, settings: TaskSettings, **how: Any
+    ) -> tuple[Joined, Coverage]:
+        """The answers in a file by question, and how they cover `ids`. how: see answers.join."""
+        return join(ids, self.read(answers, settings), strict=settings.strict, **how)
 
     def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
         """An answer file of this benchmark. how: see read_answers."""
@@ -228,11 +209,10 @@ def check_settings(tasks: Sequence[Task], settings: TaskSettings) -> None:
     """Raises LlavaError for an option that none of `tasks` takes, or a split where none has any."""
     names = ", ".join(task.name for task in tasks)
     known = [name for task in tasks for name in task.options]
-    for name in settings.options:
-        if name not in known:
-            has = f"takes {', '.join(known)}" if known else "takes none"
-            fix = did_you_mean(name, known, "--set {}=VALUE") or f"{names} {has}"
-            raise LlavaError(f"--set {name}: not an option of {names}", fix=fix)
+    for name in settings.options.keys() - set(known):
+        has = f"{names} takes {', '.join(known) or 'none'}"
+        fix = did_you_mean(name, known, "--set {}=VALUE") or has
+        raise LlavaError(f"--set {name}: not an option of {names}", fix=fix)
     if "requery" in settings.options and "gpt4" not in settings.options:
         raise LlavaError("--set requery: does nothing without --set gpt4=FILE")
     for name in ("ocr", "videos"):

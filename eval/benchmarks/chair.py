@@ -40,10 +40,8 @@ class Chair(Task):
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         path = find(data, ("instances_*2014.json",), "instances file", settings.split)
         images = {image["id"]: image["file_name"] for image in read_json(path, DataError)["images"]}
-        return [
-            Question(str(i), PROMPT, (name,), {"image_id": i, "prompt": PROMPT})
-            for i, name in images.items()
-        ]
+        record = {"prompt": PROMPT}
+        return [Question(str(i), PROMPT, (n,), {"image_id": i} | record) for i, n in images.items()]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         words = ObjectWords(find(data, ("synonyms.txt",), "synonyms file"))
@@ -58,9 +56,7 @@ class Chair(Task):
             wrong = [w for w in named if w not in truth[key]]
             details = {"generated": named, "hallucinated": wrong}
             objects, right = sorted(truth[key]), float(not wrong)
-            samples[key] = Sample(
-                right, answer.text, objects, parsed=named, image=key, details=details
-            )
+            samples[key] = Sample(right, answer.text, objects, named, "", key, details=details)
         details = [s.details for s in samples.values()]
         named = sum(len(d["generated"]) for d in details)
         wrong = sum(len(d["hallucinated"]) for d in details)

@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.questions import SHORT, Question, question
@@ -41,8 +40,7 @@ class GQA(Task):
         questions = _read_truth(data, settings)
         # Unbalanced questions only serve the consistency metric: eval.py does not ask for them.
         balanced = [i for i, q in questions.items() if q.get("isBalanced", True)]
-        given = self.read(answers, settings)
-        joined, coverage = join(questions, given, scored=balanced, strict=settings.strict)
+        joined, coverage = self.join(questions, answers, settings, scored=balanced)
         predicted = {i: gqa_prediction(a.row, a.text) for i, a in joined.items()}
         lenient = {
             i: float(i in joined and _lenient(joined[i].text) == _lenient(questions[i]["answer"]))
@@ -63,25 +61,22 @@ class GQA(Task):
             )
         scores = list(samples.values())
         kinds = by_group(scores, "kind")
-        totals: dict[str, Any] = {
-            "accuracy": percent(s.score for s in scores),
-            **{k: kinds[k]["score"] for k in ("binary", "open") if k in kinds},
-            "distribution": _distribution(samples, questions),
-            "lmms_eval_exact_match": percent(lenient.values()),
-        }
+        totals: dict[str, Any] = {"accuracy": percent(s.score for s in scores)}
+        totals |= {k: kinds[k]["score"] for k in ("binary", "open") if k in kinds}
+        totals["distribution"] = _distribution(samples, questions)
+        totals["lmms_eval_exact_match"] = percent(lenient.values())
         if (consistency := _consistency(questions, predicted, samples)) is not None:
             totals["consistency"] = consistency
-        tables = {
-            f"per {g}": by_group(scores, g) for g in ("structural", "semantic", "steps", "length")
-        }
+        cuts = ("structural", "semantic", "steps", "length")
+        tables = {f"per {g}": by_group(scores, g) for g in cuts}
         return Result(self, totals, samples, coverage, tables)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The predictions file of eval.py and of the server: [{questionId, prediction}]."""
         rows = self.read(answers, settings).rows
         ids = [a.row.get("question_id", a.id) for a in rows]
-        given = [gqa_prediction(a.row, a.text) for a in rows]
-        return [{"questionId": i, "prediction": text} for i, text in zip(ids, given)]
+        texts = [gqa_prediction(a.row, a.text) for a in rows]
+        return [{"questionId": i, "prediction": text} for i, text in zip(ids, texts)]
 
 
 def gqa_prediction(row: dict[str, Any], text: str) -> str:
@@ -106,8 +101,7 @@ def _read_truth(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]
 def _groups(q: dict[str, Any]) -> dict[str, str]:
     groups = {"length": str(len(q["question"].split()))}
     if types := q.get("types"):
-        groups["structural"] = types["structural"]
-        groups["semantic"] = types["semantic"]
+        groups |= {"structural": types["structural"], "semantic": types["semantic"]}
         groups["kind"] = "open" if types["structural"] == "query" else "binary"
     if "semantic" in q:
         steps = [f"{c['operation']}: {c['argument']}" for c in q["semantic"]]
@@ -126,11 +120,11 @@ def _distribution(samples: dict[str, Sample], questions: dict[str, dict[str, Any
         if isinstance(group, str):
             gold[group][s.truth] += 1
             predicted[group][s.parsed] += 1
-    weighted = 0.0
+    weighted = size = 0.0
     for group, answers in gold.items():
         chi = sum((predicted[group][a] - e) ** 2 / e for a, e in answers.items())
         weighted += chi * answers.total()
-    size = sum(answers.total() for answers in gold.values())
+        size += answers.total()
     return weighted / size / 100 if size else 0.0
 
 

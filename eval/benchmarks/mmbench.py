@@ -18,7 +18,7 @@ from llava_jax.eval.files import TABLES, find, find_optional, read_rows, write_x
 from llava_jax.eval.questions import LETTER, Question
 from llava_jax.eval.rules import read_letter
 from llava_jax.eval.simple import Item, choices
-from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group
+from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 
 # What pandas reads as no value at all, in a tsv or an Excel file.
 _NO_VALUE = frozenset(
@@ -46,9 +46,8 @@ class MMBench(Task):
         for row in self._table(data, settings):
             # LLaVA stops at the first option that is not a value.
             options = [*takewhile(lambda x: not _is_none(x), map(row.get, "ABCD"))]
-            lines = [] if _is_none(row.get("hint")) else [row["hint"]]
-            lines += [row["question"], *(f"{c}. {x}" for c, x in zip("ABCD", options))]
-            prompt = "\n".join(lines)
+            hint = "" if _is_none(row.get("hint")) else f"{row['hint']}\n"
+            prompt = choices(f"{hint}{row['question']}", options, "")
             record = {
                 "question_id": int(_index(row["index"])),
                 "round_id": 0,
@@ -56,8 +55,8 @@ class MMBench(Task):
                 "options": options,
                 "option_char": list("ABCD"[: len(options)]),
             }
-            images = (_image_bytes(row),)
-            questions.append(Question(str(row["index"]), prompt + self.suffix, images, record))
+            key, images = str(row["index"]), (_image_bytes(row),)
+            questions.append(Question(key, prompt + self.suffix, images, record))
         return questions
 
     def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
@@ -80,15 +79,11 @@ class MMBench(Task):
         rows: dict[str, Sample] = {}
         for key, row in truth.items():
             inferred = read_letter(joined[key].text, _options(row)) if key in joined else "Z"
-            rows[key] = Sample(
-                float(inferred == row["answer"]),
-                joined.text(key),
-                row["answer"],
-                parsed=inferred,
-                prompt=str(row["question"]),
-                image=f"{table.name}#{key}" if table else "",
-                groups={k: str(row[k]) for k in GROUPS if row.get(k)},
-            )
+            score, truth = float(inferred == row["answer"]), row["answer"]
+            image = f"{table.name}#{key}" if table else ""
+            groups = {k: str(row[k]) for k in GROUPS if row.get(k)}
+            asked = str(row["question"])
+            rows[key] = Sample(score, joined.text(key), truth, inferred, asked, image, groups)
         result = self._circular(rows, coverage)
         result.totals["not_inferred"] = sum(rows[key].parsed == "Z" for key in joined)
         return result
@@ -110,8 +105,8 @@ class MMBench(Task):
             raise DataError(f"MMBench: no row with an index below {ROTATION:,}")
         scores = list(samples.values())
         totals = {
-            "circular_acc": sum(s.score for s in scores) / len(scores) * 100,
-            "vanilla_acc": sum(s.details["vanilla"] for s in scores) / len(scores) * 100,
+            "circular_acc": percent(s.score for s in scores),
+            "vanilla_acc": percent(s.details["vanilla"] for s in scores),
             "groups": len(scores),
             "rows": len(rows),
         }
@@ -127,7 +122,7 @@ class MMBench(Task):
         categories, source, image and comment, with `prediction` as the seventh."""
         table = self._table(data, settings)
         ids = [str(r["index"]) for r in table]
-        joined, coverage = join(ids, self.read(answers, settings), strict=settings.strict)
+        joined, coverage = self.join(ids, answers, settings)
         self.warn_of_empty(coverage)
         header = [c for c in table[0] if c not in DROPPED]
         header.insert(6, "prediction")
@@ -158,10 +153,8 @@ class MMBench(Task):
                 return rows, True
         for a in given.rows:
             if not {"A", "B", "question", "answer"} <= a.row.keys():
-                raise AnswerError(
-                    f"{given.path} line {a.line}, index {a.id}: no tsv under {data} and the row "
-                    f"lacks question, A, B or answer"
-                )
+                what = f"no tsv under {data} and the row lacks question, A, B or answer"
+                raise AnswerError(f"{given.path} line {a.line}, index {a.id}: {what}")
             a.row.setdefault("index", a.id)
         return list({a.id: a.row for a in given.rows}.values()), False
 

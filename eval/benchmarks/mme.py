@@ -55,20 +55,16 @@ class Mme(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         if answers.is_dir() or answers.suffix == ".txt":
-            samples, coverage = _from_tool_files(answers)
-            _add_missing(samples, coverage, answers, data, settings)
+            samples = _from_tool_files(answers)
+            coverage = _add_missing(samples, answers, data, settings)
         else:
             items, joined, coverage = self._join(answers, data, settings)
-            samples = {
-                k: _sample(item, joined[k].text if k in joined else None)
-                for k, item in items.items()
-            }
+            given = {k: a.text for k, a in joined.items()}
+            samples = {k: _sample(item, given.get(k)) for k, item in items.items()}
         tasks = {t: [s for s in samples.values() if s.groups["task"] == t] for t in TASKS}
         table = {t: mme_task(s) for t, s in tasks.items() if s}
-        totals = {
-            "perception": sum(table[t]["score"] for t in PERCEPTION if t in table),
-            "cognition": sum(table[t]["score"] for t in COGNITION if t in table),
-        }
+        halves = {"perception": PERCEPTION, "cognition": COGNITION}
+        totals = {k: sum(table[t]["score"] for t in h if t in table) for k, h in halves.items()}
         absent = ", ".join(t for t in TASKS if t not in table)
         notes = [f"no answers to, and no points for: {absent}"] if absent else []
         return Result(self, totals, samples, coverage, {"per task": table}, notes)
@@ -92,8 +88,7 @@ class Mme(Task):
         self, path: Path, data: Path, settings: TaskSettings
     ) -> tuple[dict[str, Item], Joined, Coverage]:
         """The release's items and their answers in LLaVA's jsonl, by task, image and question."""
-        given = self.read(path, settings)
-        seen: Counter[str] = Counter()
+        given, seen = self.read(path, settings), Counter[str]()
         items = {_key(i.task, i.image, i.question, seen): i for i in _read_release(data)}
         seen.clear()
 
@@ -132,18 +127,11 @@ def mme_task(samples: list[Sample]) -> dict[str, float]:
 def _sample(item: Item, text: str | None) -> Sample:
     """text: the answer, or None where there is none, which is wrong."""
     parsed, truth = "missing" if text is None else mme_answer(text), item.label.lower()
-    return Sample(
-        float(parsed == truth),
-        text or "",
-        truth,
-        parsed=parsed,
-        prompt=item.question,
-        image=f"{item.task}/{item.image}",
-        groups={"task": item.task, "pair": item.image},
-    )
+    groups, image = {"task": item.task, "pair": item.image}, f"{item.task}/{item.image}"
+    return Sample(float(parsed == truth), text or "", truth, parsed, item.question, image, groups)
 
 
-def _from_tool_files(path: Path) -> tuple[dict[str, Sample], Coverage]:
+def _from_tool_files(path: Path) -> dict[str, Sample]:
     files = [path] if path.is_file() else sorted(path.glob("*.txt"))
     files = [f for f in files if f.stem in TASKS]
     if not files:
@@ -155,51 +143,40 @@ def _from_tool_files(path: Path) -> tuple[dict[str, Sample], Coverage]:
         if len(lines) % 2:
             raise AnswerError(f"{file}: {len(lines)} lines, but every image has two questions")
         for n, line in enumerate(lines):
-            cells = line.split("\t")
+            cells, where = line.split("\t"), f"{file} line {n + 1}"
             if len(cells) != 4:
-                raise AnswerError(
-                    f"{file} line {n + 1}: {len(cells)} cells between tabs, not 4 "
-                    f"(image, question, truth, answer)"
-                )
+                named = "(image, question, truth, answer)"
+                raise AnswerError(f"{where}: {len(cells)} cells between tabs, not 4 {named}")
             if cells[2].lower() not in ("yes", "no"):
-                raise AnswerError(f"{file} line {n + 1}: the truth is {cells[2]!r}, not yes or no")
+                raise AnswerError(f"{where}: the truth is {cells[2]!r}, not yes or no")
             sample = _sample(Item(file.stem, *cells[:3]), cells[3])
             # The tool pairs lines by position, whatever image they name.
             sample.groups["pair"] = str(n // 2)
             samples[f"{file.stem}/{n}"] = sample
-    return samples, Coverage(expected=len(samples), answered=len(samples))
+    return samples
 
 
 def _add_missing(
-    samples: dict[str, Sample],
-    coverage: Coverage,
-    answers: Path,
-    data: Path,
-    settings: TaskSettings,
-) -> None:
+    samples: dict[str, Sample], answers: Path, data: Path, settings: TaskSettings
+) -> Coverage:
     """Adds the questions of the release that the tool's files lack, as wrong."""
     try:
         release = [] if data.resolve() == answers.resolve() else _read_release(data)
     except DataError:
         release = []
-    if not release:
-        coverage.open_end = f"no release in {data}"
-    seen: Counter[str] = Counter()
+    coverage = Coverage(answered=len(samples), open_end="" if release else f"no release in {data}")
+    seen, again, alone = Counter[str](), Counter[str](), Counter[str]()
     given = {_key(s.groups["task"], s.image, s.prompt, seen) for s in samples.values()}
-    seen.clear()
-    keys = [(_key(i.task, i.image, i.question, seen), i) for i in release]
-    alone: Counter[str] = Counter()
-    for key, item in keys:
-        if key not in given:
+    for item in release:
+        if (key := _key(item.task, item.image, item.question, again)) not in given:
             samples[key] = _sample(item, None)
             # The files pair lines by position, so what they lack is paired in its own order.
             samples[key].groups["pair"] = f"missing {alone[item.task] // 2}"
             alone[item.task] += 1
             coverage.missing.append(key)
-    coverage.expected += len(coverage.missing)
-    coverage.answered = coverage.expected - len(coverage.missing)
-    if settings.strict and (problems := coverage.lines()):
-        raise AnswerError(f"{answers}: {'; '.join(problems)}")
+    coverage.expected = len(samples)
+    coverage.check(answers, settings.strict)
+    return coverage
 
 
 def _read_release(data: Path) -> list[Item]:
@@ -233,11 +210,8 @@ def _read_cells(path: Path, count: int) -> Iterator[list[str]]:
 
 
 def _image_of(folder: Path, stem: str) -> str:
-    for place in ("images", ""):
-        for suffix in (".jpg", ".png", ".jpeg"):
-            if (folder / place / (stem + suffix)).is_file():
-                return f"{place}/{stem}{suffix}" if place else stem + suffix
-    return f"{stem}.jpg"
+    names = [f"{place}{stem}{s}" for place in ("images/", "") for s in (".jpg", ".png", ".jpeg")]
+    return next((name for name in names if (folder / name).is_file()), f"{stem}.jpg")
 
 
 TASK = Mme()

@@ -12,10 +12,11 @@ from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import expect, find, is_number
+from llava_jax.eval.files import expect, find
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.questions import Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
+from llava_jax.reader import is_number
 from llava_jax.util import read_json, read_object
 
 # A number from 0 to 1 that stands alone: not a part of 10, of 0.5/1 or of a word.

@@ -5,6 +5,7 @@ Scorer: LLaVA eval_pope.py = the owner's evaluate.py. It zips answers to labels 
 """
 
 from pathlib import Path
+from typing import Any
 
 from llava_jax.eval.answers import Answer, join
 from llava_jax.eval.errors import DataError
@@ -39,11 +40,9 @@ class Pope(Task):
             for r in rows
         }
         given = self.read(answers, settings)
-        images = {key: image for key, (_, image, _) in asked.items()}
-        zips = ("f1_llava_script",)
-        joined, coverage = join(
-            asked, given, images=images, left_out_of=zips, strict=settings.strict
-        )
+        how: dict[str, Any] = {"images": {key: image for key, (_, image, _) in asked.items()}}
+        how |= {"left_out_of": ("f1_llava_script",), "strict": settings.strict}
+        joined, coverage = join(asked, given, **how)
         samples: dict[str, Sample] = {}
         for key, place in asked.items():
             if place not in truth:
@@ -112,11 +111,7 @@ def pope_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return {
-        "TP": tp,
-        "FP": fp,
-        "TN": tn,
-        "FN": fn,
+    return {"TP": tp, "FP": fp, "TN": tn, "FN": fn} | {
         "Accuracy": 100 * (tp + tn) / len(pairs) if pairs else 0.0,
         "Precision": 100 * precision,
         "Recall": 100 * recall,
@@ -136,16 +131,9 @@ def _yes_no(label: str) -> str:
 
 def _sample(answer: Answer | None, place: Place, truth: str) -> Sample:
     # No answer must not pass for the "yes" that an empty answer is.
-    parsed = pope_answer(answer.text) if answer else "missing"
-    return Sample(
-        float(parsed == truth),
-        answer.text if answer else "",
-        truth,
-        parsed=parsed,
-        prompt=place[2],
-        image=place[1],
-        groups={"split": place[0]},
-    )
+    parsed, text = (pope_answer(answer.text), answer.text) if answer else ("missing", "")
+    split, image, asked = place
+    return Sample(float(parsed == truth), text, truth, parsed, asked, image, {"split": split})
 
 
 TASK = Pope()

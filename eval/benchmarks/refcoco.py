@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, find, find_optional, is_number, read_checked
+from llava_jax.eval.files import ID, find, find_optional, read_checked
 from llava_jax.eval.questions import Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
+from llava_jax.reader import is_number
 from llava_jax.util import read_json
 
 Box = list[float]
@@ -40,21 +40,16 @@ class RefCoco(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         truth = _read_truth(data, settings)
-        joined, coverage = join(truth, self.read(answers, settings), strict=settings.strict)
+        joined, coverage = self.join(truth, answers, settings)
         samples = {}
         for key, row in truth.items():
             box = read_box(joined.text(key))
             overlap = iou(row["box"], box)
             center = key in joined and center_inside(row["box"], box)
             samples[key] = Sample(
-                float(overlap >= 0.5),
-                joined.text(key),
-                row["box"],
-                parsed=box,
-                prompt=row["expression"],
-                image=row["image"],
+                float(overlap >= 0.5), joined.text(key), row["box"], box, row["expression"], row["image"],
                 details={"iou": overlap, "center": center},
-            )
+            )  # fmt: skip
         overlaps = [s.details["iou"] for s in samples.values()]
         totals = {f"acc@{t}": percent(float(x >= t) for x in overlaps) for t in THRESHOLDS}
         totals["mean_iou"] = percent(overlaps)
@@ -127,11 +122,9 @@ def _from_refs(path: Path, data: Path, split: str) -> dict[str, dict[str, Any]]:
         row = {"box": box, "image": image["file_name"]}
         for sentence in ref["sentences"]:
             truth[str(sentence["sent_id"])] = {"expression": sentence["raw"], **row}
-    if not truth:
-        raise DataError(
-            f"{path}: no refs of split {split!r}", fix="--split val, testA, testB or test"
-        )
-    return truth
+    if truth:
+        return truth
+    raise DataError(f"{path}: no refs of split {split!r}", fix="--split val, testA, testB or test")
 
 
 TASK = RefCoco()

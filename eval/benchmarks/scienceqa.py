@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import Answer, join
+from llava_jax.eval.answers import Answer
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.questions import LETTER, Question, question
@@ -35,10 +35,8 @@ class ScienceQA(Task):
         questions = []
         for pid, p in _read_problems(data, settings).items():
             expect(p, f"ScienceQA problem {pid}", {"question": str})
-            lines = [f"Context: {p['hint']}"] if p.get("hint") else []
-            lines.append(p["question"])
-            lines += [f"{a}. {c}" for a, c in zip(LETTERS, p["choices"])]
-            prompt = "\n".join(lines).strip() + LETTER
+            context = f"Context: {p['hint']}\n" if p.get("hint") else ""
+            prompt = choices(context + p["question"], p["choices"], "").strip() + LETTER
             images = (f"{pid}/{p['image']}",) if p.get("image") else ()
             recorded = f"<image>\n{prompt}" if images else prompt
             questions.append(question(pid, prompt, *images, prompt=recorded))
@@ -52,9 +50,7 @@ class ScienceQA(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         problems = _read_problems(data, settings)
-        given = self.read(answers, settings)
-        by_script = ("img_acc",)
-        joined, coverage = join(problems, given, left_out_of=by_script, strict=settings.strict)
+        joined, coverage = self.join(problems, answers, settings, left_out_of=("img_acc",))
         samples = {pid: _sample(joined.get(pid), pid, p) for pid, p in problems.items()}
         scores = list(samples.values())
         img = [s for i, s in samples.items() if i in joined and s.details["is_multimodal"]]
@@ -119,18 +115,13 @@ def _sample(answer: Answer | None, pid: str, p: dict[str, Any]) -> Sample:
     text = answer.text if answer else ""
     parsed = read_choice(text) if answer else "FAILED"
     prompt = answer.row.get("prompt") if answer else None
-    prompt = prompt if isinstance(prompt, str) else None
+    prompt = prompt if isinstance(prompt, str) else ""
     multimodal = "<image>" in prompt if prompt else bool(p.get("image"))
-    return Sample(
-        float(_index(parsed, p["choices"]) == p["answer"]),
-        text,
-        LETTERS[p["answer"]],
-        parsed=parsed,
-        prompt=prompt or str(p.get("question", "")),
-        image=f"{pid}/{p['image']}" if p.get("image") else "",
-        groups={k: str(p[k]) for k in ("subject", "grade") if k in p},
-        details={"is_multimodal": multimodal},
-    )
+    score, truth = float(_index(parsed, p["choices"]) == p["answer"]), LETTERS[p["answer"]]
+    image = f"{pid}/{p['image']}" if p.get("image") else ""
+    groups = {k: str(p[k]) for k in ("subject", "grade") if k in p}
+    prompt = prompt or str(p.get("question", ""))
+    return Sample(score, text, truth, parsed, prompt, image, groups, {"is_multimodal": multimodal})
 
 
 def categories(
@@ -170,9 +161,7 @@ def _ensemble(
     The script guesses at random where no letter can be read; this is the mean over those guesses,
     so that the number can be had again.
     """
-    sums = dict.fromkeys(
-        ("ours", "gpt4", "gpt4, else ours", "requery, else ours", "upper bound"), 0.0
-    )
+    rows: list[dict[str, float]] = []
     unread = 0
     for pid, p in problems.items():
         if pid not in gpt4 or pid not in ours:
@@ -181,15 +170,11 @@ def _ensemble(
         b, gpt = _chance(gpt4[pid], p)
         c, new = _chance(again.get(pid, ""), p)
         unread += b == "FAILED"
-        sums["ours"] += own
-        sums["gpt4"] += gpt
-        sums["gpt4, else ours"] += own if b == "FAILED" else gpt
-        sums["requery, else ours"] += own if c == "FAILED" else new
-        sums["upper bound"] += 1 - (1 - own) * (1 - gpt)
-    if not again:
-        del sums["requery, else ours"]
-    n = len(problems)
-    table = {k: {"score": 100 * v / n, "n": n} for k, v in sums.items()}
+        row = {"ours": own, "gpt4": gpt, "gpt4, else ours": own if b == "FAILED" else gpt}
+        row |= {"requery, else ours": own if c == "FAILED" else new} if again else {}
+        rows.append(row | {"upper bound": 1 - (1 - own) * (1 - gpt)})
+    n = len(rows)
+    table = {k: {"score": percent(row[k] for row in rows), "n": n} for k in rows[0]}
     return table | {"gpt4 gives no answer": {"score": 100 * unread / n, "n": unread}}
 
 

@@ -6,17 +6,18 @@ videos=no leaves the video questions out, and the headline is then `image`. Fram
 taken from the videos in `videos/`, in folders of the names that the owner's code gives them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, expect, find, is_number, read_list
+from llava_jax.eval.files import ID, expect, find, read_list
 from llava_jax.eval.questions import Question, question
 from llava_jax.eval.simple import Item, choices
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 from llava_jax.eval.video import save_middle_frame
 from llava_jax.progress import progress
+from llava_jax.reader import is_number
 
 FRAMES = "SEED-Bench-video-image"
 FILES = ("SEED-Bench*.json", "SEED_Bench*.json", "annotations.json")
@@ -56,10 +57,9 @@ class Seed(Task):
         return questions
 
     def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
-        questions = _read_truth(data)["questions"]
         return [
             Item(str(q["question_id"]), choices(q["question"], texts, ""), "", (), texts)
-            for q in questions
+            for q in _read_truth(data)["questions"]
             if (texts := tuple(str(q[c]) for c in _CHOICES)) and not _left_out(q, settings)
         ]
 
@@ -68,10 +68,9 @@ class Seed(Task):
         types = {number: name for name, number in meta["question_type"].items()}
         truth = {str(q["question_id"]): q for q in meta["questions"]}
         kept = {k: q for k, q in truth.items() if not _left_out(q, settings)}
-        given = self.read(answers, settings)
-        joined, coverage = join(truth, given, scored=kept, strict=settings.strict)
-        truth, samples = kept, {}
-        for key, q in truth.items():
+        joined, coverage = self.join(truth, answers, settings, scored=kept)
+        samples = {}
+        for key, q in kept.items():
             text = joined.text(key)
             first, number = text.strip()[:1], q["question_type_id"]
             kind = types.get(number, str(number))
@@ -98,7 +97,7 @@ class Seed(Task):
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The leaderboard's jsonl: question_id and prediction of every question."""
         ids = [q["question_id"] for q in _read_truth(data)["questions"]]
-        joined, _ = join(map(str, ids), self.read(answers, settings), strict=True)
+        joined, _ = self.join(map(str, ids), answers, replace(settings, strict=True))
         return [{"question_id": i, "prediction": joined[str(i)].text} for i in ids]
 
 

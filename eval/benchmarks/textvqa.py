@@ -75,9 +75,8 @@ def _read_truth(data: Path) -> list[dict[str, Any]]:
     _, rows = read_list(path, "data", fields)
     for row in rows:
         if not row["answers"] or not all(isinstance(a, str) for a in row["answers"]):
-            raise DataError(
-                f"{path}: question {row['question_id']}: answers are not a list of texts"
-            )
+            where = f"{path}: question {row['question_id']}"
+            raise DataError(f"{where}: answers are not a list of texts")
     return rows
 
 
@@ -88,12 +87,9 @@ def _by_question(given: AnswerFile, keys: dict[tuple[str, str], str]) -> AnswerF
         prompt = a.row.get("prompt")
         if not isinstance(prompt, str):  # mmf's own prediction files: question_id is the question's
             return a.id
-        asked = question_of(prompt)
-        if asked is None:
-            raise AnswerError(
-                f"{given.path} line {a.line}, question_id {a.id}: no question found in the prompt "
-                f"{prompt[:60]!r}"
-            )
+        if (asked := question_of(prompt)) is None:
+            where = f"{given.path} line {a.line}, question_id {a.id}"
+            raise AnswerError(f"{where}: no question found in the prompt {prompt[:60]!r}")
         return keys.get((a.id, asked), f"{a.id}/{asked}")
 
     return given.with_ids(id_of)
@@ -114,17 +110,10 @@ def question_of(prompt: str) -> str | None:
 
 def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
     text = answer.text if answer else ""
-    predicted = m4c_normalize(text)
-    score = leave_one_out(predicted, [m4c_normalize(a) for a in row["answers"]])
-    return Sample(
-        score if answer else 0.0,
-        text,
-        max(row["answers"], key=row["answers"].count),
-        parsed=predicted,
-        prompt=row["question"],
-        image=f"{row['image_id']}.jpg",
-        groups={"set_name": row["set_name"]} if "set_name" in row else {},
-    )
+    predicted, truth = m4c_normalize(text), max(row["answers"], key=row["answers"].count)
+    score = leave_one_out(predicted, [m4c_normalize(a) for a in row["answers"]]) if answer else 0.0
+    image, groups = f"{row['image_id']}.jpg", {k: row[k] for k in ("set_name",) if k in row}
+    return Sample(score, text, truth, predicted, row["question"], image, groups)
 
 
 def _ocr_tokens(data: Path) -> dict[str, list[str]]:

@@ -93,27 +93,16 @@ class VizWiz(Task):
 def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
     text = answer.text if answer else ""
     where = f"VizWiz {row['image']}: answers"
-    raw = [
-        a if isinstance(a, str) else expect(a, where, {"answer": str})["answer"]
-        for a in row["answers"]
-    ]
+    rows = [a if isinstance(a, dict) else {"answer": a} for a in row["answers"]]
+    raw = [expect(a, where, {"answer": str})["answer"] for a in rows]
     if not raw:
         raise DataError(f"{where}: none")
     predicted, upload = vqa_normalize(one_line(text)), m4c_normalize(text)
-    normalised_gt = leave_one_out(upload, [m4c_normalize(a) for a in raw])
-    return Sample(
-        leave_one_out(predicted, raw) if answer else 0.0,
-        text,
-        max(raw, key=raw.count, default=""),
-        parsed=predicted,
-        prompt=row["question"],
-        image=row["image"],
-        groups={"answer_type": str(row["answer_type"])} if row.get("answer_type") else {},
-        details={
-            "normalised_gt": normalised_gt if answer else 0.0,
-            "says_unanswerable": upload == "unanswerable",
-        },
-    )
+    normalised_gt = leave_one_out(upload, [m4c_normalize(a) for a in raw]) if answer else 0.0
+    details = {"normalised_gt": normalised_gt, "says_unanswerable": upload == "unanswerable"}
+    groups = {"answer_type": str(row["answer_type"])} if row.get("answer_type") else {}
+    score, truth = leave_one_out(predicted, raw) if answer else 0.0, max(raw, key=raw.count)
+    return Sample(score, text, truth, predicted, row["question"], row["image"], groups, details)
 
 
 def unanswerability(labels: list[bool], said: list[bool]) -> dict[str, float]:

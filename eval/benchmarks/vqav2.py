@@ -4,10 +4,10 @@ Owner's scorer: GT-Vision-Lab/VQA `vqaEvaluation/vqaEval.py`. LLaVA: scripts/con
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import ID, expect, find, find_optional, read_list
 from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
@@ -41,7 +41,7 @@ class VQAv2(Task):
         asked = find_optional(data, QUESTIONS, "questions file", settings.split)
         asked_rows = read_list(asked, "questions", FIELDS)[1] if asked else []
         prompts = {str(q["question_id"]): q["question"] for q in asked_rows}
-        joined, coverage = join(truth, self.read(answers, settings), strict=settings.strict)
+        joined, coverage = self.join(truth, answers, settings)
         samples = {}
         for key, row in truth.items():
             text = joined.text(key)
@@ -72,15 +72,13 @@ class VQAv2(Task):
         """The EvalAI file: every id of test2015, in the question file's order, "" where a model
         was not asked (test-dev), answers passed through the m4c processor as LLaVA does."""
         patterns = ("llava_vqav2_mscoco_test2015.jsonl", *self.llava_files)
-        llavas = llava_questions(data, patterns, settings.split)
-        if llavas is not None:
-            rows = [q.record for q in llavas]
+        if (llavas := llava_questions(data, patterns, settings.split)) is not None:
+            ids = [q.record["question_id"] for q in llavas]
         else:
             patterns = ("*test2015_questions.json", *QUESTIONS)
             path = find(data, patterns, "questions file", settings.split)
-            _, rows = read_list(path, "questions", FIELDS)
-        ids = [row["question_id"] for row in rows]
-        joined, coverage = join(map(str, ids), self.read(answers, settings))
+            ids = [row["question_id"] for row in read_list(path, "questions", FIELDS)[1]]
+        joined, coverage = self.join(map(str, ids), answers, replace(settings, strict=False))
         self.warn_of_empty(coverage)
         return [{"question_id": i, "answer": m4c_normalize(joined.text(str(i)))} for i in ids]
 

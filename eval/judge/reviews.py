@@ -10,7 +10,8 @@ from pathlib import Path
 
 from llava_jax.eval.answers import Answer, AnswerFile, as_id
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.files import is_number, read_rows
+from llava_jax.eval.files import read_rows
+from llava_jax.reader import is_number
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 

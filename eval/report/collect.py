@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_jax.eval.files import is_number
 from llava_jax.eval.report.paper import KNOWN_NOISE, OTHER_SPLIT, PAPER, PAPER_SIZE, ROWS, SIZES
 from llava_jax.eval.report.stats import Flips, Interval, bootstrap, counted_rows, flips
 from llava_jax.eval.report.text import answered_of, number, read_result
 from llava_jax.eval.task import TASKS
+from llava_jax.reader import is_number
 
 
 @dataclass

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import is_number
 from llava_jax.eval.task import TASKS, Result, get_task
+from llava_jax.reader import is_number
 from llava_jax.util import read_json
 
 

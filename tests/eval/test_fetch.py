@@ -140,6 +140,6 @@ def test_every_task_can_be_got_or_says_how():
         with pytest.raises(LlavaError, match=words):
             list(fetch(task, None))
     urls = [url for rows in places.values() for k in ("files", "images") for url in rows.get(k, ())]
-    assert all(url.startswith("https://") for url in urls)
+    assert all(url.startswith("http") for url in urls)
     assert set(sets()["sha256"]) < {url.rsplit("/", 1)[-1] for url in urls}
     assert all(len(digest) == 64 for digest in sets()["sha256"].values())

@@ -142,7 +142,7 @@ def test_chair_official_files(tmp_path):
         "generated": ["dog", "chair", "person"],
         "hallucinated": ["person"],
     }
-    assert result.totals["CHAIRi"] == pytest.approx(1 / 3)
+    assert result.totals["CHAIRi"] == pytest.approx(100 / 3)
     row = {"image_id": 1, "caption": "A puppy, a seat and a man", "CIDEr": 0}
     own = dump(tmp_path / "own.json", {"overall": {}, "imgToEval": {"1": row}})
     assert get_task("chair").score(own, tmp_path).totals == result.totals
