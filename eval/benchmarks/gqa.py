@@ -55,7 +55,7 @@ class GQA(Task):
                 q["answer"],
                 parsed=predicted.get(i, ""),
                 prompt=q["question"],
-                image=f"{q.get('imageId', '')}.jpg",
+                image=f"{q['imageId']}.jpg" if "imageId" in q else "",
                 groups=_groups(q),
                 details={"lmms_eval": lenient[i]},
             )

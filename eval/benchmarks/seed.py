@@ -80,7 +80,7 @@ class Seed(Task):
                 q["answer"],
                 parsed=first.upper(),
                 prompt=str(q.get("question", "")),
-                image=_image(q),
+                image=_image(q) if "data_id" in q or q["data_type"] == "video" else "",
                 groups={"question_type": kind, "data_type": q["data_type"]},
                 details={"lmms_eval": float(first.lower() == q["answer"].lower())},
             )

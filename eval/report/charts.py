@@ -51,6 +51,9 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> 
                 plot.fill(*points, color=COLORS[n % len(COLORS)], alpha=0.08)
         names = [f"{a} ({low:.1f}–{max(c):.1f})" for a, c, low in zip(axes, columns, lows)]
         plot.set_xticks(angles, names)
+        for label, angle in zip(plot.get_xticklabels(), angles):  # beside the circle, not over it
+            side = round(math.sin(angle), 3)
+            label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
         plot.tick_params(pad=12)
         plot.set_yticks((0.25, 0.5, 0.75, 1.0), labels=[])
         plot.grid(color=_GREY, alpha=0.4)
@@ -96,5 +99,5 @@ def _svg(draw: Any, width: float, height: float) -> str:
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", metadata=none)
+        figure.savefig(out, format="svg", metadata=none, bbox_inches="tight")
     return out.getvalue()[out.getvalue().index("<svg") :]

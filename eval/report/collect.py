@@ -202,8 +202,10 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     return [
         [
             c.title,
-            f"{c.first.run} {number(c.first.interval.value)}",
-            f"{c.second.run} {number(c.second.interval.value)}",
+            *(
+                f"{r.run} {number(r.file['totals'].get(c.part, r.interval.value))}"
+                for r in (c.first, c.second)
+            ),
             str(c.flips.both),
             str(len(c.flips.gained)),
             str(len(c.flips.lost)),

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -31,6 +33,19 @@ from llava_jax.eval.report.write import write_report
 from llava_jax.eval.task import get_task
 from tests.conftest import shared
 from tests.eval.test_vqa_family import dump
+
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome", "chrome")
+                 if (p := shutil.which(n))), None)  # fmt: skip
+# For both widths: whether the page is wider than the screen, rows of the first table that are over 100 pixels high, whether it hides a column, and
+# labels of the radar that are cut off.
+LOOK = """<script>onload = () => setTimeout(() => { document.title = [0, 1].map(n => {
+  const d = frames[n].document, table = d.querySelector(".summary .wide"), svg = d.querySelector("figure svg"),
+    box = svg.getBoundingClientRect(), out = r => r.left < box.left || r.right > box.right;
+  return [d.documentElement.scrollWidth > frames[n].innerWidth,
+    [...table.querySelectorAll("tr")].filter(r => r.offsetHeight > 100).length,
+    table.scrollWidth > table.clientWidth,
+    [...svg.querySelectorAll("text")].filter(t => out(t.getBoundingClientRect())).length].join(" ")
+}).join(", ") }, 300)</script>"""
 
 
 def rows(scores):
@@ -244,6 +259,32 @@ def test_charts():
     assert [line.count("L") for line in lines] == [1, 2, 2, 3]
     assert asked_object("Is there an orange in the image?") == "orange"
     assert asked_object("Is there a dog in the imange?") == "dog"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: the page was not opened")
+def test_a_browser_shows_twenty_results_at_two_widths(tmp_path):
+    paper = "vqav2 gqa vizwiz scienceqa textvqa mmbench mmbench_cn seed llava_wild mmvet".split()
+    paths = []
+    for run in ("llava-v1.5-7b-finetune_lora-2026-11", "served copy"):
+        for task in paper:
+            value = result([1.0, 0.0, 1.0], task, run=run)
+            value["totals"] |= {"groups": 3, "judge": "gpt-4o-mini-2024-07-18"}
+            value["coverage"] |= {"expected": 4, "details": ["1 of 4 questions have no answer"]}
+            for sample in value["per_sample"].values():
+                sample |= {"model": 7.0, "reference": 9.0}
+            paths.append(dump(tmp_path / run / f"{task}.json", value))
+    write_report(paths, tmp_path / "out", compare=True)
+    frames = [f'<iframe src="out/index.html" style="border:0;width:{w}px;height:900px"></iframe>'
+              for w in (1280, 390)]  # fmt: skip
+    (tmp_path / "frames.html").write_text("".join(frames) + LOOK)
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom",
+               "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}",
+               "--enable-logging=stderr", "--virtual-time-budget=4000",
+               (tmp_path / "frames.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    (found,) = re.findall(r"<title>(.*)</title>", done.stdout)
+    assert found == "false 0 false 0, false 0 true 0"
 
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}'
