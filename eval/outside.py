@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import LlavaError, did_you_mean
-from llava_jax.eval.answers import Answer, AnswerFile, join
-from llava_jax.eval.benchmarks.mmvet import read_grades
+from llava_jax.eval.answers import join
+from llava_jax.eval.benchmarks.mmvet import graded, judges_of, read_grades, unread_note
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import read_yaml
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.rules import LETTERS, RULES
-from llava_jax.eval.simple import Item, SimpleTask
+from llava_jax.eval.simple import Item, SimpleTask, choices
 from llava_jax.eval.task import DEFAULT, TASKS, Result, Task, TaskSettings, register
 
 ENTRY_POINTS = "llava_jax.eval_tasks"
@@ -55,11 +55,8 @@ def include(folder: Path) -> list[str]:
 
 def installed() -> list[str]:
     """Registers what installed packages offer under the entry point; returns the names."""
-    names = []
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        if point.name not in TASKS:
-            names.append(_add(point.load(), f"entry point {point.value}"))
-    return names
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return [_add(p.load(), f"entry point {p.value}") for p in points if p.name not in TASKS]
 
 
 def _add(task: Any, where: str) -> str:
@@ -102,18 +99,22 @@ class YamlTask(SimpleTask):
         truth = row[keys["answer"]]
         if self.rule == "letter" and str(truth) not in tuple(LETTERS):
             truth = LETTERS[truth if isinstance(truth, int) else options.index(str(truth))]
-        lines = "\n".join(f"{c}. {o}" for c, o in zip(LETTERS, options))
+        lines = choices("", options, "").removeprefix("\n")
         images = [row[name] for name in _listed(keys.get("image")) if row.get(name) is not None]
-        flat = [i for x in images for i in (x if isinstance(x, list) else [x])]
-        group = str(row[keys["group"]]) if "group" in keys else ""
+        flat = tuple(i for x in images for i in (x if isinstance(x, list) else [x]))
+        key, group, together = (
+            str(row[keys[n]]) if n in keys else "" for n in ("id", "group", "together")
+        )
+        prompt = keys["prompt"].format_map({**row, "options": lines})
+        groups = {keys["group"]: group} if group else {}
         return Item(
-            str(row[keys["id"]]) if "id" in keys else str(number),
-            keys["prompt"].format_map({**row, "options": lines}),
+            key if "id" in keys else str(number),
+            prompt,
             truth,
-            tuple(flat),
+            flat,
             tuple(options),
-            {keys["group"]: group} if group else {},
-            str(row[keys["together"]]) if "together" in keys else "",
+            groups,
+            together,
         )
 
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
@@ -126,24 +127,17 @@ class YamlTask(SimpleTask):
         if not self.grades:
             return super().score(answers, data, settings)
         items, grades = self.items(data, settings), read_grades(answers)
-        rows = [Answer(key, "", n, grade) for n, (key, grade) in enumerate(grades.items(), 1)]
-        keys = [i.key for i in items]
-        joined, coverage = join(keys, AnswerFile(answers, rows), strict=settings.strict)
-        samples = {i.key: self._sample(i, joined) for i in items}
-        unread = []
-        for key, answer in joined.items():
-            given = [x for x in answer.row["score"] if x is not None]
-            if given:
-                samples[key].score = sum(given) / len(given)
-            else:
-                unread.append(key)
-                del samples[key]
-        kept = [i for i in items if i.key in samples]
+        given = graded(answers, grades)
+        joined, coverage = join([i.key for i in items], given, strict=settings.strict)
+        read = {k: [x for x in a.row["score"] if x is not None] for k, a in joined.items()}
+        unread = [k for k, scores in read.items() if not scores]
+        kept = [i for i in items if i.key not in unread]
+        samples = {i.key: self._sample(i, joined) for i in kept}
+        for key in samples.keys() & read.keys():
+            samples[key].score = sum(read[key]) / len(read[key])
         result = self.result(kept, samples, Result(self, {}, samples, coverage))
-        if unread:
-            result.notes.append(f"no grade could be read for {', '.join(unread)}; no mean has them")
-        judges = {str(m) for g in grades.values() for m in g.get("model", ())}
-        result.totals["judge"] = ", ".join(sorted(judges))
+        result.notes += unread_note(unread)
+        result.totals["judge"] = judges_of(grades)
         return result
 
     def judged(self, text: str, item: Item) -> tuple[float, Any]:
@@ -184,12 +178,10 @@ def _downloaded(name: str) -> Path:
     """The folder of a data set of the hub: its parquet files, kept in the hub's own cache."""
     import huggingface_hub
 
+    wanted = ["*.parquet", "*.jsonl", "*.json"]
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, repo_type="dataset", allow_patterns=["*.parquet", "*.jsonl", "*.json"]
-            )
-        )
+        get = huggingface_hub.snapshot_download
+        return Path(get(name, repo_type="dataset", allow_patterns=wanted))
     except Exception as e:  # its own errors, and those of whatever it asks with
         what = " ".join(str(e).split())[:120]
         raise DataError(f"hub data set {name}: {type(e).__name__}: {what}") from None

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_jax.errors import counted
-from llava_jax.eval.answers import Joined, join
+from llava_jax.eval.answers import Joined
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import read_rows
-from llava_jax.eval.questions import LETTER, Question
+from llava_jax.eval.questions import LETTER, Question, question
 from llava_jax.eval.rules import LETTERS, RULES
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 
@@ -61,18 +61,15 @@ class SimpleTask(Task):
         """All items, in the order of the files; raises DataError for none, or for one key twice."""
         found: dict[str, Item] = {}
         for path, number, row in self.rows(data, settings):
+            where = f"{path} row {number}"
             try:
                 item = self.item(row, number)
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
                 what = f"no {e}" if isinstance(e, KeyError) else str(e)
-                raise DataError(
-                    f"{path} row {number}: not a row of {self.title} ({what})"
-                ) from None
-            if item is None:
-                continue
-            if item.key in found:
-                raise DataError(f"{path} row {number}: a second item {item.key!r}")
-            found[item.key] = item
+                raise DataError(f"{where}: not a row of {self.title} ({what})") from None
+            if item is not None and item.key in found:
+                raise DataError(f"{where}: a second item {item.key!r}")
+            found |= {item.key: item} if item is not None else {}
         if not found:
             raise DataError(f"{data}: no question of {self.title} in it")
         return list(found.values())
@@ -96,12 +93,9 @@ class SimpleTask(Task):
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
         for i in self.items(data, settings):
-            record: dict[str, Any] = {"question_id": i.key, "prompt": i.prompt}
-            if i.options:
-                record["options"] = list(i.options)
-            if i.group:
-                record["group"] = i.group
-            questions.append(Question(i.key, i.prompt, i.images, record))
+            more: dict[str, Any] = {"options": list(i.options)} if i.options else {}
+            more |= {"group": i.group} if i.group else {}
+            questions.append(question(i.key, i.prompt, *i.images, **more))
         return questions
 
     def group_of(self, question: Question) -> str:
@@ -111,9 +105,7 @@ class SimpleTask(Task):
         items = self.items(data, settings)
         if any(i.truth is None for i in items):
             raise DataError(f"{data}: has no answers (this split is scored by a server)")
-        joined, coverage = join(
-            [i.key for i in items], self.read(answers, settings), strict=settings.strict
-        )
+        joined, coverage = self.join([i.key for i in items], answers, settings)
         samples = {i.key: self._sample(i, joined) for i in items}
         return self.result(items, samples, Result(self, {}, samples, coverage))
 
@@ -137,17 +129,11 @@ class SimpleTask(Task):
         return result
 
     def _sample(self, item: Item, joined: Joined) -> Sample:
-        score, parsed = self.judged(joined.text(item.key), item)
-        there = item.key in joined
-        return Sample(
-            score if there else 0.0,
-            joined.text(item.key),
-            item.truth,
-            parsed=parsed if there else "missing",
-            prompt=item.prompt,
-            image=next((i for i in item.images if isinstance(i, str)), ""),
-            groups=item.groups | ({"group": item.group} if item.group else {}),
-        )
+        text, there = joined.text(item.key), item.key in joined
+        score, parsed = self.judged(text, item) if there else (0.0, "missing")
+        image = next((i for i in item.images if isinstance(i, str)), "")
+        groups = item.groups | ({"group": item.group} if item.group else {})
+        return Sample(score, text, item.truth, parsed, item.prompt, image, groups)
 
 
 def weigh(scores: list[Sample], kind: str, share: dict[str, float] | None = None) -> None:

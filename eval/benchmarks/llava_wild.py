@@ -51,15 +51,9 @@ class LlavaWild(Task):
             category = {"category": r.row["category"]} if "category" in r.row else {}
             for group in ("all", *category.values()):
                 groups.setdefault(group, []).append(scores)
-            samples[r.id if r.id not in samples else f"{r.id}#{n}"] = Sample(
-                model,
-                r.text,
-                reference,
-                parsed=scores,
-                image=asked.get(r.id, ""),
-                groups=category,
-                details={"reference": reference, "model": model},
-            )
+            details, image = {"reference": reference, "model": model}, asked.get(r.id, "")
+            sample = Sample(model, r.text, reference, scores, "", image, category, details)
+            samples[r.id if r.id not in samples else f"{r.id}#{n}"] = sample
         table = {name: summary(pairs) for name, pairs in sorted(groups.items())}
         totals: dict[str, Any] = {name: row["relative"] for name, row in table.items()}
         totals |= {"reference": table["all"]["reference"], "model": table["all"]["model"]}

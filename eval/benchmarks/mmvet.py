@@ -7,6 +7,7 @@ table row per question, temperature 0, three tokens. `eval judge` writes the gra
 import math
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ class MMVet(Task):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Sums a grade file: {id: {"model": […], "content": […], "score": [a grade per run]}}."""
         (capabilities, images), grades = _capabilities(data), read_grades(answers)
-        rows = [Answer(key, "", n, grade) for n, (key, grade) in enumerate(grades.items(), 1)]
-        _, coverage = join(capabilities, AnswerFile(answers, rows), strict=settings.strict)
+        _, coverage = join(capabilities, graded(answers, grades), strict=settings.strict)
         runs = min(len(g["score"]) for g in grades.values())
         samples, unread = {}, []
         for key, names in capabilities.items():
@@ -55,24 +55,22 @@ class MMVet(Task):
             if None in scores:  # no grade of the judge's: in no mean
                 unread.append(key)
                 continue
-            samples[key] = Sample(
-                sum(scores) / runs,
-                str(grade["content"][0]) if isinstance(grade.get("content"), list) else "",
-                1.0,
-                image=images.get(key, ""),
-                groups={"integration": "_".join(names)},
-                details={"runs": scores, "capabilities": names},
+            said = str(grade["content"][0]) if isinstance(grade.get("content"), list) else ""
+            groups, details = (
+                {"integration": "_".join(names)},
+                {"runs": scores, "capabilities": names},
             )
+            sample = Sample(sum(scores) / runs, said, 1.0, image=images.get(key, ""))
+            samples[key] = replace(sample, groups=groups, details=details)
         per_run = _per_run(list(samples.values()), runs)
         centre = sum(per_run) / runs
-        judges = {str(m) for g in grades.values() for m in g.get("model", ())}
         totals: dict[str, Any] = {
             "total": _round(centre),
             "std": _round(math.sqrt(sum((x - centre) ** 2 for x in per_run) / runs)),
             "runs": [_round(x) for x in per_run],
             "n": len(samples),
             "unread_grades": len(unread),
-            "judge": ", ".join(sorted(judges)),
+            "judge": judges_of(grades),
         }
         capability: dict[str, list[Sample]] = defaultdict(list)
         integration: dict[str, list[Sample]] = defaultdict(list)
@@ -84,8 +82,7 @@ class MMVet(Task):
             "per capability": _table(dict(sorted(capability.items())), runs),
             "per integration": _table(integration, runs),
         }
-        notes = [f"no grade could be read for {', '.join(unread)}; no mean has them"]
-        return Result(self, totals, samples, coverage, tables, notes if unread else [])
+        return Result(self, totals, samples, coverage, tables, unread_note(unread))
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> dict[str, str]:
         """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}."""
@@ -98,11 +95,9 @@ class MMVet(Task):
         for key, row in truth.items():
             expect(row, f"{path}: {key}", {"question": str, "answer": str})
         given = self.upload(answers, data, DEFAULT)
-        absent = [i for i in truth if i not in given]
-        if absent:
-            raise AnswerError(
-                f"{answers}: no answer to {', '.join(absent[:5])} ({len(absent)} in all)"
-            )
+        if absent := [i for i in truth if i not in given]:
+            what = f"no answer to {', '.join(absent[:5])} ({len(absent)} in all)"
+            raise AnswerError(f"{answers}: {what}")
         return [(i, mmvet_message(r["question"], r["answer"], given[i])) for i, r in truth.items()]
 
 
@@ -133,35 +128,43 @@ def _capabilities(data: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     path, rows = _read_file(data, "mm-vet.json", "*capabilit*.json")
     found, images = {}, {}
     for key, row in rows.items():
-        names = row.get("capability") if isinstance(row, dict) else row
+        row = row if isinstance(row, dict) else {"capability": row}
+        names, images[key] = row.get("capability"), str(row.get("imagename", ""))
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise DataError(f"{path}: {key}: no list of capabilities")
         found[key] = sorted(set(names))
-        images[key] = str(row.get("imagename", "")) if isinstance(row, dict) else ""
     return found, images
 
 
 def read_grades(path: Path) -> dict[str, dict[str, Any]]:
     """A grade file: id -> {"model": […], "content": […], "score": [a grade per run, or null]}."""
     grades = read_json(path, AnswerError) if path.suffix == ".json" else None
+    fix = "let a judge grade the answers first: llava-jax eval judge mmvet"
     if not isinstance(grades, dict) or not grades:
-        raise AnswerError(
-            f"{path}: not a grade file (id -> model, content, score)",
-            fix="let a judge grade the answers: llava-jax eval judge mmvet",
-        )
+        raise AnswerError(f"{path}: not a grade file (id -> model, content, score)", fix=fix)
     for key, grade in grades.items():
         scores = grade.get("score") if isinstance(grade, dict) else None
-        if (
-            not isinstance(scores, list)
-            or not scores
-            or not all(x is None or (is_number(x) and 0 <= x <= 1) for x in scores)
-            or not isinstance(grade.get("model", []), list)
-        ):
+        listed = isinstance(scores, list) and scores and isinstance(grade.get("model", []), list)
+        if not listed or not all(x is None or (is_number(x) and 0 <= x <= 1) for x in scores):
             raise AnswerError(
-                f'{path}: {key}: no list of grades from 0 to 1 under "score"',
-                fix="answers go through a judge first: llava-jax eval judge mmvet",
+                f'{path}: {key}: no list of grades from 0 to 1 under "score"', fix=fix
             )
     return grades
+
+
+def graded(path: Path, grades: dict[str, dict[str, Any]]) -> AnswerFile:
+    """Grades as answers, to be joined; each row is a grade."""
+    return AnswerFile(path, [Answer(k, "", n, g) for n, (k, g) in enumerate(grades.items(), 1)])
+
+
+def judges_of(grades: dict[str, dict[str, Any]]) -> str:
+    """The names of the models that gave grades."""
+    return ", ".join(sorted({str(m) for g in grades.values() for m in g.get("model", ())}))
+
+
+def unread_note(keys: list[str]) -> list[str]:
+    """A note on what no grade could be read for, if any."""
+    return [f"no grade could be read for {', '.join(keys)}; no mean has them"] if keys else []
 
 
 def _per_run(samples: list[Sample], runs: int) -> list[float]:

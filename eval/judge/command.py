@@ -6,7 +6,6 @@ again and then counted apart, never as a 0.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,21 +14,13 @@ from typing import Any
 from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.benchmarks.mmvet import first_word, read_grade
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge.endpoint import (
-    Endpoint,
-    JudgeError,
-    JudgeReply,
-    in_parallel,
-    repair_lines,
-)
+from llava_jax.eval.judge.endpoint import Endpoint, JudgeError, in_parallel
 from llava_jax.eval.judge.mmvet_prompt import RETRY
-from llava_jax.eval.judge.reviews import SYSTEM, UNREAD, read_reviews, read_scores
-from llava_jax.eval.judge.store import RETRIES, check_same, digest, judge_missing
+from llava_jax.eval.judge.reviews import SYSTEM, read_reviews, read_scores
+from llava_jax.eval.judge.store import RETRIES, ask_until_read, check_same, digest, judge_missing
 from llava_jax.eval.task import TaskSettings, get_task
 from llava_jax.progress import progress
 from llava_jax.util import read_object, write_json
-
-logger = logging.getLogger(__name__)
 
 REVIEW_TOKENS, GRADE_TOKENS = 1024, 3
 GRADE = ("model", "content", "score")  # lists of a question in MM-Vet's grade file
@@ -47,34 +38,19 @@ def judge_reviews(
     Raises:
       AnswerError: `out` holds a review of another answer to the same question, or by another judge.
     """
-    if out.exists():
-        repair_lines(out)
-    done: dict[tuple[str, int], dict[str, Any]] = {}
-    if out.exists() and out.stat().st_size:
-        done = {(r.id, r.row.get("run", 0)): r.row for r in read_reviews(out).rows}
 
     def review(row: dict[str, Any], message: str) -> dict[str, Any]:
-        scores, reply = _review(message, endpoint, row.get("run", 0))
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
+        how = {"messages": messages, "temperature": 0.2, "max_tokens": REVIEW_TOKENS}
+        # Another request than that of any run.
+        again = [row.get("run", 0) + 1000 * n for n in range(1 + RETRIES)]
+        scores, reply = ask_until_read(endpoint, read_scores, [{**how, "again": n} for n in again])
         return {**row, "content": reply.text, "tuple": scores, "judge": reply.model}
 
-    todo = [
-        (row | ({"run": run} if run else {}), message, run)
-        for run in range(runs)
-        for row, message in requests
-    ]
-    judge_missing(todo, done, out, endpoint, review, threads)
-
-
-def _review(message: str, endpoint: Endpoint, run: int) -> tuple[list[float] | None, JudgeReply]:
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
-    reply = JudgeReply("", endpoint.model)
-    for attempt in range(1 + RETRIES):
-        again = run + 1000 * attempt  # another request than that of any run
-        reply = endpoint.ask(messages, temperature=0.2, max_tokens=REVIEW_TOKENS, again=again)
-        if (scores := read_scores(reply.text)) != UNREAD:
-            return scores, reply
-    logger.warning("judge: no scores in %r, counted apart", reply.text[:40])
-    return None, reply
+    every = [(r | ({"run": run} if run else {}), m) for run in range(runs) for r, m in requests]
+    judge_missing(
+        every, lambda p: [r.row for r in read_reviews(p).rows], out, endpoint, review, threads
+    )
 
 
 def judge_grades(
@@ -97,12 +73,8 @@ def judge_grades(
     for key, message in requests:
         if key in grades:
             check_same(out, key, grades[key], message, endpoint.model)
-    todo = [
-        (key, message, run)
-        for run in range(runs)
-        for key, message in requests
-        if len(grades.get(key, {}).get("score", ())) <= run
-    ]
+    made = {key: len(grade["score"]) for key, grade in grades.items()}
+    todo = [(k, m, run) for run in range(runs) for k, m in requests if made.get(k, 0) <= run]
     count = runs * len(requests)
     with progress(count, "judge", "grade", initial=count - len(todo)) as bar:
         found = in_parallel(lambda one: grade_one(one[1], endpoint, one[2]), todo, threads)
@@ -118,16 +90,15 @@ def judge_grades(
 def grade_one(message: str, endpoint: Endpoint, run: int = 0) -> tuple[str, str, float | None]:
     """(judge, its words, grade): asked at temperature 0, then with a reminder at 0, 0.5, 1 and 1.5
     as in mm-vet_evaluator.py; after that the grade is None, where the owner's script counts 0."""
-    reply = JudgeReply("", endpoint.model)
+    tries = []
     for reminder, temperature in [("", 0.0)] + [(RETRY, 0.5 * n) for n in range(4)]:
         messages = [{"role": "user", "content": message + reminder}]
         # More than the owner's three tokens where the judge talks before it grades.
-        tokens = GRADE_TOKENS if not reminder else 16 * GRADE_TOKENS
-        reply = endpoint.ask(messages, temperature=temperature, max_tokens=tokens, again=run)
-        if (grade := read_grade(reply.text)) is not None:
-            return reply.model, first_word(reply.text), grade
-    logger.warning("judge: no grade in %r, counted apart", reply.text[:40])
-    return reply.model, first_word(reply.text), None
+        tokens = 16 * GRADE_TOKENS if reminder else GRADE_TOKENS
+        how = {"messages": messages, "temperature": temperature, "max_tokens": tokens}
+        tries.append({**how, "again": run})
+    grade, reply = ask_until_read(endpoint, read_grade, tries)
+    return reply.model, first_word(reply.text), grade
 
 
 def estimate(
@@ -139,14 +110,15 @@ def estimate(
     """
     read, written = sum(len(m) for m in messages) // 4, len(messages) * tokens_out
     line = f"{counted(len(messages), 'request')}, about {read:,} tokens read and at most {written:,} written"
-    cost = _cost(read, written, price_in, price_out)
-    return line + (f", at most {cost}" if cost else "")
+    return line + _cost(", at most ", read, written, price_in, price_out)
 
 
-def _cost(read: int, written: int, price_in: float | None, price_out: float | None) -> str:
+def _cost(
+    before: str, read: int, written: int, price_in: float | None, price_out: float | None
+) -> str:
     if price_in is None or price_out is None:
         return ""
-    return f"${(read * price_in + written * price_out) / 1e6:.2f}"
+    return f"{before}${(read * price_in + written * price_out) / 1e6:.2f}"
 
 
 def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
@@ -165,26 +137,23 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
         judge, tokens = extract.extract_answers, extract.EXTRACT_TOKENS
     else:
         requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
-        judge, tokens = (
-            (judge_grades, GRADE_TOKENS) if task.grades else (judge_reviews, REVIEW_TOKENS)
-        )
+        judge, tokens = judge_reviews, REVIEW_TOKENS
+        if task.grades:
+            judge, tokens = judge_grades, GRADE_TOKENS
     messages = [m for _, m in requests] * args.runs
     prices = args.price_in, args.price_out
     print(f"{args.judge_model}: {estimate(messages, tokens, *prices)}")
     if not args.yes and not _agreed():
         return 1
-    endpoint = Endpoint(
-        args.endpoint,
-        args.judge_model,
-        args.out.with_name(args.out.name + ".transcript.jsonl"),
-        key_env=args.key_env,
-        per_minute=args.per_minute,
-    )
+    transcript = args.out.with_name(f"{args.out.name}.transcript.jsonl")
+    named = {"key_env": args.key_env, "per_minute": args.per_minute}
+    endpoint = Endpoint(args.endpoint, args.judge_model, transcript, **named)
     endpoint.check()
     judge(requests, args.out, endpoint, args.runs, args.parallel)
     read, written = endpoint.tokens_in, endpoint.tokens_out
-    cost = _cost(read, written, *prices)
-    print(f"took {read:,} tokens read and {written:,} written" + (f", {cost}" if cost else ""))
+    print(
+        f"took {read:,} tokens read and {written:,} written" + _cost(", ", read, written, *prices)
+    )
     files = f"{args.answers} --extracted {args.out}" if extracts else args.out
     print(f"wrote {args.out}; score it with: llava-jax eval score {task.name} --answers {files}")
     return 0
@@ -192,8 +161,6 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        raise JudgeError(
-            "standard input is not a terminal, so nobody can confirm",
-            fix="--yes starts without asking",
-        )
+        what = "standard input is not a terminal, so nobody can confirm"
+        raise JudgeError(what, fix="--yes starts without asking")
     return input("start? [y/N] ").strip().lower() in ("y", "yes")

@@ -7,7 +7,6 @@ reply that names no option is asked for again and then counted apart: the exact 
 """
 
 import json
-import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,13 +17,11 @@ from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import read_checked
-from llava_jax.eval.judge.endpoint import Endpoint, repair_lines
-from llava_jax.eval.judge.store import RETRIES, check_same, judge_missing
+from llava_jax.eval.judge.endpoint import Endpoint
+from llava_jax.eval.judge.store import RETRIES, ask_until_read, check_same, judge_missing
 from llava_jax.eval.questions import LETTER, SHORT
 from llava_jax.eval.rules import named_letters
 from llava_jax.eval.task import DEFAULT, Result, Task, TaskSettings
-
-logger = logging.getLogger(__name__)
 
 EXTRACT_TOKENS = 128
 _MATCH = """An answer was given to a question with options. Which option does the answer mean?
@@ -103,20 +100,12 @@ def extract_answers(
     """
 
     def extract(row: dict[str, Any], message: str) -> dict[str, Any]:
-        text = ""
-        for again in range(1 + RETRIES):
-            asked = [{"role": "user", "content": message}]
-            reply = endpoint.ask(asked, temperature=0.0, max_tokens=EXTRACT_TOKENS, again=again)
-            text = reply.text
-            if (read := read_reply(text, row["letters"])) is not None:
-                return {**row, "extracted": read, "content": text}
-        logger.warning("extract: nothing to read in %r, counted apart", text[:40])
-        return {**row, "extracted": None, "content": text}
+        how = {"messages": [{"role": "user", "content": message}], "temperature": 0.0}
+        tries = [{**how, "max_tokens": EXTRACT_TOKENS, "again": n} for n in range(1 + RETRIES)]
+        read, reply = ask_until_read(endpoint, lambda t: read_reply(t, row["letters"]), tries)
+        return {**row, "extracted": read, "content": reply.text}
 
-    if out.exists():
-        repair_lines(out)
-    done = {(r["question_id"], 0): r for r in _read(out)} if out.exists() else {}
-    judge_missing([(r, m, 0) for r, m in requests], done, out, endpoint, extract, threads)
+    judge_missing(requests, _read, out, endpoint, extract, threads)
 
 
 def read_reply(reply: str, letters: str) -> str | None:

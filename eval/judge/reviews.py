@@ -33,14 +33,14 @@ def parse_score(review: str) -> list[float]:
         return list(UNREAD)
 
 
-def read_scores(reply: str) -> list[float]:
+def read_scores(reply: str) -> list[float] | None:
     """The scores of a review that a judge gives now: LLaVA's rule, else the only two numbers from 0
-    to 10 of its first line ("8, 9", "Assistant 1: 8/10 Assistant 2: 9/10"), else [-1, -1]."""
+    to 10 of its first line ("8, 9", "Assistant 1: 8/10 Assistant 2: 9/10"), else None."""
     reply = reply.strip()
     if (scores := parse_score(reply)) != UNREAD:
         return scores
     found = [float(x) for x in _SCORE.findall(_LABEL.sub(" ", reply.split("\n")[0]))]
-    return found if len(found) == 2 and all(x <= 10 for x in found) else list(UNREAD)
+    return found if len(found) == 2 and all(x <= 10 for x in found) else None
 
 
 def read_reviews(path: Path, skip_bad_lines: bool = False) -> AnswerFile:

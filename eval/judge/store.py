@@ -2,14 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge.endpoint import Endpoint, in_parallel
+from llava_jax.eval.judge.endpoint import Endpoint, JudgeReply, in_parallel, repair_lines
 from llava_jax.progress import progress
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 RETRIES = 3  # of a reply that cannot be read
 
 
@@ -26,39 +29,59 @@ def check_same(out: Path, key: str, old: Mapping[str, Any], message: str, judge:
     ):
         if old.get(name) != now:
             what = words if name in old else "by a command that did not note the answer"
-            raise AnswerError(
-                f"{out}: question {key} was reviewed {what}",
-                fix="move the file away, or name another",
-            )
+            what = f"{out}: question {key} was reviewed {what}"
+            raise AnswerError(what, fix="move the file away, or name another")
+
+
+def ask_until_read(
+    endpoint: Endpoint, read: Callable[[str], T | None], tries: Sequence[dict[str, Any]]
+) -> tuple[T | None, JudgeReply]:
+    """What `read` makes of the first reply in which it finds anything, and that reply; None after all.
+
+    tries: what Endpoint.ask takes, for each.
+    """
+    reply = JudgeReply("", endpoint.model)
+    for how in tries:
+        reply = endpoint.ask(**how)
+        if (found := read(reply.text)) is not None:
+            return found, reply
+    logger.warning("judge: nothing to read in %r, counted apart", reply.text[:40])
+    return None, reply
 
 
 def judge_missing(
-    requests: Sequence[tuple[dict[str, Any], str, int]],
-    done: Mapping[tuple[str, int], dict[str, Any]],
+    requests: Sequence[tuple[dict[str, Any], str]],
+    stored: Callable[[Path], Iterable[dict[str, Any]]],
     out: Path,
     endpoint: Endpoint,
     work: Callable[[dict[str, Any], str], dict[str, Any]],
     threads: int,
 ) -> None:
-    """Appends to `out` the rows that `done` (by id and run) lacks, in the order of the requests.
+    """Appends to `out` the rows that it lacks, by id and run, in the order of the requests.
 
-    requests: (row, message, run). work: (row, message) -> the whole row.
+    requests: (row, message). stored: the rows of a file. work: (row, message) -> the whole row.
     """
+    done = {}
+    if out.exists() and out.stat().st_size:
+        repair_lines(out)
+        done = {_place(row): row for row in stored(out)} if out.stat().st_size else {}
     todo = []
-    for row, message, run in requests:
-        key = str(row["question_id"])
-        if (old := done.get((key, run))) is not None:
-            check_same(out, key, old, message, endpoint.model)
+    for row, message in requests:
+        if (old := done.get(_place(row))) is not None:
+            check_same(out, str(row["question_id"]), old, message, endpoint.model)
         else:
             todo.append((row, message))
     out.parent.mkdir(parents=True, exist_ok=True)
 
     def one(asked: tuple[dict[str, Any], str]) -> dict[str, Any]:
-        request = {"request": digest(asked[1]), "judge_model": endpoint.model}
-        return work(*asked) | request
+        return work(*asked) | {"request": digest(asked[1]), "judge_model": endpoint.model}
 
     with progress(len(requests), "judge", "reply", initial=len(requests) - len(todo)) as bar:
         for row in in_parallel(one, todo, threads):
             with open(out, "a", encoding="utf-8") as f:
                 f.write(json.dumps(row) + "\n")
             bar.update()
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int]:
+    return str(row.get("question_id")), row.get("run", 0)

@@ -257,9 +257,9 @@ def test_known_shapes_of_replies():
         "8 9\nfine": [8, 9],
         "8, 9": [8, 9],
         "Assistant 1: 8/10 Assistant 2: 9.5/10\nfine": [8, 9.5],
-        "8 9 10": [-1, -1],
-        "80 90%": [-1, -1],
-        "": [-1, -1],
+        "8 9 10": None,
+        "80 90%": None,
+        "": None,
     }
     assert {k: read_scores(k) for k in scores} == scores
 
