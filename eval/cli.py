@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_jax.errors import LlavaError
+from llava_jax.eval.files import check_folder
 from llava_jax.eval.report.paper import ROWS
 from llava_jax.eval.task import TASKS, Task, TaskSettings, check_settings, get_task
 from llava_jax.util import refuse_input, write_json
@@ -43,16 +44,12 @@ def run(args: argparse.Namespace) -> int:
 def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", help="checkpoint folder or hub id, or a name at --endpoint")
     p.add_argument("--endpoint", metavar="URL", help="ask a server (OpenAI-compatible) instead")
-    p.add_argument(
-        "--config", type=Path, help="options in a YAML or JSON file, or of a result.json"
-    )
+    p.add_argument("--config", type=Path, help="options in a YAML or JSON file, or a result.json")
     p.add_argument("--base", help="model that an adapter or projector in --model belongs to")
     p.add_argument("--vision-tower", help="CLIP of a checkpoint that comes without its own")
     p.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
     p.add_argument("--tasks", help="comma-separated names or NAME:SPLIT; see eval list")
-    p.add_argument(
-        "--data", type=Path, help="folder with one per benchmark in it, or a benchmark's own"
-    )
+    p.add_argument("--data", type=Path, help="folder with one per benchmark, or a benchmark's own")
     p.add_argument("--images", type=Path, help="image folder, where it is not in the data folder")
     p.add_argument("--out", type=Path, help="folder for answers, results and the report")
     batch = "questions per batch, or at once at an endpoint (default 16)"
@@ -70,8 +67,12 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     _reading_arguments(p)
 
 
-def _reading_arguments(p: argparse.ArgumentParser) -> None:
+def _list_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--include", type=Path, metavar="DIR", help="folder of tasks of your own")
+
+
+def _reading_arguments(p: argparse.ArgumentParser) -> None:
+    _list_arguments(p)
     p.add_argument("--split", help="part of a file name, where several fit")
     options = "an option of a benchmark, [TASK.]NAME=VALUE (ocr=no; textvqa.ocr=no)"
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=options)
@@ -96,9 +97,9 @@ def _score_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--brief", action="store_true", help="totals only")
 
 
-def _submit_arguments(p: argparse.ArgumentParser) -> None:
-    _task_arguments(p)
-    p.add_argument("--out", type=Path, required=True, metavar="FILE")
+def _submit_arguments(p: argparse.ArgumentParser, answers: bool = True) -> None:
+    _task_arguments(p, answers)
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="what is written")
 
 
 def _judge_arguments(p: argparse.ArgumentParser) -> None:
@@ -107,9 +108,8 @@ def _judge_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _extract_arguments(p: argparse.ArgumentParser) -> None:
-    _task_arguments(p)
+    _submit_arguments(p)
     p.set_defaults(runs=1)
-    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="what the judge says")
     p.add_argument("--judge-model", required=True, help="the judge's name at the endpoint")
     p.add_argument("--endpoint", default="https://api.openai.com/v1", help="OpenAI-compatible URL")
     p.add_argument("--key-env", default="OPENAI_API_KEY", help="variable that holds the key")
@@ -137,20 +137,14 @@ def _fetch_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--images", action="store_true", help="image archives too (gigabytes)")
 
 
-def _list_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--include", type=Path, metavar="DIR", help="folder of tasks of your own")
-
-
 def _questions_arguments(p: argparse.ArgumentParser) -> None:
-    _task_arguments(p, answers=False)
-    p.add_argument("--out", type=Path, required=True, metavar="FILE")
+    _submit_arguments(p, answers=False)
 
 
 def task_settings_of(args: argparse.Namespace, tasks: Sequence[Task]) -> TaskSettings:
     """How a command line asks to read and score `tasks`; raises LlavaError for what none of them takes."""
-    options = options_of(args)
     strict, skip = getattr(args, "strict", False), getattr(args, "skip_bad_lines", False)
-    settings = TaskSettings(args.split, strict, skip, options)
+    settings = TaskSettings(args.split, strict, skip, options_of(args))
     check_settings(tasks, settings)
     return settings
 
@@ -166,19 +160,12 @@ def options_of(args: argparse.Namespace) -> dict[str, str]:
     return options
 
 
-def check_folder(option: str, folder: Path | None) -> None:
-    """Raises LlavaError for a folder that an option names and that is not there."""
-    if folder is not None and not folder.is_dir():
-        raise LlavaError(f"{option} {folder}: there is no such folder")
-
-
 def _refuse_input(args: argparse.Namespace, out: Path | None) -> None:
     """Raises LlavaError where writing `out` would replace what the command reads."""
     files = [pair.partition("=")[2] or None for pair in args.set]  # such as gpt4=FILE
+    files += [args.data, getattr(args, "answers", None), getattr(args, "extracted", None)]
     if out is not None:
-        refuse_input(
-            out, [args.data, *(getattr(args, n, None) for n in ("answers", "extracted")), *files]
-        )
+        refuse_input(out, files)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -246,14 +233,8 @@ def _report(args: argparse.Namespace) -> int:
     check_folder("--images", args.images)
     for page in PAGES:
         refuse_input(args.out / page, args.results)
-    html, markdown = write_report(
-        args.results,
-        args.out,
-        images=args.images,
-        compare=args.compare,
-        title=args.title,
-        row=args.row,
-    )
+    how = {name: getattr(args, name) for name in ("images", "compare", "title", "row")}
+    html, markdown = write_report(args.results, args.out, **how)
     print(f"wrote {html} and {markdown}")
     return 0
 
@@ -267,10 +248,6 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.config is None:
-        for name in ("model", "tasks", "data", "out"):
-            if getattr(args, name) is None:
-                raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")
     from llava_jax.eval.run.command import run_command
 
     return run_command(args, options_of(args))

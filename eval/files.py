@@ -176,6 +176,12 @@ def write_xlsx(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None
     book.save(path)
 
 
+def check_folder(option: str, folder: Path | None) -> None:
+    """Raises LlavaError for a folder that an option names and that is not there."""
+    if folder is not None and not folder.is_dir():
+        raise LlavaError(f"{option} {folder}: there is no such folder")
+
+
 def find(data: Path, patterns: Sequence[str], what: str, split: str | None = None) -> Path:
     """The one file under `data` that matches the first pattern that matches anything.
 

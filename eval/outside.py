@@ -15,7 +15,7 @@ from llava_jax.errors import LlavaError, did_you_mean
 from llava_jax.eval.answers import join
 from llava_jax.eval.benchmarks.mmvet import graded, judges_of, read_grades, unread_note
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import read_yaml
+from llava_jax.eval.files import check_folder, read_yaml
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.rules import LETTERS, RULES
 from llava_jax.eval.simple import Item, SimpleTask, choices
@@ -37,8 +37,7 @@ def include(folder: Path) -> list[str]:
 
     Raises LlavaError naming the file that is no task, or whose name is taken.
     """
-    if not folder.is_dir():
-        raise LlavaError(f"--include {folder}: there is no such folder")
+    check_folder("--include", folder)
     names = []
     for path in sorted(folder.iterdir()):
         if path.suffix in (".yaml", ".yml"):

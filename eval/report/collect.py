@@ -28,17 +28,10 @@ class ModelResult:
     paper: dict[str, float]
     row: str = ""
 
-    @property
-    def task(self) -> str:
-        return self.file["task"]
-
-    @property
-    def title(self) -> str:
-        return self.file["title"]
-
-    @property
-    def samples(self) -> dict[str, dict[str, Any]]:
-        return self.file["per_sample"]
+    def __post_init__(self) -> None:
+        self.task: str = self.file["task"]
+        self.title: str = self.file["title"]
+        self.samples: dict[str, dict[str, Any]] = self.file["per_sample"]
 
     @property
     def remark(self) -> str:
@@ -114,9 +107,8 @@ def collect(paths: Sequence[Path], row: str | None = None) -> list[ModelResult]:
     found = []
     for path, result in zip(paths, results):
         official = result["totals"][result["headline"]]  # rounded as its owner rounds it
-        noise = bootstrap(result["task"], result["per_sample"])
+        interval = replace(bootstrap(result["task"], result["per_sample"]), value=float(official))
         paper: dict[str, float] = dict(zip(ROWS, PAPER.get(result["task"], ())))
-        interval = replace(noise, value=float(official))
         own = row_of(result) if row is None else row
         found.append(ModelResult(str(names[path]), result, interval, paper, own))
     order = [*TASKS]

@@ -23,19 +23,10 @@ PAPER: dict[str, tuple[float, float, float, float]] = {
 
 # Questions of the split the paper scores (VQAv2 test-dev, VizWiz test: truth is not public).
 PAPER_SIZE = {
-    "vqav2": 107_394,
-    "gqa": 12_578,
-    "vizwiz": 8_000,
-    "scienceqa": 4_241,
-    "textvqa": 5_000,
-    "pope": 8_910,
-    "mme": 2_374,
-    "mmbench": 1_164,
-    "mmbench_cn": 1_164,
-    "seed": 19_242,
-    "llava_wild": 60,
-    "mmvet": 218,
-}
+    "vqav2": 107_394, "gqa": 12_578, "vizwiz": 8_000, "scienceqa": 4_241, "textvqa": 5_000,
+    "pope": 8_910, "mme": 2_374, "mmbench": 1_164, "mmbench_cn": 1_164, "seed": 19_242,
+    "llava_wild": 60, "mmvet": 218,
+}  # fmt: skip
 
 # Splits whose truth only a server has: a local score is of another split.
 OTHER_SPLIT = {"vqav2": "test-dev", "vizwiz": "test"}

@@ -1,6 +1,6 @@
 """Results as plain text, and result files read back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,67 +27,51 @@ def read_result(path: Path) -> dict[str, Any]:
 _FIX = "write one with eval score --json"
 # What the report reads of a sample of these benchmarks besides score, answer and truth.
 _GROUPS = {"pope": ("split",), "mme": ("task", "pair")}
-_DETAILS: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("llava_wild", "coco30"), ("model", "reference")
-)
+_DETAILS = dict.fromkeys(("llava_wild", "coco30"), ("model", "reference"))
 
 
 def _shapes(r: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     """(what is wrong, whether it is right) of all that the report reads, the outer shapes first."""
-    yield (
-        "its task, title or headline is not text",
-        _texts([r[n] for n in ("task", "title", "headline")]),
-    )
+    named = [r[n] for n in ("task", "title", "headline")]
+    yield "its task, title or headline is not text", _texts(named)
     for name in ("totals", "per_sample", "coverage", "tables"):
         yield f"{name} is not an object", isinstance(r[name], dict)
-    yield "notes is not a list of texts", isinstance(r["notes"], list) and _texts(r["notes"])
+    yield "notes is not a list of texts", _texts(r["notes"])
     coverage, task = r["coverage"], r["task"]
     counts = [coverage.get(n) for n in ("answered", "expected")]
     yield "coverage has no numbers answered and expected", all(map(_whole, counts))
-    details = coverage.get("details")
-    yield "coverage has no list details", isinstance(details, list) and _texts(details)
-    yield f"no total {r['headline']!r}", _number(r["totals"].get(r["headline"]))
-    if task in ("mmbench", "mmbench_cn"):
-        yield "no total groups", _whole(r["totals"].get("groups"))
+    yield "coverage has no list details", _texts(coverage.get("details"))
+    yield f"no total {r['headline']!r}", is_number(r["totals"].get(r["headline"]))
+    mmbench = task in ("mmbench", "mmbench_cn")
+    yield "no total groups", not mmbench or _whole(r["totals"].get("groups"))
     for name, table in r["tables"].items():
         yield f"table {name!r} is not an object", isinstance(table, dict)
     if task == "pope":
         rows = r["tables"].get("per split", {}).values()
         ratios = [row.get("Yes ratio") if isinstance(row, dict) else None for row in rows]
-        yield "no table per split with Yes ratio", bool(ratios) and all(map(_number, ratios))
+        yield "no table per split with Yes ratio", bool(ratios) and all(map(is_number, ratios))
     yield "there are no samples", bool(r["per_sample"])
     for key, s in r["per_sample"].items():
         where = f"sample {key!r}"
         yield f"{where} is not an object", isinstance(s, dict)
-        yield f"{where} has no score", _number(s.get("score"))
+        yield f"{where} has no score", is_number(s.get("score"))
         yield f"{where} has no answer or truth", "truth" in s and isinstance(s.get("answer"), str)
-        yield (
-            f"{where}: prompt or image is not text",
-            _texts([s.get(n, "") for n in ("prompt", "image")]),
-        )
+        shown = [s.get(n, "") for n in ("prompt", "image")]
+        yield f"{where}: prompt or image is not text", _texts(shown)
         for name in _DETAILS.get(task, ()):
-            yield f"{where} has no {name}", _number(s.get(name))
-        seen = s.get("hallucinated", [])
-        yield (
-            f"{where}: hallucinated is not a list of texts",
-            isinstance(seen, list) and _texts(seen),
-        )
-        if names := _GROUPS.get(task):
-            groups = s.get("groups")
-            right = isinstance(groups, dict) and _texts([groups.get(n) for n in names])
-            yield f"{where} has no groups {', '.join(names)}", right
+            yield f"{where} has no {name}", is_number(s.get(name))
+        yield f"{where}: hallucinated is not a list of texts", _texts(s.get("hallucinated", []))
+        names, groups = _GROUPS.get(task, ()), s.get("groups", {})
+        right = not names or (isinstance(groups, dict) and _texts([groups.get(n) for n in names]))
+        yield f"{where} has no groups {', '.join(names)}", right
 
 
-def _texts(values: Iterable[Any]) -> bool:
-    return all(isinstance(v, str) for v in values)
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, str) for v in values)
 
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and is_number(value)
-
-
-def _number(value: Any) -> bool:
-    return is_number(value)
 
 
 def answered_of(coverage: dict[str, Any]) -> str:
@@ -100,9 +84,7 @@ def answered_of(coverage: dict[str, Any]) -> str:
 
 def number(value: Any) -> str:
     """A number with as many digits as a reader wants, other values as they are."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int):
+    if not isinstance(value, float):
         return str(value)
     return f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
@@ -134,10 +116,8 @@ def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
         value |= {"headline": name, "per_sample": samples}
         value["coverage"] |= {"expected": total - len(gone), "missing": 0}
         value["coverage"]["details"] = result.coverage.lines()[1:]
-        value["notes"].append(
-            f"{len(gone)} of {total} questions were not asked; tables and all totals but "
-            f"{name} count them as wrong"
-        )
+        what = f"{len(gone)} of {total} questions were not asked; tables and all totals but"
+        value["notes"].append(f"{what} {name} count them as wrong")
     return value
 
 
@@ -163,10 +143,12 @@ def columns(table: dict[str, Any]) -> list[str]:
     """A table in aligned columns, its header first."""
     header, rows = grid(table)
     first, *others = (max(map(len, cells)) for cells in zip(header, *rows))
-    return [
-        "  ".join([f"  {name:{first}}", *(f"{c:>{w}}" for c, w in zip(cells, others))])
-        for name, *cells in (header, *rows)
-    ]
+    lines = []
+    for name, *cells in (header, *rows):
+        lines.append(
+            "  ".join([f"  {name:{first}}", *(f"{c:>{w}}" for c, w in zip(cells, others))])
+        )
+    return lines
 
 
 def grid(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -66,20 +66,11 @@ def _render(
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": _cell, "svg": jinja2.utils.markupsafe.Markup}
-    page = environment.get_template(template).render(
-        collect=collect,
-        results=results,
-        comparisons=comparisons,
-        title=title,
-        answered_of=answered_of,
-        counted=counted,
-        grid=grid,
-        figures=_figures,
-        failure_cards=lambda result: _failure_cards(result, pictures),
-        flip_cards=_flip_cards,
-        radar=_radar,
-    )
-    return page.strip() + "\n"
+    known = {"collect": collect, "answered_of": answered_of, "counted": counted, "grid": grid}
+    known |= {"figures": _figures, "flip_cards": _flip_cards, "radar": _radar, "title": title}
+    known["failure_cards"] = lambda result: _failure_cards(result, pictures)
+    page = environment.get_template(template)
+    return page.render(known, results=results, comparisons=comparisons).strip() + "\n"
 
 
 def _cell(text: Any) -> str:
@@ -110,9 +101,8 @@ def _figures(result: ModelResult) -> list[tuple[str, str]]:
     if result.task == "pope":
         ratios = {k: float(v["Yes ratio"]) for k, v in result.file["tables"]["per split"].items()}
         truth = [s["truth"] == "yes" for s in result.samples.values()]
-        found.append(
-            ("share of “yes”; line: truth", bars(ratios, 100.0, 100 * sum(truth) / len(truth)))
-        )
+        line = 100 * sum(truth) / len(truth)
+        found.append(("share of “yes”; line: truth", bars(ratios, 100.0, line)))
     if seen := collect.hallucinated(result):
         found.append(("seen where it is not", bars(seen)))
     return found
@@ -137,10 +127,10 @@ def _failure_cards(result: ModelResult, pictures: Pictures | None) -> list[dict[
 
 def _flip_cards(c: Comparison, limit: int = 8) -> list[dict[str, Any]]:
     cards = []
-    for kind, keys in (("gained", c.flips.gained), ("lost", c.flips.lost)):
-        for key in keys[:limit]:
-            one, two = c.first.samples[key], c.second.samples[key]
-            lines = [(kind, key), ("question", one.get("prompt", "")), (c.first.run, one["answer"])]
-            lines += [(c.second.run, two["answer"]), ("truth", one["truth"])]
-            cards.append({"image": "", "picture": "", "lines": lines})
+    flipped = [("gained", key) for key in c.flips.gained[:limit]]
+    for kind, key in [*flipped, *(("lost", key) for key in c.flips.lost[:limit])]:
+        one, two = c.first.samples[key], c.second.samples[key]
+        lines = [(kind, key), ("question", one.get("prompt", "")), (c.first.run, one["answer"])]
+        lines += [(c.second.run, two["answer"]), ("truth", one["truth"])]
+        cards.append({"image": "", "picture": "", "lines": lines})
     return cards

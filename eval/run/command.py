@@ -8,13 +8,14 @@ processes each take a part (--chunk K/N), and the one that completes the last pa
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.errors import DataError
+from llava_jax.eval.files import check_folder
 from llava_jax.eval.report.text import as_text, complete
 from llava_jax.eval.run.experiment import experiment_of, resolve, tasks_of
 from llava_jax.eval.run.identity import Digests, check_run, model_identity, versions
@@ -63,23 +64,25 @@ def run_task(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] | 
     many: dict[str, Any] = {"limit": settings.limit, "shuffle_seed": settings.shuffle_seed}
     chosen = choose(questions, group_of=task.group_of, **many)
     part = choose(questions, group_of=task.group_of, chunk=settings.chunk, **many)
-    parts = [_part(folder, n, settings.chunk[1]) for n in range(settings.chunk[1])]
+    index, count = settings.chunk
+    parts = [folder / f"answers-{n}-of-{count}.jsonl" for n in range(count)]
+    parts = parts if count > 1 else [folder / "answers.jsonl"]
     run = _run_of(task, settings, model.config.template)
     if settings.writes:
-        check_run(folder / "run.json", run, f"run.{settings.chunk[0]}.json")
+        check_run(folder / "run.json", run, f"run.{index}.json")
     quiet = not (settings.writes and settings.show_progress)
     # Time per answer over the whole run, so that the first compilations do not mislead for long.
     with progress(len(part), task.title, "q", quiet=quiet, smoothing=0.05) as bar:
         predict(
             model,
             part,
-            parts[settings.chunk[0]],
+            parts[index],
             model_id=settings.model_id,
             max_new_tokens=run["max_new_tokens"],
             batch=settings.batch,
             folders=image_folders(settings, data, task),
-            digests=Digests(folder / f"pictures-{settings.chunk[0]}-of-{settings.chunk[1]}.json"),
-            others=[p for n, p in enumerate(parts) if n != settings.chunk[0]],
+            digests=Digests(folder / f"pictures-{index}-of-{count}.json"),
+            others=[p for p in parts if p != parts[index]],
             progress=bar.update,
             writes=settings.writes,
         )
@@ -115,13 +118,11 @@ def _run_of(task: Task, settings: RunSettings, template: str) -> dict[str, Any]:
 def _unasked(lines: Mapping[str, Line]) -> list[str]:
     """A note on the questions that could not be asked."""
     failed = [f"{key} ({line.error})" for key, line in lines.items() if line.error]
-    if not failed:
-        return []
     more = ", …" if len(failed) > 5 else ""
-    return [
+    what = (
         f"{counted(len(failed), 'question')} could not be asked; an empty answer is scored as the "
-        f"benchmark's rule has it: {'; '.join(failed[:5])}{more}"
-    ]
+    )
+    return [f"{what}benchmark's rule has it: {'; '.join(failed[:5])}{more}"] if failed else []
 
 
 def task_folder(data: Path, task: Task, alone: bool = True) -> Path:
@@ -137,15 +138,14 @@ def task_folder(data: Path, task: Task, alone: bool = True) -> Path:
     own = data / task.name
     if own.is_dir():
         return own
-    others = [name for name in TASKS if (data / name).is_dir()]
+    what, others = "", [name for name in TASKS if (data / name).is_dir()]
     if others and data.name != task.name:
-        raise DataError(
-            f"{own}: no such folder; {data} holds {', '.join(others)}",
-            fix=f"it needs {task.data_files}",
-        )
-    other = data.name in TASKS and data.name != task.name and data.name
-    if other or not alone:
-        what = f"is the folder of {other}" if other else "is asked for several benchmarks"
+        what = f"holds {', '.join(others)}"
+    elif data.name in TASKS and data.name != task.name:
+        what = f"is the folder of {data.name}"
+    elif not alone:
+        what = "is asked for several benchmarks"
+    if what:
         raise DataError(f"{own}: no such folder; {data} {what}", fix=f"it needs {task.data_files}")
     return data
 
@@ -157,10 +157,6 @@ def image_folders(settings: RunSettings, data: Path, task: Task) -> list[Path]:
     usual = ("", "images", "test2015", "val2014", "test", "val", "train_images", "coco/val2014",
              "images/test", "mm-vet/images", "MME_Benchmark_release_version")  # fmt: skip
     return [f for root in roots for name in usual if (f := root / name).is_dir()]
-
-
-def _part(folder: Path, index: int, parts: int) -> Path:
-    return folder / ("answers.jsonl" if parts == 1 else f"answers-{index}-of-{parts}.jsonl")
 
 
 def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[str, Any] | None:
@@ -198,14 +194,13 @@ def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
         from llava_jax.eval.outside import include
 
         include(args.include)
-    for name in ("model", "data", "out"):
-        if getattr(args, name) is None:
+    needed = {"model": args.model, "tasks": wanted, "data": args.data, "out": args.out}
+    for name, value in needed.items():
+        if value is None:
             raise LlavaError(f"--{name} is missing", fix="see llava-jax eval --help")
-    tasks = tasks_of(wanted or "", args.split, options)
-    if not tasks:
+    if not (tasks := tasks_of(wanted, args.split, options)):
         raise LlavaError("--tasks names no benchmark", fix=f"some of {', '.join(TASKS)}")
-    if args.images is not None and not args.images.is_dir():
-        raise LlavaError(f"--images {args.images}: there is no such folder")
+    check_folder("--images", args.images)
     chunk = parse_chunk(args.chunk)
     for name in ("batch_size", "limit", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -213,27 +208,22 @@ def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
     for task, own in tasks:  # a missing file shows before the model is loaded
         task.questions(task_folder(args.data, task, alone=len(tasks) == 1), own)
     model, identity, writes = _model(args)
+    same = ("data", "out", "images", "limit", "shuffle_seed", "max_new_tokens")
+    how: dict[str, Any] = {name: getattr(args, name) for name in same}
+    how |= {"model_id": args.name or Path(args.model).name, "batch": args.batch_size}
+    how |= {"chunk": chunk, "identity": identity, "writes": writes}
     results = []
     for task, own in tasks:
-        settings = RunSettings(
-            data=args.data,
-            out=args.out,
-            model_id=args.name or Path(args.model).name,
-            images=args.images,
-            batch=args.batch_size,
-            limit=args.limit,
-            shuffle_seed=args.shuffle_seed,
-            chunk=chunk,
-            max_new_tokens=args.max_new_tokens,
-            task=own,
-            identity=identity,
-            experiment=experiment_of(args, task, own),
-            writes=writes,
-        )
+        settings = RunSettings(**how, task=own, experiment=experiment_of(args, task, own))
         if result := run_task(model, task, settings):
             print(as_text(result, tables=False))
             results.append(args.out / task.name / "result.json")
-    return _report(results, args.out / "report", args.images or args.data)
+    if results:
+        from llava_jax.eval.report.write import write_report
+
+        html, _ = write_report(results, args.out / "report", images=args.images or args.data)
+        print(f"report: {html}")
+    return 0
 
 
 def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
@@ -251,21 +241,6 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
 
     from llava_jax.eval.run.model import load_model
 
-    model = load_model(
-        args.model,
-        mesh=args.mesh,
-        template=args.template,
-        base=args.base,
-        vision_tower=args.vision_tower,
-        allow_pickle=args.allow_pickle,
-    )
+    names = ("mesh", "template", "base", "vision_tower", "allow_pickle")
+    model = load_model(args.model, **{name: getattr(args, name) for name in names})
     return model, model_identity(model), jax.process_index() == 0
-
-
-def _report(results: Sequence[Path], out: Path, images: Path) -> int:
-    if results:
-        from llava_jax.eval.report.write import write_report
-
-        html, _ = write_report(results, out, images=images)
-        print(f"report: {html}")
-    return 0

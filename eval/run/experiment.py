@@ -86,31 +86,21 @@ def tasks_of(
         settings = TaskSettings(split=part, options=dict(own.get("set") or {}))
         check_settings([task], settings)
         chosen.append((task, settings))
-    every = [task for task, _ in chosen]
-    plain = {name.rpartition(".")[2]: value for name, value in options.items()}
-    check_settings(every, TaskSettings(split=split, options=plain))
-    for n, (task, settings) in enumerate(chosen):
-        mine = {
-            key: value
-            for name, value in options.items()
-            for place, _, key in [name.rpartition(".")]
-            if key in task.options and place in ("", task.name)
-        }
+    named = [(*name.rpartition(".")[::2], value) for name, value in options.items()]
+    plain = {key: value for _, key, value in named}
+    check_settings([task for task, _ in chosen], TaskSettings(split=split, options=plain))
+    for n, (task, own) in enumerate(chosen):
+        mine = {k: v for at, k, v in named if k in task.options and at in ("", task.name)}
         split_here = split if task.has_splits or task.takes_split else None
-        chosen[n] = (
-            task,
-            replace(settings, split=settings.split or split_here, options=settings.options | mine),
-        )
+        how = {"split": own.split or split_here, "options": own.options | mine}
+        chosen[n] = (task, replace(own, **how))
     return chosen
 
 
 def experiment_of(args: argparse.Namespace, task: Task, settings: TaskSettings) -> dict[str, Any]:
     """The options that ask one task again, folders by their full paths."""
-    found: dict[str, Any] = {"tasks": {task.name: {}}}
-    if settings.split:
-        found["tasks"][task.name]["split"] = settings.split
-    if settings.options:
-        found["tasks"][task.name]["set"] = dict(settings.options)
+    own = {"split": settings.split, "set": dict(settings.options)}
+    found: dict[str, Any] = {"tasks": {task.name: {k: v for k, v in own.items() if v}}}
     for name in OPTIONS:
         value = getattr(args, name, None)
         if name != "tasks" and value is not None and value is not False:

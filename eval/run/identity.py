@@ -20,6 +20,7 @@ from llava_jax.util import read_object, write_json
 if TYPE_CHECKING:
     from llava_jax.model import LlavaModel
 
+ELSEWHERE = "use another --out, or move that folder away"
 PACKAGES = ("llava_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
 
 
@@ -88,10 +89,7 @@ def check_run(path: Path, run: dict[str, Any], own: str) -> None:
     old = read_object(path, AnswerError)
     if changed := [k for k, v in run.items() if old.get(k) != v]:
         was = ", ".join(f"{k} was {_short(old.get(k))}, is {_short(run[k])}" for k in changed)
-        raise AnswerError(
-            f"{path.parent}: holds answers of another run ({was})",
-            fix="use another --out, or move that folder away",
-        )
+        raise AnswerError(f"{path.parent}: holds answers of another run ({was})", fix=ELSEWHERE)
 
 
 def _short(value: Any) -> str:

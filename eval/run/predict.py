@@ -13,14 +13,14 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llava_jax.errors import counted
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.questions import Question
-from llava_jax.eval.run.identity import Digests
+from llava_jax.eval.run.identity import ELSEWHERE, Digests
 from llava_jax.eval.run.model import agree
 from llava_jax.util import write_text
 
@@ -95,9 +95,8 @@ def length_buckets(questions: Sequence[Question], batch: int) -> Iterator[list[Q
     # Stable: questions of one length keep their order, whatever was done before a restart.
     ordered = sorted(questions, key=lambda q: (-len(q.images), -len(q.prompt)))
     for _, same in groupby(ordered, key=lambda q: len(q.images)):
-        group = list(same)
-        for start in range(0, len(group), batch):
-            yield group[start : start + batch]
+        while group := list(islice(same, batch)):
+            yield group
 
 
 class Line(NamedTuple):
@@ -166,11 +165,8 @@ def image_paths(question: Question, folders: Sequence[Path]) -> tuple[Path | byt
         names = [image] if Path(image).suffix else [image, f"{image}.jpg", f"{image}.png"]
         path = next((f / n for f in folders for n in names if (f / n).is_file()), None)
         if path is None:
-            where = ", ".join(map(str, folders))
-            raise DataError(
-                f"question {question.key}: no image {image!r} in {where}",
-                fix="--images names the image folder",
-            )
+            where = f"question {question.key}: no image {image!r} in {', '.join(map(str, folders))}"
+            raise DataError(where, fix="--images names the image folder")
         found.append(path)
     return tuple(found)
 
@@ -246,11 +242,8 @@ def _still_true(
             if digests.of(q, images) != line.asked:
                 changed.append(q.key)
     if wrong := [key for key in changed if not done[key].error]:
-        raise AnswerError(
-            f"{out}: {counted(len(wrong), 'answer')} to another prompt or about other pictures than "
-            f"are there now, first {wrong[0]!r}",
-            fix="use another --out, or move that folder away",
-        )
+        what = f"{counted(len(wrong), 'answer')} to another prompt or about other pictures than"
+        raise AnswerError(f"{out}: {what} are there now, first {wrong[0]!r}", fix=ELSEWHERE)
     if changed:
         done = {key: line for key, line in done.items() if key not in changed}
         write_text(out, "".join(f"{line.text}\n" for line in done.values()))
@@ -277,15 +270,10 @@ def _answers(
         if error := getattr(reply, "error", None):
             logger.warning("question %s: not asked: %s", q.key, error)
             known["error"] = error
-        lines.append(_line(q, reply.text, model_id, known))
+        ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": known}
+        # Escaped (ensure_ascii), so that a cut-off line can never be half a character.
+        lines.append(json.dumps({**q.record, "text": reply.text, **ids}) + "\n")
     return "".join(lines)
-
-
-def _line(q: Question, text: str, model_id: str, known: dict[str, str]) -> str:
-    ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": known}
-    row = {**q.record, "text": text, **ids}
-    # Escaped (ensure_ascii), so that a cut-off line can never be half a character.
-    return json.dumps(row) + "\n"
 
 
 def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> dict[str, Line]:
@@ -301,10 +289,7 @@ def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> di
             raise AnswerError(f"{part}: {again!r} is answered in another part as well")
         lines |= found
     if unknown := lines.keys() - {q.key for q in questions}:
-        raise AnswerError(
-            f"{out.parent}: {counted(len(unknown), 'answer')} to questions that are not in the "
-            f"benchmark, such as {min(unknown)!r}",
-            fix="use another --out, or move that folder away",
-        )
+        what = f"{counted(len(unknown), 'answer')} to questions that are not in the benchmark"
+        raise AnswerError(f"{out.parent}: {what}, such as {min(unknown)!r}", fix=ELSEWHERE)
     write_text(out, "".join(f"{lines[q.key].text}\n" for q in questions if q.key in lines))
     return lines
