@@ -43,10 +43,9 @@ class LlavaJax(lmms):
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Answers in the order of the requests; each args is (context, gen_kwargs, doc_to_visual,
         doc_id, task, split)."""
-        asked = [
-            self._request([*self._content(r.args[0], self._visuals(*r.args[2:]))], r.args[1])
-            for r in requests
-        ]
+        asked = []
+        for context, kwargs, *where in (r.args for r in requests):
+            asked.append(self._request([*self._content(context, self._visuals(*where))], kwargs))
         return self._answer(asked, [r.args[1] for r in requests])
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[list[str]]:
@@ -122,10 +121,9 @@ class LlavaJax(lmms):
             rows = [i for i, w in enumerate(ways) if w == way]
             if way is not None:
                 self.model.config = replace(own, image_aspect_ratio=way)
+            asked, how = [requests[i] for i in rows], {"batch_size": self.batch_size}
             try:
-                replies = self.model.generate_batch(
-                    [requests[i] for i in rows], batch_size=self.batch_size, progress=True
-                )
+                replies = self.model.generate_batch(asked, **how, progress=True)
             finally:
                 self.model.config = own
             answers |= {i: reply.text for i, reply in zip(rows, replies)}

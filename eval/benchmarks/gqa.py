@@ -48,17 +48,15 @@ class GQA(Task):
         }
         samples = {}
         for i in balanced:
-            q = questions[i]
-            samples[i] = Sample(
-                float(predicted.get(i) == q["answer"]),
-                joined.text(i),
+            q, read = questions[i], predicted.get(i)
+            right, truth, details = (
+                float(read == q["answer"]),
                 q["answer"],
-                parsed=predicted.get(i, ""),
-                prompt=q["question"],
-                image=f"{q['imageId']}.jpg" if "imageId" in q else "",
-                groups=_groups(q),
-                details={"lmms_eval": lenient[i]},
+                {"lmms_eval": lenient[i]},
             )
+            image = f"{q['imageId']}.jpg" if "imageId" in q else ""
+            how = (read or "", q["question"], image, _groups(q), details)
+            samples[i] = Sample(right, joined.text(i), truth, *how)
         scores = list(samples.values())
         kinds = by_group(scores, "kind")
         totals: dict[str, Any] = {"accuracy": percent(s.score for s in scores)}

@@ -6,22 +6,16 @@ sofa" is A), else the first character. Pairs are rows 1 and 2, 3 and 4, ….
 """
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from llava_jax.eval.simple import Item, SimpleTask, choices, groups_right
-from llava_jax.eval.task import Sample, percent
+from llava_jax.eval.task import percent
 
 _OPTION = re.compile(r"\([a-z]\)\s*([^(]+?)(?=\s*\([a-z]\)|$)", re.IGNORECASE)
-_FORMS = tuple(
-    re.compile(p, re.IGNORECASE)
-    for p in (
-        r"^\s*\(?([AB])\)?\.?\s*$",
-        r"^\s*\(?([AB])\)?[.\s]",
-        r"answer\s+is\s+\(?([AB])\)?",
-        r"option\s+\(?([AB])\)?",
-        r"\(?([AB])\)?(?:\s|$)",
-    )
-)
+_ONE = r"\(?([AB])\)?"
+_FORMS = (rf"^\s*{_ONE}\.?\s*$", rf"^\s*{_ONE}[.\s]", rf"answer\s+is\s+{_ONE}", rf"option\s+{_ONE}",
+          rf"{_ONE}(?:\s|$)")  # fmt: skip
 
 
 class MMVP(SimpleTask):
@@ -39,8 +33,9 @@ class MMVP(SimpleTask):
         return Item(str(index), asked, truth, (image,), options, group=str((index - 1) // 2))
 
     def judged(self, text: str, item: Item) -> tuple[float, str]:
-        found = next((m for p in _FORMS if (m := p.search(text.strip()))), None)
-        first = text.strip()[:1].upper()
+        said = text.strip()
+        found = next((m for p in _FORMS if (m := re.search(p, said, re.IGNORECASE))), None)
+        first = said[:1].upper()
         read = found[1].upper() if found else first if first in ("A", "B") else "Z"
         return float(read == item.truth), read
 
@@ -57,19 +52,13 @@ def pairs_first(task: SimpleTask, items: list[Item], samples: dict, result):
     missing, merged = set(result.coverage.missing), {}
     for group, is_right in right.items():
         rows = {i.key: samples[i.key] for i in items if i.group == group}
-        first = next(iter(rows.values()))
-        merged[group] = Sample(
-            float(is_right),
-            " | ".join(s.answer for s in rows.values()),
-            [s.truth for s in rows.values()],
-            parsed=[s.parsed for s in rows.values()],
-            prompt=first.prompt,
-            image=first.image,
-            groups=first.groups,
-            details={
-                "rows": {k: {"score": s.score, "missing": k in missing} for k, s in rows.items()}
-            },
-        )
+        every = [*rows.values()]
+        parts = {k: {"score": s.score, "missing": k in missing} for k, s in rows.items()}
+        said, truth = " | ".join(s.answer for s in every), [s.truth for s in every]
+        merged[group] = replace(
+            every[0], score=float(is_right), answer=said, truth=truth,
+            parsed=[s.parsed for s in every], details={"rows": parts},
+        )  # fmt: skip
     result.samples = merged
     return result
 

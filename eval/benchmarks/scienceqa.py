@@ -55,15 +55,11 @@ class ScienceQA(Task):
         scores = list(samples.values())
         img = [s for i, s in samples.items() if i in joined and s.details["is_multimodal"]]
         with_image = [s for pid, s in samples.items() if problems[pid].get("image")]
-        totals: dict[str, Any] = {
-            "img_acc": percent(s.score for s in img),
-            "img_count": len(img),
-            "acc": percent(s.score for s in scores),
-            "correct": int(sum(s.score for s in scores)),
-            "count": len(scores),
-            "img_acc_missing_wrong": percent(s.score for s in with_image),
-            "unreadable_answers": sum(samples[i].parsed == "FAILED" for i in joined),
-        }
+        right = [s.score for s in scores]
+        totals: dict[str, Any] = {"img_acc": percent(s.score for s in img), "img_count": len(img)}
+        totals |= {"acc": percent(right), "correct": int(sum(right)), "count": len(scores)}
+        totals["img_acc_missing_wrong"] = percent(s.score for s in with_image)
+        totals["unreadable_answers"] = sum(samples[i].parsed == "FAILED" for i in joined)
         table = categories(problems, samples)
         tables = {"official categories": table} if table else {}
         if "gpt4" in settings.options:

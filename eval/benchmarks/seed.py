@@ -21,11 +21,8 @@ from llava_jax.reader import is_number
 
 FRAMES = "SEED-Bench-video-image"
 FILES = ("SEED-Bench*.json", "SEED_Bench*.json", "annotations.json")
-VIDEOS = {  # question type -> folder of its videos
-    10: "20bn-something-something-v2",
-    11: "EPIC-KITCHENS",
-    12: "BreakfastII_15fps_qvga_sync",
-}
+# Question type -> folder of its videos.
+VIDEOS = {10: "20bn-something-something-v2", 11: "EPIC-KITCHENS", 12: "BreakfastII_15fps_qvga_sync"}
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
@@ -73,17 +70,12 @@ class Seed(Task):
         for key, q in kept.items():
             text = joined.text(key)
             first, number = text.strip()[:1], q["question_type_id"]
-            kind = types.get(number, str(number))
-            samples[key] = Sample(
-                float(key in joined and text == q["answer"]),
-                text,
-                q["answer"],
-                parsed=first.upper(),
-                prompt=str(q.get("question", "")),
-                image=_image(q) if "data_id" in q or q["data_type"] == "video" else "",
-                groups={"question_type": kind, "data_type": q["data_type"]},
-                details={"lmms_eval": float(first.lower() == q["answer"].lower())},
-            )
+            right, asked = float(key in joined and text == q["answer"]), str(q.get("question", ""))
+            image = _image(q) if "data_id" in q or q["data_type"] == "video" else ""
+            groups = {"question_type": types.get(number, str(number)), "data_type": q["data_type"]}
+            details = {"lmms_eval": float(first.lower() == q["answer"].lower())}
+            how = (first.upper(), asked, image, groups, details)
+            samples[key] = Sample(right, text, q["answer"], *how)
         scores = samples.values()
         per_type = by_group(scores, "question_type", digits=2)
         headline = "image" if only else "all"
@@ -131,9 +123,8 @@ def _take_frames(data: Path) -> None:
             places = [data / "videos" / f / name for f in (VIDEOS.get(kind, ""), "")]
             video = next((p for p in places if p.is_file()), None)
             if video is None:
-                raise DataError(
-                    f"{where}: no video {places[0]}", fix="--set videos=no asks about pictures only"
-                )
+                fix = "--set videos=no asks about pictures only"
+                raise DataError(f"{where}: no video {places[0]}", fix=fix)
             save_middle_frame(video, data / _image(q), segment, seconds=kind == 11)
             bar.update()
 

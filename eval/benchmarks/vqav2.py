@@ -48,15 +48,11 @@ class VQAv2(Task):
             exact, normal, upload = _accuracies(text, row, f"{path}: question {key}: answers")
             if key not in joined:  # "" could equal an annotator's "the", once normalised
                 exact = normal = upload = 0.0
-            samples[key] = Sample(
-                exact,
-                text,
-                row.get("multiple_choice_answer", ""),
-                prompt=prompts.get(key, ""),
-                image=_image(meta, row),
-                groups={k: str(row[k]) for k in ("answer_type", "question_type") if k in row},
-                details={"always_normalised": normal, "after_submission": upload},
-            )
+            said, asked = row.get("multiple_choice_answer", ""), prompts.get(key, "")
+            groups = {k: str(row[k]) for k in ("answer_type", "question_type") if k in row}
+            details = {"always_normalised": normal, "after_submission": upload}
+            image = _image(meta, row)
+            samples[key] = Sample(exact, text, said, None, asked, image, groups, details)
         scores = samples.values()
         totals = {
             "overall": percent((s.score for s in scores), 2),

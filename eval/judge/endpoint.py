@@ -83,13 +83,10 @@ class Endpoint:
         self._has_key = bool(key)
         # A hook of the client's HTTP library: it sees every try, retries included.
         http = self._openai.DefaultHttpxClient(event_hooks={"request": [self._before_try]})
+        how = {"max_retries": retries, "timeout": timeout, "http_client": http}
         self._client = self._openai.OpenAI(
-            base_url=url,
-            api_key=key or "none",  # it insists on one
-            max_retries=retries,
-            timeout=timeout,
-            http_client=http,
-        )
+            base_url=url, api_key=key or "none", **how
+        )  # it insists on one
 
     def check(self, seconds: float = 10.0) -> None:
         """Raises JudgeError within seconds where nobody answers at the address."""
@@ -108,12 +105,8 @@ class Endpoint:
         again: 1, 2, … repeats a request that was made before (further runs of a graded set).
         Raises JudgeError, naming the endpoint, where there is no reply after all tries.
         """
-        body = {
-            "model": self.model,
-            "messages": messages,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-        }
+        body = {"model": self.model, "messages": messages}
+        body |= {"temperature": temperature, "max_tokens": max_tokens}
         key = request_key(body, again) if self.transcript else ""
         with self._lock:
             if key in self._replies:
@@ -168,16 +161,13 @@ class Endpoint:
     def _learns(self, error: Any) -> bool:
         """Whether the refusal names a parameter that this server wants otherwise: reasoning models
         take max_completion_tokens, which holds their thoughts too, and no temperature."""
-        if error.status_code != 400:
-            return False
-        said = json.dumps(error.body, default=str)
+        said = json.dumps(error.body, default=str) if error.status_code == 400 else ""
         if "max_completion_tokens" in said and not self._completion_tokens:
             self._completion_tokens = True
-        elif "temperature" in said and not self._no_temperature:
-            self._no_temperature = True
-        else:
-            return False
-        return True
+            return True
+        learned = "temperature" in said and not self._no_temperature
+        self._no_temperature |= learned
+        return learned
 
     def _before_try(self, request: Any) -> None:
         """Waits for the next turn; sends no key where there is none."""
@@ -210,10 +200,9 @@ def content_text(content: Any) -> str:
         content = "".join(str(p.get("text") or "") for p in parts if p.get("type") == "text")
     text = content if isinstance(content, str) else ""
     if "</think" in text or "<think" in text:
-        text = _THINKING.sub("", text).lstrip()
-        if "</think" in text:  # the server ate the opening tag
-            text = re.split(r"</think(?:ing)?>", text)[-1].lstrip()
-        text = text.split("<think")[0]  # thoughts that the token limit cut off
+        text = _THINKING.sub("", text)
+        # The server may eat the opening tag, and the token limit the closing one.
+        text = re.split(r"</think(?:ing)?>", text)[-1].lstrip().split("<think")[0]
     return text
 
 
@@ -246,5 +235,4 @@ def repair_lines(path: Path) -> None:
 
 def request_key(body: dict[str, Any], again: int) -> str:
     """A hash of a whole request and of how often it was asked before."""
-    text = json.dumps([body, again], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([body, again], sort_keys=True).encode()).hexdigest()

@@ -141,9 +141,9 @@ def score_extracted(
     result = task.score(answers, data, settings)
     letters, read, asked = open_answers(task, answers, data, settings)
     rows = {r["question_id"]: r for r in _read(extracted)}
-    fix = "run llava-jax eval extract with these answers"
     if absent := [k for k in asked if k not in rows]:
-        raise AnswerError(f"{extracted}: {len(absent)} answers are not in it: {absent[0]}", fix=fix)
+        what = f"{extracted}: {len(absent)} answers are not in it: {absent[0]}"
+        raise AnswerError(what, fix="run llava-jax eval extract with these answers")
     models = {rows[k]["judge_model"] for k in asked}
     for key, message in asked.items():
         check_same(extracted, key, rows[key], message, rows[key]["judge_model"])
@@ -152,9 +152,8 @@ def score_extracted(
     texts = task.read(answers, settings).rows
     texts = {a.id: a.text for a in texts} | read | {k: t for k, t in found.items() if t is not None}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "extracted.jsonl"
         lines = [json.dumps({"question_id": k, "text": t}) + "\n" for k, t in texts.items()]
-        path.write_text("".join(lines), encoding="utf-8")
+        (path := Path(folder) / "extracted.jsonl").write_text("".join(lines), encoding="utf-8")
         samples = task.score(path, data, replace(settings, strict=False)).samples
     holds = {row: k for k, s in samples.items() for row in s.details.get("rows", (k,))}
     for key, text in {**read, **found}.items():

@@ -31,7 +31,8 @@ class Pictures:
 
     def thumbnail(self, name: str, side: int = 240) -> str:
         """A picture as a small data: URL, or "" where there is none or it cannot be read."""
-        source = self._source(name)
+        table, _, row = name.rpartition("#")
+        source = self._inside(table, row) if table.endswith(".tsv") else self._find(name)
         if source is None:
             return ""
         from llava_jax.images.decode import open_image
@@ -46,12 +47,6 @@ class Pictures:
         image.save(buffer, "JPEG", quality=80)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-    def _source(self, name: str) -> Path | bytes | None:
-        table, _, row = name.rpartition("#")
-        if table.endswith(".tsv"):
-            return self._inside(table, row)
-        return self._find(name)
-
     def _find(self, name: str) -> Path | None:
         found = self._by_name.get(name.split("/")[-1], [])
         exact = [p for p in found if f"/{p}".endswith(f"/{name}")]
@@ -60,8 +55,7 @@ class Pictures:
         return self.folder / exact[0] if exact else None
 
     def _inside(self, table: str, row: str) -> bytes | None:
-        path = self._find(table)
-        if path is None:
+        if (path := self._find(table)) is None:
             return None
         if table not in self._tables:
             rows = read_rows(path)

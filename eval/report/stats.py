@@ -63,10 +63,8 @@ def _unit(task: str, key: str, row: dict[str, Any]) -> str:
 
 def _of_samples(task: str, values: list[dict[str, Any]]) -> Statistic:
     """The headline as a function of the samples' weights."""
-    if task == "pope":
-        return _pope(values)
-    if task == "mme":
-        return _mme(values)
+    if task in ("pope", "mme"):
+        return (_pope if task == "pope" else _mme)(values)
     if task in ("llava_wild", "coco30"):
         model = np.array([r["model"] for r in values], float)
         reference = np.array([r["reference"] for r in values], float)
@@ -86,10 +84,8 @@ def bootstrap(task: str, rows: Rows, draws: int | None = None, seed: int = 0) ->
       draws: resamples; by default 1,000, or 200 for more than 20,000 units.
     """
     units, headline = statistic(task, rows)
-    if not units:
-        return Interval(0.0, 0.0, 0.0)
-    value = headline(np.ones(units))
-    if units == 1:  # nothing to draw from
+    value = headline(np.ones(units)) if units else 0.0
+    if units < 2:  # nothing to draw from
         return Interval(value, value, value)
     from scipy import stats
 
@@ -107,9 +103,7 @@ def bootstrap(task: str, rows: Rows, draws: int | None = None, seed: int = 0) ->
 
 def answered(rows: Rows, missing: set[str]) -> Rows:
     """The samples but those in `missing`, and but MMBench groups that lack a rotation."""
-    return {
-        k: r for k, r in rows.items() if k not in missing and not missing & set(r.get("rows", ()))
-    }
+    return {k: r for k, r in rows.items() if not missing & {k, *r.get("rows", ())}}
 
 
 def headline_of(task: str, rows: Rows) -> float:
@@ -136,27 +130,25 @@ def flips(task: str, first: Rows, second: Rows) -> Flips:
     from 0.5 on. Questions that only one of the results has are left out and counted."""
     shared = [k for k in first if k in second]
     pairs = [(k, first[k]["score"], second[k]["score"]) for k in shared]
-    if task in ("llava_wild", "coco30", "mmvet"):
-        gained = [k for k, a, b in pairs if b > a]
-        lost = [k for k, a, b in pairs if a > b]
-        both, neither = len(pairs) - len(gained) - len(lost), 0
-    else:
-        gained = [k for k, a, b in pairs if a < 0.5 <= b]
-        lost = [k for k, a, b in pairs if b < 0.5 <= a]
-        both = sum(a >= 0.5 and b >= 0.5 for _, a, b in pairs)
-        neither = len(pairs) - both - len(gained) - len(lost)
+    if task not in ("llava_wild", "coco30", "mmvet"):
+        pairs = [(k, a >= 0.5, b >= 0.5) for k, a, b in pairs]
+    gained, lost = [k for k, a, b in pairs if b > a], [k for k, a, b in pairs if a > b]
+    neither = sum(not a and not b and isinstance(a, bool) for _, a, b in pairs)
+    both = len(pairs) - len(gained) - len(lost) - neither
     alone = len(first) + len(second) - 2 * len(shared)
     return Flips(gained, lost, both, neither, alone, sign_test(len(gained), len(lost)))
 
 
 def sign_test(gained: int, lost: int) -> float:
     """Two-sided exact p of so uneven a split of a fair coin's tosses; 1.0 of none."""
-    n = gained + lost
-    if not n:
-        return 1.0
     from scipy.stats import binomtest
 
-    return float(binomtest(gained, n).pvalue)
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def _parts(names: list[str]) -> list[Any]:
+    """For each name, which samples are of it."""
+    return [np.array(names) == name for name in dict.fromkeys(names)]
 
 
 def _pope(values: list[dict[str, Any]]) -> Statistic:
@@ -164,8 +156,7 @@ def _pope(values: list[dict[str, Any]]) -> Statistic:
     yes = np.array([r.get("parsed") == "yes" for r in values])
     no = np.array([r.get("parsed") == "no" for r in values])
     true = np.array([r["truth"] == "yes" for r in values])
-    split = np.array([r["groups"]["split"] for r in values])
-    parts = [split == s for s in dict.fromkeys(split.tolist())]
+    parts = _parts([r["groups"]["split"] for r in values])
 
     def mean_f1(w) -> float:
         scores = []
@@ -180,24 +171,21 @@ def _pope(values: list[dict[str, Any]]) -> Statistic:
 
 def _mme(values: list[dict[str, Any]]) -> Statistic:
     # Samples of a pair have one weight: each then counts for half of its pair.
-    sizes = Counter((r["groups"]["task"], r["groups"]["pair"]) for r in values)
-    right = Counter()
-    for r in values:
-        right[r["groups"]["task"], r["groups"]["pair"]] += r["score"]
     pairs = [(r["groups"]["task"], r["groups"]["pair"]) for r in values]
     score = np.array([r["score"] for r in values], float)
+    sizes, right = Counter(pairs), Counter()
+    for pair, x in zip(pairs, score):
+        right[pair] += x
     share = np.array([1 / sizes[p] for p in pairs])
     plus = np.array([float(right[p] == 2) for p in pairs])
-    task = np.array([t for t, _ in pairs])
-    parts = [task == t for t in dict.fromkeys(task.tolist())]
+    parts = _parts([task for task, _ in pairs])
 
     def points(w) -> float:
         total = 0.0
-        for part in parts:
-            if w[part].sum():
-                total += 100 * (w[part] @ score[part]) / w[part].sum()
-                halves = w[part] * share[part]
-                total += 100 * (halves @ plus[part]) / halves.sum()
+        for part in (p for p in parts if w[p].sum()):
+            halves = w[part] * share[part]
+            total += 100 * (w[part] @ score[part]) / w[part].sum()
+            total += 100 * (halves @ plus[part]) / halves.sum()
         return float(total)
 
     return points

@@ -38,10 +38,9 @@ class RemoteModel:
         def ask(request: Request) -> Reply:
             images = [{"type": "image_url", "image_url": {"url": _url(i)}} for i in request.images]
             content = [*images, {"type": "text", "text": str(request.messages)}]
-            message = {"role": "user", "content": content}
-            how: dict[str, Any] = {"temperature": request.temperature}
+            how = {"temperature": request.temperature, "max_tokens": request.max_new_tokens}
             try:
-                reply = self._endpoint.ask([message], max_tokens=request.max_new_tokens, **how)
+                reply = self._endpoint.ask([{"role": "user", "content": content}], **how)
             except JudgeError as e:
                 if e.refused and on_error == "reply":
                     return Reply("", (), "error", error=str(e))
