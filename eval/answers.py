@@ -119,26 +119,21 @@ def read_answers(
     skip_bad_lines: bool = False,
     empty_is_none: bool = False,
 ) -> AnswerFile:
-    """Reads an answer file of any of the kinds of `files.read_rows`.
+    """Reads an answer file of any of the kinds of `files.read_rows`; raises AnswerError naming the line.
 
     Args:
       id_keys, text_keys: fields that may hold the id and the answer; the first present is used.
       inside: see `files.read_rows`.
       skip_bad_lines: note unreadable jsonl lines instead of raising.
-      empty_is_none: an absent or null answer is "" instead of an error; an empty cell of a table
-        always is.
-    Raises:
-      AnswerError: naming the file and the line.
+      empty_is_none: an absent or null answer is "" instead of an error; an empty cell of a table always is.
     """
     bad: list[int] = []
-    bad_lines = bad if skip_bad_lines else None
-    rows = read_rows(path, inside=inside, error=AnswerError, bad_lines=bad_lines)
-    if not rows:
+    how = {"error": AnswerError, "bad_lines": bad if skip_bad_lines else None}
+    if not (rows := read_rows(path, inside=inside, **how)):
         raise AnswerError(f"{path}: no answers in it")
     answers = []
     for line, row in rows:
-        id_key = next((k for k in id_keys if row.get(k) is not None), None)
-        if id_key is None:
+        if (id_key := next((k for k in id_keys if row.get(k) is not None), None)) is None:
             raise AnswerError(f"{path} line {line}: no id; expected one of {', '.join(id_keys)}")
         where = f"{path} line {line}, {id_key} {row[id_key]!r}"
         text_key = next((k for k in text_keys if k in row), None)
@@ -205,17 +200,13 @@ def join(
         if a.id in joined:
             coverage.duplicated.setdefault(a.id, [joined[a.id].line]).append(a.line)
         if images and a.row.get("image") not in (None, images.get(a.id)):
-            raise AnswerError(
-                f"{answers.path} line {a.line}, id {a.id}: the answer is for image "
-                f"{a.row['image']!r}, the question's is {images[a.id]!r}"
-            )
+            what = f"the answer is for image {a.row['image']!r}, the question's is {images[a.id]!r}"
+            raise AnswerError(f"{answers.path} line {a.line}, id {a.id}: {what}")
         joined[a.id] = a
     if not joined:
+        what = f"none of its {len(answers.rows)} ids is in the benchmark"
         sample, own = answers.rows[0].id, next(iter(wanted), "none at all")
-        raise AnswerError(
-            f"{answers.path}: none of its {len(answers.rows)} ids is in the benchmark "
-            f"(file: {sample!r}, benchmark: {own!r})"
-        )
+        raise AnswerError(f"{answers.path}: {what} (file: {sample!r}, benchmark: {own!r})")
     coverage.missing = [i for i in scored if i not in joined]
     coverage.answered = coverage.expected - len(coverage.missing)
     coverage.check(answers.path, strict)

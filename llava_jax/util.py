@@ -161,6 +161,17 @@ def _is_control(c: str) -> bool:
     return category.startswith("C") or category in ("Zl", "Zp")  # U+2028 and U+2029 end lines
 
 
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package -> its version, of those that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def need(module: str, purpose: str, install: str) -> Any:
     """Imports a library of an extra, or raises LlavaError that says how to install it.
 

@@ -57,15 +57,12 @@ class Chair(Task):
             details = {"generated": named, "hallucinated": wrong}
             objects, right = sorted(truth[key]), float(not wrong)
             samples[key] = Sample(right, answer.text, objects, named, "", key, details=details)
-        details = [s.details for s in samples.values()]
-        named = sum(len(d["generated"]) for d in details)
-        wrong = sum(len(d["hallucinated"]) for d in details)
-        totals = {
-            "CHAIRs": percent(bool(d["hallucinated"]) for d in details),
-            "CHAIRi": 100 * wrong / named if named else 0.0,
-            "objects": named,
-            "captions": len(samples),
-        }
+        every = [s.details for s in samples.values()]
+        named = sum(len(d["generated"]) for d in every)
+        wrong = sum(len(d["hallucinated"]) for d in every)
+        totals = {"CHAIRs": percent(bool(d["hallucinated"]) for d in every)}
+        totals["CHAIRi"] = 100 * wrong / named if named else 0.0
+        totals |= {"objects": named, "captions": len(samples)}
         notes = ["CHAIRs and CHAIRi are over the captions given; lower is better"]
         return Result(self, totals, samples, coverage, notes=notes)
 
@@ -83,12 +80,10 @@ def _objects(
     meta = read_json(instances, DataError)
     objects = {str(i["id"]): set() for i in meta["images"] if str(i["id"]) in wanted}
     names = {c["id"]: words.object_of[c["name"]] for c in meta["categories"]}
-    for a in meta["annotations"]:
-        if str(a["image_id"]) in objects:
-            objects[str(a["image_id"])].add(names[a["category_id"]])
-    for c in read_json(captions, DataError)["annotations"]:
-        if str(c["image_id"]) in objects:
-            objects[str(c["image_id"])].update(words.objects(c["caption"]))
+    for row in (*meta["annotations"], *read_json(captions, DataError)["annotations"]):
+        if (found := objects.get(str(row["image_id"]))) is not None:
+            mask = "category_id" in row
+            found.update([names[row["category_id"]]] if mask else words.objects(row["caption"]))
     return objects
 
 

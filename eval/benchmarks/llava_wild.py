@@ -37,10 +37,8 @@ class LlavaWild(Task):
         say how many reviews are missing: the mean is over the reviews, as LLaVA's."""
         reviews = read_reviews(answers, settings.skip_bad_lines)
         files = sorted(data.glob("*questions.jsonl")) if data.is_dir() else []
-        asked = {
-            str(r["question_id"]): str(r.get("image", ""))
-            for r in (read_checked(files[0], {"question_id": ID}) if files else [])
-        }
+        rows = read_checked(files[0], {"question_id": ID}) if files else []
+        asked = {str(r["question_id"]): str(r.get("image", "")) for r in rows}
         groups: dict[str, list[list[float]]] = {"all": []}
         samples: dict[str, Sample] = {}
         read = [r for r in reviews.rows if r.row["tuple"] is not None]
@@ -57,25 +55,21 @@ class LlavaWild(Task):
         table = {name: summary(pairs) for name, pairs in sorted(groups.items())}
         totals: dict[str, Any] = {name: row["relative"] for name, row in table.items()}
         totals |= {"reference": table["all"]["reference"], "model": table["all"]["model"]}
-        unread = len(reviews.rows) - len(read) + groups["all"].count(UNREAD)
-        totals["unread_reviews"] = unread
+        unread = len(reviews.rows) - len(read)
+        totals["unread_reviews"] = unread + groups["all"].count(UNREAD)
         judges = {str(r.row["judge"]) for r in reviews.rows if r.row.get("judge")}
         totals["judge"] = ", ".join(sorted(judges)) or "not recorded (LLaVA used gpt-4-0314)"
         runs = 1 + max(int(r.row.get("run", 0)) for r in reviews.rows)
         first = [r for r in read if not r.row.get("run")]  # further runs are no doubles
-        _, coverage = join(
-            asked or [r.id for r in first],
-            replace(reviews, rows=first),
-            leaves_out=True,
-            all_rows_count=True,
-            open_end="" if asked else "no questions file",
-            strict=settings.strict,
-        )
+        how: dict[str, Any] = {
+            "leaves_out": True,
+            "all_rows_count": True,
+            "strict": settings.strict,
+        }
+        how["open_end"] = "" if asked else "no questions file"
+        _, coverage = join(asked or [r.id for r in first], replace(reviews, rows=first), **how)
         notes = [f"the mean over {runs} reviews of each answer"] if runs > 1 else []
-        if len(read) < len(reviews.rows):
-            notes.append(
-                f"{len(reviews.rows) - len(read)} reviews were not readable; no mean has them"
-            )
+        notes += [f"{unread} reviews were not readable; no mean has them"] if unread else []
         return Result(self, totals, samples, coverage, {"per category": table}, notes)
 
     def requests(self, answers: Path, data: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -94,21 +88,14 @@ class LlavaWild(Task):
         joined, _ = join((str(q["question_id"]) for q in questions), given, strict=True)
         for n, q in enumerate(questions, 1):
             key, category = str(q["question_id"]), self.prefix + q["category"]
-            for what, where, table in (
-                (category, "rule.json", rules),
-                (q["image"], context.name, contexts),
-                (key, gpt4.name, references),
-            ):
+            tables = {"rule.json": (category, rules), context.name: (q["image"], contexts)}
+            for where, (what, table) in {**tables, gpt4.name: (key, references)}.items():
                 if what not in table:
                     raise DataError(f"{data}: question {key}: {what!r} is not in {where}")
             answer, reference = joined[key], references[key]
-            row = {
-                "id": n,
-                "question_id": q["question_id"],
-                "answer1_id": reference.get("answer_id", q["question_id"]),
-                "answer2_id": answer.row.get("answer_id", q["question_id"]),
-                "category": category,
-            }
+            row = {"id": n, "question_id": q["question_id"], "category": category}
+            row["answer1_id"] = reference.get("answer_id", q["question_id"])
+            row["answer2_id"] = answer.row.get("answer_id", q["question_id"])
             shown = _context(contexts[q["image"]], self.boxes)
             yield row, message(rules[category], shown, q["text"], reference["text"], answer.text)
 

@@ -1,5 +1,6 @@
 """What a report shows: results with their noise and the paper's numbers, and pairs of runs."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,10 +37,9 @@ class ModelResult:
     @property
     def remark(self) -> str:
         """What a reader of the number must know: what it is not comparable in, what is missing."""
-        coverage = self.file["coverage"]
-        partly = coverage["answered"] < coverage["expected"] or "open_end" in coverage
-        parts = [self.comparable, answered_of(coverage) if partly else ""]
-        return "; ".join(part for part in parts if part)
+        answered = answered_of(self.file["coverage"])
+        parts = [self.comparable, answered if answered.endswith("!") else ""]
+        return "; ".join(filter(None, parts))
 
     @property
     def partial(self) -> bool:
@@ -87,15 +87,14 @@ class Comparison:
 
 def row_of(result: dict[str, Any]) -> str:
     """The paper's row of a result's own size, "" where the file does not say or it is of none."""
-    settings = result.get("settings")
-    count = settings.get("parameters") if isinstance(settings, dict) else None
-    if not is_number(count):
-        return ""
+    settings, experiment = (
+        x if isinstance(x, dict) else {} for x in map(result.get, ("settings", "experiment"))
+    )
+    count = settings.get("parameters")
     # With the tower, and the 7B and 13B of any decoder.
-    size = next((n for n, low, high in SIZES if low <= count < high), "")
-    experiment = result.get("experiment")
-    adapted = isinstance(experiment, dict) and experiment.get("base")
-    return f"{size} LoRA" if size and adapted else size
+    known = SIZES if is_number(count) else ()
+    size = next((n for n, low, high in known if low <= count < high), "")
+    return f"{size} LoRA" if size and experiment.get("base") else size
 
 
 def collect(paths: Sequence[Path], row: str | None = None) -> list[ModelResult]:
@@ -159,8 +158,7 @@ def hallucinated(result: ModelResult, limit: int = 12) -> dict[str, int]:
 
 def asked_object(question: str) -> str:
     """ "dog" of "Is there a dog in the image?" (POPE's only question)."""
-    words = question.removeprefix("Is there ").split(" in the ")[0]
-    return words.removeprefix("an ").removeprefix("a ")
+    return re.sub(r"^Is there (an? )?", "", question).split(" in the ")[0]
 
 
 SUMMARY_HEADER = ["benchmark", "run", "ours", "95 %", *ROWS, "difference", "remark"]

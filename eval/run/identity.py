@@ -6,7 +6,6 @@ its prompt and the bytes of its pictures.
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.questions import Question
-from llava_jax.util import read_object, write_json
+from llava_jax.util import installed_versions, read_object, write_json
 
 if TYPE_CHECKING:
     from llava_jax.model import LlavaModel
@@ -64,13 +63,7 @@ def _checksum(x: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def check_run(path: Path, run: dict[str, Any], own: str) -> None:

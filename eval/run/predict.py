@@ -34,11 +34,10 @@ def write_questions(questions: Iterable[Question], path: Path) -> None:
     """Writes questions as LLaVA's question files are (question_id, image, text, category)."""
     lines = []
     for q in questions:
+        if any(isinstance(image, bytes) for image in q.images[:1]):
+            raise DataError(f"question {q.key}: its image is inside the benchmark's table")
         row = {"question_id": q.record.get("question_id", q.key)}
-        if q.images:
-            if isinstance(q.images[0], bytes):
-                raise DataError(f"question {q.key}: its image is inside the benchmark's table")
-            row["image"] = q.images[0]
+        row |= {"image": q.images[0]} if q.images else {}
         row |= {"text": q.prompt, "category": q.record.get("category", "default")}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +140,9 @@ def answered_lines(path: Path, repair: bool = True) -> dict[str, Line]:
 
 
 def _foreign(path: Path, number: int) -> AnswerError:
-    what = f"{path} line {number}: not an answer of this command"
-    return AnswerError(what, fix="move the file away")
+    return AnswerError(
+        f"{path} line {number}: not an answer of this command", fix="move the file away"
+    )
 
 
 def _may_be_cut_off(rest: bytes) -> bool:

@@ -8,12 +8,12 @@ import os
 import re
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llava_jax.chips import target_config
 from llava_jax.errors import ConfigError
 from llava_jax.plan.topology import HERE, Topology
+from llava_jax.util import installed_versions
 
 WHEELS = {
     "tpu": ("libtpu", "pip install 'llava_jax[tpu]'"),
@@ -99,14 +99,10 @@ def versions(topology: Topology) -> dict[str, str]:
     """What decides about the program besides our own code: compilers, and the flags they are given."""
     compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin"]}
     names = ["jax", "jaxlib", *compilers.get(topology.chip.platform if topology.chip else "", [])]
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-    return found | {name: os.environ[name] for name in flags if os.environ.get(name)}
+    return installed_versions(names) | {
+        name: os.environ[name] for name in flags if os.environ.get(name)
+    }
 
 
 def lower(program: Any, batch: dict[str, Any]) -> tuple[Any, str]:

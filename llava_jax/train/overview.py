@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -24,7 +23,7 @@ from llava_jax.train.evalsets import eval_sets
 from llava_jax.train.placement import bytes_on_a_device
 from llava_jax.train.program import Program
 from llava_jax.train.resume import settings_text
-from llava_jax.util import write_json
+from llava_jax.util import installed_versions, write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -115,7 +114,7 @@ def write_facts(
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "version": llava_jax.__version__,
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **installed_versions(_PACKAGES)},
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
         + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
@@ -129,16 +128,6 @@ def write_facts(
         "recipe_settings": changed,
     }
     write_json(workdir / FACTS, facts, indent=1)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def commit() -> str:
