@@ -4,7 +4,6 @@ Only the run itself (`llava-jax eval --model …`) imports jax.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from llava_jax.errors import LlavaError
@@ -141,11 +140,11 @@ def _questions_arguments(p: argparse.ArgumentParser) -> None:
     _submit_arguments(p, answers=False)
 
 
-def task_settings_of(args: argparse.Namespace, tasks: Sequence[Task]) -> TaskSettings:
-    """How a command line asks to read and score `tasks`; raises LlavaError for what none of them takes."""
+def task_settings_of(args: argparse.Namespace, task: Task) -> TaskSettings:
+    """How a command line asks to read and score a task; raises LlavaError for what it does not take."""
     strict, skip = getattr(args, "strict", False), getattr(args, "skip_bad_lines", False)
     settings = TaskSettings(args.split, strict, skip, options_of(args))
-    check_settings(tasks, settings)
+    check_settings([task], settings)
     return settings
 
 
@@ -160,12 +159,14 @@ def options_of(args: argparse.Namespace) -> dict[str, str]:
     return options
 
 
-def _refuse_input(args: argparse.Namespace, out: Path | None) -> None:
-    """Raises LlavaError where writing `out` would replace what the command reads."""
+def _task_of(args: argparse.Namespace, out: Path | None) -> tuple[Task, TaskSettings]:
+    """The task, and how to read it; raises LlavaError where `out` would replace what the command reads."""
     files = [pair.partition("=")[2] or None for pair in args.set]  # such as gpt4=FILE
     files += [args.data, getattr(args, "answers", None), getattr(args, "extracted", None)]
     if out is not None:
         refuse_input(out, files)
+    task = get_task(args.task)
+    return task, task_settings_of(args, task)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -184,9 +185,7 @@ def _list(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     from llava_jax.eval.report.text import as_text, complete
 
-    _refuse_input(args, args.json)
-    task = get_task(args.task)
-    settings = task_settings_of(args, [task])
+    task, settings = _task_of(args, args.json)
     if args.extracted:
         from llava_jax.eval.judge.extract import score_extracted
 
@@ -202,9 +201,7 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    _refuse_input(args, args.out)
-    task = get_task(args.task)
-    settings = task_settings_of(args, [task])
+    task, settings = _task_of(args, args.out)
     print(f"wrote {task.submission(args.answers, args.data, args.out, settings)}")
     return 0
 
@@ -212,9 +209,8 @@ def _submit(args: argparse.Namespace) -> int:
 def _questions(args: argparse.Namespace) -> int:
     from llava_jax.eval.run.predict import write_questions
 
-    _refuse_input(args, args.out)
-    task = get_task(args.task)
-    questions = task.questions(args.data, task_settings_of(args, [task]))
+    task, settings = _task_of(args, args.out)
+    questions = task.questions(args.data, settings)
     write_questions(questions, args.out)
     print(f"wrote {len(questions)} questions to {args.out}")
     return 0
@@ -224,7 +220,7 @@ def _judge(args: argparse.Namespace) -> int:
     from llava_jax.eval.judge.command import judge_command
 
     refuse_input(args.out, [args.answers])  # in the data folder it may be its own, to go on with
-    return judge_command(args, task_settings_of(args, [get_task(args.task)]))
+    return judge_command(args, task_settings_of(args, get_task(args.task)))
 
 
 def _report(args: argparse.Namespace) -> int:

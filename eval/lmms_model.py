@@ -134,9 +134,8 @@ class LlavaJax(lmms):
         visuals = to_visual(doc) or []
         while True:
             if said:
-                visuals, context, over, said, last = to_text(
-                    doc, previous_output=said, round_idx=len(said), previous_round_info=last
-                )
+                known = {"round_idx": len(said), "previous_round_info": last}
+                visuals, context, over, said, last = to_text(doc, previous_output=said, **known)
                 if over:
                     return said
             request = self._request([*self._content(context, visuals or [])], kwargs)

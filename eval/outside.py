@@ -101,20 +101,12 @@ class YamlTask(SimpleTask):
         lines = choices("", options, "").removeprefix("\n")
         images = [row[name] for name in _listed(keys.get("image")) if row.get(name) is not None]
         flat = tuple(i for x in images for i in (x if isinstance(x, list) else [x]))
-        key, group, together = (
-            str(row[keys[n]]) if n in keys else "" for n in ("id", "group", "together")
-        )
+        named = {n: str(row[keys[n]]) for n in ("id", "group", "together") if n in keys}
+        key, group = named.get("id", str(number)), named.get("group", "")
         prompt = keys["prompt"].format_map({**row, "options": lines})
         groups = {keys["group"]: group} if group else {}
-        return Item(
-            key if "id" in keys else str(number),
-            prompt,
-            truth,
-            flat,
-            tuple(options),
-            groups,
-            together,
-        )
+        together = named.get("together", "")
+        return Item(key, prompt, truth, flat, tuple(options), groups, together)
 
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
         """(id, judge's message, which is MM-Vet's) per question; all must be answered."""

@@ -36,10 +36,7 @@ def exact(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[float, st
 def vqa(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[float, str]:
     """VQA accuracy (GT-Vision-Lab/VQA vqaEval.py, normalised always): of several annotators each is
     left out in turn; one truth alone is right or wrong."""
-    read, truths = (
-        vqa_normalize(one_line(text)),
-        [vqa_normalize(one_line(t)) for t in _texts(truth)],
-    )
+    read, *truths = [vqa_normalize(one_line(t)) for t in (text, *_texts(truth))]
     return (leave_one_out(read, truths) if len(truths) > 1 else float(read in truths)), read
 
 
@@ -135,11 +132,9 @@ def first_letter(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[fl
 def yes_no(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[float, str]:
     """The first of the words yes and no, whatever the case; neither is wrong."""
     found = re.search(r"\b(yes|no)\b", text.lower())
-    read = found[1] if found else "other"
-    wanted = str(truth).strip().lower()
-    return float(
-        read == {"true": "yes", "1": "yes", "false": "no", "0": "no"}.get(wanted, wanted)
-    ), read
+    read, wanted = found[1] if found else "other", str(truth).strip().lower()
+    named = {"true": "yes", "1": "yes", "false": "no", "0": "no"}
+    return float(read == named.get(wanted, wanted)), read
 
 
 RULES: dict[str, Rule] = {

@@ -26,18 +26,12 @@ class HallusionBench(SimpleTask):
         category, part, group, figure, question = (str(row[n]) for n in names)
         image = row.get("image") or str(row.get("filename") or "").removeprefix("./")
         shown = str(row.get("visual_input", "1")) != "0" and image
-        return Item(
-            "_".join((category, part, group, figure, question)),
-            row["question"] + SHORT,
-            "yes" if str(row["gt_answer"]) == "1" else "no",
-            (image,) if shown else (),
-            groups={
-                "category": category,
-                "subcategory": part,
-                "question": "_".join((category, part, group, question)),
-                "figure": "_".join((category, part, group, figure)),
-            },
-        )
+        truth, images = "yes" if str(row["gt_answer"]) == "1" else "no", (image,) if shown else ()
+        place = f"{category}_{part}_{group}"
+        groups = {"category": category, "subcategory": part}
+        groups |= {"question": f"{place}_{question}", "figure": f"{place}_{figure}"}
+        key = f"{place}_{figure}_{question}"
+        return Item(key, row["question"] + SHORT, truth, images, groups=groups)
 
     def judged(self, text: str, item: Item) -> tuple[float, str]:
         found = {"yes", "no"}.intersection(plain_words(text))
@@ -49,12 +43,11 @@ class HallusionBench(SimpleTask):
         result = super().result(items, samples, result)
         for name, kind in (("qAcc", "question"), ("fAcc", "figure")):
             del result.tables[f"per {kind}"]
-            kept = [
-                right
-                for key, right in groups_right(samples, kind).items()
-                if kind == "question" or not (key.startswith("VS_") and key.endswith("_0"))
-            ]
-            result.totals[name] = percent(map(float, kept))
+            right = groups_right(samples, kind)
+            if kind == "figure":
+                unseen = [k for k in right if k.startswith("VS_") and k.endswith("_0")]
+                right = {k: x for k, x in right.items() if k not in unseen}
+            result.totals[name] = percent(map(float, right.values()))
         return result
 
 

@@ -48,13 +48,8 @@ class MMBench(Task):
             options = [*takewhile(lambda x: not _is_none(x), map(row.get, "ABCD"))]
             hint = "" if _is_none(row.get("hint")) else f"{row['hint']}\n"
             prompt = choices(f"{hint}{row['question']}", options, "")
-            record = {
-                "question_id": int(_index(row["index"])),
-                "round_id": 0,
-                "prompt": prompt,
-                "options": options,
-                "option_char": list("ABCD"[: len(options)]),
-            }
+            record = {"question_id": int(_index(row["index"])), "round_id": 0, "prompt": prompt}
+            record |= {"options": options, "option_char": list("ABCD"[: len(options)])}
             key, images = str(row["index"]), (_image_bytes(row),)
             questions.append(Question(key, prompt + self.suffix, images, record))
         return questions
@@ -104,12 +99,9 @@ class MMBench(Task):
         if not samples:
             raise DataError(f"MMBench: no row with an index below {ROTATION:,}")
         scores = list(samples.values())
-        totals = {
-            "circular_acc": percent(s.score for s in scores),
-            "vanilla_acc": percent(s.details["vanilla"] for s in scores),
-            "groups": len(scores),
-            "rows": len(rows),
-        }
+        totals: dict[str, Any] = {"circular_acc": percent(s.score for s in scores)}
+        totals["vanilla_acc"] = percent(s.details["vanilla"] for s in scores)
+        totals |= {"groups": len(scores), "rows": len(rows)}
         tables = {f"per {g}": table for g in GROUPS if (table := by_group(scores, g))}
         notes = ["the file has no rotations: circular_acc is vanilla accuracy"]
         notes = notes if len(rows) == len(samples) else []

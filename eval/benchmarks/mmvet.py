@@ -7,7 +7,6 @@ table row per question, temperature 0, three tokens. `eval judge` writes the gra
 import math
 import re
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,11 @@ class MMVet(Task):
                 unread.append(key)
                 continue
             said = str(grade["content"][0]) if isinstance(grade.get("content"), list) else ""
-            groups, details = (
-                {"integration": "_".join(names)},
-                {"runs": scores, "capabilities": names},
+            details = {"runs": scores, "capabilities": names}
+            how = ({"integration": "_".join(names)}, details)
+            samples[key] = Sample(
+                sum(scores) / runs, said, 1.0, None, "", images.get(key, ""), *how
             )
-            sample = Sample(sum(scores) / runs, said, 1.0, image=images.get(key, ""))
-            samples[key] = replace(sample, groups=groups, details=details)
         per_run = _per_run(list(samples.values()), runs)
         centre = sum(per_run) / runs
         totals: dict[str, Any] = {
@@ -78,10 +76,8 @@ class MMVet(Task):
             integration[s.groups["integration"]].append(s)
             for c in s.details["capabilities"]:
                 capability[c].append(s)
-        tables = {
-            "per capability": _table(dict(sorted(capability.items())), runs),
-            "per integration": _table(integration, runs),
-        }
+        tables = {"per capability": _table(dict(sorted(capability.items())), runs)}
+        tables["per integration"] = _table(integration, runs)
         return Result(self, totals, samples, coverage, tables, unread_note(unread))
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> dict[str, str]:
@@ -146,9 +142,8 @@ def read_grades(path: Path) -> dict[str, dict[str, Any]]:
         scores = grade.get("score") if isinstance(grade, dict) else None
         listed = isinstance(scores, list) and scores and isinstance(grade.get("model", []), list)
         if not listed or not all(x is None or (is_number(x) and 0 <= x <= 1) for x in scores):
-            raise AnswerError(
-                f'{path}: {key}: no list of grades from 0 to 1 under "score"', fix=fix
-            )
+            what = 'no list of grades from 0 to 1 under "score"'
+            raise AnswerError(f"{path}: {key}: {what}", fix=fix)
     return grades
 
 
@@ -173,10 +168,8 @@ def _per_run(samples: list[Sample], runs: int) -> list[float]:
 
 
 def _table(groups: dict[str, list[Sample]], runs: int) -> dict[str, dict[str, float]]:
-    return {
-        name: {"score": _round(sum(_per_run(g, runs)) / runs), "n": len(g)}
-        for name, g in groups.items()
-    }
+    means = {name: _round(sum(_per_run(g, runs)) / runs) for name, g in groups.items()}
+    return {name: {"score": mean, "n": len(groups[name])} for name, mean in means.items()}
 
 
 def _round(x: float) -> float:

@@ -35,10 +35,8 @@ class NaturalBench(SimpleTask):
     def item(self, row: dict[str, Any], number: int) -> Item:
         q, i, kind = row["_q"], row["_i"], row["Question_Type"]
         group = str(row["Index"])
-        truth = str(
-            row.get(f"Image_{i}_Question_{q}")
-            or ("AB" if kind != "yes_no" else ("Yes", "No"))[q != i]
-        )
+        crossed = ("Yes", "No") if kind == "yes_no" else "AB"
+        truth = str(row.get(f"Image_{i}_Question_{q}") or crossed[q != i])
         prompt = row[f"Question_{q}"] + SUFFIX[kind]
         image = row[f"Image_{i}"]
         groups = {"type": kind, "question": f"{group} {q}", "picture": f"{group} {i}"}

@@ -34,11 +34,8 @@ class Pope(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         labels, asked = _read_labels(data), self._asked(data)
-        truth = {
-            (split, r["image"], _question(r["text"])): _yes_no(r["label"])
-            for split, rows in labels.items()
-            for r in rows
-        }
+        every = [(split, r) for split, rows in labels.items() for r in rows]
+        truth = {(s, r["image"], _question(r["text"])): _yes_no(r["label"]) for s, r in every}
         given = self.read(answers, settings)
         how: dict[str, Any] = {"images": {key: image for key, (_, image, _) in asked.items()}}
         how |= {"left_out_of": ("f1_llava_script",), "strict": settings.strict}
@@ -46,10 +43,9 @@ class Pope(Task):
         samples: dict[str, Sample] = {}
         for key, place in asked.items():
             if place not in truth:
-                raise DataError(
-                    f"{data}: question {key} ({place[0]}, {place[1]}: {place[2]!r}) has no label",
-                    fix="are these the labels of the same POPE set (COCO, A-OKVQA, GQA)?",
-                )
+                what = f"{data}: question {key} ({place[0]}, {place[1]}: {place[2]!r}) has no label"
+                fix = "are these the labels of the same POPE set (COCO, A-OKVQA, GQA)?"
+                raise DataError(what, fix=fix)
             samples[key] = _sample(joined.get(key), place, truth[place])
         ours, script = {}, {}
         for split, rows in labels.items():
@@ -63,7 +59,7 @@ class Pope(Task):
         totals = {"f1": _mean(ours, "F1 score"), "f1_llava_script": _mean(script, "F1 score")}
         totals |= {"accuracy": _mean(ours, "Accuracy"), "yes_ratio": _mean(ours, "Yes ratio")}
         notes = []
-        if unasked := sum(map(len, labels.values())) - len(asked):
+        if unasked := len(every) - len(asked):
             notes.append(f"the label files hold {unasked} questions that were not asked")
         if len(ours) < len(SPLITS):
             notes.append(f"splits in it: {', '.join(ours)}")

@@ -58,10 +58,8 @@ class TextVQA(Task):
         order = {a.id: None for a in given.rows if a.id in truth} | dict.fromkeys(truth)
         samples = {i: _sample(joined.get(i), truth[i]) for i in order}
         over_given = [_sample(a, truth[a.id]).score for a in given.rows if a.id in truth]
-        totals = {
-            "accuracy": percent(s.score for s in samples.values()),
-            "llava_script_over_given_answers": percent(over_given),
-        }
+        totals = {"accuracy": percent(s.score for s in samples.values())}
+        totals["llava_script_over_given_answers"] = percent(over_given)
         return Result(self, totals, samples, coverage)
 
 
@@ -119,10 +117,9 @@ def _sample(answer: Answer | None, row: dict[str, Any]) -> Sample:
 def _ocr_tokens(data: Path) -> dict[str, list[str]]:
     path = find_optional(data, ("TextVQA_Rosetta_OCR*val*.json", "*OCR*.json"), "OCR file")
     if path is None:
-        raise DataError(
-            f"{data}: no Rosetta OCR file, and the paper's prompt holds its tokens",
-            fix="add TextVQA_Rosetta_OCR_v0.2_val.json, or leave the tokens out with --set ocr=no",
-        )
+        what = f"{data}: no Rosetta OCR file, and the paper's prompt holds its tokens"
+        fix = "add TextVQA_Rosetta_OCR_v0.2_val.json, or leave the tokens out with --set ocr=no"
+        raise DataError(what, fix=fix)
     _, rows = read_list(path, "data", {"image_id": str, "ocr_tokens": list})
     return {r["image_id"]: r["ocr_tokens"] for r in rows}
 

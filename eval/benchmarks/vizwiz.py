@@ -43,30 +43,24 @@ class VizWiz(Task):
         path = find(data, FILES, "annotation file", settings.split)
         truth = {row["image"]: row for row in read_checked(path, FIELDS)}
         if not all(isinstance(row.get("answers"), list) for row in truth.values()):
-            raise DataError(
-                f"{path}: has no answers (the test split is scored by the server)",
-                fix="write the upload with llava-jax eval submit",
-            )
+            what = f"{path}: has no answers (the test split is scored by the server)"
+            raise DataError(what, fix="write the upload with llava-jax eval submit")
         given = self._by_image(answers, data, settings)
         share = ("unanswerable_share",)
         joined, coverage = join(truth, given, left_out_of=share, strict=settings.strict)
         samples = {image: _sample(joined.get(image), row) for image, row in truth.items()}
         scores = list(samples.values())
         said = [samples[image].details["says_unanswerable"] for image in truth if image in joined]
-        totals: dict[str, float] = {
-            "overall": percent((s.score for s in scores), 2),
-            # lmms-eval normalises the annotators' answers as well.
-            "lmms_eval_normalised_gt": percent(s.details["normalised_gt"] for s in scores),
-            "unanswerable_share": percent(said),
-        }
+        totals: dict[str, float] = {"overall": percent((s.score for s in scores), 2)}
+        # lmms-eval normalises the annotators' answers as well.
+        totals["lmms_eval_normalised_gt"] = percent(s.details["normalised_gt"] for s in scores)
+        totals["unanswerable_share"] = percent(said)
         if all("answerable" in row for row in truth.values()):
             labels = {image: row["answerable"] == 0 for image, row in truth.items()}
             # A missing answer is wrong here too: the opposite of the label.
-            says = [
-                samples[image].details["says_unanswerable"] if image in joined else not label
-                for image, label in labels.items()
-            ]
-            totals |= unanswerability(list(labels.values()), says)
+            says = {i: not label for i, label in labels.items()}
+            says |= {i: samples[i].details["says_unanswerable"] for i in labels if i in joined}
+            totals |= unanswerability(list(labels.values()), list(says.values()))
         tables = {"per answer type": by_group(scores, "answer_type")}
         return Result(self, totals, samples, coverage, tables)
 

@@ -47,10 +47,11 @@ def judge_reviews(
         scores, reply = ask_until_read(endpoint, read_scores, [{**how, "again": n} for n in again])
         return {**row, "content": reply.text, "tuple": scores, "judge": reply.model}
 
+    def stored(path: Path) -> list[dict[str, Any]]:
+        return [r.row for r in read_reviews(path).rows]
+
     every = [(r | ({"run": run} if run else {}), m) for run in range(runs) for r, m in requests]
-    judge_missing(
-        every, lambda p: [r.row for r in read_reviews(p).rows], out, endpoint, review, threads
-    )
+    judge_missing(every, stored, out, endpoint, review, threads)
 
 
 def judge_grades(
@@ -151,9 +152,8 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
     endpoint.check()
     judge(requests, args.out, endpoint, args.runs, args.parallel)
     read, written = endpoint.tokens_in, endpoint.tokens_out
-    print(
-        f"took {read:,} tokens read and {written:,} written" + _cost(", ", read, written, *prices)
-    )
+    cost = _cost(", ", read, written, *prices)
+    print(f"took {read:,} tokens read and {written:,} written{cost}")
     files = f"{args.answers} --extracted {args.out}" if extracts else args.out
     print(f"wrote {args.out}; score it with: llava-jax eval score {task.name} --answers {files}")
     return 0

@@ -24,34 +24,6 @@ from llava_jax.eval.rules import named_letters
 from llava_jax.eval.task import DEFAULT, Result, Task, TaskSettings
 
 EXTRACT_TOKENS = 128
-_MATCH = """An answer was given to a question with options. Which option does the answer mean?
-Reply with that option's letter alone, or with Z where it means none of them or several.
-
-Question: What lies on the table?
-A. a red apple
-B. a book
-Answer: One can see some fruit.
-Letter: A
-
-Question: What lies on the table?
-A. a red apple
-B. a book
-Answer: A bicycle.
-Letter: Z
-
-Question: {question}
-Answer: {answer}
-Letter:"""
-_TAKE = """Take the final answer out of a response: a number, a list, a text, or an option, without unit or
-comment.
-
-Question: How many wheels are there?
-Response: Three cars with four wheels each give 3 x 4 = 12 wheels.
-Final answer: 12
-
-Question: {question}
-Response: {answer}
-Final answer:"""
 
 
 def open_answers(
@@ -64,6 +36,8 @@ def open_answers(
     if not items:
         raise LlavaError(f"{task.name} has no answers that a model could extract")
     joined, _ = join([i.key for i in found], task.read(answers, settings))  # raises where none fits
+    kinds = ("option", "answer")
+    forms = {k: Path(__file__).with_name(f"extract_{k}.txt").read_text("utf-8") for k in kinds}
     letters, read, asked = {}, {}, {}
     for key, answer in joined.items():
         if (item := items.get(key)) is None:
@@ -73,7 +47,7 @@ def open_answers(
             read[key] = settled
         else:
             question = item.prompt.removesuffix(LETTER).removesuffix(SHORT)
-            form = _MATCH if letters[key] else _TAKE
+            form = forms["option" if letters[key] else "answer"]
             asked[key] = form.format(question=question, answer=answer.text)
     return letters, read, asked
 

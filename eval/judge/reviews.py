@@ -54,29 +54,23 @@ def read_reviews(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
     rows = read_rows(path, error=AnswerError, bad_lines=bad if skip_bad_lines else None)
     for n, (line, row) in enumerate(rows):
         where = f"{path} line {line}, question_id {row.get('question_id')!r}"
-        scores = row.get("tuple", row.get("score"))
+        key, scores = as_id(row.get("question_id", n), where), row.get("tuple", row.get("score"))
+        text = str(row.get("content", row.get("text", "")))
         if scores is None and "judge_model" in row:  # ours, and unread
-            text = str(row.get("content", ""))
-            unread = {**row, "tuple": None}
-            reviews.append(Answer(as_id(row.get("question_id", n), where), text, line, unread))
+            reviews.append(Answer(key, text, line, {**row, "tuple": None}))
             continue
         if scores is None and isinstance(row.get("content"), str):
             scores = parse_score(row["content"])
         if scores is None:
-            raise AnswerError(
-                f"{where}: no tuple, score or content: these are answers, not reviews",
-                fix="let a judge read them: llava-jax eval judge",
-            )
-        numbers = isinstance(scores, list) and all(map(is_number, scores))
-        if not numbers or len(scores) != 2:
+            what = f"{where}: no tuple, score or content: these are answers, not reviews"
+            raise AnswerError(what, fix="let a judge read them: llava-jax eval judge")
+        if not isinstance(scores, list) or len(scores) != 2 or not all(map(is_number, scores)):
             raise AnswerError(f"{where}: the scores are {scores!r}, not two numbers")
         if not isinstance(row.get("run", 0), int):
             raise AnswerError(f"{where}: run is {row['run']!r}, not a whole number")
         if not isinstance(row.get("category", ""), str):
             raise AnswerError(f"{where}: the category is {row['category']!r}, not text")
-        row = {**row, "tuple": [float(x) for x in scores]}
-        text = str(row.get("content", row.get("text", "")))
-        reviews.append(Answer(as_id(row.get("question_id", n), where), text, line, row))
+        reviews.append(Answer(key, text, line, {**row, "tuple": [float(x) for x in scores]}))
     if not reviews:
         raise AnswerError(f"{path}: no reviews in it")
     return AnswerFile(path, reviews, bad)

@@ -87,9 +87,8 @@ class Comparison:
 
 def row_of(result: dict[str, Any]) -> str:
     """The paper's row of a result's own size, "" where the file does not say or it is of none."""
-    settings, experiment = (
-        x if isinstance(x, dict) else {} for x in map(result.get, ("settings", "experiment"))
-    )
+    both = [result.get(name) for name in ("settings", "experiment")]
+    settings, experiment = (x if isinstance(x, dict) else {} for x in both)
     count = settings.get("parameters")
     # With the tower, and the 7B and 13B of any decoder.
     known = SIZES if is_number(count) else ()
@@ -189,18 +188,12 @@ COMPARISON_HEADER = ["benchmark", "from", "to", "right in both", "gained", "lost
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """Cells of the table of flips."""
-    return [
-        [
-            c.title,
-            *(
-                f"{r.run} {number(r.file['totals'].get(c.part, r.interval.value))}"
-                for r in (c.first, c.second)
-            ),
-            str(c.flips.both),
-            str(len(c.flips.gained)),
-            str(len(c.flips.lost)),
-            str(c.flips.neither),
-            f"{c.flips.p:.2g}" + (" !" if c.flips.p < 0.05 else ""),
+    rows = []
+    for c in comparisons:
+        both = [
+            (r.run, r.file["totals"].get(c.part, r.interval.value)) for r in (c.first, c.second)
         ]
-        for c in comparisons
-    ]
+        counts = (c.flips.both, len(c.flips.gained), len(c.flips.lost), c.flips.neither)
+        p = f"{c.flips.p:.2g}" + (" !" if c.flips.p < 0.05 else "")
+        rows.append([c.title, *(f"{run} {number(x)}" for run, x in both), *map(str, counts), p])
+    return rows

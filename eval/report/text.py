@@ -145,9 +145,8 @@ def columns(table: dict[str, Any]) -> list[str]:
     first, *others = (max(map(len, cells)) for cells in zip(header, *rows))
     lines = []
     for name, *cells in (header, *rows):
-        lines.append(
-            "  ".join([f"  {name:{first}}", *(f"{c:>{w}}" for c, w in zip(cells, others))])
-        )
+        right = [f"{c:>{w}}" for c, w in zip(cells, others)]
+        lines.append("  ".join([f"  {name:{first}}", *right]))
     return lines
 
 
@@ -155,7 +154,5 @@ def grid(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table {row: number or {column: number}}, as text."""
     cells = {k: v if isinstance(v, dict) else {"value": v} for k, v in table.items()}
     names = list(dict.fromkeys(name for row in cells.values() for name in row)) or ["value"]
-    rows = [
-        [str(k), *(number(row[n]) if n in row else "" for n in names)] for k, row in cells.items()
-    ]
-    return ["", *names], rows
+    shown = {k: [number(row[n]) if n in row else "" for n in names] for k, row in cells.items()}
+    return ["", *names], [[str(k), *row] for k, row in shown.items()]

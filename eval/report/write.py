@@ -84,9 +84,9 @@ def _radar(results: Sequence[ModelResult]) -> str:
     paper = {r.title: r.paper for r in results if r.paper}
     if len(paper) < 3:
         return ""
-    series: dict[str, list[float | None]] = {
-        f"LLaVA-1.5 {row}": [scores[row] for scores in paper.values()] for row in ROWS[:2]
-    }
+    series: dict[str, list[float | None]] = {}
+    for row in ROWS[:2]:
+        series[f"LLaVA-1.5 {row}"] = [scores[row] for scores in paper.values()]
     # One result per benchmark, each in a file of its own name, is one run.
     single = len({r.title for r in results}) == len(results)
     for run in ["ours"] if single else dict.fromkeys(r.run for r in results):

@@ -103,26 +103,18 @@ def run_task(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] | 
 
 def _run_of(task: Task, settings: RunSettings, template: str) -> dict[str, Any]:
     """What run.json holds: whatever an answer depends on besides its question."""
-    return {
-        "task": task.name,
-        "model": settings.model_id,
-        **settings.identity,
-        "template": template,
-        "max_new_tokens": settings.max_new_tokens or task.max_new_tokens,
-        "temperature": 0.0,
-        "split": settings.task.split,
-        "parts": settings.chunk[1],
-    }
+    run = {"task": task.name, "model": settings.model_id, **settings.identity, "template": template}
+    run["max_new_tokens"] = settings.max_new_tokens or task.max_new_tokens
+    return run | {"temperature": 0.0, "split": settings.task.split, "parts": settings.chunk[1]}
 
 
 def _unasked(lines: Mapping[str, Line]) -> list[str]:
     """A note on the questions that could not be asked."""
     failed = [f"{key} ({line.error})" for key, line in lines.items() if line.error]
     more = ", …" if len(failed) > 5 else ""
-    what = (
-        f"{counted(len(failed), 'question')} could not be asked; an empty answer is scored as the "
-    )
-    return [f"{what}benchmark's rule has it: {'; '.join(failed[:5])}{more}"] if failed else []
+    what = f"{counted(len(failed), 'question')} could not be asked; an empty answer is scored"
+    which = f"{'; '.join(failed[:5])}{more}"
+    return [f"{what} as the benchmark's rule has it: {which}"] if failed else []
 
 
 def task_folder(data: Path, task: Task, alone: bool = True) -> Path:
