@@ -121,9 +121,9 @@ class LlavaJax(lmms):
             rows = [i for i, w in enumerate(ways) if w == way]
             if way is not None:
                 self.model.config = replace(own, image_aspect_ratio=way)
-            asked, how = [requests[i] for i in rows], {"batch_size": self.batch_size}
+            asked, size = [requests[i] for i in rows], self.batch_size
             try:
-                replies = self.model.generate_batch(asked, **how, progress=True)
+                replies = self.model.generate_batch(asked, batch_size=size, progress=True)
             finally:
                 self.model.config = own
             answers |= {i: reply.text for i, reply in zip(rows, replies)}

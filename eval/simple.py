@@ -74,9 +74,7 @@ class SimpleTask(Task):
             raise DataError(f"{data}: no question of {self.title} in it")
         return list(found.values())
 
-    def rows(
-        self, data: Path, settings: TaskSettings
-    ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    def rows(self, data: Path, settings: TaskSettings) -> Iterator[tuple[Path, int, Any]]:
         """(file, number, row) of all files of the split."""
         found: list[Path] = []
         for pattern in self.files if data.is_dir() else ():

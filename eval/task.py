@@ -32,6 +32,7 @@ TASKS = {
     "naturalbench": "NaturalBench", "ocrbench": "OCRBench", "chartqa": "ChartQA", "docvqa": "DocVQA",
     "infovqa": "InfographicVQA", "ai2d": "AI2D", "blink": "BLINK", "mathvista": "MathVista",
 }  # fmt: skip
+Table = dict[str, dict[str, float]]  # row -> column -> number
 ALIASES = {"sqa": "scienceqa", "seedbench": "seed", "llava_bench": "llava_wild", "vqa": "vqav2"}
 
 
@@ -258,9 +259,7 @@ def percent(scores: Iterable[float], digits: int | None = None) -> float:
     return mean if digits is None else round(mean, digits)
 
 
-def by_group(
-    samples: Iterable[Sample], group: str, digits: int | None = None
-) -> dict[str, dict[str, float]]:
+def by_group(samples: Iterable[Sample], group: str, digits: int | None = None) -> Table:
     """Per value of a sample's `group`: {"score": percent, "n": count}, in order of appearance."""
     lists: dict[str, list[float]] = {}
     for s in samples:

@@ -29,10 +29,8 @@ class CVBench(SimpleTask):
 
     def result(self, items, samples, result):
         result = super().result(items, samples, result)
-        if absent := [k for k in SHARES if k not in result.tables["per source"]]:
-            result.notes.append(
-                f"no questions of {', '.join(absent)}: the formula is over the rest"
-            )
+        if absent := ", ".join(k for k in SHARES if k not in result.tables["per source"]):
+            result.notes.append(f"no questions of {absent}: the formula is over the rest")
         return result
 
 

@@ -31,10 +31,8 @@ class GQA(Task):
     text_keys = ("text", "prediction")
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
-        return [
-            question(i, q["question"] + SHORT, f"{q['imageId']}.jpg")
-            for i, q in _read_truth(data, settings).items()
-        ]
+        truth = _read_truth(data, settings).items()
+        return [question(i, q["question"] + SHORT, f"{q['imageId']}.jpg") for i, q in truth]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         questions = _read_truth(data, settings)
@@ -42,10 +40,9 @@ class GQA(Task):
         balanced = [i for i, q in questions.items() if q.get("isBalanced", True)]
         joined, coverage = self.join(questions, answers, settings, scored=balanced)
         predicted = {i: gqa_prediction(a.row, a.text) for i, a in joined.items()}
-        lenient = {
-            i: float(i in joined and _lenient(joined[i].text) == _lenient(questions[i]["answer"]))
-            for i in dict.fromkeys([*balanced, *joined])
-        }
+        lenient = dict.fromkeys(balanced, 0.0)
+        for i, a in joined.items():
+            lenient[i] = float(_lenient(a.text) == _lenient(questions[i]["answer"]))
         samples = {}
         for i in balanced:
             q, read = questions[i], predicted.get(i)

@@ -45,7 +45,7 @@ class MMBench(Task):
         questions = []
         for row in self._table(data, settings):
             # LLaVA stops at the first option that is not a value.
-            options = [*takewhile(lambda x: not _is_none(x), map(row.get, "ABCD"))]
+            options: Any = [*takewhile(lambda x: not _is_none(x), map(row.get, "ABCD"))]
             hint = "" if _is_none(row.get("hint")) else f"{row['hint']}\n"
             prompt = choices(f"{hint}{row['question']}", options, "")
             record = {"question_id": int(_index(row["index"])), "round_id": 0, "prompt": prompt}
@@ -55,11 +55,9 @@ class MMBench(Task):
         return questions
 
     def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
-        return [
-            Item(_index(r["index"]), choices(r["question"], texts, ""), "", (), texts)
-            for r in self._table(data, settings)
-            if (texts := tuple(_options(r).values()))
-        ]
+        found = [(r, tuple(_options(r).values())) for r in self._table(data, settings)]
+        every = [(_index(r["index"]), choices(r["question"], of, ""), of) for r, of in found if of]
+        return [Item(key, asked, "", (), of) for key, asked, of in every]
 
     def group_of(self, question: Question) -> str:
         return str(int(question.key) % ROTATION)

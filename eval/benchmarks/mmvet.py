@@ -15,7 +15,7 @@ from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.questions import Question, question
-from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
+from llava_jax.eval.task import DEFAULT, Result, Sample, Table, Task, TaskSettings, percent
 from llava_jax.reader import is_number
 from llava_jax.util import read_json, read_object
 
@@ -139,8 +139,9 @@ def read_grades(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(grades, dict) or not grades:
         raise AnswerError(f"{path}: not a grade file (id -> model, content, score)", fix=fix)
     for key, grade in grades.items():
-        scores = grade.get("score") if isinstance(grade, dict) else None
-        listed = isinstance(scores, list) and scores and isinstance(grade.get("model", []), list)
+        grade = grade if isinstance(grade, dict) else {}
+        both = (scores := grade.get("score"), grade.get("model", []))
+        listed = all(isinstance(x, list) for x in both) and scores
         if not listed or not all(x is None or (is_number(x) and 0 <= x <= 1) for x in scores):
             what = 'no list of grades from 0 to 1 under "score"'
             raise AnswerError(f"{path}: {key}: {what}", fix=fix)
@@ -167,7 +168,7 @@ def _per_run(samples: list[Sample], runs: int) -> list[float]:
     return [percent(s.details["runs"][r] for s in samples) for r in range(runs)]
 
 
-def _table(groups: dict[str, list[Sample]], runs: int) -> dict[str, dict[str, float]]:
+def _table(groups: dict[str, list[Sample]], runs: int) -> Table:
     means = {name: _round(sum(_per_run(g, runs)) / runs) for name, g in groups.items()}
     return {name: {"score": mean, "n": len(groups[name])} for name, mean in means.items()}
 

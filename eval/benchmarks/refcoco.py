@@ -33,10 +33,8 @@ class RefCoco(Task):
     options = ("refs",)
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
-        return [
-            question(key, PROMPT.format(row["expression"]), row["image"])
-            for key, row in _read_truth(data, settings).items()
-        ]
+        truth = _read_truth(data, settings).items()
+        return [question(i, PROMPT.format(r["expression"]), r["image"]) for i, r in truth]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         truth = _read_truth(data, settings)

@@ -14,7 +14,7 @@ from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.questions import LETTER, Question, question
 from llava_jax.eval.simple import Item, choices
-from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
+from llava_jax.eval.task import DEFAULT, Result, Sample, Table, Task, TaskSettings, percent
 from llava_jax.util import read_object
 
 LETTERS = "ABCDE"
@@ -43,10 +43,10 @@ class ScienceQA(Task):
         return questions
 
     def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
-        return [
-            Item(pid, choices(p["question"], p["choices"], ""), "", (), tuple(p["choices"]))
-            for pid, p in _read_problems(data, settings).items()
+        found = [
+            (i, p["question"], p["choices"]) for i, p in _read_problems(data, settings).items()
         ]
+        return [Item(i, choices(asked, of, ""), "", (), tuple(of)) for i, asked, of in found]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         problems = _read_problems(data, settings)
@@ -120,9 +120,7 @@ def _sample(answer: Answer | None, pid: str, p: dict[str, Any]) -> Sample:
     return Sample(score, text, truth, parsed, prompt, image, groups, {"is_multimodal": multimodal})
 
 
-def categories(
-    problems: dict[str, dict[str, Any]], samples: dict[str, Sample]
-) -> dict[str, dict[str, float]]:
+def categories(problems: dict[str, dict[str, Any]], samples: dict[str, Sample]) -> Table:
     """NAT SOC LAN / TXT IMG NO / G1-6 G7-12 as the owner's evaluate_acc.py cuts them."""
     if not all({"subject", "grade", "hint"} <= p.keys() for p in problems.values()):
         return {}
@@ -147,11 +145,8 @@ def categories(
 
 
 def _ensemble(
-    problems: dict[str, dict[str, Any]],
-    ours: dict[str, Answer],
-    gpt4: dict[str, str],
-    again: dict[str, str],
-) -> dict[str, dict[str, float]]:
+    problems: dict[str, Any], ours: dict[str, Answer], gpt4: dict[str, str], again: dict[str, str]
+) -> Table:
     """LLaVA with GPT-4: GPT-4 where it answers, else ours; and GPT-4 asked again with both.
 
     The script guesses at random where no letter can be read; this is the mean over those guesses,

@@ -22,8 +22,7 @@ class VQAv2(Task):
     name = "vqav2"
     headline = "overall"
     data_files = (
-        "v2_mscoco_*_annotations.json, v2_OpenEnded_mscoco_*_questions.json; "
-        "or llava_vqav2_mscoco_*.jsonl"
+        "v2_*_annotations.json, v2_OpenEnded_*_questions.json; or llava_vqav2_mscoco_*.jsonl"
     )
     llava_files = ("llava_vqav2_*.jsonl",)
     has_splits = True

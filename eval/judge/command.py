@@ -14,7 +14,7 @@ from typing import Any
 from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.benchmarks.mmvet import first_word, read_grade
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge.endpoint import Endpoint, JudgeError, in_parallel
+from llava_jax.eval.judge.endpoint import Asked, Endpoint, JudgeError, in_parallel
 from llava_jax.eval.judge.mmvet_prompt import RETRY
 from llava_jax.eval.judge.reviews import SYSTEM, read_reviews, read_scores
 from llava_jax.eval.judge.store import RETRIES, ask_until_read, check_same, digest, judge_missing
@@ -23,15 +23,12 @@ from llava_jax.progress import progress
 from llava_jax.util import read_object, write_json
 
 REVIEW_TOKENS, GRADE_TOKENS = 1024, 3
+Graded = Sequence[tuple[str, str]]  # id, message to the judge
 GRADE = ("model", "content", "score")  # lists of a question in MM-Vet's grade file
 
 
 def judge_reviews(
-    requests: Sequence[tuple[dict[str, Any], str]],
-    out: Path,
-    endpoint: Endpoint,
-    runs: int = 1,
-    threads: int = 8,
+    requests: Asked, out: Path, endpoint: Endpoint, runs: int = 1, threads: int = 8
 ) -> None:
     """Appends the reviews that `out` lacks, `runs` per request (temperature 0.2, as LLaVA's).
 
@@ -51,15 +48,11 @@ def judge_reviews(
         return [r.row for r in read_reviews(path).rows]
 
     every = [(r | ({"run": run} if run else {}), m) for run in range(runs) for r, m in requests]
-    judge_missing(every, stored, out, endpoint, review, threads)
+    judge_missing(every, out, endpoint, threads, stored, review)
 
 
 def judge_grades(
-    requests: Sequence[tuple[str, str]],
-    out: Path,
-    endpoint: Endpoint,
-    runs: int = 1,
-    threads: int = 8,
+    requests: Graded, out: Path, endpoint: Endpoint, runs: int = 1, threads: int = 8
 ) -> None:
     """Writes MM-Vet's grade file, `runs` grades per answer; goes on where `out` stopped.
 
@@ -114,12 +107,9 @@ def estimate(
     return line + _cost(", at most ", read, written, price_in, price_out)
 
 
-def _cost(
-    before: str, read: int, written: int, price_in: float | None, price_out: float | None
-) -> str:
-    if price_in is None or price_out is None:
-        return ""
-    return f"{before}${(read * price_in + written * price_out) / 1e6:.2f}"
+def _cost(before: str, read: int, written: int, *prices: float | None) -> str:
+    each = [n * price for n, price in zip((read, written), prices) if price is not None]
+    return f"{before}${sum(each) / 1e6:.2f}" if len(each) == 2 else ""
 
 
 def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:

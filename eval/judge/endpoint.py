@@ -23,6 +23,7 @@ from llava_jax.util import need, read_text, write_text
 
 REASONING_TOKENS = 8192  # room to think, for models that count it among the tokens of a reply
 _THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+Asked = Sequence[tuple[dict[str, Any], str]]  # a row to fill, and the message to a judge
 A = TypeVar("A")
 B = TypeVar("B")
 

@@ -8,7 +8,6 @@ reply that names no option is asked for again and then counted apart: the exact 
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import read_checked
-from llava_jax.eval.judge.endpoint import Endpoint
+from llava_jax.eval.judge.endpoint import Asked, Endpoint
 from llava_jax.eval.judge.store import RETRIES, ask_until_read, check_same, judge_missing
 from llava_jax.eval.questions import LETTER, SHORT
 from llava_jax.eval.rules import named_letters
@@ -52,20 +51,14 @@ def open_answers(
     return letters, read, asked
 
 
-def requests(
-    task: Task, answers: Path, data: Path, settings: TaskSettings
-) -> list[tuple[dict[str, Any], str]]:
+def requests(task: Task, answers: Path, data: Path, settings: TaskSettings) -> Asked:
     """(row, message) of each answer that a model is to read."""
     letters, _, asked = open_answers(task, answers, data, settings)
     return [({"question_id": k, "letters": letters[k]}, m) for k, m in asked.items()]
 
 
 def extract_answers(
-    requests: Sequence[tuple[dict[str, Any], str]],
-    out: Path,
-    endpoint: Endpoint,
-    runs: int = 1,
-    threads: int = 8,
+    requests: Asked, out: Path, endpoint: Endpoint, runs: int = 1, threads: int = 8
 ) -> None:
     """Appends what `out` lacks: question_id, extracted (null where no reply could be read), content.
 
@@ -79,7 +72,7 @@ def extract_answers(
         read, reply = ask_until_read(endpoint, lambda t: read_reply(t, row["letters"]), tries)
         return {**row, "extracted": read, "content": reply.text}
 
-    judge_missing(requests, _read, out, endpoint, extract, threads)
+    judge_missing(requests, out, endpoint, threads, _read, extract)
 
 
 def read_reply(reply: str, letters: str) -> str | None:

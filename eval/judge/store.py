@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge.endpoint import Endpoint, JudgeReply, in_parallel, repair_lines
+from llava_jax.eval.judge.endpoint import Asked, Endpoint, JudgeReply, in_parallel, repair_lines
 from llava_jax.progress import progress
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Row = dict[str, Any]
 RETRIES = 3  # of a reply that cannot be read
 
 
@@ -34,7 +35,7 @@ def check_same(out: Path, key: str, old: Mapping[str, Any], message: str, judge:
 
 
 def ask_until_read(
-    endpoint: Endpoint, read: Callable[[str], T | None], tries: Sequence[dict[str, Any]]
+    endpoint: Endpoint, read: Callable[[str], T | None], tries: Sequence[Row]
 ) -> tuple[T | None, JudgeReply]:
     """What `read` makes of the first reply in which it finds anything, and that reply; None after all.
 
@@ -50,16 +51,12 @@ def ask_until_read(
 
 
 def judge_missing(
-    requests: Sequence[tuple[dict[str, Any], str]],
-    stored: Callable[[Path], Iterable[dict[str, Any]]],
-    out: Path,
-    endpoint: Endpoint,
-    work: Callable[[dict[str, Any], str], dict[str, Any]],
-    threads: int,
-) -> None:
+    requests: Asked, out: Path, endpoint: Endpoint, threads: int,
+    stored: Callable[[Path], Iterable[Row]], work: Callable[[Row, str], Row],
+) -> None:  # fmt: skip
     """Appends to `out` the rows that it lacks, by id and run, in the order of the requests.
 
-    requests: (row, message). stored: the rows of a file. work: (row, message) -> the whole row.
+    stored: the rows of a file. work: (row, message) -> the whole row.
     """
     done = {}
     if out.exists() and out.stat().st_size:
@@ -73,7 +70,7 @@ def judge_missing(
             todo.append((row, message))
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    def one(asked: tuple[dict[str, Any], str]) -> dict[str, Any]:
+    def one(asked: tuple[Row, str]) -> Row:
         return work(*asked) | {"request": digest(asked[1]), "judge_model": endpoint.model}
 
     with progress(len(requests), "judge", "reply", initial=len(requests) - len(todo)) as bar:

@@ -89,7 +89,7 @@ def row_of(result: dict[str, Any]) -> str:
     """The paper's row of a result's own size, "" where the file does not say or it is of none."""
     both = [result.get(name) for name in ("settings", "experiment")]
     settings, experiment = (x if isinstance(x, dict) else {} for x in both)
-    count = settings.get("parameters")
+    count: Any = settings.get("parameters")
     # With the tower, and the 7B and 13B of any decoder.
     known = SIZES if is_number(count) else ()
     size = next((n for n, low, high in known if low <= count < high), "")
@@ -161,11 +161,9 @@ def asked_object(question: str) -> str:
 
 
 SUMMARY_HEADER = ["benchmark", "run", "ours", "95 %", *ROWS, "difference", "remark"]
-LEGEND = (
-    "95 %: bootstrap over pictures with all their questions. Difference: to the paper's row of the "
-    "model's own size, where that is known and the set is the paper's; ! where it is more than noise. "
-    "Remark: ! where questions are unanswered."
-)
+LEGEND = """95 %: bootstrap over pictures with all their questions. Difference: to the paper's row of the
+model's own size, where that is known and the set is the paper's; ! where it is more than noise.
+Remark: ! where questions are unanswered."""
 RADAR_LEGEND = "Each axis runs from 85 % of its smallest value, in the middle, to its largest."
 
 

@@ -27,7 +27,7 @@ def read_result(path: Path) -> dict[str, Any]:
 _FIX = "write one with eval score --json"
 # What the report reads of a sample of these benchmarks besides score, answer and truth.
 _GROUPS = {"pope": ("split",), "mme": ("task", "pair")}
-_DETAILS = dict.fromkeys(("llava_wild", "coco30"), ("model", "reference"))
+_DETAILS: dict[str, tuple] = dict.fromkeys(("llava_wild", "coco30"), ("model", "reference"))
 
 
 def _shapes(r: dict[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -52,8 +52,8 @@ def read_experiment(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: {name} is not an option of an experiment", fix=fix)
         if given is None:
             continue
-        wanted = (str, list, dict) if name == "tasks" else (int, float) if kind is float else kind
-        wanted = str if wanted is Path else wanted
+        special: dict[type, Any] = {float: (int, float), Path: str}
+        wanted = (str, list, dict) if name == "tasks" else special.get(kind, kind)
         if not isinstance(given, wanted) or (kind is not bool and isinstance(given, bool)):
             raise DataError(f"{path}: {name} is {given!r}, not of type {kind.__name__}")
         found[str(name).replace("-", "_")] = Path(given) if kind is Path else given
