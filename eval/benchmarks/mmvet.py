@@ -139,9 +139,8 @@ def read_grades(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(grades, dict) or not grades:
         raise AnswerError(f"{path}: not a grade file (id -> model, content, score)", fix=fix)
     for key, grade in grades.items():
-        grade = grade if isinstance(grade, dict) else {}
-        both = (scores := grade.get("score"), grade.get("model", []))
-        listed = all(isinstance(x, list) for x in both) and scores
+        scores: Any = grade.get("score") if isinstance(grade, dict) else None
+        listed = isinstance(scores, list) and scores and isinstance(grade.get("model", []), list)
         if not listed or not all(x is None or (is_number(x) and 0 <= x <= 1) for x in scores):
             what = 'no list of grades from 0 to 1 under "score"'
             raise AnswerError(f"{path}: {key}: {what}", fix=fix)

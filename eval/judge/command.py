@@ -120,7 +120,7 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
     for name in ("runs", "parallel"):
         if getattr(args, name) < 1:
             raise LlavaError(f"--{name} must be at least 1")
-    requests: list[Any]
+    requests: Sequence[Any]
     if extracts:
         from llava_jax.eval.judge import extract
 
