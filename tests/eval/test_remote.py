@@ -13,15 +13,24 @@ from llava_jax.cli import main
 from llava_jax.eval.answers import read_answers
 from llava_jax.eval.judge.endpoint import JudgeError
 from llava_jax.eval.run.remote import RemoteModel
-from llava_jax.generate.request import Request
+from llava_jax.generate.request import Reply, Request
 from tests.generate.tiny import model
 
 
+class Deaf:
+    """Says the same to everything, and takes no picture."""
+
+    def generate_batch(self, requests, batch_size):
+        if any(r.images for r in requests):
+            raise ValueError("no picture")
+        return [Reply("what?", (), "stop") for _ in requests]
+
+
 class Server:
-    """chat/completions over a LlavaModel; dies after so many answers."""
+    """chat/completions over a model; dies after so many answers."""
 
     def __init__(self, asked):
-        self.left, self.lock, self.bodies = None, threading.Lock(), []
+        self.left, self.lock, self.bodies, self.asked = None, threading.Lock(), [], asked
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,7 +45,7 @@ class Server:
                         return self._send(503, {"error": {"message": "gone"}})
                     server.left = None if server.left is None else server.left - 1
                     try:
-                        reply = asked.generate_batch([request_of(body)], batch_size=1)[0]
+                        reply = server.asked.generate_batch([request_of(body)], batch_size=1)[0]
                     except Exception as e:
                         return self._send(400, {"error": {"message": type(e).__name__}})
                 choice = {"message": {"role": "assistant", "content": reply.text}}
@@ -66,24 +75,18 @@ def request_of(body):
     return Request(text, images, max_new_tokens=body["max_tokens"])
 
 
-@pytest.fixture(scope="module")
-def asked():
-    return model()
-
-
 @pytest.fixture
-def server(monkeypatch, asked):
+def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    s = Server(asked)
+    s = Server(Deaf())
     yield s
     s.server.shutdown()
     s.server.server_close()
 
 
 @pytest.mark.slow
-def test_the_same_answers_as_weights_also_after_a_failure(
-    server, asked, tmp_path, monkeypatch, capsys
-):
+def test_the_same_answers_as_weights_also_after_a_failure(server, tmp_path, monkeypatch, capsys):
+    asked = server.asked = model()
     write_sets(tmp_path / "sets", count=2)
     monkeypatch.setattr("llava_jax.eval.run.model.load_model", lambda path, **_: asked)
 
