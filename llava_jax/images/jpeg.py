@@ -7,6 +7,7 @@ which spares Pillow's buffers and a copy. Where the two might differ, or anythin
 from __future__ import annotations
 
 import functools
+import io
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,23 @@ def _same_sampling(image: Image.Image) -> bool:
 
 @functools.cache
 def _library() -> Any:
-    """simplejpeg; None where it is not installed, or Pillow has a libjpeg of another kind."""
+    """simplejpeg; None where it is not installed, or decodes otherwise than the Pillow that is."""
     if not features.check_feature("libjpeg_turbo"):
         return None
     try:
         import simplejpeg
     except ImportError:
         return None
-    return simplejpeg
+    return simplejpeg if _agree(simplejpeg) else None
+
+
+def _agree(library: Any) -> bool:
+    """Whether both give the same pixels here, of noise with each sampling: builds of the library differ."""
+    noise = np.random.default_rng(0).integers(0, 256, (67, 53, 3), np.uint8)
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, "JPEG", quality=90, subsampling=subsampling)
+        ours = library.decode_jpeg(file.getvalue(), "RGBX")[..., :3]
+        if not np.array_equal(ours, np.asarray(Image.open(file))):
+            return False
+    return True

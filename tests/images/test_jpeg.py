@@ -73,3 +73,15 @@ def test_damaged_ones_are_judged_by_pillow():
 def test_without_the_library_pillow_decodes(monkeypatch):
     monkeypatch.setattr(jpeg, "_library", lambda: None)
     assert isinstance(open_pixels(encoded(300, 300)), Image.Image)
+
+
+def test_a_library_with_other_pixels_is_not_used():
+    class Other:
+        @staticmethod
+        def decode_jpeg(data: bytes, form: str) -> np.ndarray:
+            pixels = simplejpeg.decode_jpeg(data, form).copy()
+            pixels[3, 4, 1] ^= 1
+            return pixels
+
+    assert jpeg._agree(simplejpeg)
+    assert not jpeg._agree(Other)
