@@ -12,7 +12,7 @@ from llava_jax.images import jpeg
 from llava_jax.images.decode import open_image, open_pixels
 from llava_jax.images.pixels import to_pixels
 
-pytest.importorskip("simplejpeg")
+simplejpeg = pytest.importorskip("simplejpeg")
 
 
 def encoded(width: int, height: int, mode: str = "RGB", **options) -> bytes:
