@@ -252,6 +252,14 @@ def parse_values(
     return values
 
 
+def may_go_on(text: str, end: int) -> bool:
+    """Whether a JSON number that ends at `end` of a window may go on in the next one.
+
+    "0.5" and "1e-3" can be cut behind the mark that follows their whole part.
+    """
+    return text[end : end + 3] in ("", ".", "e", "E", "e+", "e-", "E+", "E-")
+
+
 def json_decoder(doubled: bool = False) -> json.JSONDecoder:
     """A decoder; with `doubled`, an object with a key twice comes as Doubled."""
     return json.JSONDecoder(object_pairs_hook=_object if doubled else None)

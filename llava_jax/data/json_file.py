@@ -21,7 +21,7 @@ import numpy as np
 
 from llava_jax import storage
 from llava_jax.errors import SampleError
-from llava_jax.util import parse_values, read_text
+from llava_jax.util import may_go_on, parse_values, read_text
 
 WINDOW = 2**20
 """Bytes of a file that are looked at together; more where a record is longer."""
@@ -171,7 +171,7 @@ class _Text:
         while True:
             try:
                 record, end = self._plain.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._ended:
+                if self._ended or not may_go_on(self._text, end):
                     break
             except json.JSONDecodeError:
                 if self._ended:

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import SampleError, instead_of_file
-from llava_jax.util import json_decoder
+from llava_jax.util import json_decoder, may_go_on
 
 CHUNK = 1 << 20
 _SPACE = " \t\r\n"
-# A number that ends the window may go on in the next one, also where "0.5" or "1e-3" is cut
-# behind the mark that follows its whole part.
-_GOES_ON = ("", ".", "e", "E", "e+", "e-", "E+", "E-")
 Told = Callable[[int], Any]
 """Takes the number of bytes that were read since it was called last."""
 
@@ -106,13 +103,13 @@ class _Text:
                 found, end = self._decode(self._buffer, self._at)
             except json.JSONDecodeError as e:
                 # Only what can be the window's end, and not a mistake, is worth reading on for.
-                cut = e.msg.startswith("Unterminated") or e.pos > len(self._buffer) - 16
-                if cut and self._more():
+                open_text = e.msg.startswith("Unterminated")
+                if (open_text or e.pos > len(self._buffer) - 16) and self._more():
                     continue
-                raise self._error(e.pos) from None
+                raise self._error(e.pos, open_text) from None
             except (RecursionError, ValueError):
                 raise self._error(self._at) from None
-            if self._buffer[end : end + 3] in _GOES_ON and self._more():
+            if may_go_on(self._buffer, end) and self._more():
                 continue
             self._at = end
             return found
@@ -170,8 +167,8 @@ class _Text:
             self._told(len(data))
         return True
 
-    def _error(self, at: int) -> SampleError:
+    def _error(self, at: int, open_text: bool = False) -> SampleError:
         line = self._line + self._buffer.count("\n", 0, at)
-        cut_off = self._ended and not self._buffer[at:].strip(_SPACE)
+        cut_off = self._ended and (open_text or not self._buffer[at:].strip(_SPACE))
         fix = "the file ends too early: was it copied whole?" if cut_off else None
         return SampleError(f"{self._path}: not JSON at line {line}", fix=fix)

@@ -42,6 +42,17 @@ def test_records_are_those_of_the_whole_file(tmp_path, monkeypatch, window, text
     assert found[3:5] == expected[3:5]
 
 
+@pytest.mark.parametrize("value", ["1.5", "-2e-3", "1E+5", "NaN", "-Infinity", "null"])
+@pytest.mark.parametrize("form", ['[{"a": 1}, %s, {"b": 2}]', '{"a": 1}\n%s\n{"b": 2}'])
+def test_a_number_is_no_record_wherever_the_window_ends(tmp_path, monkeypatch, value, form):
+    path = tmp_path / "a.json"
+    path.write_text(form % value)
+    for window in range(1, 24):
+        monkeypatch.setattr(json_file, "WINDOW", window)
+        found = JsonFile(path)
+        assert repr(list(found.scan())) == repr(read_records(path)) == repr(found[:])
+
+
 def test_a_doubled_key_is_seen_in_its_record_alone(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[{"id": 1, "image": "a"}, {"id": 2, "image": "b", "image": "c"}]')

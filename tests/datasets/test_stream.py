@@ -75,6 +75,7 @@ def test_doubled_keys_are_seen(file):
     ("text", "said"),
     [
         ("[1, 2", "line 1 (the file ends too early"),
+        ('{"a": [],\n "177', "line 2 (the file ends too early"),
         ('[{"a": 1},\n{"a": }]', "not JSON at line 2"),
         ("[1] [2]", "not JSON at line 1"),
         ('[1,\n2 "x"]', "not JSON at line 2"),
