@@ -104,7 +104,7 @@ def _turn(turn: Any, placed: list[Any]) -> tuple[str, str]:
             own = next(
                 (part[k] for k in ("image", "image_url", "url", "path") if part.get(k)), None
             )
-            placed += [own["url"] if isinstance(own, Mapping) and "url" in own else own] * bool(own)
+            placed.append(own["url"] if isinstance(own, Mapping) and "url" in own else own)
             parts.append(f"{IMAGE_TAG}\n")
         else:
             raise SampleError(f"a part of a turn is {kind!r}, which is neither text nor image")
@@ -112,11 +112,18 @@ def _turn(turn: Any, placed: list[Any]) -> tuple[str, str]:
 
 
 def _pictures(row: Mapping[str, Any], placed: list[Any]) -> list[Any]:
+    """The pictures of a row. placed: of each image part of its turns, the picture or nothing."""
     own = next((row[k] for k in _PICTURES if row.get(k)), None)
     listed = own if isinstance(own, list) else [] if own is None else [own]
-    if placed and listed and len(placed) != len(listed):
-        raise SampleError(f"{len(listed)} images beside the turns and {len(placed)} in them")
-    return placed or listed
+    if not placed:
+        return listed
+    inside = [picture for picture in placed if picture]
+    if len(inside) == len(placed) and len(listed) in (0, len(placed)):
+        return inside
+    if not inside and len(listed) == len(placed):
+        return listed
+    found = f"{len(inside)} of them with a picture, and {len(listed)} images beside the turns"
+    raise SampleError(f"{len(placed)} image parts in its turns, {found}")
 
 
 def _path(picture: Any, save: Save | None) -> str:

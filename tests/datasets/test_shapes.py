@@ -29,8 +29,10 @@ def test_pictures_keep_their_places():
         {"type": "image_url", "image_url": {"url": "b.jpg"}},
     ]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "Same."}]
-    with pytest.raises(SampleError, match="2 images beside the turns and 1 in them"):
+    with pytest.raises(SampleError, match="2 image parts in its turns, 1 of them with a picture"):
         to_ours({"messages": messages, "images": ["a.jpg", "b.jpg"]}, 0)
+    with pytest.raises(SampleError, match="2 image parts"):  # not a record without its picture
+        to_ours({"messages": messages}, 0)
     content[1]["image"] = "a.jpg"
     made = to_ours({"messages": messages}, 3)
     assert made["id"] == "3"
