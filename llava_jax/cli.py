@@ -78,7 +78,7 @@ COMMANDS = {
         aliases="check checksum digest fsck sha256sum",
     ),
     "chat": Command(
-        "llava_jax.chat",
+        "llava_jax.chat.cli",
         "talk with a model about one or more images",
         aliases="ask cli generate infer inference predict run",
     ),

@@ -19,6 +19,8 @@ NOT_RUN = {
     r"--profile": "more steps than are run here; tests/train/test_profiling.py traces one",
     r"--supervise": "starts processes; tests/train/test_supervise.py runs it",
     r"^python bench/checkpoint\.py": "writes gigabytes; tests/train/test_checkpoint.py holds what it measures",
+    r"^python -m bench\.serve": "minutes, and starts servers; tests/serve hold what it measures",
+    r"^llava-jax chat .*--folder": "needs a folder; tests/chat/test_folder.py has one",
     r"^python -m bench\.attack": "minutes; tests/serve/test_attack.py runs each with small counts",
     r"^python -m bench\.survival": "minutes to hours; tests/train hold the short form of each part",
     r"^python bench/plan\.py": "compiles for an hour; tests/plan holds what its rows say",

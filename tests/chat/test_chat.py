@@ -16,7 +16,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from llava_jax import chat, cli
+from llava_jax import cli
+from llava_jax.chat import session as chat
 from llava_jax.errors import ImageError
 from llava_jax.images.decode import open_image
 from llava_jax.model import LlavaModel, load
@@ -223,6 +224,19 @@ def test_a_conversation_at_a_terminal(folder):
         line.send("and this?")
         said = line.until(r"model> [\s\S]*?you> ")
         assert printable(second) in said.replace("\r\n", "\n")
+        assert re.search(
+            r"\(8 tokens, first after [\d.]+ s, then [\d.]+ tokens/s; prompt \d+", said
+        )
+        line.send(f"/save {folder.parent / 'talk.json'}")
+        line.until(r"saved to[\s\S]*you> ")
+        line.send('/json {"type": "boolean"}')
+        line.until(r"answers are JSON[\s\S]*you> ")
+        line.send("is it?")
+        assert re.search(r"model> (true|false)\r", line.until(r"model> [\s\S]*?you> "))
+        line.send("/json")
+        line.until(r"answers are words[\s\S]*you> ")
+        line.press(b"/ima\t'" + str(folder.parent).encode() + b"/b c\t\n")
+        line.until(r"1 image to go with your next message[\s\S]*you> ")
         line.send("/rest")
         line.until(r"did you mean /reset\?[\s\S]*you> ")
         line.send("/help")
@@ -239,6 +253,9 @@ def test_a_conversation_at_a_terminal(folder):
         line.until(r"/image FILE shows a file[\s\S]*you> ")
         line.send("/quit now")
         assert line.code() == 0
+        saved = json.loads((folder.parent / "talk.json").read_text())["messages"]
+        assert [m["role"] for m in saved] == ["user", "assistant"] * 2
+        assert saved[2]["content"][0]["image_url"]["url"] == b.as_uri()
     finally:
         line.process.kill()
 

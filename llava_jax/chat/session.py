@@ -1,24 +1,19 @@
-"""`llava-jax chat`: talk with a model about one or more images, in the terminal or in a pipe.
-
-In a terminal it is a conversation with commands; with --prompt, or a question piped in, it answers
-once and ends. Nothing heavy is imported before the model is loaded.
-"""
+"""A conversation at a terminal, with commands, or one answer in a pipe."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llava_jax.chat import terminal
+from llava_jax.chat.files import file_names, read_schema, write_conversation
 from llava_jax.errors import LlavaError, PromptError, counted, did_you_mean
-from llava_jax.settings import SAMPLING, ImageLimits, SamplingSettings, add_options, rows
 from llava_jax.util import printable
 
 if TYPE_CHECKING:
@@ -26,100 +21,16 @@ if TYPE_CHECKING:
 
     from llava_jax.model import LlavaModel, Reply, Stream
 
-SHIPPED_NOTE = (
-    "Using `tiny`, the small bundled model, which only knows coloured shapes; "
-    "--model FOLDER names another"
-)
 PASTE_GAP = 0.05  # seconds within which pasted lines follow each other
-LIMITS = rows(ImageLimits)
-HELP = """  /image FILE ...  show one or more images with the next message
+HELP = """  /image FILE ...  show one or more images with the next message (Tab completes names)
   /system TEXT     set the system prompt and start over, without images (no TEXT: the template's)
-  /reset           start over: forget everything said and shown
+  /json SCHEMA     answer in JSON by a schema, a file or the text itself (no SCHEMA: in words again)
+  /clear           start over: forget everything said and shown
+  /save FILE       write the conversation: FILE.json as OpenAI's messages, FILE.md to read
   /help            this list
   /quit            leave (so does Ctrl-D)
   Ctrl-C stops an answer; pressed twice it exits. Lines that are pasted together are one message.
   A message that starts with // is sent with one slash."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument(
-        "--model",
-        help="checkpoint folder, hub id, or tiny: the small one that comes with llava_jax and only "
-        "knows coloured shapes (default)",
-    )
-    parser.add_argument(
-        "--image",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="show these first (paths or file:// URIs; nothing is fetched)",
-    )
-    parser.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer, and end")
-    asking = parser.add_argument_group("prompt and sampling")
-    add_options(asking, SAMPLING, [name for name in SAMPLING if name != "stop"])
-    loading = parser.add_argument_group("model loading")
-    loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
-    loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
-    loading.add_argument(
-        "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
-    )
-    loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
-    loading.add_argument(
-        "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
-    )
-    images = parser.add_argument_group("image limits")
-    add_options(images, LIMITS, LIMITS)
-    images.add_argument(
-        "--no-exif",
-        action="store_true",
-        help="ignore EXIF rotation: photographs as they are stored",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs the command. Raises LlavaError for a model, image or setting that cannot be used."""
-    from llava_jax.images.decode import Limits, open_image
-    from llava_jax.text.conversation import find_template
-
-    prompt: str | None = args.prompt
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
-    if prompt is not None and not prompt.strip():
-        raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
-    # Fail fast on typos: loading the model takes minutes.
-    settings = given(args, SAMPLING)
-    if template := SamplingSettings(**settings).template:
-        find_template(template)
-    open_file = partial(open_image, limits=Limits(**given(args, LIMITS)), exif=not args.no_exif)
-    images = [open_file(file) for file in args.image]
-    if args.model is None:
-        print(SHIPPED_NOTE, file=sys.stderr, flush=True)
-    if prompt is None:
-        print(f"loading {args.model or 'tiny'} ...", flush=True)
-
-    from llava_jax.generate.compile_cache import use_compile_cache
-    from llava_jax.model import load
-
-    use_compile_cache()
-    model = load(
-        args.model or "tiny",
-        dtype=args.dtype,
-        base=args.base,
-        vision_tower=args.vision_tower,
-        allow_pickle=args.allow_pickle,
-        quantize=args.quantize,
-        template=template,
-    )
-    session = Session(model, settings, images, open_file)
-    session.talk() if prompt is None else session.once(prompt)
-    return 0
-
-
-def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the settings that the command line has."""
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 class Session:
@@ -146,9 +57,14 @@ class Session:
         self.commands: dict[str, Callable[[str], None]] = {
             "image": self.show,
             "system": self.set_system,
+            "json": self.set_json,
+            "clear": lambda _: self.reset(),
             "reset": lambda _: self.reset(),
+            "save": self.save,
             "help": lambda _: print(HELP),
         }
+        self.names: list[str] = []  # of the images in `pending`
+        self.shown: list[list[str]] = []  # of those of each message that was answered
         self.conversation = model.chat(**settings)
 
     def once(self, prompt: str) -> None:
@@ -161,8 +77,7 @@ class Session:
 
     def talk(self) -> None:
         """Reads messages until the user leaves."""
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  gives input() line editing and a history
+        terminal.start_editing(self.commands)
         shown = f", {counted(len(self.pending), 'image')} shown" if self.pending else ""
         print(f"ready{shown}. Type a message, or /help.")
         while True:
@@ -223,17 +138,24 @@ class Session:
         before = signal.signal(signal.SIGINT, interrupt)
         try:
             print("model> ", end="", flush=True)
+            start = time.monotonic()
             stream = self.conversation.stream(text, self.pending)
+            first = time.monotonic()  # its first token is there
             stream.cancelled = self.interrupted
             shown, self.pending = self.pending, []
             reply = print_pieces(stream)
+            end = time.monotonic()
         finally:
             signal.signal(signal.SIGINT, before)
         self.interrupted.clear()  # at the prompt, Ctrl-C asks once before it leaves
         if not reply.text:  # such a turn is not remembered
             self.pending = shown
+        else:
+            self.shown.append(self.names)
+            self.names = []
         for note in notes(reply):
             print(f"({note})")
+        print(terminal.dim(f"({speed(reply, first - start, end - first)})"))
         if self.pending:
             print(f"({waiting(self.pending)})")
 
@@ -242,7 +164,10 @@ class Session:
         files = file_names(rest)
         if not files:
             raise PromptError("which file?", fix="/image FILE")
-        self.pending += [self.open_file(file) for file in files]
+        opened = [self.open_file(file) for file in files]
+        for image in opened:
+            terminal.show(image)
+        self.pending, self.names = [*self.pending, *opened], [*self.names, *files]
         print(f"({waiting(self.pending)})")
 
     def set_system(self, text: str) -> None:
@@ -250,10 +175,24 @@ class Session:
         self.settings["system"] = text or None
         self.reset()
 
+    def set_json(self, text: str) -> None:
+        """/json: the form of answers from here on; the conversation goes on."""
+        form = read_schema(text) if text else None
+        settings = {**self.settings, "response_format": form}
+        self.model.chat(**settings)  # for its checks
+        self.settings = self.conversation.settings = settings
+        print("(answers are JSON by this schema)" if form else "(answers are words)")
+
+    def save(self, text: str) -> None:
+        """/save: writes what was said; a file that is there is left as it is."""
+        write_conversation(text, self.conversation.messages, self.shown, self.settings)
+        print(f"(saved to {text})")
+
     def reset(self) -> None:
-        """/reset: a new conversation, without the images that were shown or were to be."""
+        """/clear: a new conversation, without the images that were shown or were to be."""
         had_images = bool(self.pending or self.conversation.has_images)
         self.conversation, self.pending = self.model.chat(**self.settings), []
+        self.names, self.shown = [], []
         again = "; show the image again with /image" if had_images else ""
         print(f"(a new conversation{again})")
 
@@ -274,6 +213,15 @@ def notes(reply: Reply) -> list[str]:
         "stopped": reply.finish_reason == "cancelled",
     }
     return [note for note, is_so in said.items() if is_so]
+
+
+def speed(reply: Reply, first: float, rest: float) -> str:
+    """Tokens and times of an answer. first, rest: seconds up to its first token, and from there."""
+    reused = f", {reply.cached_tokens} reused" if reply.cached_tokens else ""
+    said = f"{counted(len(reply.ids), 'token')}, first after {first:.2f} s"
+    if len(reply.ids) > 1 and rest > 0:
+        said += f", then {(len(reply.ids) - 1) / rest:.1f} tokens/s"
+    return f"{said}; prompt {reply.prompt_tokens}{reused}"
 
 
 def waiting(images: Sequence[Image]) -> str:
@@ -297,15 +245,3 @@ def more_waits() -> bool:
         return bool(select.select([sys.stdin], [], [], PASTE_GAP)[0])
     except (OSError, ValueError):  # no terminal of a kind that can be asked
         return False
-
-
-def file_names(text: str) -> list[str]:
-    """File names as a shell reads them, so that quoted and dropped ones work; else the whole text."""
-    from llava_jax.images.decode import local_path
-
-    if text and os.path.exists(local_path(text)):
-        return [text]
-    try:
-        return shlex.split(text)
-    except ValueError:  # an apostrophe in a name
-        return [text]

@@ -1,0 +1,117 @@
+"""The command: its options, and which of its forms is meant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from llava_jax.chat.files import read_schema
+from llava_jax.chat.folder import answer_folder, check_folder
+from llava_jax.chat.session import Session
+from llava_jax.errors import PromptError
+from llava_jax.settings import SAMPLING, ImageLimits, SamplingSettings, add_options, rows
+
+SHIPPED_NOTE = (
+    "Using `tiny`, the small bundled model, which only knows coloured shapes; "
+    "--model FOLDER names another"
+)
+LIMITS = rows(ImageLimits)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "--model",
+        help="checkpoint folder, hub id, or tiny: the small one that comes with llava_jax and only "
+        "knows coloured shapes (default)",
+    )
+    parser.add_argument(
+        "--image",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="show these first (paths or file:// URIs; nothing is fetched)",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer, and end")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="ask --prompt about every image of a folder, alone"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="with --folder: JSON lines; run again, and it goes on"
+    )
+    parser.add_argument(
+        "--json", metavar="SCHEMA", help="answer in JSON by a schema: a file, or the text itself"
+    )
+    asking = parser.add_argument_group("prompt and sampling")
+    add_options(asking, SAMPLING, [name for name in SAMPLING if name != "stop"])
+    loading = parser.add_argument_group("model loading")
+    loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
+    loading.add_argument(
+        "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
+    )
+    loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
+    loading.add_argument(
+        "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
+    )
+    images = parser.add_argument_group("image limits")
+    add_options(images, LIMITS, LIMITS)
+    images.add_argument(
+        "--no-exif",
+        action="store_true",
+        help="ignore EXIF rotation: photographs as they are stored",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command. Raises LlavaError for a model, image or setting that cannot be used."""
+    from llava_jax.images.decode import Limits, open_image
+    from llava_jax.text.conversation import find_template
+
+    check_folder(args)
+    prompt: str | None = args.prompt
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
+    # Fail fast on typos: loading the model takes minutes.
+    settings = given(args, SAMPLING)
+    if args.json:
+        settings["response_format"] = read_schema(args.json)
+    if template := SamplingSettings(**given(args, SAMPLING)).template:
+        find_template(template)
+    open_file = partial(open_image, limits=Limits(**given(args, LIMITS)), exif=not args.no_exif)
+    images = [open_file(file) for file in args.image]
+    if args.model is None:
+        print(SHIPPED_NOTE, file=sys.stderr, flush=True)
+    if prompt is None:
+        print(f"loading {args.model or 'tiny'} ...", flush=True)
+
+    from llava_jax.generate.compile_cache import use_compile_cache
+    from llava_jax.model import load
+
+    use_compile_cache()
+    model = load(
+        args.model or "tiny",
+        dtype=args.dtype,
+        base=args.base,
+        vision_tower=args.vision_tower,
+        allow_pickle=args.allow_pickle,
+        quantize=args.quantize,
+        template=template,
+    )
+    if args.folder:
+        return answer_folder(model, settings, args, open_file)
+    session = Session(model, settings, images, open_file)
+    session.names = list(args.image)
+    session.talk() if prompt is None else session.once(prompt)
+    return 0
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the settings that the command line has."""
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}

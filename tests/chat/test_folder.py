@@ -1,0 +1,64 @@
+"""A folder of pictures in, JSON lines out; broken off and gone on with."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_jax import cli
+from llava_jax.model import load
+from tests.generate.tiny import model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("folder")
+    model().save(path / "model")
+    (path / "in" / "deep").mkdir(parents=True)
+    for i, name in enumerate(("b.png", "a.JPG", "deep/c.png")):
+        pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / "in" / name)
+    (path / "in" / "notes.txt").write_text("no picture")
+    return path
+
+
+def test_a_folder_is_answered_and_a_second_run_goes_on(folder, capsys):
+    out = folder / "answers.jsonl"
+    words = [
+        "chat",
+        "--model",
+        str(folder / "model"),
+        "--folder",
+        str(folder / "in"),
+        "--out",
+        str(out),
+    ]
+    words += ["--prompt", "what?", "--max-new-tokens", "5"]
+    assert cli.main(words) == 0
+    lines = out.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["image"] for row in rows] == ["a.JPG", "b.png", "deep/c.png"]
+    want = load(folder / "model").generate("what?", folder / "in" / "b.png", max_new_tokens=5)
+    assert rows[1]["answer"] == want.text
+    assert "3 of 3" in capsys.readouterr().err
+    out.write_text(lines[0] + "\n" + lines[1][:9])  # a run that was killed while it wrote
+    (folder / "in" / "bad.png").write_bytes(b"no picture")
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "bad.png" in said
+    assert "1 image could not be answered" in said
+    assert sorted(out.read_text().splitlines()) == sorted(lines)
+
+
+def test_what_does_not_go_together(folder, capsys):
+    words = ["chat", "--model", str(folder), "--folder", str(folder / "in")]
+    other = folder / "other.jsonl"
+    other.write_text('{"image": "b.png", "prompt": "why?"}\n')
+    for more, says in (
+        ([], "--folder and --out go together"),
+        (["--out", "a"], "asks --prompt"),
+        (["--out", str(other), "--prompt", "what?"], "no answer to this question"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert says in capsys.readouterr().err
