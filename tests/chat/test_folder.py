@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from llava_jax import cli
-from llava_jax.model import load
+from llava_jax.model import Request, load
 from tests.generate.tiny import model
 
 
@@ -23,7 +23,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_a_folder_is_answered_and_a_second_run_goes_on(folder, capsys):
+def test_a_folder_is_answered_and_a_second_run_goes_on(folder, capsys, monkeypatch):
+    talker = load(folder / "model")
+    monkeypatch.setattr("llava_jax.model.load", lambda *_, **__: talker)  # compiled once
     out = folder / "answers.jsonl"
     words = [
         "chat",
@@ -39,7 +41,7 @@ def test_a_folder_is_answered_and_a_second_run_goes_on(folder, capsys):
     lines = out.read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["image"] for row in rows] == ["a.JPG", "b.png", "deep/c.png"]
-    want = load(folder / "model").generate("what?", folder / "in" / "b.png", max_new_tokens=5)
+    (want,) = talker.generate_batch([Request("what?", folder / "in" / "b.png", max_new_tokens=5)])
     assert rows[1]["answer"] == want.text
     assert "3 of 3" in capsys.readouterr().err
     out.write_text(lines[0] + "\n" + lines[1][:9])  # a run that was killed while it wrote
