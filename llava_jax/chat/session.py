@@ -155,7 +155,8 @@ class Session:
             self.names = []
         for note in notes(reply):
             print(f"({note})")
-        print(terminal.dim(f"({speed(reply, first - start, end - first)})"))
+        if reply.text:
+            print(terminal.dim(f"({speed(reply, first - start, end - first)})"))
         if self.pending:
             print(f"({waiting(self.pending)})")
 
