@@ -132,6 +132,7 @@ class Generator:
         self.compiled: Counter[str] = Counter()
         # Donating the state lets XLA update the cache in place.
         donated: Any = {"donate_argnames": ("state",)}
+        self._empty = jax.jit(self._new_state, static_argnums=(0, 1, 2))
         self.see = jax.jit(self._see, **donated)
         self.copy = jax.jit(self._copy, **donated)
         self.mark = jax.jit(self._mark, **donated)
@@ -190,29 +191,28 @@ class Generator:
 
     def new_state(self, slots: int, capacity: int, pictures: int) -> State:
         """An empty State: N slots of S entries, F picture places."""
-        c, dtype, vocab = self.config, self.compute.dtype, self.config.language.vocab_size
-
-        def make() -> State:
-            cache = init_cache(c.language, slots, capacity, dtype, self.unrolled)
-            ints = jnp.zeros(slots, jnp.int32)
-            return State(
-                self._sharded(cache),
-                jnp.zeros((pictures, c.image_tokens, c.language.width), dtype),
-                *(ints, ints, jnp.zeros(slots, bool), ints),
-                jax.tree.map(jnp.asarray, Controls.rows(slots)),
-                jnp.zeros((slots, vocab), jnp.int32),
-                jnp.zeros((slots, vocab), bool),
-                jnp.zeros((slots, vocab), jnp.float32),
-            )
-
         with self.scope():
-            return jax.jit(make)()
+            return self._empty(slots, capacity, pictures)
 
     # On the device -------------------------------------------------------------------------------
 
     def model(self, leaves: list[jax.Array]) -> Llava:
         """The model over `leaves`; cheap enough to call inside jit, with `self.leaves` as argument."""
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
+
+    def _new_state(self, slots: int, capacity: int, pictures: int) -> State:
+        c, dtype, vocab = self.config, self.compute.dtype, self.config.language.vocab_size
+        cache = init_cache(c.language, slots, capacity, dtype, self.unrolled)
+        ints = jnp.zeros(slots, jnp.int32)
+        return State(
+            self._sharded(cache),
+            jnp.zeros((pictures, c.image_tokens, c.language.width), dtype),
+            *(ints, ints, jnp.zeros(slots, bool), ints),
+            jax.tree.map(jnp.asarray, Controls.rows(slots)),
+            jnp.zeros((slots, vocab), jnp.int32),
+            jnp.zeros((slots, vocab), bool),
+            jnp.zeros((slots, vocab), jnp.float32),
+        )
 
     def _see(self, leaves, state: State, images_MHWC, at_M) -> State:
         """Puts the projected features of M pictures into their places."""

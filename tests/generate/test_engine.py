@@ -88,7 +88,7 @@ def result(job: Job):
 
 def test_an_answer_is_to_the_bit_the_one_it_gets_alone():
     crowd = small(slots=8, rows=2, fair=True)
-    together = [crowd.submit(job) for job in many(28)]
+    together = [crowd.submit(job) for job in many(26)]
     for job in together[::7]:  # some leave at once, in line or on the way
         crowd.cancel(job)
     for job in together[3::7]:
@@ -99,9 +99,9 @@ def test_an_answer_is_to_the_bit_the_one_it_gets_alone():
     assert crowd.counts["prompt_tokens_reused"] > 0
     assert crowd.counts["pictures_reused"] > 0
     kept = [i for i, job in enumerate(together) if job.reason != "cancelled"]
-    assert len(kept) > 18
+    assert len(kept) > 16
     alone = small(slots=8, rows=2, fair=True)
-    for i, job in enumerate(many(28)):
+    for i, job in enumerate(many(26)):
         if i in kept:
             if i % 2:  # with nothing kept, and with what came before
                 alone.held = [[] for _ in alone.held]
@@ -111,7 +111,7 @@ def test_an_answer_is_to_the_bit_the_one_it_gets_alone():
 
 
 def test_every_slot_and_every_row_of_a_chunk_gives_the_same_bits():
-    engine = small(slots=8, rows=4)
+    engine = small(slots=8, rows=2)  # the shapes of the test before
     jobs = [Job(prompt(37, 2), LONG) for _ in range(8)]
     engine.run([engine.submit(job) for job in jobs])
     assert all(result(job) == result(jobs[0]) for job in jobs)
