@@ -165,7 +165,8 @@ def soak(server: Running, seconds: int, seed: int) -> dict[str, Any]:
         gc.collect()
         points.append((time.monotonic() - start, psutil.Process().memory_info().rss / 2**20))
     late = [p for p in points if p[0] > seconds / 4]
-    slope = float(np.polyfit(*zip(*late), 1)[0] * 60)
+    minutes, megabytes = np.array(late).T
+    slope = float(np.polyfit(minutes / 60, megabytes, 1)[0])
     return {"requests": total, "MB": [round(p[1]) for p in points[:: max(1, len(points) // 40)]],
             "MB a minute": round(slope, 3), "after": held(server), "ok": slope < 1}  # fmt: skip
 

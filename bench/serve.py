@@ -40,10 +40,9 @@ def random_model(folder: Path) -> str:
     """Saves a model of 65 M parameters with the tiny model's tokenizer."""
     import numpy as np
 
-    import llava_jax
     from llava_jax.config import LanguageConfig, LlavaConfig, VisionConfig
     from llava_jax.llava import abstract_params
-    from llava_jax.model import LlavaModel
+    from llava_jax.model import LlavaModel, load
 
     language = LanguageConfig(vocab_size=32000, width=512, layers=8, heads=8, kv_heads=8, head_width=64,
                               mlp_width=1376, max_positions=1024)  # fmt: skip
@@ -59,7 +58,7 @@ def random_model(folder: Path) -> str:
         width = leaf.shape[-2] if name.endswith("kernel") else 512
         value = rng.standard_normal(leaf.shape, np.float32) * width**-0.5
         params[name] = 1 + 0 * value if name.endswith("scale") else value
-    LlavaModel(config, params, llava_jax.load("tiny").tokenizer).save(folder)
+    LlavaModel(config, params, load("tiny").tokenizer).save(folder)
     return str(folder)
 
 
@@ -92,12 +91,15 @@ def served(model: str, slots: int) -> Iterator[tuple[str, psutil.Process, float]
 
 
 def requests(count: int, seed: int) -> list[dict[str, Any]]:
-    """Mixed ones: each of 100 tokens, whatever the model would rather say."""
+    """Mixed ones: each of 100 tokens, whatever the model would rather say.
+
+    Log-probabilities come with every token; text does not, of a random model.
+    """
     dice, made = random.Random(seed), []
     for i in range(count):
         words = said("word " * dice.randrange(10, 200))
         content = [shown(noise(1000 * seed + i, 112)), words] if i % 2 else [words]
-        made.append(ask(content, max_tokens=TOKENS, logit_bias={"2": -100}, stream=True,
+        made.append(ask(content, max_tokens=TOKENS, logit_bias={"2": -100}, stream=True, logprobs=True,
                         stream_options={"include_usage": True}))  # fmt: skip
     return made
 
