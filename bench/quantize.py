@@ -60,7 +60,7 @@ def logits(model, asked) -> list[np.ndarray]:
 
 def main() -> None:
     """Prints one row per way of holding the model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--pictures", type=int, default=30)
     args = parser.parse_args()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -119,7 +119,7 @@ def _check_bounds(schema: Mapping[str, Any]) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -192,8 +192,9 @@ class JsonConstraint:
                 "response_format: the answer cannot go on as the JSON schema says",
                 fix="use a simpler schema",
             )
-        allowed = np.zeros(self._words, np.uint32)  # the model may have rows without a token
-        allowed[: len(found)] = found
+        # The model may have rows without a token, and llguidance's last word may be none of its own.
+        allowed, count = np.zeros(self._words, np.uint32), min(self._words, len(found))
+        allowed[:count] = found[:count]
         return allowed
 
 
