@@ -33,6 +33,7 @@ EXTRAS = {
     "video",
     "eval",
     "lmms",
+    "json",
     "ray",
     "serve",
     "browser",
