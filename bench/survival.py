@@ -3,7 +3,8 @@
     python -m bench.survival kills --count 100 --out bench/results/survival_kills.json
 
 Each of WHAT trains a tiny model on the CPU, with the command line that users type, and exits with 1 where
-a promise of docs/reliability.md does not hold. `--folder` is for the runs; it is emptied at the end.
+a promise of docs/reliability.md does not hold. `--folder` keeps the run that others are compared with, and
+`--add` adds to the counts in --out, so that a long measurement can be made in pieces, each of another --seed.
 """
 
 from __future__ import annotations
@@ -88,19 +89,17 @@ def full_disk(folder: Path, count: int, seed: int) -> dict[str, Any]:
     finished(bench.start(whole).wait(), whole)
     wanted = outcome(whole)
     for n in range(count):
-        with small_disk(folder / f"disk{n}", 400 * 2**20) as disk:
-            workdir, stays = disk / "run", n % 5 == 4
+        with small_disk(folder / f"disk{seed}-{n}", 400 * 2**20) as disk:
+            workdir, stays = disk / f"run{seed}-{n}", n % 5 == 4
             process = bench.start(workdir)
             at = rng.randint(0, 40)
             _steps(process, workdir, at)
             _fill(disk / "filler", rng.choice((0, 4096, 100_000, 1_000_000)))
-            log = workdir.with_suffix(".log")
-            # Not on the full disk: what the run says must be seen.
             if not stays:
                 time.sleep(rng.uniform(0.1, 1.5))
                 (disk / "filler").unlink()
             code = process.wait()
-            text = log.read_text()
+            text = bench.log(workdir).read_text()
             said += "no space left on device" in text
             if stays:
                 (disk / "filler").unlink()
@@ -108,7 +107,7 @@ def full_disk(folder: Path, count: int, seed: int) -> dict[str, Any]:
                     differ.append((n, f"full to the end, exit {code}"))
                 code = bench.start(workdir).wait()
             if code:
-                differ.append((n, f"exit {code}: {log.read_text()[-300:]}"))
+                differ.append((n, f"exit {code}: {bench.log(workdir).read_text()[-300:]}"))
             else:
                 differ += [(n, name) for name in compared(outcome(workdir), wanted)]
         print(
@@ -133,50 +132,61 @@ def _fill(path: Path, leave: int) -> None:
 
 
 def stops(folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """SIGTERM at any step, to one process and to one of two: code 75 within 10 s, and the same run after."""
-    rng, seconds, differ = random.Random(seed), {1: [], 2: []}, []
-    for processes in (1, 2):
-        bench = Bench(folder / f"of{processes}", devices=1, steps=400, save_every=1000)
-        more = ["--supervise", "--processes", "2"] if processes == 2 else []
-        whole = bench.folder / "whole"
-        finished(bench.start(whole, *more, cache=processes == 1).wait(), whole)
-        wanted, workdir = outcome(whole), bench.folder / "run"
-        while len(seconds[processes]) < count:
-            before = len(read_metrics(workdir / METRICS))
-            stamp = (workdir / METRICS).stat().st_ino if before else 0
-            process = bench.start(workdir, *more, cache=processes == 1)
-            goal = min(before + rng.randint(1, 20), 398)
-            while process.poll() is None and (
-                not (workdir / METRICS).exists()
-                or (workdir / METRICS).stat().st_ino == stamp
-                or len(read_metrics(workdir / METRICS)) < goal
-            ):
-                time.sleep(0.005)
-            target = process
-            if processes == 2:  # one of the two is told
-                target = rng.choice(psutil.Process(process.pid).children())
-            target.send_signal(signal.SIGTERM)
-            start = time.monotonic()
-            code = process.wait()
-            if code == 0:
-                differ += [(processes, name) for name in compared(outcome(workdir), wanted)]
-                shutil.rmtree(workdir)
-                continue
-            seconds[processes].append(round(time.monotonic() - start, 2))
-            logged = len(read_metrics(workdir / METRICS))
-            if code != 75 or committed(workdir) != logged:
-                differ.append((processes, code, logged, committed(workdir)))
-            print(processes, seconds[processes][-1], differ, flush=True)
-        if workdir.exists() and bench.start(workdir, *more, cache=processes == 1).wait() == 0:
-            differ += [(processes, name) for name in compared(outcome(workdir), wanted)]
-    slowest = {f"{n} processes": max(found) for n, found in seconds.items()}
-    late = [s for found in seconds.values() for s in found if s > 10]
+    """SIGTERM at any step: code 75 within 10 s, and the same run after it."""
+    return _stops(folder, count, seed, 1)
+
+
+def peer_stops(folder: Path, count: int, seed: int) -> dict[str, Any]:
+    """SIGTERM to one of two processes: both end with 75 within 10 s, at the same step."""
+    return _stops(folder, count, seed, 2, "--supervise", "--processes", "2")
+
+
+def _stops(folder: Path, count: int, seed: int, processes: int, *more: str) -> dict[str, Any]:
+    rng, seconds, differ, runs = random.Random(seed), [], [], 0
+    bench, cache = Bench(folder, devices=1, steps=60, save_every=1000), processes == 1
+    whole, workdir = folder / "whole", folder / f"run{seed}"
+    finished(bench.start(whole, *more, cache=cache).wait(), whole)
+    wanted = outcome(whole)
+    while len(seconds) < count or workdir.exists():
+        process = bench.start(workdir, *more, cache=cache)
+        asked = len(seconds) < count and _wait_for_step(process, workdir, rng.randint(1, 12))
+        if asked:
+            children = psutil.Process(process.pid).children()
+            (rng.choice(children) if processes > 1 else process).send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        code = process.wait()
+        if code == 75 and asked:
+            seconds.append(round(time.monotonic() - start, 2))
+            if committed(workdir) != (logged := len(read_metrics(workdir / METRICS))):
+                differ.append((workdir.name, f"{logged} steps, {committed(workdir)} saved"))
+        elif code:
+            differ.append((workdir.name, f"exit {code}"))
+            break
+        else:  # asked in its last step, or not at all
+            runs += 1
+            differ += [(workdir.name, name) for name in compared(outcome(workdir), wanted)]
+            shutil.rmtree(workdir)
+        print(len(seconds), seconds[-1:], differ, flush=True)
     return {
-        "stops": {n: len(s) for n, s in seconds.items()},
-        "slowest, s": slowest,
+        "stops": len(seconds),
+        "seconds until it ended": seconds,
+        "runs": runs,
         "differences": differ,
-        "ok": not late and not differ,
+        "ok": not differ and max(seconds) <= 10,
     }
+
+
+def _wait_for_step(process: subprocess.Popen, workdir: Path, more: int) -> bool:
+    """Until this start of a run logged so many steps; whether it did, and has more to do."""
+    path = workdir / METRICS
+    before = len(read_metrics(path)) if path.exists() else 0
+    stamp = path.stat().st_ino if before else 0  # a resumed run writes it anew
+    while process.poll() is None:
+        anew = path.exists() and path.stat().st_ino != stamp
+        if anew and len(read_metrics(path)) >= before + more:
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def topology(folder: Path, count: int, seed: int) -> dict[str, Any]:
@@ -202,11 +212,12 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     """Memory, threads, files and temporary folders of a run that trains and saves all the time."""
     import numpy as np
 
-    bench = Bench(folder, devices=1, steps=10_000_000, save_every=100, warmup_ratio=0.0)
+    bench = Bench(folder, devices=1, steps=1_000_000, save_every=100, warmup_ratio=0.0)
     workdir, temporary = folder / "run", folder / "tmp"
     temporary.mkdir()
     os.environ["TMPDIR"] = str(temporary)
     process = bench.start(workdir)
+    _steps(process, workdir, 100)  # compiled, and saved once
     run, begin, rows = psutil.Process(process.pid), time.monotonic(), []
     while process.poll() is None and time.monotonic() - begin < 60 * minutes:
         time.sleep(5)
@@ -226,15 +237,15 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     x, y = table[:, 0] / 60, table[:, 1]
     slope, offset = np.polyfit(x, y, 1)
     rest = y - (slope * x + offset)
-    # Neighbours are alike: the error of the slope from means over a minute.
-    blocks = max(1, 12)
+    # Neighbours are alike: the error of the slope from means over some minutes each.
+    blocks = 12
     m = len(x) // blocks
     xm, rm = (v[: m * blocks].reshape(m, blocks).mean(1) for v in (x, rest))
-    error = np.sqrt((rm**2).sum() / max(m - 2, 1) / ((xm - xm.mean()) ** 2).sum())
-    bound = slope + 1.96 * error
+    error = np.sqrt((rm**2).sum() / (blocks - 2) / ((xm - xm.mean()) ** 2).sum())
+    bound = slope + 2.23 * error  # Student's t, 10 degrees of freedom
     half = len(table) // 2
     grown = {
-        name: int(table[half:, i].max() - table[:half, i].max())
+        name: int(np.median(table[half:, i]) - np.median(table[:half, i]))
         for i, name in ((2, "threads"), (3, "open files"), (4, "temporary files"))
     }
     return {
@@ -258,8 +269,21 @@ WHAT = {
     "damages": damages,
     "full_disk": full_disk,
     "stops": stops,
+    "peer_stops": peer_stops,
     "topology": topology,
 }
+
+
+def added(before: Any, value: Any) -> Any:
+    """A result with that of an earlier piece: counts summed, lists joined, all of it ok or not."""
+    if before is None:
+        return value
+    if isinstance(value, bool):
+        return value and before
+    if isinstance(value, dict):
+        names = dict.fromkeys([*before, *value])
+        return {n: added(before.get(n), value[n]) if n in value else before[n] for n in names}
+    return before + value
 
 
 def main(words: list[str] | None = None) -> int:
@@ -271,15 +295,20 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="for the runs (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    parser.add_argument("--add", action="store_true", help="add to what is in --out")
     args = parser.parse_args(words)
-    folder = Path(tempfile.mkdtemp(dir=args.folder))
+    before = json.loads(args.out.read_text()) if args.add and args.out.exists() else {}
+    if args.seed in before.get("seeds", ()):
+        parser.error(f"{args.out} has --seed {args.seed} already")
+    folder = args.folder or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
     start = time.time()
     work = soak if args.what == "soak" else WHAT[args.what]
     result = work(folder, args.minutes if args.what == "soak" else args.count, args.seed)
+    result |= {"seconds": round(time.time() - start), "seeds": [args.seed]}
     result = {
         "what": args.what,
-        **result,
-        "seconds": round(time.time() - start),
+        **{name: added(before.get(name), value) for name, value in result.items()},
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")},
@@ -287,7 +316,7 @@ def main(words: list[str] | None = None) -> int:
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-    if result["ok"]:
+    if result["ok"] and not args.folder:
         shutil.rmtree(folder)
     return int(not result["ok"])
 

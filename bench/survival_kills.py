@@ -53,31 +53,25 @@ def die_at(call: int, after: bool) -> Callable[[], None]:
 
 def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
     """SIGKILLs of one process: at any moment, while arrays are written, and at single system calls."""
-    import orbax.checkpoint  # noqa: F401
-
-    import llava_jax.train.evaluate
-    import llava_jax.train.heldout
-    import llava_jax.train.lock
-    import llava_jax.train.loop
-    import llava_jax.train.stages  # noqa: F401  (before the forks)
-
+    _import_all()
     rng, aims, lost, differ = random.Random(seed), Counter(), [], []
     runs, resumed = Counter(), 0
     for dtype in ("float32", "bfloat16"):
         bench = Bench(folder, devices=1, dtype=dtype, steps=8, save_every=1)
-        whole = folder / f"whole-{dtype}"
-        finished(os.waitpid(bench.fork(whole), 0)[1], whole)
+        whole, warm = folder / f"whole-{dtype}", folder / f"warm-{dtype}"
+        finished(os.waitpid(bench.fork(whole, fill=True), 0)[1], whole)
+        shutil.rmtree(warm, ignore_errors=True)
         start = time.monotonic()  # of a run that finds its programs compiled
-        os.waitpid(bench.fork(folder / f"warm-{dtype}"), 0)
+        finished(os.waitpid(bench.fork(warm), 0)[1], warm)
         wanted, length = outcome(whole), time.monotonic() - start
         goal = count // 2 if dtype == "float32" else count
         while sum(aims.values()) < goal:
-            workdir = folder / f"run{sum(runs.values())}"
+            workdir = folder / f"run{seed}-{dtype}{runs[dtype]}"
             while True:
                 full = sum(aims.values()) >= goal
                 aim = None if full else rng.choices(("call", "writing", "any"), (4, 2, 4))[0]
                 before = committed(workdir)
-                mark = workdir.with_suffix(".log").stat().st_size if before else 0
+                mark = bench.log(workdir).stat().st_size if before else 0
                 prepare = die_at(rng.randint(1, 60), rng.random() < 0.5) if aim == "call" else None
                 pid = bench.fork(workdir, prepare or (lambda: None))
                 if aim == "any":
@@ -88,7 +82,7 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 status = os.waitpid(pid, 0)[1]
-                said = workdir.with_suffix(".log").read_text()[mark:] if before else ""
+                said = bench.log(workdir).read_text()[mark:] if before else ""
                 if found := re.search(r"resumed at step (\d+)", said):
                     resumed += 1
                     if int(found[1]) != before:
@@ -115,6 +109,19 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
     }
 
 
+def _import_all() -> None:
+    """Imports what runs use before they are forked, so that each begins sooner."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import orbax.checkpoint  # noqa: F401
+
+    import llava_jax.train.evaluate
+    import llava_jax.train.heldout
+    import llava_jax.train.lock
+    import llava_jax.train.loop
+    import llava_jax.train.stages  # noqa: F401
+
+
 def _wait_for_work(pid: int, workdir: Path, rng: random.Random) -> None:
     """Until this process writes a checkpoint (one of its saves, by chance), and a moment more."""
     for _ in range(rng.randint(1, 3)):
@@ -134,7 +141,7 @@ def peer_kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
     finished(bench.start(whole, *both, cache=False).wait(), whole)
     wanted, done, runs, differ = outcome(whole), 0, 0, []
     while done < count:
-        workdir = folder / f"pair{runs}"
+        workdir = folder / f"pair{seed}-{runs}"
         supervisor = bench.start(workdir, *both, cache=False)
         while supervisor.poll() is None:
             if done < count and _kill_one(supervisor, workdir, rng):
@@ -146,6 +153,8 @@ def peer_kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
             differ.append((workdir.name, f"exit {supervisor.returncode}"))
             break
         differ += [(workdir.name, name) for name in compared(outcome(workdir), wanted)]
+        if not differ:
+            shutil.rmtree(workdir)
     return {"kills": done, "runs": runs, "differences": differ, "ok": done >= count and not differ}
 
 

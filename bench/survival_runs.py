@@ -34,7 +34,9 @@ class Bench:
         self.made = folder / "model", folder / "data" / "data.json"
         self.env = {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            # Programs that run slower and compile sooner: most of these runs are killed in their first steps.
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+            " --xla_backend_optimization_level=0",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),
@@ -53,6 +55,10 @@ class Bench:
             *more,
         ]
 
+    def log(self, workdir: Path) -> Path:
+        """What the runs in `workdir` say; never on a disk that is full."""
+        return self.folder / f"{workdir.name}.log"
+
     def start(
         self, workdir: Path, *more: str, cache: bool = True, **changes: Any
     ) -> subprocess.Popen:
@@ -60,23 +66,35 @@ class Bench:
         if not cache:  # programs from a cache upset collectives between CPU processes
             env.pop("JAX_COMPILATION_CACHE_DIR")
         command = [sys.executable, "-m", "llava_jax", *self.words(workdir, *more, **changes)]
-        log = open(workdir.with_suffix(".log"), "ab")  # noqa: SIM115
+        log = open(self.log(workdir), "ab")  # noqa: SIM115
         return subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
-    def fork(self, workdir: Path, prepare: Callable[[], Any] = lambda: None, **changes: Any) -> int:
-        """The process id of a run in a fork of this process, which imported all and touched no device."""
+    def fork(
+        self, workdir: Path, prepare: Callable[[], Any] = lambda: None, *, fill: bool = False
+    ) -> int:
+        """The process id of a run in a fork of this process, which imported all and touched no device.
+
+        fill: whether it adds to the cache of programs.
+        """
         pid = os.fork()
         if pid:
             return pid
         try:
-            with open(workdir.with_suffix(".log"), "ab") as log:
+            with open(self.log(workdir), "ab") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             os.environ.update(self.env)
+            import jax
+
             from llava_jax import cli
 
+            # jax was imported before, and has read its environment. What is killed only reads the cache.
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_compilation_cache_dir", self.env["JAX_COMPILATION_CACHE_DIR"])
+            least = 0.0 if fill else 1e9
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
             prepare()
-            os._exit(cli.main(self.words(workdir, **changes)))
+            os._exit(cli.main(self.words(workdir)))
         finally:
             os._exit(70)
 

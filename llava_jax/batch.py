@@ -221,12 +221,18 @@ def _positions(turns: np.ndarray, sample: str) -> np.ndarray:
     return positions
 
 
-def collate(rows: Sequence[Row], shape: Shape, config: LlavaConfig) -> dict[str, np.ndarray]:
+def collate(
+    rows: Sequence[Row],
+    shape: Shape,
+    config: LlavaConfig,
+    files: Sequence[Sequence[int]] | None = None,
+) -> dict[str, np.ndarray]:
     """The batch of `rows`, whose images are pixels; rows that `shape` has beyond them stay empty.
 
     tokens, slots, positions, segments, turns: int32[B, T]; see the top of this file.
     images: uint8[G, M, S, S, 3], or float32 if one of the images came normalised.
-    target_at, targets: int32[G, P], unless shape.targets is None.
+    target_at, targets: int32[G, P], unless shape.targets is None; files: likewise, where `files` has
+    the number of each example's data file: that of each target.
     """
     per_group = shape.group_rows
     groups = shape.rows // per_group
@@ -238,6 +244,8 @@ def collate(rows: Sequence[Row], shape: Shape, config: LlavaConfig) -> dict[str,
     if shape.targets is not None:
         batch["target_at"] = np.zeros((groups, shape.targets), np.int32)  # [G, P]
         batch["targets"] = np.full((groups, shape.targets), IGNORE, np.int32)
+        if files is not None:
+            batch["files"] = np.zeros((groups, shape.targets), np.int32)
     p = m = 0  # targets and images of the group that are taken
     for r, row in enumerate(rows):
         g, within = divmod(r, per_group)
@@ -256,6 +264,8 @@ def collate(rows: Sequence[Row], shape: Shape, config: LlavaConfig) -> dict[str,
                 trained = slice(p, p + len(one["targets"]))
                 batch["target_at"][g, trained] = one["target_at"] + within * shape.length + t
                 batch["targets"][g, trained] = one["targets"]
+                if files is not None:
+                    batch["files"][g, trained] = files[r][n - 1]
                 p = trained.stop
             t, m = here.stop, m + len(example.images)
     cut = [rows[at : at + per_group] for at in range(0, len(rows), per_group)]

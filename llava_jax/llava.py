@@ -7,6 +7,7 @@ positions are decided on the host, so every step has static shapes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -166,8 +167,12 @@ def init_sharded(
         return jax.jit(make, out_shardings=dict(shardings))()
 
 
+@functools.lru_cache(8)
 def abstract_model(config: LlavaConfig, compute: Compute | None = None):
-    """(graphdef, state of ShapeDtypeStructs) of a model that was never built: no memory used."""
+    """(graphdef, state of ShapeDtypeStructs) of a model that was never built: no memory used.
+
+    Kept, since tracing takes about a second and a run asks several times; not to be changed.
+    """
     with nnx.use_eager_sharding(False):
         graphdef, state = nnx.split(
             nnx.eval_shape(lambda: Llava(config, compute, rngs=nnx.Rngs(0)))

@@ -45,7 +45,7 @@ QUERIES = P(ROWS, "context", "tensor")
 """Queries [B, T, N, H], and what attention gives for them."""
 IMAGES = P((*ROWS, "context"))
 """The images of all rows [M, ...] in the tower, which has no axis of positions to split."""
-_NO_POSITIONS = ("images", "target_at", "targets")
+_NO_POSITIONS = ("images", "target_at", "targets", "files")
 """Arrays of a batch without an axis of positions."""
 
 

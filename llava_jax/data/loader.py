@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -164,6 +166,18 @@ class Loader:
         return self._layout.steps(epochs)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the data files, by the numbers in a batch's `files`; () where there is one alone."""
+        paths = [PurePath(file.path).with_suffix("") for file in self._data.files]
+        if len(paths) == 1:
+            return ()
+        names = [path.name for path in paths]
+        if len(set(names)) < len(names):  # with as many folders as tell them apart
+            shared = os.path.commonpath(paths)
+            names = [path.relative_to(shared).as_posix() for path in paths]
+        return tuple(names)
+
+    @property
     def turns(self) -> bool:
         """Whether some sample may have independent turns: by data.turns, or by its own record."""
         return self._settings.turns == "independent" or self._data.independent
@@ -234,7 +248,8 @@ class Loader:
         """
         plan = self.plan(self._step)
         self._step += 1
-        return collate([], plan.shape.part(len(self._own_rows(plan))), self._model)
+        told = [] if self.files else None
+        return collate([], plan.shape.part(len(self._own_rows(plan))), self._model, told)
 
     def identity(self) -> dict[str, Any]:
         """What makes step numbers mean the same samples, JSON-ready."""
@@ -275,7 +290,9 @@ class Loader:
         groups = [own_rows[at : at + size] for at in range(0, len(own_rows), size)]
         rows = [row for group in groups for row in self._load_group(plan, group, bad)]
         examples = [[x.sample for x in row if x] for row in rows]
-        batch = collate(examples, plan.shape.part(len(rows)), self._model)
+        files = [[int(self._data.file[x.record]) for x in row if x] for row in rows]
+        told = files if self.files else None
+        batch = collate(examples, plan.shape.part(len(rows)), self._model, told)
 
         loaded = [x for row in rows for x in row]
         counts = self._counts(plan)

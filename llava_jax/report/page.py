@@ -59,6 +59,7 @@ def charts(keys: Sequence[str]) -> list[dict[str, Any]]:
             found.append({"id": len(found), "title": title, "keys": own, "names": names, **how})
 
     add("training loss, mean over trained tokens", "loss", big=True, smooth=True)
+    add("training loss by data file", "losses/", smooth=True)
     add("validation loss", "eval/", "/loss", dots=True)
     for score in dict.fromkeys(k.rpartition("/")[2] for k in keys if k.startswith("eval/")):
         if score != "loss":

@@ -145,7 +145,7 @@ def curves(run: Run) -> dict[str, dict[str, list[Any]]]:
         for key in ("loss", "grad_norm", "lr"):
             add(key, row["step"], row.get(key))
         add("padding", row["step"], 1 - row["real"] if _number(row.get("real")) else None)
-        for group in ("lrs", "grad_norms", "update_norms"):
+        for group in ("losses", "lrs", "grad_norms", "update_norms"):
             for part, value in _part(row, group).items():
                 add(f"{group}/{part}", row["step"], value)
     for row in run.evals:

@@ -32,7 +32,7 @@ EXPECT = 10
 """After so many steps of a process it is said how long all will take."""
 _EACH_STEP = ("loss", "grad_norm", "lr")
 """What trackers are given after every step; the rest of a row now and then, with the rates."""
-_GROUPED = {"lrs": "lr", "grad_norms": "grad_norm", "update_norms": "update_norm"}
+_GROUPED = {"losses": "loss", "lrs": "lr", "grad_norms": "grad_norm", "update_norms": "update_norm"}
 
 
 class RunLog:

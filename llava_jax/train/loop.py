@@ -68,7 +68,8 @@ def train(
 
         # Model: every parameter straight onto its shards; trained ones in float32.
         params = together(lambda: read_params(opened, config.seed, mesh, config.dtype))
-        program = make_program(config, opened.config, params, mesh, steps, compute)
+        files = loader.files
+        program = make_program(config, opened.config, params, mesh, steps, compute, len(files))
         trained, frozen = split_params(params, set(program.state.params), program.compute.dtype)
         log.info("the run:\n%s", overview(config, workdir, program, loader, steps))
 
@@ -100,7 +101,7 @@ def train(
         cleanup.callback(profiler.close)
         feed = Feed(loader)
         skips = Skips(workdir, config.max_skipped, done, meta)
-        watch = make_metrics(config, program, opened.config, steps, run_log, skips, meta)
+        watch = make_metrics(config, program, opened.config, steps, run_log, skips, meta, files)
         saver = Saver(checkpoints, run_log, config.save_minutes, done)
         metrics: Any = None
         with stop_flag() as stop, jax.set_mesh(mesh):

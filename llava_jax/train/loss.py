@@ -6,6 +6,8 @@ so neither the memory nor the time of a [B, T, V] array is spent. The result is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -52,6 +54,13 @@ def supervised_nll(
         ),
     )
     return pieces.swapaxes(0, 1).reshape(groups, parts * chunk)[:, :p]
+
+
+def loss_by_file(nll_GP: jax.Array, batch: Mapping[str, jax.Array], files: int) -> jax.Array:
+    """float32[2, files]: summed loss and number of the supervised tokens of each data file."""
+    held = batch["targets"] != IGNORE
+    own_GPF = jax.nn.one_hot(batch["files"], files) * held[..., None]
+    return jnp.stack([jnp.einsum("gp,gpf->f", nll_GP, own_GPF), own_GPF.sum((0, 1))])
 
 
 def mean_loss(nll_GP: jax.Array, targets_GP: jax.Array, groups: int = 1) -> jax.Array:

@@ -67,11 +67,13 @@ def make_program(
     mesh: Mesh,
     steps: int,
     compute: Compute | None = None,
+    files: int = 0,
 ) -> Program:
     """The step of a run of `steps` steps with settings `config` (configs/common.py).
 
     params: every parameter by name, with shape, dtype and sharding: arrays, or `planned_params`.
-    compute: how the network computes; None: as compute_of says.
+    compute: how the network computes; None: as compute_of says. files: of how many data files the loss
+    is to be told apart.
     Raises ConfigError for a part of config.trainable that the model does not have.
     """
     compute = compute or compute_of(config, model, mesh)
@@ -86,7 +88,7 @@ def make_program(
         _like_params(jax.eval_shape(optimizer.init, trained), trained, mesh),
         _placed(jax.eval_shape(no_recent), replicated(mesh)) if config.skip_spikes else None,
     )
-    loss = make_loss(model, compute, config.loss_groups, config.z_loss)
+    loss = make_loss(model, compute, config.loss_groups, config.z_loss, files)
     dropout = model.lora and model.lora.dropout
     seed = config.seed if dropout else None
     step = make_step(
@@ -96,6 +98,7 @@ def make_program(
         seed=seed,
         groups=[g.names for g in groups.values()],
         spikes=config.skip_spikes,
+        by_file=files > 0,
     )
     places = (_places(state), replicated(mesh))
     step_fn = jax.jit(with_flags(step), donate_argnums=0, out_shardings=places)

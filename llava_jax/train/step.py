@@ -13,7 +13,7 @@ from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute
 from llava_jax.llava import binder
 from llava_jax.text.constants import IGNORE
-from llava_jax.train.loss import mean_loss, supervised_nll
+from llava_jax.train.loss import loss_by_file, mean_loss, supervised_nll
 
 Params = dict[str, jax.Array]
 DECODER = "language.layers."
@@ -31,14 +31,15 @@ class TrainState(NamedTuple):
 
 
 def make_loss(
-    config: LlavaConfig, compute: Compute, groups: int = 1, z_loss: float = 0.0
+    config: LlavaConfig, compute: Compute, groups: int = 1, z_loss: float = 0.0, files: int = 0
 ) -> Callable:
     """loss(trained, frozen, batch, key) -> float32[]: token-mean loss of one micro-batch.
 
     Trained float32 parameters are cast to the compute dtype first, as a bf16 copy beside fp32
     masters; LoRA dropout is on when `key` is given. Logits, and what follows the last layer's attention
     where that costs no memory, are computed at supervised positions alone. z_loss: see
-    llava_jax.train.loss.supervised_nll.
+    llava_jax.train.loss.supervised_nll. files: with the number of data files, the loss is a pair with
+    that of `loss_by_file`.
     """
     bind = binder(config, compute)
 
@@ -49,7 +50,8 @@ def make_loss(
         prune = compute.unroll or not any(name.startswith(DECODER) for name in frozen)
         hidden = model(batch, key, batch["target_at"], prune)
         nll = supervised_nll(model, hidden, batch["targets"], z_loss=z_loss)
-        return mean_loss(nll, batch["targets"], groups)
+        value = mean_loss(nll, batch["targets"], groups)
+        return (value, loss_by_file(nll, batch, files)) if files else value
 
     return loss
 
@@ -68,6 +70,7 @@ def make_step(
     seed: int | None,
     spikes: float = 0.0,
     groups: Sequence[Sequence[str]] = (),
+    by_file: bool = False,
 ) -> Callable:
     """step(state, frozen, batch) -> (state, metrics). Batch arrays are [A, rows, ...].
 
@@ -76,7 +79,8 @@ def make_step(
     seed: of LoRA dropout; None without. metrics: loss float32[], micro_loss float32[A],
     grad_norm float32[], ok bool[]. A step with a non-finite loss or gradient, or with a spike, changes
     nothing but the step number (ok False). spikes: see `is_spike`; 0 is off, and the state then has no
-    `recent`. groups: lists of names, whose norms (see `_norms`) are then in metrics.
+    `recent`. groups: lists of names, whose norms (see `_norms`) are then in metrics. by_file: whether
+    `loss` has the losses by data file beside it, whose sum over the micro-batches is metrics["files"].
     """
 
     def step(state: TrainState, frozen: Params, batch):
@@ -88,18 +92,13 @@ def make_step(
 
         def micro(total, piece):
             rows, w, key = piece
-            value, grads = jax.value_and_grad(loss)(state.params, frozen, rows, key)
-            return jax.tree.map(lambda t, g: t + w * g, total, grads), value
-
-        pieces = (batch, weight, keys)
-        if len(weight) == 1:
-            grads, values = micro(
-                jax.tree.map(jnp.zeros_like, state.params), jax.tree.map(lambda x: x[0], pieces)
+            found, grads = jax.value_and_grad(loss, has_aux=by_file)(
+                state.params, frozen, rows, key
             )
-            values = values[None]
-        else:
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            grads, values = jax.lax.scan(micro, zeros, pieces)
+            return jax.tree.map(lambda t, g: t + w * g, total, grads), found
+
+        grads, found = _summed(micro, state.params, (batch, weight, keys))
+        values, sums = found if by_file else (found, None)
         norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
         ok = jnp.isfinite(norm) & jnp.all(jnp.isfinite(values))
         loss_value, recent = jnp.sum(values * weight), state.recent
@@ -117,9 +116,20 @@ def make_step(
             jax.tree.map(keep, recent, state.recent),
         )
         metrics = {"loss": loss_value, "micro_loss": values, "grad_norm": norm, "ok": ok}
+        if by_file:
+            metrics["files"] = sums.sum(0)
         return new, metrics | _norms(grads, updates, groups)
 
     return step
+
+
+def _summed(micro: Callable, params: Params, pieces: Any) -> tuple[Params, Any]:
+    """`micro` over the micro-batches of `pieces`: (summed gradients, what else it gives, stacked)."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    if len(pieces[1]) > 1:
+        return jax.lax.scan(micro, zeros, pieces)
+    grads, found = micro(zeros, jax.tree.map(lambda x: x[0], pieces))
+    return grads, jax.tree.map(lambda x: x[None], found)
 
 
 def _norms(grads: Any, updates: Any, groups: Sequence[Sequence[str]]) -> dict[str, jax.Array]:
@@ -148,9 +158,15 @@ def is_spike(found: jax.Array, recent: jax.Array, deviations: float) -> jax.Arra
     """bool[]: whether loss or gradient norm is so many standard deviations above its recent mean.
 
     found: float32[2]; recent: float32[2, RECENT] of the steps that counted. Nothing is a spike before
-    half of RECENT is known. The rule, with 6 deviations of 128 steps, is that of OLMo
-    (olmo_core/optim/skip_step_optimizer.py) and Levanter (levanter/optim/skipstep.py).
+    half of RECENT is known.
+
+    The rule, with 6 deviations of 128 steps, is that of OLMo-core
+    (src/olmo_core/optim/skip_step_optimizer.py), whose deviation is of a sample and both ways, and of
+    Levanter (src/levanter/optim/skipstep.py), upwards alone and of at least 1e-6. In both, skipped steps
+    are among the recent ones: a loss that stays a thousand times as high widens the deviation, and
+    trains after some three skipped steps. Here they are not, and such a run ends by `max_skipped`.
     """
     mean, spread = jnp.nanmean(recent, 1), jnp.nanstd(recent, 1, ddof=1)
+    spread = jnp.maximum(spread, 1e-6 * (1 + mean))  # rounding of what stays the same is no spike
     known = jnp.isfinite(recent[0]).sum() >= RECENT // 2
     return known & jnp.any(found > mean + deviations * spread)

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,8 @@ class Metrics:
     wait for us.
 
     lr: the largest rate of a step, by its number from 0. peaks: the peak rate of each group of parameters,
-    in the order of metrics["norms"]. flops: model FLOPs of a step by its info.
+    in the order of metrics["norms"]. flops: model FLOPs of a step by its info. files: names of the
+    data files, in the order of metrics["files"].
 
     loss: of the last step logged. failed: the first step that did not count, because some process
     had no batch for it.
@@ -135,10 +136,11 @@ class Metrics:
         loss: float,
         peaks: Mapping[str, float] | None = None,
         flops: Callable[[Any], float] = lambda info: 0.0,
+        files: Sequence[str] = (),
     ):
         self.loss, self.failed = loss, 0
         self._log, self._lr, self._skips = run_log, lr, skips
-        self._peaks, self._flops = peaks or {}, flops
+        self._peaks, self._flops, self._files = peaks or {}, flops, files
         self._pending: tuple[int, Any, Any, Future[float]] | None = None
         # A step is read after the next was dispatched, maybe long after its end: a thread times it.
         self._clock = ThreadPoolExecutor(1, "clock")
@@ -185,6 +187,9 @@ class Metrics:
             row["lrs"] = {name: lr * peak / highest for name, peak in self._peaks.items()}
             for name, norms in zip(("grad_norms", "update_norms"), values["norms"]):
                 row[name] = dict(zip(self._peaks, map(float, norms)))
+        if self._files:
+            parts = zip(self._files, *values["files"])
+            row["losses"] = {name: float(loss / count) for name, loss, count in parts if count}
         self._log.step(row, ended)
         if said := self._skips.see(number, values, info):
             self._log.note(said)
@@ -198,8 +203,10 @@ def make_metrics(
     run_log: Any,
     skips: Skips,
     meta: Mapping[str, Any],
+    files: Sequence[str] = (),
 ) -> Metrics:
-    """The Metrics of a run of `steps` steps. meta: of the checkpoint that it goes on from, or empty."""
+    """The Metrics of a run of `steps` steps. meta: of the checkpoint that it goes on from, or empty.
+    files: of the loader."""
     peaks = {name: group.peak for name, group in program.groups.items()}
     schedule = warmup_cosine(max(peaks.values()), steps, config.warmup_ratio, config.lr_end_ratio)
     # On the host: a step's line must not wait for the step after it, which the device is at.
@@ -207,7 +214,7 @@ def make_metrics(
     trained = program.state.params
     flops = flops_of_steps(model, {**trained, **program.frozen}, trained)
     loss = meta.get("loss", math.nan)
-    return Metrics(run_log, skips, lambda count: float(rates[count]), loss, peaks, flops)
+    return Metrics(run_log, skips, lambda count: float(rates[count]), loss, peaks, flops, files)
 
 
 @contextlib.contextmanager

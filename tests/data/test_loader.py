@@ -309,6 +309,26 @@ def test_cached_pixels_are_the_same(data):
     assert take(plain, 25) == take(cached, 25)
 
 
+def test_each_target_knows_its_data_file(data):
+    """In rows that hold examples of both, too."""
+    one = json.loads((data / "data.json").read_text())
+    for name, records in (("a", one[:20]), ("b", one[20:])):
+        (data / f"{name}.json").write_text(json.dumps(records))
+    both = {"path": f"{data}/a.json,{data}/b.json"}
+    found = loader(data, **both, **FILL)
+    assert found.files == ("a", "b")
+    counts = [0, 0]
+    for _ in range(found.steps_per_epoch):
+        batch, _ = next(found)
+        assert batch["files"].shape == batch["targets"].shape
+        for n in (0, 1):
+            counts[n] += ((batch["files"] == n) & (batch["targets"] != -100)).sum()
+    # Answers have 1 to 4 trained tokens, over and over.
+    assert counts == [sum(1 + i % 4 for i in part) for part in (range(20), range(20, 37))]
+    assert loader(data).files == ()
+    assert "files" not in next(loader(data))[0]
+
+
 def test_augmentation_changes_images_only(data):
     (plain, _), (moved, _) = next(loader(data)), next(loader(data, augment="shift4"))
     for name in plain:

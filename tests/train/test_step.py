@@ -189,3 +189,17 @@ def test_a_spike_is_skipped_and_what_is_usual_is_not():
         same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), *pair)
         assert all(jax.tree.leaves(same)) == (not metrics["ok"])
     assert state.step == RECENT
+
+
+def test_losses_of_data_files_are_those_of_their_targets_alone():
+    params, batch = random_params(CONFIG, 1), random_batch(4)
+    batch["files"] = np.random.default_rng(0).integers(0, 2, batch["targets"].shape)
+    loss = jax.jit(make_loss(CONFIG, Compute(), files=3))
+    value, sums = loss(params, {}, batch)
+    assert float(sums[0].sum() / sums[1].sum()) == pytest.approx(float(value), rel=1e-6)
+    held = batch["targets"] != -100
+    assert sums[1].tolist() == [(held & (batch["files"] == n)).sum() for n in range(3)]
+    for n in (0, 1):
+        own = {**batch, "targets": np.where(batch["files"] == n, batch["targets"], -100)}
+        alone = float(loss(params, {}, own)[0])
+        assert float(sums[0][n] / sums[1][n]) == pytest.approx(alone, rel=1e-5)

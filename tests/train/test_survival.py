@@ -17,6 +17,7 @@ from bench.survival_runs import ROOT
         "damages --count 500",
         "full_disk --count 20",
         "stops --count 20",
+        "peer_stops --count 20",
         "topology",
         "soak --minutes 30",
     ],

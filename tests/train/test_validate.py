@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from llava_jax import cli
 from llava_jax.convert import load_checkpoint
 from llava_jax.errors import ConfigError
 from llava_jax.report.files import EVAL, METRICS, SAMPLES, SYSTEM, read_rows
@@ -13,7 +14,10 @@ from llava_jax.train.stages import run_stages
 from llava_jax.train.validate import Validation
 from tests.train.run import make_data, make_model, overrides
 
-SETS = "('one path={0}/val/data.json images={0}/val ask=4', 'two path={0}/data/data.json')"
+SETS = (
+    "('one path={0}/val/data.json images={0}/val ask=4', 'two path={0}/data/data.json images={0}/data', "
+    "'p benchmark=pope data={0}/pope ask=3')"
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +25,31 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("validate")
     data = make_data(folder / "data", count=30)
     make_data(folder / "val", count=10)
+    make_pope(folder / "pope", folder / "data" / "images")
     return make_model(folder, data), data, folder
+
+
+def make_pope(folder, images):
+    """POPE in small: two questions in each of its splits."""
+    (folder / "val2014").mkdir(parents=True)
+    shutil.copy(images / "0.png", folder / "val2014")
+    texts = [("Is it red?", "yes"), ("Is it green?", "no")]
+    rows = [
+        {"question_id": n, "image": "0.png", "text": text, "label": label}
+        for n, (text, label) in enumerate(texts)
+    ]
+    for split in ("random", "popular", "adversarial"):
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (folder / f"coco_pope_{split}.json").write_text(lines)
 
 
 def config_of(made, **changes):
     model, data, folder = made
     words = {"data.eval": SETS.format(folder), "data.holdout": 0.3, "eval_every": 2, "steps": 4}
+    words |= {
+        "data.path": f"{folder}/data/data.json,{folder}/val/data.json",
+        "data.image_folder": f"{folder}/data,{folder}/val",
+    }
     words |= {"eval_samples": 1, "save_every": 2, **changes}
     return load_config("common", overrides(model, data, **words))
 
@@ -41,7 +64,7 @@ def trained(made, tmp_path_factory):
 def test_the_last_validation_is_the_loss_on_the_held_out_part_of_the_export(trained):
     rows = read_rows(trained / EVAL)
     assert [row["step"] for row in rows] == [2, 4]
-    assert set(rows[-1]["sets"]) == {"one", "two", "heldout"}
+    assert set(rows[-1]["sets"]) == {"one", "two", "p", "heldout"}
     found, wanted = rows[-1]["sets"]["heldout"], json.loads((trained / "heldout.json").read_text())
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
     assert found["tokens"] == wanted["tokens"]
@@ -49,12 +72,13 @@ def test_the_last_validation_is_the_loss_on_the_held_out_part_of_the_export(trai
     one = rows[-1]["sets"]["one"]
     assert (one["samples"], one["asked"]) == (10, 4)
     assert 0 <= one["exact_match"] <= 1
+    assert 0 <= rows[-1]["sets"]["p"]["pope"] <= 100
 
 
 def test_the_best_model_is_kept(trained):
     rows = read_rows(trained / EVAL)
     values = {row["step"]: row["value"] for row in rows}
-    losses = [s["loss"] for s in rows[-1]["sets"].values()]
+    losses = [s["loss"] for s in rows[-1]["sets"].values() if "loss" in s]
     assert rows[-1]["value"] == pytest.approx(sum(losses) / 3)
     best = min(values, key=lambda step: values[step])
     assert rows[-1]["best"] == {"step": best, "value": values[best]}
@@ -83,6 +107,22 @@ def test_norms_and_rates_are_logged_by_group(trained):
     last = read_rows(trained / SYSTEM)[-1]
     assert 0 < last["goodput"] < 1 > last["padding"] >= 0
     assert last["host_memory"] > 10**7 < last["tokens_per_second"] * 10**7
+
+
+def test_the_loss_is_told_apart_by_data_file(trained):
+    rows = read_rows(trained / METRICS)
+    assert {name for row in rows for name in row["losses"]} == {"data/data", "val/data"}
+    for row in rows:
+        low, high = min(row["losses"].values()), max(row["losses"].values())
+        assert low - 1e-5 <= row["loss"] <= high + 1e-5
+
+
+def test_the_report_shows_files_sets_and_a_benchmark(trained, tmp_path):
+    words = ["report", str(trained), "--out", str(tmp_path / "r.html")]
+    assert cli.main(words) == 0
+    page = (tmp_path / "r.html").read_text()
+    for key in ("losses/data/data", "losses/val/data", "eval/p/pope", "eval/one/loss"):
+        assert f'"{key}"' in page, key
 
 
 def test_a_run_that_was_cut_off_validates_and_decides_as_the_whole_one(made, trained, tmp_path):
