@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,42 +79,53 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["umount", "-l", "-R", str(folder)], check=True)
 
 
 def full_disk(folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """A disk that is full from a random step on, and has room again later; and one that stays full."""
-    rng, bench, differ, said = random.Random(seed), Bench(folder, steps=60), [], 0
+    """A disk that is full, or a folder that is read-only, from a random step on: for a while or to the end."""
+    rng, bench, differ, said = random.Random(seed), Bench(folder, steps=60), [], Counter()
     whole = folder / "whole"
     finished(bench.start(whole).wait(), whole)
     wanted = outcome(whole)
     for n in range(count):
         with small_disk(folder / f"disk{seed}-{n}", 400 * 2**20) as disk:
-            workdir, stays = disk / f"run{seed}-{n}", n % 5 == 4
+            workdir, stays = disk / f"run{seed}-{n}", rng.random() < 0.3
             process = bench.start(workdir)
-            at = rng.randint(0, 40)
+            at, kind = rng.randint(1, 40), rng.choice(("full", "read-only"))
             _steps(process, workdir, at)
-            _fill(disk / "filler", rng.choice((0, 4096, 100_000, 1_000_000)))
+            if kind == "full":
+                _fill(disk / "filler", rng.choice((0, 4096, 100_000, 1_000_000)))
+                mend = (disk / "filler").unlink
+            else:
+                mend = _read_only(workdir / "checkpoints")
             if not stays:
                 time.sleep(rng.uniform(0.1, 1.5))
-                (disk / "filler").unlink()
+                mend()
             code = process.wait()
             text = bench.log(workdir).read_text()
-            said += "no space left on device" in text
+            met = "no space left on device" in text or "read-only file system" in text
+            said.update({kind: 1, f"{kind}, met by a save": met})
             if stays:
-                (disk / "filler").unlink()
+                mend()
                 if code != 74 and not (code == 0 and compared(outcome(workdir), wanted) == []):
-                    differ.append((n, f"full to the end, exit {code}"))
+                    differ.append((n, f"{kind} to the end, exit {code}"))
                 code = bench.start(workdir).wait()
             if code:
                 differ.append((n, f"exit {code}: {bench.log(workdir).read_text()[-300:]}"))
             else:
                 differ += [(n, name) for name in compared(outcome(workdir), wanted)]
-        print(
-            f"disk {n}: full from step {at}, {'to the end' if stays else 'for a while'}, {differ}",
-            flush=True,
-        )
-    return {"full disks": count, "that a save met": said, "differences": differ, "ok": not differ}
+        print(f"{n}: {kind} from step {at}, {'to the end' if stays else 'for a while'}, {differ}")
+    return {"disks": dict(said), "differences": differ, "ok": not differ}
+
+
+def _read_only(folder: Path) -> Callable[[], Any]:
+    """Makes a folder read-only between two writes, for root too; what undoes that."""
+    mount = ["mount", "-o", "remount,bind,ro", str(folder)]
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    while subprocess.run(mount, capture_output=True).returncode:
+        time.sleep(0.005)
+    return lambda: subprocess.run(["mount", "-o", "remount,bind,rw", str(folder)], check=True)
 
 
 def _steps(process: subprocess.Popen, workdir: Path, steps: int) -> None:
@@ -147,6 +158,7 @@ def _stops(folder: Path, count: int, seed: int, processes: int, *more: str) -> d
     whole, workdir = folder / "whole", folder / f"run{seed}"
     finished(bench.start(whole, *more, cache=cache).wait(), whole)
     wanted = outcome(whole)
+    del wanted["checkpoints"]  # of a run that was stopped, those of the stops are there too
     while len(seconds) < count or workdir.exists():
         process = bench.start(workdir, *more, cache=cache)
         asked = len(seconds) < count and _wait_for_step(process, workdir, rng.randint(1, 12))
@@ -222,10 +234,12 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     while process.poll() is None and time.monotonic() - begin < 60 * minutes:
         time.sleep(5)
         with contextlib.suppress(psutil.NoSuchProcess):
+            memory = run.memory_info()
             rows.append(
                 (
                     time.monotonic() - begin,
-                    run.memory_info().rss / 2**20,
+                    # Without pages of files, which the system takes and gives as it likes.
+                    (memory.rss - memory.shared) / 2**20,
                     run.num_threads(),
                     run.num_fds(),
                     len(list(temporary.iterdir())),
@@ -252,7 +266,7 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
         "minutes": round(rows[-1][0] / 60, 1),
         "steps": len(read_metrics(workdir / METRICS)),
         "saves": committed(workdir) // 100,
-        "rss MB at the start, end": [round(float(y[0]), 1), round(float(y[-1]), 1)],
+        "MB at the start, end": [round(float(y[0]), 1), round(float(y[-1]), 1)],
         "slope MB/min": round(float(slope), 3),
         "upper 95 % bound MB/min": round(float(bound), 3),
         "growth": grown,

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from llava_jax.digests import damages, write_sums
+from llava_jax.digests import SUMS, damages, write_sums
 from llava_jax.errors import LlavaError
 from llava_jax.train.distributed import gather, is_main, together
 from llava_jax.train.step import TrainState
@@ -80,6 +80,12 @@ class Checkpointer:
                 for bad, problems in list(damaged.items())[:-1]:
                     self._set_aside(bad, problems)
                 return self._read(step, like)
+        if steps and all(problems == [f"{SUMS} is missing"] for problems in damaged.values()):
+            raise LlavaError(
+                f"{self._folder}: no checkpoint has {SUMS}; an earlier version wrote them, or it was "
+                "removed",
+                fix="go on with that version, or write it (docs/reliability.md), or name another --workdir",
+            )
         if steps:
             found = "; ".join(f"{step}: {problems[0]}" for step, problems in damaged.items())
             raise LlavaError(

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,18 @@ def test_where_all_are_damaged_nothing_begins_anew_by_itself(folder):
         restored(folder)
 
 
+def test_checkpoints_without_digests_are_refused_until_they_are_given_some(folder):
+    """By the command in docs/reliability.md."""
+    for step in ("1", "2"):
+        (folder / step / SUMS).unlink()
+    with pytest.raises(LlavaError, match="no checkpoint has SHA256SUMS; an earlier version wrote"):
+        restored(folder)
+    page = Path("docs/reliability.md").read_text().splitlines()
+    command = next(line for line in page if "xargs sha256sum" in line)
+    subprocess.run(command.partition("&& ")[2], shell=True, check=True, cwd=folder / "2")
+    assert restored(folder)[1]["step"] == 2
+
+
 def test_the_digests_are_those_of_other_tools(folder):
     done = subprocess.run(["sha256sum", "-c", SUMS], cwd=folder / "2", capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -140,12 +153,17 @@ def test_a_save_is_committed_once_it_is_written_and_not_before(tmp_path):
     assert names(tmp_path) == ["3"]
 
 
-@pytest.mark.parametrize("where", ["mkdir", "write_sums", "rename"])
-def test_a_disk_that_takes_nothing_is_said_and_left_as_it_was(folder, monkeypatch, caplog, where):
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [("mkdir", errno.EROFS), ("write_sums", errno.ENOSPC), ("rename", errno.ENOSPC)],
+)
+def test_a_disk_that_takes_nothing_is_said_and_left_as_it_was(
+    folder, monkeypatch, caplog, where, number
+):
     checkpoints = Checkpointer(folder)
 
     def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", "x")
+        raise OSError(number, os.strerror(number), "x")
 
     with monkeypatch.context() as patch:
         if where == "write_sums":
@@ -155,7 +173,8 @@ def test_a_disk_that_takes_nothing_is_said_and_left_as_it_was(folder, monkeypatc
         checkpoints.begin(3, state(3), {"step": 3})
         assert not checkpoints.settle()
         assert checkpoints.failed == (where != "mkdir") or checkpoints.failed
-    assert "the checkpoint of step 3 is not saved: no space left on device" in caplog.text
+    said = os.strerror(number).lower()
+    assert f"the checkpoint of step 3 is not saved: {said}" in caplog.text
     assert names(folder) == ["1", "2"]
     checkpoints.begin(4, state(4), {"step": 4})
     assert checkpoints.settle()
