@@ -18,19 +18,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _MAKE = """
 import sys; from pathlib import Path; from tests.train.run import make_data, make_model
-folder = Path(sys.argv[1]); make_model(folder, make_data(folder / "data", 30))
+folder = Path(sys.argv[1]); make_model(folder, make_data(folder / "data", int(sys.argv[2])))
 """
 
 
 class Bench:
-    """A tiny model and its data in `folder`, and runs on them. devices: of each process."""
+    """A tiny model and its data in `folder`, and runs on them. devices: of each process.
+    samples: of the data."""
 
-    def __init__(self, folder: Path, devices: int = 2, **settings: Any):
+    def __init__(self, folder: Path, devices: int = 2, samples: int = 30, **settings: Any):
         self.folder, self.settings = folder, {**SETTINGS, **settings}
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "model").exists():
             # In a process of its own: `fork` needs one that has touched no device.
-            subprocess.run([sys.executable, "-c", _MAKE, str(folder)], check=True, cwd=ROOT)
+            make = [sys.executable, "-c", _MAKE, str(folder), str(samples)]
+            subprocess.run(make, check=True, cwd=ROOT)
         self.made = folder / "model", folder / "data" / "data.json"
         self.env = {
             "JAX_PLATFORMS": "cpu",
@@ -115,7 +117,8 @@ def outcome(workdir: Path) -> dict[str, Any]:
         "rows": rows,
         "model": [sha256(path) for path in weights],
         "files": [f for f in files if f != "restarts.jsonl"],
-        "checkpoints": sorted(p.name for p in (workdir / "checkpoints").iterdir()),
+        "checkpoints": sorted(p.name for p in (workdir / "checkpoints").glob("[!.]*")),
+        "left behind": sorted(p.name for p in (workdir / "checkpoints").glob(".*")),
     }
 
 

@@ -199,12 +199,16 @@ class Checkpointer:
     def _make_folder(self) -> None:
         """Makes the folder, without what a killed run began to write or to remove."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._folder.glob(".*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._clear()
 
     def _make_work(self, work: Path) -> None:
-        shutil.rmtree(work, ignore_errors=True)
+        self._clear()
         (work / STATE).mkdir(parents=True)
+
+    def _clear(self) -> None:
+        """Removes what no save or removal is at any more: a folder that was read-only kept it."""
+        for path in self._folder.glob(".*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _finish(self, step: int, meta: dict[str, Any]) -> bool:
         """Commits what all processes wrote; False, and a line in the log, where that fails."""

@@ -176,6 +176,7 @@ def test_a_disk_that_takes_nothing_is_said_and_left_as_it_was(
     said = os.strerror(number).lower()
     assert f"the checkpoint of step 3 is not saved: {said}" in caplog.text
     assert names(folder) == ["1", "2"]
+    (folder / ".3.tmp").mkdir()  # as if it could not be removed
     checkpoints.begin(4, state(4), {"step": 4})
     assert checkpoints.settle()
     checkpoints.close()

@@ -18,6 +18,7 @@ from bench.survival_runs import ROOT
         "full_disk --count 20",
         "stops --count 20",
         "peer_stops --count 20",
+        "bad_images --count 10",
         "topology",
         "soak --minutes 30",
     ],
