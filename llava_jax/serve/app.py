@@ -224,20 +224,20 @@ def _add_routes(app: Any, service: Service) -> None:
     async def complete(http: HttpRequest, body: CompletionRequest) -> Response:
         return await service.complete(http, body)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=refusals)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [service.model()]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=refusals)
     async def model(name: str) -> dict[str, Any]:
         service.check_name(name)
         return service.model()
 
-    @app.get("/health")
+    @app.get("/health", responses=refusals)
     async def health() -> JSONResponse:
         return JSONResponse({"status": worker.state}, 200 if worker.state == "ready" else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses={**refusals, 200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         return Response(worker.meters.page(), headers={"Content-Type": meters.TYPE})
 

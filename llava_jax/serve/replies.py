@@ -105,7 +105,12 @@ def usage(jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def token_text(tokenizer: Tokenizer, id_: int) -> str:
-    """A token as it stands in a text: the vocabulary's mark for a space is a space."""
+    """A token as it stands in a text: the vocabulary's mark for a space is a space.
+
+    A model may have rows that its tokenizer does not name (padding); they have no text.
+    """
+    if id_ >= len(tokenizer):
+        return ""
     return tokenizer.token_text(id_).replace(SPACE, " ")
 
 

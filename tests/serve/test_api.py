@@ -6,6 +6,7 @@ import threading
 import pytest
 
 import llava_jax
+from llava_jax.serve.replies import token_text
 from tests.serve.conftest import KEY, NAME, noise, picture, said, shown
 
 RED = [shown(picture("red")), said("What color is the circle?")]
@@ -94,6 +95,12 @@ def test_logprobs(server):
         assert entry.top_logprobs[0].logprob == entry.logprob  # greedy
         assert bytes(entry.bytes).decode() == entry.token
         assert entry.top_logprobs[0].logprob >= entry.top_logprobs[2].logprob
+
+
+def test_a_row_that_the_tokenizer_does_not_name_has_no_text(server):
+    tokenizer = server.worker.model.tokenizer
+    assert token_text(tokenizer, len(tokenizer) + 5) == ""
+    assert token_text(tokenizer, 300)
 
 
 def test_n_answers_of_which_the_first_is_the_one_of_n_1(server):
