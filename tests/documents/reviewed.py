@@ -56,6 +56,7 @@ PROGRAMS = {
     r"^python bench/attention\.py": ("--lengths", "40", "--repeats", "1"),
     r"^python bench/train\.py": ("--size=tiny", "--rows=2", "--length=40", "--repeats=1"),
     r"^python bench/decode_speed\.py": ("--tokens", "2", "--repeats", "1"),
+    r"^python bench/quantize\.py": ("--pictures", "1"),
 }
 
 # Appended to a training command, and only this: fewer and smaller steps.
