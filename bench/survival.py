@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -50,13 +50,13 @@ def damages(folder: Path, count: int, seed: int) -> dict[str, Any]:
     wanted = np.asarray(state(1).params["a"])
     for n in range(count):
         copy = Path(shutil.copytree(folder / "run", folder / "copy")) / "checkpoints"
-        path = rng.choice(files(copy / "2"))
+        path = rng.choice(cast(Any, files(copy / "2")))
         how = str(rng.choice(HOW))
         damage(path, how, rng)
         hows[how] += 1
         if not any(digests.damages(step) for step in written(copy)):
             unverified.append((n, how, path.name))
-        found, meta = restored(copy, like)
+        found, meta = cast(Any, restored(copy, like))
         if meta["step"] != 1:
             silent.append((n, how, path.name))
         elif not np.array_equal(found.params["a"], wanted):
@@ -161,8 +161,8 @@ def bad_images(folder: Path, count: int, seed: int) -> dict[str, Any]:
         report = json.loads((folder / name / "data_report.json").read_text())
         found.append(sorted(row["id"] for row in report["bad"]))
         ends.append(outcome(folder / name))
-    strict = folder / "strict"
-    code = bench.start(strict, **{"data.bad_samples": "error"}).wait()
+    strict, changes = folder / "strict", cast(Any, {"data.bad_samples": "error"})
+    code = bench.start(strict, **changes).wait()
     said = bench.log(strict).read_text()
     named = [name for name in wanted if f"sample {name}:" in said]
     return {

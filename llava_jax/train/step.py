@@ -98,7 +98,7 @@ def make_step(
             return jax.tree.map(lambda t, g: t + w * g, total, grads), found
 
         grads, found = _summed(micro, state.params, (batch, weight, keys))
-        values, sums = found if by_file else (found, None)
+        values, sums = found if by_file else (found, jnp.zeros(()))
         norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
         ok = jnp.isfinite(norm) & jnp.all(jnp.isfinite(values))
         loss_value, recent = jnp.sum(values * weight), state.recent

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def folder(tmp_path):
     return tmp_path / "checkpoints"
 
 
-def restored(folder, like=None):
+def restored(folder, like=None) -> Any:
     checkpoints = Checkpointer(folder)
     try:
         return checkpoints.restore(state(0) if like is None else like)
