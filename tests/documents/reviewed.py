@@ -12,7 +12,7 @@ NOT_RUN = {
     r"^python -m llava_jax\.settings": "tests/test_settings.py compares what it prints with the page",
     r"^python bench/lines\.py": "counts what git lists, and the copy that runs the lines is no checkout",
     r"^python bench/packing\.py": "minutes; tests/data/test_packing.py and test_lengths.py hold what it measures",
-    r"^llava-jax verify|^cd runs/finetune_7b/checkpoints|sha256sum -c|^find \. -type f": "of a run that is there; tests/train/test_checkpoint.py runs all",
+    r"^llava-jax verify|^cd runs/finetune_7b/checkpoints|sha256sum -c|^find .* -exec sha256sum": "of a run that is there; tests/train/test_checkpoint.py runs all",
     r"--config\.data\.eval=": "needs validation sets; tests/train/test_validate.py trains with some",
     r"^llava-jax (serve|demo)": "runs until it is stopped; tests/serve/test_command.py starts and stops it",
     r"^llava-jax report": "of runs that are there; tests/report/test_report.py makes the page",

@@ -111,7 +111,7 @@ def test_checkpoints_without_digests_are_refused_until_they_are_given_some(folde
     with pytest.raises(LlavaError, match="no checkpoint has SHA256SUMS; an earlier version wrote"):
         restored(folder)
     page = Path("docs/reliability.md").read_text().splitlines()
-    command = next(line for line in page if "xargs sha256sum" in line)
+    command = next(line for line in page if "-exec sha256sum" in line)
     subprocess.run(command.partition("&& ")[2], shell=True, check=True, cwd=folder / "2")
     assert restored(folder)[1]["step"] == 2
 
