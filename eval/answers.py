@@ -18,7 +18,11 @@ from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import TABLES, read_rows
 
 ID_KEYS = ("question_id", "questionId", "id", "index", "image")
-TEXT_KEYS = ("text", "prediction", "answer", "caption")
+TEXT_KEYS = ("text", "answer", "caption")
+# Where a row has one of these it is the model's, and `answer` beside it is the truth, as in the files of
+# VLMEvalKit, MMMU, MathVista, OCRBench and HallusionBench.
+MODELS = ("prediction", "response", "predict", "model_prediction")
+_OF_DATA = ("options", "choices", "Options", "A")  # a lone `answer` beside one may be the truth
 
 
 @dataclass(slots=True)
@@ -122,7 +126,8 @@ def read_answers(
     """Reads an answer file of any of the kinds of `files.read_rows`; raises AnswerError naming the line.
 
     Args:
-      id_keys, text_keys: fields that may hold the id and the answer; the first present is used.
+      id_keys: fields that may hold the id; the first present is used.
+      text_keys: fields that may hold the answer, besides MODELS. Two that differ are an error.
       inside: see `files.read_rows`.
       skip_bad_lines: note unreadable jsonl lines instead of raising.
       empty_is_none: an absent or null answer is "" instead of an error; an empty cell of a table always is.
@@ -136,14 +141,27 @@ def read_answers(
         if (id_key := next((k for k in id_keys if row.get(k) is not None), None)) is None:
             raise AnswerError(f"{path} line {line}: no id; expected one of {', '.join(id_keys)}")
         where = f"{path} line {line}, {id_key} {row[id_key]!r}"
-        text_key = next((k for k in text_keys if k in row), None)
+        text_key = _answer_key(row, text_keys, where)
         value = row[text_key] if text_key else None
         if text_key is None and not empty_is_none:
-            raise AnswerError(f"{where}: no answer; expected one of {', '.join(text_keys)}")
+            names = ", ".join(dict.fromkeys((*text_keys, *MODELS[:2])))
+            raise AnswerError(f"{where}: no answer; expected one of {names}")
         empty = value is None and (empty_is_none or path.suffix.lower() in TABLES)
         text = "" if empty else _text(value, where)
         answers.append(Answer(as_id(row[id_key], where), text, line, row))
     return AnswerFile(path, answers, bad)
+
+
+def _answer_key(row: dict[str, Any], text_keys: tuple[str, ...], where: str) -> str | None:
+    """The field of a row that is the model's answer, None where there is none."""
+    keys = [k for k in MODELS if k in row] or [k for k in text_keys if k in row]
+    if len(keys) > 1 and any(row[k] != row[keys[0]] for k in keys):
+        what = f"{where}: {' and '.join(keys)} differ"
+        raise AnswerError(what, fix="keep the model's answer alone")
+    if keys == ["answer"] and (own := [k for k in _OF_DATA if k in row]):
+        what = f"{where}: its answer stands beside {own[0]} and may be the benchmark's own"
+        raise AnswerError(what, fix="name the model's answer prediction")
+    return keys[0] if keys else None
 
 
 def as_id(value: Any, where: str = "id") -> str:
@@ -160,7 +178,8 @@ def as_id(value: Any, where: str = "id") -> str:
 def _text(value: Any, where: str) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if is_number and not isinstance(value, bool):
         return str(value)
     raise AnswerError(f"{where}: the answer is {value!r}, not text")
 

@@ -45,7 +45,6 @@ class SimpleTask(Task):
     inside: ClassVar[str] = ""  # key of a .json file under which the rows are
     takes_split = True  # part of the names of `files`
     id_keys = ("question_id", "id", "index")
-    text_keys = ("text", "answer", "prediction")
     macro: ClassVar[str] = ""  # the headline is the mean over the values of this group
     shares: ClassVar[dict[str, float] | None] = None  # value -> its part of it; equal by default
 

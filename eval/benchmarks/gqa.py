@@ -28,7 +28,7 @@ class GQA(Task):
     llava_files = ("llava_gqa_*.jsonl",)
     has_splits = True
     id_keys = ("questionId", "question_id")
-    text_keys = ("text", "prediction")
+    text_keys = ("text",)
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         truth = _read_truth(data, settings).items()

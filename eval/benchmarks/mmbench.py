@@ -39,7 +39,7 @@ class MMBench(Task):
     takes_split = True
     files = ("mmbench_dev_2*.tsv", "MMBench_DEV_EN*.tsv", "*.tsv")
     id_keys = ("index", "question_id")
-    text_keys = ("prediction", "text")
+    text_keys = ("text",)
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []

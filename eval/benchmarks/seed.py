@@ -32,7 +32,6 @@ class Seed(Task):
     data_files = "SEED-Bench.json (or llava-seed-bench.jsonl to ask), SEED-Bench-image/, videos/"
     options = ("videos",)
     llava_files = ("llava-seed*.jsonl", "llava_seed*.jsonl")
-    text_keys = ("text", "prediction", "answer")
     upload_lines = True
 
     def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:

@@ -28,7 +28,6 @@ class TextVQA(Task):
     has_splits = True
     options = ("ocr",)
     id_keys = ("question_id", "image_id")
-    text_keys = ("text", "answer", "prediction")
 
     def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:
         questions = super().questions(data, settings)

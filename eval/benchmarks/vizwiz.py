@@ -27,7 +27,7 @@ class VizWiz(Task):
     llava_files = ("llava_*.jsonl",)
     has_splits = True
     id_keys = ("image", "question_id")
-    text_keys = ("answer", "text", "prediction")
+    text_keys = ("answer", "text")
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         path = find(data, FILES, "annotation file", settings.split)

@@ -26,7 +26,7 @@ class VQAv2(Task):
     )
     llava_files = ("llava_vqav2_*.jsonl",)
     has_splits = True
-    text_keys = ("answer", "text", "prediction")
+    text_keys = ("answer", "text")
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         path = find(data, QUESTIONS, "questions file", settings.split)
