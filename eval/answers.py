@@ -138,6 +138,11 @@ def read_answers(
         raise AnswerError(f"{path}: no answers in it")
     answers = []
     for line, row in rows:
+        known = row.get("metadata")
+        if isinstance(known, dict) and known.get(
+            "error"
+        ):  # why `eval` got no answer: it is missing
+            continue
         if (id_key := next((k for k in id_keys if row.get(k) is not None), None)) is None:
             raise AnswerError(f"{path} line {line}: no id; expected one of {', '.join(id_keys)}")
         where = f"{path} line {line}, {id_key} {row[id_key]!r}"

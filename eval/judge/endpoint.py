@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -39,12 +39,18 @@ class JudgeError(LlavaError):
 
 @dataclass(frozen=True)
 class JudgeReply:
-    """What the judge said, the model name it gave itself, and the tokens it counted."""
+    """What the judge said, the model name it gave itself, and the tokens it counted.
+
+    no_answer: why the text is no answer of the model's, "" where it is one. sent: parameters that were
+    not sent as asked; None for one that was left out.
+    """
 
     text: str
     model: str
     tokens_in: int = 0
     tokens_out: int = 0
+    no_answer: str = ""
+    sent: dict[str, Any] = field(default_factory=dict)
 
 
 class Endpoint:
@@ -66,6 +72,9 @@ class Endpoint:
         retries: int = 6,
         timeout: float = 120.0,
     ):
+        if set("@?#") & set(url):  # it is written into results, transcripts and messages
+            what = "the address of the endpoint holds a user, a password or a query"
+            raise JudgeError(what, fix=f"leave it out; the key is read from ${key_env}")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise JudgeError(f"{url!r} is not an http(s) address")
@@ -126,10 +135,11 @@ class Endpoint:
 
     def _post(self, body: dict[str, Any]) -> JudgeReply:
         tries = f"({counted(self.retries + 1, 'time')})"
+        served = self._as_served(body)
         try:
-            got = self._client.chat.completions.create(**self._as_served(body))
+            got = self._client.chat.completions.create(**served)
         except self._openai.APIStatusError as e:
-            if self._learns(e):
+            if self._learns(e, served):
                 return self._post(body)
             error = e.body.get("message", "") if isinstance(e.body, dict) else ""
             retried = e.status_code in (408, 409, 429) or e.status_code >= 500
@@ -142,13 +152,17 @@ class Endpoint:
         except (self._openai.OpenAIError, ValueError, RecursionError) as e:  # not JSON
             raise JudgeError(f"{self.url}: the reply cannot be read ({e})") from None
         try:  # the client checks no fields of a reply
-            text, usage = got.choices[0].message.content, got.usage
-        except (AttributeError, IndexError, TypeError):
-            shown = got if isinstance(got, str) else got.to_json(indent=None)
+            (text, no_answer), usage = answer_of(got.choices[0]), got.usage
+        except (AttributeError, IndexError, TypeError, KeyError):
+            shown = (
+                got.to_json(indent=None, warnings=False) if hasattr(got, "to_json") else str(got)
+            )
             raise JudgeError(f"{self.url}: no choices in the reply {shown[:80]!r}") from None
         counts = [getattr(usage, n, 0) for n in ("prompt_tokens", "completion_tokens")]
         counts = [n if isinstance(n, int) else 0 for n in counts]
-        return JudgeReply(content_text(text), str(got.model or self.model), *counts)
+        names = dict.fromkeys([*served, *body])
+        sent = {n: served.get(n) for n in names if served.get(n) != body.get(n)}
+        return JudgeReply(text, str(got.model or self.model), *counts, no_answer, sent)
 
     def _as_served(self, body: dict[str, Any]) -> dict[str, Any]:
         """A request with the parameters that this server turned out to take."""
@@ -159,16 +173,20 @@ class Endpoint:
             body["max_completion_tokens"] = body.pop("max_tokens") + REASONING_TOKENS
         return body
 
-    def _learns(self, error: Any) -> bool:
-        """Whether the refusal names a parameter that this server wants otherwise: reasoning models
-        take max_completion_tokens, which holds their thoughts too, and no temperature."""
-        said = json.dumps(error.body, default=str) if error.status_code == 400 else ""
-        if "max_completion_tokens" in said and not self._completion_tokens:
+    def _learns(self, error: Any, served: dict[str, Any]) -> bool:
+        """Whether the refusal names a parameter of `served` that this server wants otherwise: reasoning
+        models take max_completion_tokens, which holds their thoughts too, and no temperature.
+
+        What was sent decides, not what is known by now: requests on their way learn the same.
+        """
+        said = json.dumps(error.body, default=str) if error.status_code in (400, 422) else ""
+        if "max_completion_tokens" in said and "max_tokens" in served:
             self._completion_tokens = True
-            return True
-        learned = "temperature" in said and not self._no_temperature
-        self._no_temperature |= learned
-        return learned
+        elif "temperature" in said and "temperature" in served:
+            self._no_temperature = True
+        else:
+            return False
+        return True
 
     def _before_try(self, request: Any) -> None:
         """Waits for the next turn; sends no key where there is none."""
@@ -192,6 +210,21 @@ def in_parallel(work: Callable[[A], B], items: Sequence[A], threads: int) -> Ite
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def answer_of(choice: Any) -> tuple[str, str]:
+    """The text of a reply's choice, and why it is no answer, "" where it is one.
+
+    No answer: what the server filtered, and a reply without text (null, other parts, thoughts alone).
+    """
+    text, end = content_text(choice.message.content), getattr(choice, "finish_reason", None)
+    if end == "content_filter":
+        return text, "the server filtered the reply"
+    if text.strip():
+        return text, ""
+    refusal = getattr(choice.message, "refusal", None)
+    cut = ", cut at the token limit" if end == "length" else ""
+    return "", f"the model refused: {refusal}" if refusal else f"the reply has no text{cut}"
 
 
 def content_text(content: Any) -> str:

@@ -44,7 +44,7 @@ def ask_until_read(
     reply = JudgeReply("", endpoint.model)
     for how in tries:
         reply = endpoint.ask(**how)
-        if (found := read(reply.text)) is not None:
+        if not reply.no_answer and (found := read(reply.text)) is not None:
             return found, reply
     logger.warning("judge: nothing to read in %r, counted apart", reply.text[:40])
     return None, reply

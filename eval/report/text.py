@@ -1,6 +1,6 @@
 """Results as plain text, and result files read back."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +89,14 @@ def number(value: Any) -> str:
     return f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
-def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
+def complete(result: Result, unasked: Collection[str] = ()) -> dict[str, Any]:
     """A result as written to files. Where answers are missing, which count as wrong, the headline
     of the answered questions alone is given as well, under its own name. Where it is not known how
     many questions there are, the headline's name says so.
 
     Args:
-      only_answered: the rest was not meant to be asked (--limit): leave it out of the samples, and
-        make the headline that of the answered questions.
+      unasked: of the missing ones, those that were not meant to be asked (--limit): they are left out
+        of the samples, and the headline is that of the others, of which an unanswered one is wrong.
     """
     value = result.to_json()
     gone = set(result.coverage.missing)
@@ -108,15 +108,21 @@ def complete(result: Result, only_answered: bool = False) -> dict[str, Any]:
         return value
     from llava_jax.eval.report.stats import answered, headline_of  # numpy, only where it is used
 
-    samples = answered(value["per_sample"], gone)
-    name = f"{result.task.headline}_of_answered"
-    value["totals"][name] = headline_of(result.task.name, samples)
-    if only_answered:
-        total = result.coverage.expected
+    def total_of(kind: str, absent: set[str]) -> tuple[str, dict[str, Any]]:
+        name, samples = f"{result.task.headline}_of_{kind}", answered(value["per_sample"], absent)
+        value["totals"][name] = headline_of(result.task.name, samples)
+        return name, samples
+
+    name, samples = total_of("answered", gone)
+    if unasked:
+        total, failed = result.coverage.expected, len(gone) - len(unasked)
+        if failed:
+            name, samples = total_of("asked", set(unasked))
         value |= {"headline": name, "per_sample": samples}
-        value["coverage"] |= {"expected": total - len(gone), "missing": 0}
-        value["coverage"]["details"] = result.coverage.lines()[1:]
-        what = f"{len(gone)} of {total} questions were not asked; tables and all totals but"
+        value["coverage"] |= {"expected": total - len(unasked), "missing": failed}
+        lines = [f"{failed} of the questions asked have no answer and count as wrong"]
+        value["coverage"]["details"] = lines[: bool(failed)] + result.coverage.lines()[1:]
+        what = f"{len(unasked)} of {total} questions were not asked; tables and all totals but"
         value["notes"].append(f"{what} {name} count them as wrong")
     return value
 

@@ -7,8 +7,11 @@ processes each take a part (--chunk K/N), and the one that completes the last pa
 """
 
 import argparse
+import json
 import logging
+import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,14 @@ from typing import Any
 from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import check_folder
+from llava_jax.eval.judge.endpoint import JudgeError
 from llava_jax.eval.report.text import as_text, complete
 from llava_jax.eval.run.experiment import experiment_of, resolve, tasks_of
-from llava_jax.eval.run.identity import Digests, check_run, model_identity, versions
+from llava_jax.eval.run.identity import Digests, check_run, held, model_identity, versions
 from llava_jax.eval.run.predict import Line, answered_lines, choose, merge, predict
 from llava_jax.eval.task import DEFAULT, TASKS, Task, TaskSettings
 from llava_jax.progress import progress
-from llava_jax.util import write_json
+from llava_jax.util import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +61,16 @@ def run_task(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] | 
     Returns:
       The result as written to result.json; None where it cannot be scored here and now: other parts
       are still out, a judge must read the answers first, or only a server has the truth.
+    Raises:
+      AnswerError: another process asks the same questions into this folder, or see `predict`.
     """
+    index, count = settings.chunk
+    lock = settings.out / task.name / f".answers-{index}-of-{count}.lock"
+    with held(lock) if settings.writes else nullcontext():
+        return _run_alone(model, task, settings)
+
+
+def _run_alone(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] | None:
     data = task_folder(settings.data, task)
     folder = settings.out / task.name
     questions = task.questions(data, settings.task)
@@ -92,10 +105,13 @@ def run_task(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] | 
     if any(q.key not in lines for q in chosen):
         return None
     merge(parts, questions, folder / "answers.jsonl")
-    result = _score(task, folder, data, settings)
+    asked = {q.key: lines[q.key] for q in chosen}
+    with tempfile.TemporaryDirectory() as scratch:
+        result = _score(task, folder, data, settings, asked, lines, Path(scratch))
     if result is not None:
-        result["notes"] += _unasked(lines)
-        result |= {"run": settings.model_id, "settings": run, "versions": versions()}
+        sent, notes = _as_sent(asked)
+        result["notes"] += _unanswered(asked) + notes
+        result |= {"run": settings.model_id, "settings": run | sent, "versions": versions()}
         result["experiment"] = dict(settings.experiment)
         write_json(folder / "result.json", result, indent=1, ensure_ascii=False)
     return result
@@ -108,13 +124,26 @@ def _run_of(task: Task, settings: RunSettings, template: str) -> dict[str, Any]:
     return run | {"temperature": 0.0, "split": settings.task.split, "parts": settings.chunk[1]}
 
 
-def _unasked(lines: Mapping[str, Line]) -> list[str]:
-    """A note on the questions that could not be asked."""
+def _unanswered(lines: Mapping[str, Line]) -> list[str]:
+    """A note on the questions that got no answer, and why."""
     failed = [f"{key} ({line.error})" for key, line in lines.items() if line.error]
     more = ", …" if len(failed) > 5 else ""
-    what = f"{counted(len(failed), 'question')} could not be asked; an empty answer is scored"
-    which = f"{'; '.join(failed[:5])}{more}"
-    return [f"{what} as the benchmark's rule has it: {which}"] if failed else []
+    what = f"{counted(len(failed), 'question')} got no answer, and the next run asks again"
+    return [f"{what}: {'; '.join(failed[:5])}{more}"] if failed else []
+
+
+def _as_sent(lines: Mapping[str, Line]) -> tuple[dict[str, Any], list[str]]:
+    """The settings that a server took otherwise than they were asked, and a note where that changed."""
+    given = [line for line in lines.values() if not line.error]
+    kinds = {json.dumps(line.sent, sort_keys=True): line.sent for line in given}
+    names = {"max_completion_tokens": "max_new_tokens"}
+    found = {names.get(k, k): v for sent in kinds.values() for k, v in sent.items()}
+    found.pop("max_tokens", None)
+    found |= (
+        {"served_as": max(served)} if (served := {line.served for line in given} - {""}) else {}
+    )
+    note = f"the answers were not all asked with the same settings: {', '.join(sorted(kinds))}"
+    return found, [note] if len(kinds) > 1 else []
 
 
 def task_folder(data: Path, task: Task, alone: bool = True) -> Path:
@@ -151,11 +180,23 @@ def image_folders(settings: RunSettings, data: Path, task: Task) -> list[Path]:
     return [f for root in roots for name in usual if (f := root / name).is_dir()]
 
 
-def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[str, Any] | None:
+def _score(
+    task: Task,
+    folder: Path,
+    data: Path,
+    settings: RunSettings,
+    asked: Mapping[str, Line],
+    lines: Mapping[str, Line],
+    scratch: Path,
+) -> dict[str, Any] | None:
+    """asked: of the folder's lines, those of the questions that this run asks."""
     answers = folder / "answers.jsonl"
     if task.judge:
         print(f"{task.title}: answered; now: llava-jax eval judge {task.name} --answers {answers}")
         return None
+    if len(asked) < len(lines):  # of an earlier run with another --limit or --shuffle-seed
+        answers = scratch / "answers.jsonl"
+        write_text(answers, "".join(f"{line.text}\n" for line in asked.values()))
     try:
         scored = task.score(answers, data, settings.task)
     except DataError as e:
@@ -167,7 +208,15 @@ def _score(task: Task, folder: Path, data: Path, settings: RunSettings) -> dict[
         except LlavaError as no:
             logger.warning("%s: no upload file either: %s", task.title, no)
         return None
-    return complete(scored, only_answered=settings.limit is not None)
+    if settings.limit is None:
+        return complete(scored)
+    unasked = scored.coverage.missing
+    if any(line.error for line in asked.values()):  # asked, and missing all the same
+        rows = [json.loads(line.text) for line in asked.values()]
+        rows = [{k: v for k, v in row.items() if k != "metadata"} for row in rows]
+        write_text(scratch / "all.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        unasked = task.score(scratch / "all.jsonl", data, settings.task).coverage.missing
+    return complete(scored, unasked)
 
 
 def parse_chunk(text: str) -> tuple[int, int]:
@@ -204,10 +253,18 @@ def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
     how: dict[str, Any] = {name: getattr(args, name) for name in same}
     how |= {"model_id": args.name or Path(args.model).name, "batch": args.batch_size}
     how |= {"chunk": chunk, "identity": identity, "writes": writes}
-    results = []
+    results, errors = [], []
     for task, own in tasks:
         settings = RunSettings(**how, task=own, experiment=experiment_of(args, task, own))
-        if result := run_task(model, task, settings):
+        try:
+            result = run_task(model, task, settings)
+        except JudgeError:  # the server is gone for the other tasks as well
+            raise
+        except LlavaError as e:
+            logger.error("%s: %s", task.title, e)
+            errors.append(e)
+            continue
+        if result:
             print(as_text(result, tables=False))
             results.append(args.out / task.name / "result.json")
     if results:
@@ -215,6 +272,8 @@ def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
 
         html, _ = write_report(results, args.out / "report", images=args.images or args.data)
         print(f"report: {html}")
+    if errors:
+        raise errors[0]
     return 0
 
 

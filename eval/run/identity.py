@@ -4,11 +4,13 @@ A model is known by the bits of its tensors and its config, not by its folder's 
 its prompt and the bytes of its pictures.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from llava_jax.util import installed_versions, read_object, write_json
 if TYPE_CHECKING:
     from llava_jax.model import LlavaModel
 
+logger = logging.getLogger(__name__)
 ELSEWHERE = "use another --out, or move that folder away"
 PACKAGES = ("llava_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
 
@@ -75,6 +78,9 @@ def check_run(path: Path, run: dict[str, Any], own: str) -> None:
       AnswerError: the folder belongs to another model or other settings, which it names.
     """
     if not path.exists():
+        if any(p.stat().st_size for p in path.parent.glob("answers*.jsonl")):
+            what = f"{path.parent}: holds answers, but no run.json that says whose they are"
+            raise AnswerError(what, fix=ELSEWHERE)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path.with_name(own), run, indent=1)
         path.with_name(own).replace(path)
@@ -83,6 +89,24 @@ def check_run(path: Path, run: dict[str, Any], own: str) -> None:
     if changed := [k for k, v in run.items() if old.get(k) != v]:
         was = ", ".join(f"{k} was {_short(old.get(k))}, is {_short(run[k])}" for k in changed)
         raise AnswerError(f"{path.parent}: holds answers of another run ({was})", fix=ELSEWHERE)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keeps other processes from asking the same questions into one file. Raises AnswerError where one
+    does so now. The lock file stays: removing it would let two processes lock two files."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = f"{path.parent}: another process asks the same questions now"
+            raise AnswerError(what, fix="wait for it, stop it, or name another --out") from None
+        except OSError as e:
+            logger.warning("%s: cannot be locked (%s): run nothing else into it", path.parent, e)
+        yield
 
 
 def _short(value: Any) -> str:
@@ -97,7 +121,10 @@ class Digests:
         self._cache, self._changed = cache, False
         self._known: dict[str, list[Any]] = {}
         if cache is not None and cache.exists():
-            self._known = read_object(cache, AnswerError)
+            try:
+                self._known = read_object(cache, AnswerError)
+            except AnswerError as e:  # what it held is taken anew
+                logger.warning("%s", e)
 
     def of(self, question: Question, images: Sequence[Path | bytes]) -> str:
         """A digest of a question as it is asked."""
@@ -111,10 +138,14 @@ class Digests:
         state, name = path.stat(), str(path)
         stamp = [state.st_size, state.st_mtime_ns]
         known = self._known.get(name)
-        if not (isinstance(known, list) and known[:2] == stamp):
-            known = [*stamp, hashlib.sha256(path.read_bytes()).hexdigest()]
-            self._known[name], self._changed = known, True
-        return bytes.fromhex(known[2])
+        try:
+            if known and known[:2] == stamp:
+                return bytes.fromhex(known[2])
+        except (TypeError, ValueError, LookupError):
+            pass  # the file is damaged
+        digest = hashlib.sha256(path.read_bytes())
+        self._known[name], self._changed = [*stamp, digest.hexdigest()], True
+        return digest.digest()
 
     def save(self) -> None:
         """Keeps what was read."""

@@ -12,7 +12,7 @@ import os
 import random
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llava_jax.model import LlavaModel
 
 logger = logging.getLogger(__name__)
+HOPELESS = 32  # requests after which a run stops where not one was answered
 
 
 def write_questions(questions: Iterable[Question], path: Path) -> None:
@@ -99,12 +100,14 @@ def length_buckets(questions: Sequence[Question], batch: int) -> Iterator[list[Q
 
 
 class Line(NamedTuple):
-    """A line of an answer file: its text, the digest of the question as it was asked, and why it
-    could not be asked, if so."""
+    """A line of an answer file: its text, the digest of the question as it was asked, why there is no
+    answer, if so, the model's name in the server's reply, and what was sent otherwise than asked."""
 
     text: str
     asked: str
     error: str
+    served: str
+    sent: dict[str, Any]
 
 
 def answered_lines(path: Path, repair: bool = True) -> dict[str, Line]:
@@ -123,12 +126,15 @@ def answered_lines(path: Path, repair: bool = True) -> dict[str, Line]:
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
             known, text = json.loads(line)["metadata"], line.decode()
-            key = known["key"]
-        except (ValueError, KeyError, TypeError):
+            key, sent = known["key"], dict(known.get("sent") or {})
+            hash(key)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise _foreign(path, number) from None
         if key in lines:
-            raise AnswerError(f"{path} line {number}: {key!r} is answered a second time")
-        lines[key] = Line(text, str(known.get("asked", "")), str(known.get("error", "")))
+            what = f"{path} line {number}: {key!r} is answered a second time"
+            raise AnswerError(what, fix="take one of the two lines out")
+        more = [str(known.get(name) or "") for name in ("asked", "error", "served")]
+        lines[key] = Line(text, *more, sent)
     if rest := raw[len(whole) :]:
         if not _may_be_cut_off(rest):
             raise _foreign(path, whole.count(b"\n") + 1)
@@ -151,19 +157,24 @@ def _may_be_cut_off(rest: bytes) -> bool:
         return "key" in json.loads(rest)["metadata"]
     except (KeyError, TypeError):  # a whole row of another kind
         return False
-    except ValueError:
+    except (ValueError, RecursionError):
         return rest[:2] == b'{"'[: len(rest)]
 
 
 def image_paths(question: Question, folders: Sequence[Path]) -> tuple[Path | bytes, ...]:
-    """The images of a question, found in one of `folders`; raises DataError naming what is missing."""
+    """The images of a question, found in one of `folders`; raises DataError naming what is missing, or
+    lies outside of them: a data set must not have any file of this machine sent to a server."""
     found: list[Path | bytes] = []
+    roots = [os.path.abspath(f) for f in folders]
     for image in question.images:
         if isinstance(image, bytes):
             found.append(image)
             continue
         names = [image] if Path(image).suffix else [image, f"{image}.jpg", f"{image}.png"]
         path = next((f / n for f in folders for n in names if (f / n).is_file()), None)
+        if path and not any(Path(os.path.abspath(path)).is_relative_to(root) for root in roots):
+            what = f"question {question.key}: the image {image!r} is outside of its folder"
+            raise DataError(what, fix="--images names the image folder")
         if path is None:
             where = f"question {question.key}: no image {image!r} in {', '.join(map(str, folders))}"
             raise DataError(where, fix="--images names the image folder")
@@ -187,8 +198,8 @@ def predict(
 ) -> int:
     """Asks what is not in `out` yet, greedily, and appends the answers; returns how many were asked.
 
-    A question that cannot be asked (a picture that is no picture) gets an empty answer, and its row
-    says why; it is asked again once its picture is another.
+    A question without an answer (a picture that is no picture, a request that a server refuses, a reply
+    without text) gets an empty row that says why. It counts as missing, and the next run asks it again.
 
     Args:
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
@@ -198,7 +209,8 @@ def predict(
       writes: whether this process writes; the hosts of one mesh all ask, and one writes.
     Raises:
       DataError: an image is missing (before anything is asked).
-      AnswerError: the file is not ours, or its answers are to other prompts or about other pictures.
+      AnswerError: the file is not ours, its answers are to other prompts, about other pictures or of
+        another model at the same address, or not one request was answered.
     """
     digests = digests or Digests()
     done = answered_lines(out, repair=writes)
@@ -212,14 +224,24 @@ def predict(
     progress(len(questions) - len(todo))
     if writes:
         out.parent.mkdir(parents=True, exist_ok=True)
+    rows = _rows_of(model, found, todo, batch, digests, model_id, max_new_tokens)
+    served, answers, error = {line.served for line in done.values()}, sum(answered), ""
     with open(out if writes else os.devnull, "a", encoding="utf-8") as f:
-        for group in length_buckets(todo, batch):
-            asked = [(q, found[q.key]) for q in group]
-            f.write(_answers(model, asked, digests, model_id, max_new_tokens))
+        for n, group in enumerate(rows, 1):
+            known = [row["metadata"] for row in group]
+            check_served(served := served | {m.get("served", "") for m in known}, out)
+            # Escaped (ensure_ascii), so that a cut-off line can never be half a character.
+            f.write("".join(json.dumps(row) + "\n" for row in group))
             f.flush()
             progress(len(group))
+            answers += sum("error" not in m for m in known)
+            error = next((m["error"] for m in known if "error" in m), error)
+            if not answers and n * batch >= HOPELESS:
+                break
     if writes:
         digests.save()
+    if todo and not answers:
+        raise AnswerError(f"{out}: not one question was answered: {error}")
     return len(todo)
 
 
@@ -230,57 +252,69 @@ def _still_true(
     folders: Sequence[Path],
     digests: Digests,
 ) -> dict[str, Line]:
-    """The answers in `done` less those to ask again: their picture could not be read and is another
-    now. Raises AnswerError where a question or a picture changed under its answer."""
+    """The answers in `done`; rows without one are taken out, to be asked again. Raises AnswerError
+    where a question or a picture changed under its answer."""
     changed = []
     for q in questions:
-        if (line := done.get(q.key)) is not None:
+        if (line := done.get(q.key)) is not None and not line.error:
             try:
                 images = image_paths(q, folders)
             except DataError:  # pictures that are no longer there: nothing to compare with
                 continue
             if digests.of(q, images) != line.asked:
                 changed.append(q.key)
-    if wrong := [key for key in changed if not done[key].error]:
-        what = f"{counted(len(wrong), 'answer')} to another prompt or about other pictures than"
-        raise AnswerError(f"{out}: {what} are there now, first {wrong[0]!r}", fix=ELSEWHERE)
     if changed:
-        done = {key: line for key, line in done.items() if key not in changed}
+        what = f"{counted(len(changed), 'answer')} to another prompt or about other pictures than"
+        raise AnswerError(f"{out}: {what} are there now, first {changed[0]!r}", fix=ELSEWHERE)
+    again = {q.key for q in questions if q.key in done and done[q.key].error}
+    if again:
+        done = {key: line for key, line in done.items() if key not in again}
         write_text(out, "".join(f"{line.text}\n" for line in done.values()))
     return done
 
 
-def _answers(
+def _rows_of(
     model: "LlavaModel",
-    asked: Sequence[tuple[Question, Sequence[Path | bytes]]],
+    found: Mapping[str, Sequence[Path | bytes]],
+    todo: Sequence[Question],
+    batch: int,
     digests: Digests,
     model_id: str,
     max_new_tokens: int,
-) -> str:
-    """The lines of one batch. asked: questions and their images."""
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each batch. found: images by the question's key."""
     from llava_jax.generate.request import Request
 
-    # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
-    # question, as in LLaVA's evaluation.
-    requests = [Request(q.prompt, i, max_new_tokens=max_new_tokens) for q, i in asked]
-    replies = model.generate_batch(requests, batch_size=len(requests), on_error="reply")
-    lines = []
-    for (q, images), reply in zip(asked, replies, strict=True):
-        known = {"key": q.key, "asked": digests.of(q, images)}
-        if error := getattr(reply, "error", None):
-            logger.warning("question %s: not asked: %s", q.key, error)
-            known["error"] = error
-        ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": known}
-        # Escaped (ensure_ascii), so that a cut-off line can never be half a character.
-        lines.append(json.dumps({**q.record, "text": reply.text, **ids}) + "\n")
-    return "".join(lines)
+    for group in length_buckets(todo, batch):
+        # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
+        # question, as in LLaVA's evaluation.
+        how = {"max_new_tokens": max_new_tokens}
+        requests = [Request(q.prompt, found[q.key], **how) for q in group]
+        replies = model.generate_batch(requests, batch_size=len(requests), on_error="reply")
+        rows = []
+        for q, reply in zip(group, replies, strict=True):
+            known = {"key": q.key, "asked": digests.of(q, found[q.key])}
+            told = {name: getattr(reply, name, None) for name in ("error", "served", "sent")}
+            known |= {name: value for name, value in told.items() if value}
+            if told["error"]:
+                logger.warning("question %s: no answer: %s", q.key, told["error"])
+            ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": known}
+            rows.append({**q.record, "text": reply.text, **ids})
+        yield rows
+
+
+def check_served(names: Set[str], out: Path) -> None:
+    """Raises AnswerError where a server's replies, which name their model, are of several."""
+    if len(names - {""}) > 1:
+        what = f"{out}: an address answers as several models: {', '.join(sorted(names - {''}))}"
+        raise AnswerError(what, fix=ELSEWHERE)
 
 
 def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> dict[str, Line]:
     """Joins the answer files of several processes, in the order of the questions; returns them.
 
     Raises:
-      AnswerError: two files answer the same question.
+      AnswerError: two files answer the same question, or are of different models.
     """
     lines: dict[str, Line] = {}
     for part in parts:
@@ -288,6 +322,7 @@ def merge(parts: Sequence[Path], questions: Sequence[Question], out: Path) -> di
         if again := next((key for key in found if key in lines), None):
             raise AnswerError(f"{part}: {again!r} is answered in another part as well")
         lines |= found
+    check_served({line.served for line in lines.values()}, out)
     if unknown := lines.keys() - {q.key for q in questions}:
         what = f"{counted(len(unknown), 'answer')} to questions that are not in the benchmark"
         raise AnswerError(f"{out.parent}: {what}, such as {min(unknown)!r}", fix=ELSEWHERE)

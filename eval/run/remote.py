@@ -2,14 +2,31 @@
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from llava_jax.errors import ImageError
 from llava_jax.eval.judge.endpoint import Endpoint, JudgeError, in_parallel
 from llava_jax.generate.request import Reply, Request
+from llava_jax.images.decode import open_image
 
 _KINDS = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}  # else a jpeg
+
+
+class RefusedError(JudgeError):
+    """The server gave no answer to this request."""
+
+    refused = True
+
+
+@dataclass(frozen=True)
+class RemoteReply(Reply):
+    """served: the model's name in the server's reply. sent: as in JudgeReply."""
+
+    served: str = ""
+    sent: dict[str, Any] = field(default_factory=dict)
 
 
 class RemoteModel:
@@ -22,35 +39,45 @@ class RemoteModel:
     config = SimpleNamespace(template="the server's")
 
     def __init__(self, url: str, name: str, key_env: str, per_minute: float | None = None):
+        self._endpoint = Endpoint(
+            url, name, None, key_env, 1e9 if per_minute is None else per_minute
+        )
         self.identity = {"endpoint": url, "served": name}
-        self._endpoint = Endpoint(url, name, None, key_env, per_minute or 1e9)
         self._endpoint.check()
 
     def generate_batch(
         self, requests: Sequence[Request], batch_size: int, on_error: str = "raise"
-    ) -> list[Reply]:
-        """Answers `batch_size` requests at a time. on_error "reply": a request that the server
-        refuses (a picture it cannot read) is a Reply with an error.
+    ) -> list[RemoteReply]:
+        """Answers `batch_size` requests at a time. on_error "reply": a picture that cannot be read, a
+        request that the server refuses and a reply without an answer are Replies with an error.
 
         Raises JudgeError where the server is gone or fails.
         """
 
-        def ask(request: Request) -> Reply:
-            images = [{"type": "image_url", "image_url": {"url": _url(i)}} for i in request.images]
-            content = [*images, {"type": "text", "text": str(request.messages)}]
+        def ask(request: Request) -> RemoteReply:
             how = {"temperature": request.temperature, "max_tokens": request.max_new_tokens}
             try:
+                images = [
+                    {"type": "image_url", "image_url": {"url": _url(i)}} for i in request.images
+                ]
+                content = [*images, {"type": "text", "text": str(request.messages)}]
                 reply = self._endpoint.ask([{"role": "user", "content": content}], **how)
-            except JudgeError as e:
-                if e.refused and on_error == "reply":
-                    return Reply("", (), "error", error=str(e))
+                if reply.no_answer:
+                    raise RefusedError(reply.no_answer)
+            except (ImageError, JudgeError) as e:
+                if on_error == "reply" and getattr(e, "refused", True):
+                    return RemoteReply("", (), "error", error=str(e))
                 raise
-            return Reply(reply.text.strip(), (), "stop")
+            more = {"served": reply.model, "sent": reply.sent}
+            return RemoteReply(reply.text.strip(), (), "stop", **more)
 
         return list(in_parallel(ask, requests, batch_size))
 
 
 def _url(image: Any) -> str:
     data = Path(image).read_bytes() if isinstance(image, str | Path) else image
+    open_image(
+        data, name=Path(image).name if isinstance(image, str | Path) else None
+    )  # as weights do
     kind = next((k for start, k in _KINDS.items() if data.startswith(start)), "jpeg")
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

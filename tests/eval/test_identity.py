@@ -10,9 +10,10 @@ from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import read_answers
 from llava_jax.eval.benchmarks.mme import mme_answer
 from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.questions import Question
 from llava_jax.eval.run.command import RunSettings, run_task, task_folder
 from llava_jax.eval.run.experiment import tasks_of
-from llava_jax.eval.run.identity import model_identity
+from llava_jax.eval.run.identity import Digests, model_identity
 from llava_jax.eval.run.predict import choose
 from llava_jax.eval.task import get_task
 from llava_jax.generate.request import Reply
@@ -79,6 +80,46 @@ def test_a_limit_is_raised_without_asking_again(vqa):  # noqa: F811
     found = [run_task(echo, task, p) for p in parts]
     assert [f and len(f["per_sample"]) for f in found] == [None, 2, None, 6]
     assert sum(echo.batches) == 6 + 6
+    # And lowered, or drawn anew: the result is over what its settings say.
+    for more in ({"limit": 2}, {"limit": 2, "shuffle_seed": 1}, {"limit": 2, "shuffle_seed": 2}):
+        found = run_task(Echo(dies_after=0), task, settings(vqa, **more))
+        asked = choose(task.questions(vqa / "data" / "vqav2"), **more)
+        assert [*found["per_sample"]] == sorted(q.key for q in asked)
+    assert len(read_answers(vqa / "out" / "vqav2" / "answers.jsonl").rows) == 6
+
+
+def test_answers_without_run_json_are_nobodys(vqa):  # noqa: F811
+    task = get_task("vqav2")
+    run_task(Echo(right), task, settings(vqa))
+    (vqa / "out" / "vqav2" / "run.json").unlink()
+    with pytest.raises(AnswerError, match="holds answers, but no run.json"):
+        run_task(Echo(right), task, settings(vqa))
+
+
+def test_two_processes_do_not_write_one_file(vqa):  # noqa: F811
+    task, inner = get_task("vqav2"), []
+
+    class Second(Echo):
+        def generate_batch(self, requests, batch_size, on_error="raise"):
+            with pytest.raises(AnswerError, match="another process asks the same questions") as e:
+                run_task(Echo(right), task, settings(vqa))
+            inner.append(e)
+            return super().generate_batch(requests, batch_size)
+
+    assert run_task(Second(right), task, settings(vqa))["totals"]["overall"] == 100.0
+    assert inner
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"PATH": [SIZE, TIME, "zz"]}', '{"PATH": 5}'])
+def test_damaged_digests_are_taken_anew(tmp_path, damage):
+    picture, cache = tmp_path / "a.png", tmp_path / "pictures.json"
+    picture.write_bytes(b"x")
+    state = picture.stat()
+    for name, value in (("PATH", picture), ("SIZE", state.st_size), ("TIME", state.st_mtime_ns)):
+        damage = damage.replace(name, str(value))
+    cache.write_text(damage)
+    asked = Question("k", "q", ("a.png",), {})
+    assert Digests(cache).of(asked, [picture]) == Digests().of(asked, [picture])
 
 
 def test_limits_take_whole_groups(tmp_path):
@@ -127,11 +168,19 @@ def test_a_corrupt_picture_is_counted_and_named(vqa):  # noqa: F811
     picture.write_bytes(b"bad")
     result = run_task(Eyes(right), task, settings(vqa))
     assert result["totals"]["overall"] == pytest.approx(100 * 5 / 6, abs=0.01)
-    assert result["coverage"]["answered"] == 6
+    assert (result["coverage"]["answered"], result["coverage"]["expected"]) == (5, 6)
     (note,) = result["notes"]
-    assert note.startswith("1 question could not be asked")
-    assert note.endswith("3 (not an image)")
-    assert run_task(Eyes(dies_after=0), task, settings(vqa))["notes"] == [note]
+    assert note == "1 question got no answer, and the next run asks again: 3 (not an image)"
+    again = Eyes(right)
+    assert run_task(again, task, settings(vqa))["notes"] == [note]
+    assert again.batches == [1]
+    part = run_task(Eyes(right), task, settings(vqa, limit=4))
+    assert part["headline"] == "overall_of_asked"
+    assert part["totals"]["overall_of_asked"] == pytest.approx(75)
+    assert part["coverage"] | {"details": 0} == {
+        **dict.fromkeys(("duplicated", "unknown", "bad_lines", "details"), 0),
+        **{"expected": 4, "answered": 3, "missing": 1},
+    }
     picture.write_bytes(b"mended")
     mended = Eyes(right)
     assert run_task(mended, task, settings(vqa))["totals"]["overall"] == 100.0

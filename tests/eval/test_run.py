@@ -88,6 +88,9 @@ def test_foreign_and_doubled_answers_are_refused(tmp_path):
     lines(out, [{"metadata": {"key": "k"}}] * 2)
     with pytest.raises(AnswerError, match="line 2: 'k' is answered a second time"):
         answered_lines(out)
+    lines(out, [{"metadata": {"key": ["k"]}}])
+    with pytest.raises(AnswerError, match="line 1: not an answer of this command"):
+        answered_lines(out)
 
 
 def test_reading_host_leaves_the_file_alone(tmp_path, monkeypatch):
@@ -113,6 +116,18 @@ def test_missing_image_is_found_before_asking(tmp_path):
     rule = lambda r: seen.extend(r.images) or "x"  # noqa: E731
     ask(Echo(rule), questions(1, ("b", b"raw")), tmp_path / "a.jsonl", folders=[tmp_path])
     assert seen == [tmp_path / "b.png", b"raw"]
+
+
+def test_a_picture_outside_of_its_folder_is_not_sent(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"")
+    (folder := tmp_path / "images").mkdir()
+    (folder / "in.png").write_bytes(b"")
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "x/../../secret"):
+        (folder / "x").mkdir(exist_ok=True)
+        with pytest.raises(DataError, match="question k0: the image .* is outside of its folder"):
+            ask(Echo(), questions(1, (name,)), tmp_path / "a.jsonl", folders=[folder])
+    for name in ("in", "x/../in.png", str(folder / "in.png")):
+        assert ask(Echo(), questions(1, (name,)), tmp_path / f"{len(name)}", folders=[folder]) == 1
 
 
 def test_requests_are_greedy_and_in_the_models_template(tmp_path):
