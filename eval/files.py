@@ -12,7 +12,15 @@ from typing import Any
 from llava_jax.errors import LlavaError
 from llava_jax.eval.errors import DataError
 from llava_jax.reader import shown
-from llava_jax.util import json_lines, need, read_json, read_text
+from llava_jax.util import (
+    Doubled,
+    json_decoder,
+    json_lines,
+    need,
+    parse_values,
+    read_json,
+    read_text,
+)
 
 TABLES = (".csv", ".tsv", ".xlsx")
 Row = tuple[int, dict[str, Any]]  # line number from 1 (of a JSON list: entry), row
@@ -59,11 +67,13 @@ def _is_object(line: str) -> bool:
 def _jsonl_rows(
     path: Path, lines: list[tuple[int, str]], error: type[LlavaError], bad_lines: list[int] | None
 ) -> Iterator[Row]:
+    decoder = json_decoder(doubled=True)
     for number, line in lines:
         row: Any = None
         try:
-            row = json.loads(line)
+            row = decoder.decode(line)
             problem = None if isinstance(row, dict) else "not a JSON object"
+            problem = f"the key {row.key!r} twice" if isinstance(row, Doubled) else problem
         except json.JSONDecodeError as e:
             problem = f"not JSON ({e.msg} at column {e.colno})"
         except (ValueError, RecursionError) as e:  # a number of too many digits, too deep a list
@@ -77,18 +87,28 @@ def _jsonl_rows(
 
 
 def _json_rows(path: Path, inside: str, error: type[LlavaError]) -> list[Row]:
-    value = read_json(path, error)
+    values = parse_values(read_text(path, error), path, error, doubled=True)
+    if len(values) != 1:
+        raise error(f"{path}: the file holds {len(values)} JSON values, not one")
+    (value,) = values
     if isinstance(value, dict) and isinstance(value.get(inside), dict | list):
         value = value[inside]
+    if isinstance(value, Doubled):
+        raise error(f"{path}: the key {value.key!r} stands twice")
     if isinstance(value, dict):
         if "question_id" in value:  # a jsonl file of one line
             return [(1, value)]
+        twice = next((v.key for v in value.values() if isinstance(v, Doubled)), None)
         value = [{"id": k, **(v if isinstance(v, dict) else {"text": v})} for k, v in value.items()]
+        if twice is not None:
+            raise error(f"{path}: the key {twice!r} stands twice")
     if not isinstance(value, list):
         raise error(f"{path}: expected a list or an object, found {type(value).__name__}")
     for i, row in enumerate(value, 1):
         if not isinstance(row, dict):
             raise error(f"{path} entry {i}: expected an object, found {type(row).__name__}")
+        if isinstance(row, Doubled):
+            raise error(f"{path} entry {i}: the key {row.key!r} stands twice")
     return list(enumerate(value, 1))
 
 
@@ -98,6 +118,7 @@ def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig", newline="") as f:
         reader = csv.DictReader(f, delimiter=delimiter)
         try:
+            _check_header(path, reader.fieldnames or (), error)
             for row in reader:
                 if None in row or None in row.values():
                     where = f"{path} line {reader.line_num}"
@@ -108,6 +129,11 @@ def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
             raise error(f"{path}: not a table of UTF-8 text ({e})") from None
 
 
+def _check_header(path: Path, names: Sequence[str], error: type[LlavaError]) -> None:
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise error(f"{path}: has the column {twice!r} twice")
+
+
 def _xlsx_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
     openpyxl = need("openpyxl", "to read .xlsx files", "llava_jax[eval]")
     try:
@@ -116,6 +142,7 @@ def _xlsx_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
         raise error(f"{path}: not an Excel file ({type(e).__name__})") from None
     rows = book.active.iter_rows(values_only=True)
     header = [str(h) for h in next(rows, [])]
+    _check_header(path, [h for h in header if h != "None"], error)
     for number, cells in enumerate(rows, 2):
         if any(c is not None for c in cells):
             yield number, dict(zip(header, cells))
@@ -141,8 +168,8 @@ _KINDS = {
 
 
 def _without_path(value: Any) -> Any:
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return value["bytes"]
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["bytes"] or value["path"]
     return [_without_path(v) for v in value] if isinstance(value, list) else value
 
 
@@ -151,11 +178,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        value = yaml.safe_load(read_text(path, DataError))
+        text = read_text(path, DataError)
+        value, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         raise DataError(f"{path}: is not YAML or JSON ({' '.join(str(e).split())[:80]})") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds no keys, name: value")
+    names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise DataError(f"{path}: the key {twice!r} stands twice")
     return value
 
 

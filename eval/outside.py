@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import LlavaError, did_you_mean
+from llava_jax.eval import truths
 from llava_jax.eval.answers import join
 from llava_jax.eval.benchmarks.mmvet import graded, judges_of, read_grades, unread_note
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import check_folder, read_yaml
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
-from llava_jax.eval.rules import LETTERS, RULES
+from llava_jax.eval.rules import RULES
 from llava_jax.eval.simple import Item, SimpleTask, choices
 from llava_jax.eval.task import DEFAULT, TASKS, Result, Task, TaskSettings, register
 
@@ -61,6 +62,10 @@ def installed() -> list[str]:
 def _add(task: Any, where: str) -> str:
     if not isinstance(task, Task) or not isinstance(getattr(task, "name", None), str):
         raise LlavaError(f"{where}: defines no TASK with a name")
+    by_rule = isinstance(task, SimpleTask) and type(task).judged is SimpleTask.judged
+    if by_rule and (rule := getattr(task, "rule", None)) not in RULES:
+        fix = did_you_mean(str(rule), RULES) or f"one of {', '.join(RULES)}"
+        raise LlavaError(f"{where}: there is no rule {rule!r}", fix=fix)
     register(task, where)
     return task.name
 
@@ -96,17 +101,21 @@ class YamlTask(SimpleTask):
         keys = self.keys
         options = _options(row, keys.get("options"))
         truth = row[keys["answer"]]
-        if self.rule == "letter" and str(truth) not in tuple(LETTERS):
-            truth = LETTERS[truth if isinstance(truth, int) else options.index(str(truth))]
+        if self.rule in ("letter", "first_letter"):
+            truth = truths.option(truth, options)
+        else:
+            truth = truths.yes_no(truth) if self.rule == "yes_no" else truths.texts(truth)
         lines = choices("", options, "").removeprefix("\n")
         images = [row[name] for name in _listed(keys.get("image")) if row.get(name) is not None]
+        if "image" in keys and not images:
+            raise ValueError(f"no picture in {', '.join(_listed(keys['image']))}")
         flat = tuple(i for x in images for i in (x if isinstance(x, list) else [x]))
         named = {n: str(row[keys[n]]) for n in ("id", "group", "together") if n in keys}
         key, group = named.get("id", str(number)), named.get("group", "")
         prompt = keys["prompt"].format_map({**row, "options": lines})
         groups = {keys["group"]: group} if group else {}
         together = named.get("together", "")
-        return Item(key, prompt, truth, flat, tuple(options), groups, together)
+        return Item(key, prompt, truth, flat, options, groups, together)
 
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
         """(id, judge's message, which is MM-Vet's) per question; all must be answered."""
@@ -119,7 +128,8 @@ class YamlTask(SimpleTask):
             return super().score(answers, data, settings)
         items, grades = self.items(data, settings), read_grades(answers)
         given = graded(answers, grades)
-        joined, coverage = join([i.key for i in items], given, strict=settings.strict)
+        end = self.lacks(data, settings, items)
+        joined, coverage = join([i.key for i in items], given, strict=settings.strict, open_end=end)
         read = {k: [x for x in a.row["score"] if x is not None] for k, a in joined.items()}
         unread = [k for k, scores in read.items() if not scores]
         kept = [i for i in items if i.key not in unread]
@@ -134,8 +144,21 @@ class YamlTask(SimpleTask):
     def judged(self, text: str, item: Item) -> tuple[float, Any]:
         return (0.0, None) if self.grades else super().judged(text, item)
 
+    def paths(self, data: Path, settings: TaskSettings) -> list[Path]:
+        return super().paths(
+            _downloaded(self.keys["hub"]) if "hub" in self.keys else data, settings
+        )
+
     def rows(self, data: Path, settings: TaskSettings):
-        return super().rows(_downloaded(self.keys["hub"]) if "hub" in self.keys else data, settings)
+        columns = {n: k for k in ("image", "options") for n in _listed(self.keys.get(k))}
+        for path, number, row in super().rows(data, settings):
+            yield path, number, row
+            columns = {n: k for n, k in columns.items() if n not in row}
+        if columns:
+            name, key = next(iter(columns.items()))
+            raise DataError(
+                f"{data}: no row has the column {name!r}, which {key} of {self.name} is"
+            )
 
 
 def _from_yaml(path: Path) -> YamlTask:
@@ -151,6 +174,14 @@ def _from_yaml(path: Path) -> YamlTask:
     if keys["rule"] not in (*RULES, "judge"):
         fix = f"one of {', '.join(RULES)}, judge"
         raise DataError(f"{path}: there is no rule {keys['rule']!r}", fix=fix)
+    if "options" in keys and "{options" not in keys["prompt"]:
+        fix = "put {options} in it, or leave options out"
+        raise DataError(f"{path}: its prompt shows no options", fix=fix)
+    for pattern in _listed(keys.get("files")):
+        try:
+            next(Path("/nonexistent").glob(pattern), None)
+        except (ValueError, NotImplementedError, TypeError, IndexError):
+            raise DataError(f"{path}: files is {pattern!r}, which is no pattern") from None
     return YamlTask(keys)
 
 
@@ -158,11 +189,11 @@ def _listed(value: Any) -> Sequence[str]:
     return value if isinstance(value, list) else [value] if value is not None else []
 
 
-def _options(row: dict[str, Any], columns: Any) -> list[str]:
-    """The options' texts: of columns, of which empty ones are none, or of one column's list."""
+def _options(row: dict[str, Any], columns: Any) -> tuple[str, ...]:
+    """The options' texts: of columns, of which the last may be empty, or of one column's list."""
     if isinstance(columns, str):
-        return [str(x) for x in row[columns]]
-    return [str(row[c]) for c in _listed(columns) if row.get(c) not in (None, "")]
+        return truths.options(row[columns])
+    return truths.options([row.get(c) for c in _listed(columns)])
 
 
 def _downloaded(name: str) -> Path:

@@ -37,6 +37,14 @@ def question(
     return Question(str(number) if key is None else key, prompt, images, record)
 
 
+def same_question(first: str, second: str) -> bool:
+    """Whether two prompts may be of one question: the first line of one is in the other."""
+    asked = [t.replace("<image>", " ").strip().lower() for t in (first, second)]
+    heads = [" ".join(t.split("\n")[0].split()) for t in asked]
+    one, two = (" ".join(t.split()) for t in asked)
+    return heads[0] in two or heads[1] in one
+
+
 def numbered(key: str, seen: Counter[str]) -> str:
     """`key`, or "key#2", … where `seen` has it already; counts it."""
     seen[key] += 1

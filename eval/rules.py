@@ -10,6 +10,9 @@ from typing import Any
 from llava_jax.eval.normalize import leave_one_out, one_line, vqa_normalize
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+YES_NO = dict.fromkeys(("yes", "y", "true", "1"), "yes") | dict.fromkeys(
+    ("no", "n", "false", "0"), "no"
+)
 _SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _STATED = r"(?i)(?:correct\s+)?answer\s+is\s+\**([{}])\b"
 _FAILED = "Failed to obtain answer via API"
@@ -133,8 +136,7 @@ def yes_no(text: str, truth: Any, options: Sequence[str] = ()) -> tuple[float, s
     """The first of the words yes and no, whatever the case; neither is wrong."""
     found = re.search(r"\b(yes|no)\b", text.lower())
     read, wanted = found[1] if found else "other", str(truth).strip().lower()
-    named = {"true": "yes", "1": "yes", "false": "no", "0": "no"}
-    return float(read == named.get(wanted, wanted)), read
+    return float(read == YES_NO.get(wanted)), read
 
 
 RULES: dict[str, Rule] = {

@@ -4,18 +4,24 @@ A subclass says where its rows are (`files`), what an item is of a row (`item`),
 answer is read. Scores of groups (both questions of a pair right) come from `Item.group`.
 """
 
-from collections.abc import Iterator
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from llava_jax.errors import counted
-from llava_jax.eval.answers import Joined
-from llava_jax.eval.errors import DataError
+from llava_jax.errors import LlavaError, counted
+from llava_jax.eval import truths
+from llava_jax.eval.answers import Coverage, Joined
+from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import read_rows
-from llava_jax.eval.questions import LETTER, Question, question
+from llava_jax.eval.questions import LETTER, Question, question, same_question
 from llava_jax.eval.rules import LETTERS, RULES
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
+
+_SHARD = re.compile(r"(.*?)-?(\d+)-of-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +50,13 @@ class SimpleTask(Task):
     files: ClassVar[tuple[str, ...]] = ()  # globs in the data folder, all of whose matches are read
     inside: ClassVar[str] = ""  # key of a .json file under which the rows are
     takes_split = True  # part of the names of `files`
-    id_keys = ("question_id", "id", "index")
+    id_keys = ("question_id", "questionId", "id", "index")
+    parts: ClassVar[tuple[str, int]] = ("", 0)  # a group, and how many values the whole set has
     macro: ClassVar[str] = ""  # the headline is the mean over the values of this group
     shares: ClassVar[dict[str, float] | None] = None  # value -> its part of it; equal by default
 
     def item(self, row: dict[str, Any], number: int) -> Item | None:
-        """The item of a row (number: from 1, of its file), or None for a row that is none."""
+        """The item of a row (number: from 1, of all files), or None for a row that is none."""
         raise NotImplementedError
 
     def judged(self, text: str, item: Item) -> tuple[float, Any]:
@@ -59,12 +66,17 @@ class SimpleTask(Task):
     def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
         """All items, in the order of the files; raises DataError for none, or for one key twice."""
         found: dict[str, Item] = {}
-        for path, number, row in self.rows(data, settings):
-            where = f"{path} row {number}"
+        for number, (path, line, row) in enumerate(self.rows(data, settings), 1):
+            where = f"{path} row {line}"
             try:
                 item = self.item(row, number)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-                what = f"no {e}" if isinstance(e, KeyError) else str(e)
+                if item is not None and not all(map(truths.picture, item.images)):
+                    raise ValueError("a picture is neither a name nor bytes")
+            except LlavaError:
+                raise
+            except Exception as e:  # whatever a task from outside raises
+                kind = "no " if isinstance(e, KeyError) else f"{type(e).__name__}: "
+                what = str(e) if type(e) is ValueError else f"{kind}{e}"
                 raise DataError(f"{where}: not a row of {self.title} ({what})") from None
             if item is not None and item.key in found:
                 raise DataError(f"{where}: a second item {item.key!r}")
@@ -75,17 +87,45 @@ class SimpleTask(Task):
 
     def rows(self, data: Path, settings: TaskSettings) -> Iterator[tuple[Path, int, Any]]:
         """(file, number, row) of all files of the split."""
-        found: list[Path] = []
-        for pattern in self.files if data.is_dir() else ():
-            for place in (pattern, f"*/{pattern}"):
-                matches = sorted(data.glob(place))
-                found = found or [p for p in matches if (settings.split or "") in p.name]
-        if not found and not data.is_file():
-            where = f" for split {settings.split!r}" if settings.split else ""
-            raise DataError(f"{data}{where}: no {' or '.join(self.files)}", fix=self.data_files)
-        for path in found or [data]:
+        for path in self.paths(data, settings):
             for number, row in read_rows(path, inside=self.inside):
                 yield path, number, row
+
+    def paths(self, data: Path, settings: TaskSettings) -> list[Path]:
+        """The files of the split: those of the first pattern that fits any, in `data` or one folder
+        below; raises DataError for none, or for those of several folders."""
+        if data.is_file():
+            return [data]
+        places = [place for p in self.files for place in (p, f"*/{p}")]
+        for place in places:
+            found = [p for p in sorted(data.glob(place)) if (settings.split or "") in p.name]
+            folders = {str(p.parent.relative_to(data)) for p in found}
+            if len(folders) > 1 and place not in self.files:
+                what = f"{data}: questions are in several folders: {', '.join(sorted(folders))}"
+                raise DataError(what, fix="--data names one of them")
+            if found:
+                return found
+        if packed := next((p for place in places for p in data.glob(f"{place}.gz")), None):
+            raise DataError(f"{packed}: is compressed", fix=f"gunzip {packed.name}")
+        where = f" for split {settings.split!r}" if settings.split else ""
+        raise DataError(f"{data}{where}: no {' or '.join(self.files)}", fix=self.data_files)
+
+    def lacks(self, data: Path, settings: TaskSettings, items: list[Item]) -> str:
+        """What of the whole set is known not to be in the data, "" for nothing."""
+        there: dict[tuple[str, str], set[str]] = {}
+        for path in self.paths(data, settings):
+            if shard := _SHARD.match(path.name):
+                there.setdefault((str(path.parent / shard[1]), shard[3]), set()).add(shard[2])
+        reasons = [
+            f"{len(numbers)} of the {int(count)} files {name}-*-of-{count} are there"
+            for (name, count), numbers in there.items()
+            if len(numbers) < int(count)
+        ]
+        kind, whole = self.parts
+        if kind and len(values := dict.fromkeys(i.groups[kind] for i in items)) < whole:
+            some = ", ".join([*values][:5])
+            reasons.append(f"{len(values)} of the set's {whole} values of {kind} are there: {some}")
+        return "; ".join(reasons)
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         questions = []
@@ -100,17 +140,20 @@ class SimpleTask(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         items = self.items(data, settings)
-        if any(i.truth is None for i in items):
-            raise DataError(f"{data}: has no answers (this split is scored by a server)")
-        joined, coverage = self.join([i.key for i in items], answers, settings)
+        if unknown := [i.key for i in items if i.truth is None]:
+            what = f"{data}: {len(unknown)} of {len(items)} questions have no answers, first"
+            raise DataError(f"{what} {unknown[0]} (such a split is scored by a server)")
+        joined, coverage = self.join(
+            [i.key for i in items], answers, settings, open_end=self.lacks(data, settings, items)
+        )
+        check_rows(answers, items, joined, coverage)
         samples = {i.key: self._sample(i, joined) for i in items}
         return self.result(items, samples, Result(self, {}, samples, coverage))
 
     def result(self, items: list[Item], samples: dict[str, Sample], result: Result) -> Result:
         """Fills in totals and tables; a benchmark with a formula of its own overrides it."""
         scores = list(samples.values())
-        if self.macro:
-            weigh(scores, self.macro, self.shares)
+        self.weigh(scores)
         result.totals[self.headline] = weighted(scores)
         if self.macro:
             result.totals["mean_over_questions"] = percent(s.score for s in scores)
@@ -125,15 +168,53 @@ class SimpleTask(Task):
             result.notes.append(f"{counted(unread, 'answer')} name no option")
         return result
 
+    def weigh(self, samples: Sequence[Sample]) -> None:
+        if self.macro:
+            weigh(samples, self.macro, self.shares)
+
     def _sample(self, item: Item, joined: Joined) -> Sample:
         text, there = joined.text(item.key), item.key in joined
-        score, parsed = self.judged(text, item) if there else (0.0, "missing")
-        image = next((i for i in item.images if isinstance(i, str)), "")
+        try:
+            score, parsed = self.judged(text, item) if there else (0.0, "missing")
+            if not (math.isfinite(score) and 0 <= score <= 1):
+                raise ValueError(f"the score {score} is not from 0 to 1")
+        except LlavaError:
+            raise
+        except Exception as e:  # whatever a task from outside raises
+            what = f"{type(e).__name__}: {e}"
+            raise DataError(f"{self.name}, question {item.key}: cannot be scored ({what})") from e
+        image = next(iter(item.images), "")
+        if isinstance(image, bytes):  # the same picture is one unit of the interval
+            image = f"sha256:{hashlib.sha256(image).hexdigest()[:16]}"
         groups = item.groups | ({"group": item.group} if item.group else {})
         return Sample(score, text, item.truth, parsed, item.prompt, image, groups)
 
 
-def weigh(scores: list[Sample], kind: str, share: dict[str, float] | None = None) -> None:
+def check_rows(path: Path, items: list[Item], joined: Joined, coverage: Coverage) -> None:
+    """Raises AnswerError for answer rows of another picture or question, or numbered from 0 where the
+    benchmark counts from 1."""
+    if "0" in coverage.unknown and all(i.key.isdecimal() for i in items):
+        what = f"{path}: its ids begin at 0; those of the benchmark at {items[0].key}"
+        raise AnswerError(what, fix="write the ids of llava-jax eval questions")
+    for item in items:
+        answer = joined.get(item.key)
+        row = answer.row if answer else {}
+        image = row.get("image")
+        names = [PurePath(i).stem for i in item.images if isinstance(i, str)]
+        wrong = []
+        if isinstance(image, str) and len(image) < 300 and names:
+            wrong += [f"image {image!r}"] if PurePath(image).stem not in names else []
+        for name in ("prompt", "question"):
+            if isinstance(said := row.get(name), str) and not same_question(said, item.prompt):
+                wrong.append(f"{name} {said[:60]!r}")
+        if answer and wrong:
+            what = (
+                f"{path} line {answer.line}, id {item.key}: the answer is for {wrong[0]}, not for"
+            )
+            raise AnswerError(f"{what} {', '.join(names) or 'a picture'} and {item.prompt[:60]!r}")
+
+
+def weigh(scores: Sequence[Sample], kind: str, share: dict[str, float] | None = None) -> None:
     """Gives samples the weights by which their mean is that of the means of a group's values.
 
     share: value -> its part of the headline; equal parts by default.

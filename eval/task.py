@@ -164,6 +164,9 @@ class Task:
         """What a question is scored together with (a pair, a rotation); by default it stands alone."""
         return question.key
 
+    def weigh(self, samples: Sequence[Sample]) -> None:
+        """Gives samples the weights of which the headline is the mean; none by default."""
+
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Scores an answer file by the owner's rule."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ option, from 0, as a number or its text.
 
 from typing import Any
 
-from llava_jax.eval.rules import LETTERS
+from llava_jax.eval import truths
 from llava_jax.eval.simple import Item, SimpleTask, choices
 
 
@@ -17,10 +17,8 @@ class AI2D(SimpleTask):
     files = ("test*.parquet", "*.parquet", "*.jsonl")
 
     def item(self, row: dict[str, Any], number: int) -> Item:
-        options = tuple(map(str, row["options"]))
-        truth = LETTERS[int(row["answer"])]
-        if int(row["answer"]) >= len(options):
-            raise ValueError(f"answer {row['answer']} is none of its options")
+        options = truths.options(row["options"])
+        truth = truths.index(row["answer"], options)
         return Item(str(number), choices(row["question"], options), truth, (row["image"],), options)
 
 

@@ -7,6 +7,8 @@ of ADE20K and COCO, half Omni3D, by `source`. The letter is the answer's first c
 
 from typing import Any
 
+from llava_jax.eval import truths
+from llava_jax.eval.rules import LETTERS
 from llava_jax.eval.simple import Item, SimpleTask, choices
 
 SHARES = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
@@ -15,6 +17,7 @@ SHARES = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
 class CVBench(SimpleTask):
     name = "cvbench"
     rule, macro, shares = "first_letter", "source", SHARES
+    parts = ("source", 3)
     data_files = "test_2d.parquet and test_3d.parquet of nyu-visionx/CV-Bench (images inside)"
     files = ("test*.parquet", "*.parquet", "*.jsonl")
 
@@ -22,16 +25,11 @@ class CVBench(SimpleTask):
         if row["source"] not in SHARES:
             raise ValueError(f"the source {row['source']!r} is none of {', '.join(SHARES)}")
         groups = {k: str(row[k]) for k in ("source", "task", "type")}
-        options = tuple(row["choices"])
-        image, truth = row.get("image") or row["filename"], row["answer"].strip("()")
+        options = truths.options(row["choices"])
+        image = row.get("image") or row["filename"]
+        truth = truths.letter(row["answer"], LETTERS[: len(options)])
         key = f"{row['type']}_{row['idx']}" if "type" in row else str(row["idx"])
         return Item(key, choices(row["question"], options), truth, (image,), options, groups)
-
-    def result(self, items, samples, result):
-        result = super().result(items, samples, result)
-        if absent := ", ".join(k for k in SHARES if k not in result.tables["per source"]):
-            result.notes.append(f"no questions of {absent}: the formula is over the rest")
-        return result
 
 
 TASK = CVBench()

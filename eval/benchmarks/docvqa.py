@@ -6,6 +6,7 @@ Owner's rule: ANLS (see rules.anls), the mean over the questions.
 from pathlib import Path
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.questions import SHORT
 from llava_jax.eval.simple import Item, SimpleTask
@@ -17,17 +18,27 @@ class DocVQA(SimpleTask):
     headline = "anls"
     rule = "anls"
     data_files = "val_v1.0_withQT.json with documents/, or parquet of lmms-lab/DocVQA"
-    files = ("val*.json", "validation*.parquet", "*.parquet", "*.jsonl", "test*.json")
+    files = (
+        "val*.json",
+        "DocVQA/validation*.parquet",
+        "validation*.parquet",
+        "*.parquet",
+        "*.jsonl",
+        "test*.json",
+    )
     image_key = "image"
+    other = ("answer_type", "image_url", "image_local_name")  # columns of InfographicVQA
     inside = "data"
 
     def item(self, row: dict[str, Any], number: int) -> Item:
         key = row["questionId"] if "questionId" in row else row["question_id"]
-        truth = row.get("answers")
+        if any(name in row for name in self.other):
+            raise ValueError("it is of the other of DocVQA and InfographicVQA")
+        truth = truths.texts(row.get("answers"))
         kinds = row.get("question_types") or row.get("answer_type") or []
         groups = {"type": ", ".join(kinds)} if kinds else {}
         image = row.get(self.image_key) or row["image"]
-        return Item(str(key), row["question"] + SHORT, truth or None, (image,), groups=groups)
+        return Item(str(key), row["question"] + SHORT, truth, (image,), groups=groups)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The server's list: questionId and answer of every question."""

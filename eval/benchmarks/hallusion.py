@@ -9,6 +9,7 @@ words yes and no is read, as VLMEvalKit@e8e78f0 does before it asks a model, and
 
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.normalize import plain_words
 from llava_jax.eval.questions import SHORT
 from llava_jax.eval.simple import Item, SimpleTask, groups_right
@@ -26,7 +27,7 @@ class HallusionBench(SimpleTask):
         category, part, group, figure, question = (str(row[n]) for n in names)
         image = row.get("image") or str(row.get("filename") or "").removeprefix("./")
         shown = str(row.get("visual_input", "1")) != "0" and image
-        truth, images = "yes" if str(row["gt_answer"]) == "1" else "no", (image,) if shown else ()
+        truth, images = truths.yes_no(row["gt_answer"]), (image,) if shown else ()
         place = f"{category}_{part}_{group}"
         groups = {"category": category, "subcategory": part}
         groups |= {"question": f"{place}_{question}", "figure": f"{place}_{figure}"}

@@ -11,6 +11,7 @@ model could read is read as it stands; `eval extract` has one extract it.
 import re
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.questions import SHORT
 from llava_jax.eval.rules import LETTERS, levenshtein
 from llava_jax.eval.simple import Item, SimpleTask, choices
@@ -27,15 +28,20 @@ class MathVista(SimpleTask):
 
     def item(self, row: dict[str, Any], number: int) -> Item:
         meta = row.get("metadata") or {}
-        options = tuple(row.get("choices") or ()) if row["question_type"] == "multi_choice" else ()
+        options = truths.options(row["choices"]) if row["question_type"] == "multi_choice" else ()
         image = row.get("decoded_image") or row["image"]
         precision = row.get("precision")
         asked = row["question"] + (f" (Unit: {row['unit']})" if row.get("unit") else "")
         prompt = choices(asked, options) if options else asked + SHORT
-        groups = {"answer_type": row["answer_type"], "precision": str(int(precision or 0))}
+        kind, truth = row["answer_type"], truths.text(row["answer"])
+        groups = {"answer_type": kind, "precision": str(int(precision or 0))}
         groups |= {k: str(meta[k]) for k in ("task", "category", "grade") if k in meta}
         key = str(row.get("pid") or row.get("id") or number)
-        return Item(key, prompt, row["answer"], (image,), options, groups)
+        if truth is not None and options and truth not in options:
+            raise ValueError(f"the answer {truth!r} is none of the choices")
+        if truth is not None and not options and kind in ("integer", "float"):
+            (int if kind == "integer" else float)(truth)  # ValueError where it is none
+        return Item(key, prompt, truth, (image,), options, groups)
 
     def letters(self, item: Item) -> str:
         return ""  # what a model extracts is read by the owner's rule, and is no letter

@@ -11,8 +11,10 @@ only ever cuts at line ends.
 
 import ast
 import re
+from contextlib import suppress
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.questions import LETTER, SHORT
 from llava_jax.eval.rules import LETTERS
 from llava_jax.eval.simple import Item, SimpleTask, choices
@@ -29,24 +31,32 @@ _NUMBERS = (
 class MMMU(SimpleTask):
     name = "mmmu"
     data_files = "parquet files of MMMU/MMMU (validation-*.parquet of each subject; images inside)"
+    parts = ("subject", 30)
     files = ("**/validation*.parquet", "*.parquet", "*.jsonl")
 
     def item(self, row: dict[str, Any], number: int) -> Item:
-        options = row["options"]
-        options = ast.literal_eval(options) if isinstance(options, str) else options
+        options = truths.options(row["options"])
         # The pictures stand before the question, in the order of their first mention.
         named = "".join([row["question"], *map(str, options)])
         order = dict.fromkeys(_IMAGE.findall(named)) or {"1": None}
-        images = tuple(i for n in order if (i := row.get(f"image_{n}")) is not None)
+        images = tuple(row[f"image_{n}"] for n in order)
         asked = row["question"]
         prompt = choices(asked, options, LETTER) if options else asked + SHORT
         truth = row["answer"]
         if isinstance(truth, str) and truth.startswith("["):
-            truth = ast.literal_eval(truth)
+            with suppress(ValueError, SyntaxError):  # an interval, "[0, 1)"
+                truth = ast.literal_eval(truth)
+        letters = LETTERS[: len(options)]
+        if options and isinstance(truth, list):
+            truth = [truths.letter(t, letters) for t in truth]
+        elif options:
+            truth = truths.letter(truth, letters)
+        else:
+            truth = None if truth == "?" else truths.texts(truth)
         key = str(row["id"])
         subject = re.sub(r"^(validation|dev|test)_|_\d+$", "", key)
         kind = "multiple-choice" if options else "open"
-        return Item(key, prompt, truth, images, tuple(options), {"subject": subject, "type": kind})
+        return Item(key, prompt, truth, images, options, {"subject": subject, "type": kind})
 
     def judged(self, text: str, item: Item) -> tuple[float, Any]:
         if not item.options:

@@ -8,6 +8,7 @@ questions. Its files name pictures in the options, so the prompt is the question
 
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.questions import LETTER
 from llava_jax.eval.simple import Item, SimpleTask
 
@@ -16,13 +17,13 @@ BEFORE = ("", "(", "option ", "the answer is ")
 
 class MMStar(SimpleTask):
     name = "mmstar"
-    data_files = "parquet of Lin-Chen/MMStar (images inside), or its tsv or jsonl"
+    data_files = "parquet of Lin-Chen/MMStar (images inside), or jsonl"
     files = ("*mmstar*.parquet", "val*.parquet", "*.parquet", "MMStar*.jsonl", "*.jsonl")
 
     def item(self, row: dict[str, Any], number: int) -> Item:
         groups = {"category": row["category"], "l2_category": row["l2_category"]}
-        prompt, answer = row["question"].strip() + LETTER, row["answer"].strip()
-        return Item(str(row["index"]), prompt, answer, (row["image"],), groups=groups)
+        prompt, truth = row["question"].strip() + LETTER, truths.letter(row["answer"], "ABCD")
+        return Item(str(row["index"]), prompt, truth, (row["image"],), groups=groups)
 
     def letters(self, item: Item) -> str:
         return "ABCD"

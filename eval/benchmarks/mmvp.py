@@ -6,13 +6,15 @@ sofa" is A), else the first character. Pairs are rows 1 and 2, 3 and 4, ….
 """
 
 import re
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.simple import Item, SimpleTask, choices, groups_right
 from llava_jax.eval.task import percent
 
-_OPTION = re.compile(r"\([a-z]\)\s*([^(]+?)(?=\s*\([a-z]\)|$)", re.IGNORECASE)
+_OPTIONS = re.compile(r"\s*\(a\)\s*(.+?)\s*\(b\)\s*(.+?)\s*", re.IGNORECASE | re.DOTALL)
 _ONE = r"\(?([AB])\)?"
 _FORMS = (rf"^\s*{_ONE}\.?\s*$", rf"^\s*{_ONE}[.\s]", rf"answer\s+is\s+{_ONE}", rf"option\s+{_ONE}",
           rf"{_ONE}(?:\s|$)")  # fmt: skip
@@ -26,11 +28,18 @@ class MMVP(SimpleTask):
 
     def item(self, row: dict[str, Any], number: int) -> Item:
         index = int(row.get("Index") or row["lndex"])  # the owner's header has an l
-        options = tuple(o.strip() for o in _OPTION.findall(row["Options"]))
-        truth = "A" if "(a)" in row["Correct Answer"].lower() else "B"
+        if (found := _OPTIONS.fullmatch(row["Options"])) is None:
+            raise ValueError(f"the options {row['Options']!r} are not (a) and (b)")
+        options = (found[1], found[2])
+        truth = truths.option(row["Correct Answer"], options)
         image = row.get("image") or f"MMVP Images/{index}.jpg"
         asked = choices(row["Question"], options)
         return Item(str(index), asked, truth, (image,), options, group=str((index - 1) // 2))
+
+    def lacks(self, data, settings, items):
+        halves = sum(n != 2 for n in Counter(i.group for i in items).values())
+        half = f"{halves} of the pairs lack a question" if halves else ""
+        return "; ".join(filter(None, (super().lacks(data, settings, items), half)))
 
     def judged(self, text: str, item: Item) -> tuple[float, str]:
         said = text.strip()

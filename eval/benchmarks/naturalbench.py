@@ -9,6 +9,7 @@ of the words yes and no (A and B for options), whatever the case: "A dog, so B" 
 import re
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.benchmarks.mmvp import pairs_first
 from llava_jax.eval.simple import Item, SimpleTask, groups_right
 from llava_jax.eval.task import percent
@@ -36,7 +37,8 @@ class NaturalBench(SimpleTask):
         q, i, kind = row["_q"], row["_i"], row["Question_Type"]
         group = str(row["Index"])
         crossed = ("Yes", "No") if kind == "yes_no" else "AB"
-        truth = str(row.get(f"Image_{i}_Question_{q}") or crossed[q != i])
+        read = truths.yes_no if kind == "yes_no" else truths.letter
+        truth = read(row.get(f"Image_{i}_Question_{q}", crossed[q != i]))
         prompt = row[f"Question_{q}"] + SUFFIX[kind]
         image = row[f"Image_{i}"]
         groups = {"type": kind, "question": f"{group} {q}", "picture": f"{group} {i}"}

@@ -8,6 +8,7 @@ right answers of 1,000: ten times ours, which is in percent.
 
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.questions import SHORT
 from llava_jax.eval.simple import Item, SimpleTask
 
@@ -23,9 +24,11 @@ class OCRBench(SimpleTask):
         truth = row["answers"] if "answers" in row else row["answer"]
         image = row["image_path"] if "image_path" in row else row["image"]
         groups = {"type": kind, "dataset": source}
-        truths = [truth] if isinstance(truth, str) else [str(t) for t in truth]
+        truth = truths.texts([truth] if isinstance(truth, str) else truth)
+        if truth and "" in truth:
+            raise ValueError("one of its truths is empty, and in every answer")
         key = str(row.get("id", number))
-        return Item(f"{source}/{key}", row["question"] + SHORT, truths, (image,), groups=groups)
+        return Item(f"{source}/{key}", row["question"] + SHORT, truth, (image,), groups=groups)
 
     def judged(self, text: str, item: Item) -> tuple[float, str]:
         blank = "" if item.groups["dataset"] == "HME100k" else " "

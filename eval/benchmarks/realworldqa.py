@@ -9,11 +9,13 @@ never met. The set's own instruction is replaced by LLaVA-1.5's.
 import re
 from typing import Any
 
+from llava_jax.eval import truths
 from llava_jax.eval.questions import LETTER, SHORT
-from llava_jax.eval.rules import letter
+from llava_jax.eval.rules import LETTERS, letter
 from llava_jax.eval.simple import Item, SimpleTask
 
-_OWN = re.compile(r"\s*Please answer (directly )?with .*?\.?\s*$", re.DOTALL)
+_OWN = re.compile(r"\s*Please answer (directly )?with [^\n]*")
+_LETTERED = re.compile(r"[A-F]|\([A-Fa-f]\)")
 _OPTION = re.compile(r"^([A-Z])\. (.*)$", re.MULTILINE)
 
 
@@ -23,9 +25,11 @@ class RealWorldQA(SimpleTask):
     files = ("test*.parquet", "*.parquet", "*.jsonl")
 
     def item(self, row: dict[str, Any], number: int) -> Item:
-        asked, truth = _OWN.sub("", row["question"].strip()), row["answer"].strip()
+        asked, truth = _OWN.sub("", row["question"].strip()), truths.text(row["answer"])
         options = tuple(text.strip() for _, text in _OPTION.findall(asked))
-        lettered = truth in tuple("ABCDEF")
+        truth = None if truth is None else truth.strip()
+        if lettered := truth is None or bool(_LETTERED.fullmatch(truth)):
+            truth = truths.letter(truth, LETTERS[: len(options)] or "ABCD")
         image = row.get("image") or row["image_path"]
         prompt = asked + (LETTER if lettered else SHORT)
         return Item(str(number), prompt, truth, (image,), options if lettered else ())

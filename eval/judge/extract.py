@@ -131,7 +131,9 @@ def score_extracted(
             result.samples[holds[key]].details.setdefault("extracted", {})[key] = found[key]
     apart = {holds[k] for k in unread if k in holds}
     name = f"{result.headline or task.headline}_model_extracted"
-    if kept := {k: s.to_json() for k, s in samples.items() if k not in apart}:
+    if read_all := {k: s for k, s in samples.items() if k not in apart}:
+        task.weigh([*read_all.values()])
+        kept = {k: s.to_json() for k, s in read_all.items()}
         result.totals[name] = headline_of(task.name, kept)
     result.totals |= {"extracted_by_model": len(asked), "unread_extractions": len(unread)}
     result.totals["extraction_model"] = ", ".join(sorted(models)) or "none was needed"

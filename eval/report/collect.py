@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llava_jax.eval.errors import DataError
+from llava_jax.eval.questions import same_question
 from llava_jax.eval.report.paper import KNOWN_NOISE, OTHER_SPLIT, PAPER, PAPER_SIZE, ROWS, SIZES
-from llava_jax.eval.report.stats import Flips, Interval, bootstrap, counted_rows, flips
+from llava_jax.eval.report.stats import Flips, Interval, Rows, bootstrap, counted_rows, flips
 from llava_jax.eval.report.text import answered_of, number, read_result
 from llava_jax.eval.task import TASKS
 from llava_jax.reader import is_number
@@ -130,11 +132,24 @@ def comparisons_of(results: Sequence[ModelResult]) -> list[Comparison]:
     for result in results:
         base = first.setdefault(result.task, result)
         if base is not result:
+            if (key := other_question(base.samples, result.samples)) is not None:
+                what = f"{base.run} and {result.run}: question {key!r} of {result.title} is another"
+                raise DataError(f"{what} in each, and so is its data", fix="compare them apart")
             parts = [counted_rows(r.task, r.samples) for r in (base, result)]
             for part in dict.fromkeys([*parts[0], *parts[1]]):
                 both = flips(result.task, *(p.get(part, {}) for p in parts))
                 found.append(Comparison(base, result, both, part))
     return found
+
+
+def other_question(first: Rows, second: Rows) -> str | None:
+    """The first key under which two results have another truth or question."""
+    for key in first.keys() & second.keys():
+        a, b = first[key], second[key]
+        asked = [str(r.get("prompt", "")) for r in (a, b)]
+        if a["truth"] != b["truth"] or (all(asked) and not same_question(*asked)):
+            return key
+    return None
 
 
 def failures(result: ModelResult, limit: int = 12) -> list[tuple[str, dict[str, Any]]]:

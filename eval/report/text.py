@@ -109,7 +109,9 @@ def complete(result: Result, unasked: Collection[str] = ()) -> dict[str, Any]:
     from llava_jax.eval.report.stats import answered, headline_of  # numpy, only where it is used
 
     def total_of(kind: str, absent: set[str]) -> tuple[str, dict[str, Any]]:
-        name, samples = f"{result.task.headline}_of_{kind}", answered(value["per_sample"], absent)
+        name, kept = f"{result.task.headline}_of_{kind}", answered(value["per_sample"], absent)
+        result.task.weigh([result.samples[k] for k in kept])  # the parts as they were answered
+        samples = {k: result.samples[k].to_json() for k in kept}
         value["totals"][name] = headline_of(result.task.name, samples)
         return name, samples
 

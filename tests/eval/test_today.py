@@ -253,7 +253,7 @@ def test_ai2d_blink_mathvista(tmp_path):
     }
     rows = [
         {**part, "idx": f"val_{n}", "sub_task": t, "image_1": f"{n}"} for n, t in enumerate("ppq")
-    ] + [{**part, "idx": "test_1", "sub_task": "p", "answer": "hidden"}]
+    ]
     lines(tmp_path / "blink" / "r.jsonl", rows)
     assert get_task("blink").questions(tmp_path / "blink")[0].images == ("0", "2")
     totals = scored("blink", tmp_path / "blink", {"val_0": "A", "val_1": "(B)", "val_2": "a"})[
