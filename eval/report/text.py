@@ -123,7 +123,8 @@ def complete(result: Result, unasked: Collection[str] = ()) -> dict[str, Any]:
         value |= {"headline": name, "per_sample": samples}
         value["coverage"] |= {"expected": total - len(unasked), "missing": failed}
         lines = [f"{failed} of the questions asked have no answer and count as wrong"]
-        value["coverage"]["details"] = lines[: bool(failed)] + result.coverage.lines()[1:]
+        others = [x for x in result.coverage.lines() if " questions have no answer and " not in x]
+        value["coverage"]["details"] = lines[: bool(failed)] + others
         what = f"{len(unasked)} of {total} questions were not asked; tables and all totals but"
         value["notes"].append(f"{what} {name} count them as wrong")
     return value
