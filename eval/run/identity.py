@@ -78,7 +78,7 @@ def check_run(path: Path, run: dict[str, Any], own: str) -> None:
       AnswerError: the folder belongs to another model or other settings, which it names.
     """
     if not path.exists():
-        if any(p.stat().st_size for p in path.parent.glob("answers*.jsonl")):
+        if _holds_answers(path.parent):
             what = f"{path.parent}: holds answers, but no run.json that says whose they are"
             raise AnswerError(what, fix=ELSEWHERE)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,9 @@ def check_run(path: Path, run: dict[str, Any], own: str) -> None:
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Keeps other processes from asking the same questions into one file. Raises AnswerError where one
-    does so now. The lock file stays: removing it would let two processes lock two files."""
+    does so now. The lock file stays: removing it would let two processes lock two files.
+
+    A folder without a single answer belongs to nobody: its run.json goes, before and after."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,42 @@ def held(path: Path) -> Iterator[None]:
             raise AnswerError(what, fix="wait for it, stop it, or name another --out") from None
         except OSError as e:
             logger.warning("%s: cannot be locked (%s): run nothing else into it", path.parent, e)
-        yield
+        _disown(path)
+        try:
+            yield
+        finally:
+            _disown(path)
+
+
+def _disown(own: Path) -> None:
+    """Removes run.json, and rows that only say why there is no answer, where nothing else is there and
+    no other process is about to answer. own: the lock of this one."""
+    import fcntl
+
+    folder = own.parent
+    if _holds_answers(folder):
+        return
+    with contextlib.ExitStack() as files:
+        for lock in set(folder.glob(".answers-*.lock")) - {own}:
+            try:
+                fcntl.flock(files.enter_context(lock.open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+        for path in (folder / "run.json", *folder.glob("answers*.jsonl")):
+            path.unlink(missing_ok=True)
+
+
+def _holds_answers(folder: Path) -> bool:
+    """Whether an answer file there has an answer, or anything that is not ours."""
+    for path in folder.glob("answers*.jsonl"):
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    if not json.loads(line)["metadata"]["error"]:
+                        return True
+                except (ValueError, LookupError, TypeError, RecursionError):
+                    return True
+    return False
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Answers belong to one model, one prompt and one picture: nothing else is taken for theirs."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -94,6 +95,43 @@ def test_answers_without_run_json_are_nobodys(vqa):  # noqa: F811
     (vqa / "out" / "vqav2" / "run.json").unlink()
     with pytest.raises(AnswerError, match="holds answers, but no run.json"):
         run_task(Echo(right), task, settings(vqa))
+
+
+class Refuses(Echo):
+    """A server that knows no such model, or refuses every request."""
+
+    def __init__(self, gone):
+        super().__init__()
+        self.gone = gone
+
+    def generate_batch(self, requests, batch_size, on_error="raise"):
+        if self.gone:
+            raise AnswerError("HTTP 404")
+        return [Reply("", (), "error", error="HTTP 400") for _ in requests]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_folder_without_a_single_answer_belongs_to_nobody(vqa, gone):  # noqa: F811
+    task, folder = get_task("vqav2"), vqa / "out" / "vqav2"
+    with pytest.raises(AnswerError, match="HTTP 40"):
+        run_task(Refuses(gone), task, again(vqa, identity={"served": "tinyy"}))
+    # Killed, so that nothing was tidied; then asked with other settings.
+    (folder / "run.json").write_text('{"task": "vqav2", "max_new_tokens": 8}')
+    row = json.dumps({"question_id": 9, "text": "", "metadata": {"key": "9", "error": "HTTP 401"}})
+    (folder / "answers.jsonl").write_text(f"{row}\n")
+    kept = run_task(Echo(right), task, again(vqa, identity={"served": "tiny"}))
+    assert kept["totals"]["overall"] == 100.0
+    # A part that has no answer yet may be about to: its settings stand while it lives.
+    other = again(vqa, out=vqa / "parts", chunk=(1, 2), identity={"served": "tiny"})
+
+    class First(Echo):
+        def generate_batch(self, requests, batch_size, on_error="raise"):
+            with pytest.raises(AnswerError, match="another run"):
+                run_task(Echo(right), task, replace(other, identity={"served": "tinyy"}))
+            return super().generate_batch(requests, batch_size)
+
+    run_task(First(right), task, replace(other, chunk=(0, 2)))
+    assert run_task(Echo(right), task, other)["totals"]["overall"] == 100.0
 
 
 def test_two_processes_do_not_write_one_file(vqa):  # noqa: F811
