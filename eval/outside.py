@@ -15,7 +15,7 @@ from llava_jax.errors import LlavaError, did_you_mean
 from llava_jax.eval import truths
 from llava_jax.eval.answers import join
 from llava_jax.eval.benchmarks.mmvet import graded, judges_of, read_grades, unread_note
-from llava_jax.eval.errors import DataError
+from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import check_folder, read_yaml
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.rules import RULES
@@ -132,7 +132,8 @@ class YamlTask(SimpleTask):
         joined, coverage = join([i.key for i in items], given, strict=settings.strict, open_end=end)
         read = {k: [x for x in a.row["score"] if x is not None] for k, a in joined.items()}
         unread = [k for k, scores in read.items() if not scores]
-        kept = [i for i in items if i.key not in unread]
+        if not (kept := [i for i in items if i.key not in unread]):
+            raise AnswerError(f"{answers}: not one grade could be read")
         samples = {i.key: self._sample(i, joined) for i in kept}
         for key in samples.keys() & read.keys():
             samples[key].score = sum(read[key]) / len(read[key])

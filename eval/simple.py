@@ -181,8 +181,8 @@ class SimpleTask(Task):
         except LlavaError:
             raise
         except Exception as e:  # whatever a task from outside raises
-            what = f"{type(e).__name__}: {e}"
-            raise DataError(f"{self.name}, question {item.key}: cannot be scored ({what})") from e
+            what = f"{type(e).__name__}: {' '.join(str(e).split())}"
+            raise AnswerError(f"{self.name}, question {item.key}: cannot be scored ({what})") from e
         image = next(iter(item.images), "")
         if isinstance(image, bytes):  # the same picture is one unit of the interval
             image = f"sha256:{hashlib.sha256(image).hexdigest()[:16]}"

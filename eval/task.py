@@ -124,6 +124,7 @@ class Task:
     takes_split: ClassVar[bool] = False  # --split is a split of the owner's files
     options: ClassVar[tuple[str, ...]] = ()  # what it takes of TaskSettings.options
     upload_lines: ClassVar[bool] = False  # its server takes jsonl
+    upload_name: ClassVar[str] = "upload.json"  # what a run calls the file
     # Fields of an answer row, in the order in which they are looked for.
     id_keys: ClassVar[tuple[str, ...]] = ("question_id",)
     text_keys: ClassVar[tuple[str, ...]] = ("text", "answer")

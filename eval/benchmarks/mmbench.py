@@ -105,6 +105,8 @@ class MMBench(Task):
         notes = notes if len(rows) == len(samples) else []
         return Result(self, totals, samples, coverage, tables, notes)
 
+    upload_name = "upload.xlsx"
+
     def submission(
         self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
     ) -> Path:
@@ -137,10 +139,12 @@ class MMBench(Task):
     ) -> tuple[list[dict[str, Any]], bool]:
         """Rows with options and answer, and whether these are all: the tsv's are, those that the
         answer file itself carries (as VLMEvalKit's result files and the upload file do) may not be."""
-        if find_optional(data, self.files, "table", settings.split) is not None:
+        if table := find_optional(data, self.files, "table", settings.split):
             rows = self._table(data, settings)
             if not _no_value(rows[0].get("answer")):
                 return rows, True
+            if not any("A" in a.row for a in given.rows):
+                raise DataError(f"{table}: has no answers (this split is scored by a server)")
         for a in given.rows:
             if not {"A", "B", "question", "answer"} <= a.row.keys():
                 what = f"no tsv under {data} and the row lacks question, A, B or answer"

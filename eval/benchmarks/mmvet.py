@@ -19,8 +19,9 @@ from llava_jax.eval.task import DEFAULT, Result, Sample, Table, Task, TaskSettin
 from llava_jax.reader import is_number
 from llava_jax.util import read_json, read_object
 
-# A number from 0 to 1 that stands alone: not a part of 10, of 0.5/1 or of a word.
-_GRADE = re.compile(r"(?<![\w./])(?:0(?:\.\d+)?|1(?:\.0+)?)(?![\w/]|\.\d)")
+# A number from 0 to 1 that stands alone: not a part of 10, of 0.5/1, 0,5 or -1, of a word or another scale.
+_SCALE = re.compile(r"[\w/%]|[.,]\d|\s*(?:/|%|percent\b|out\b|of\b)", re.IGNORECASE)
+_GRADE = re.compile(rf"(?<![\w./,-])(?:0(?:\.\d+)?|1(?:\.0+)?)(?!{_SCALE.pattern})", re.IGNORECASE)
 
 
 class MMVet(Task):
@@ -60,6 +61,8 @@ class MMVet(Task):
             samples[key] = Sample(
                 sum(scores) / runs, said, 1.0, None, "", images.get(key, ""), *how
             )
+        if not samples:
+            raise AnswerError(f"{answers}: not one grade could be read")
         per_run = _per_run(list(samples.values()), runs)
         centre = sum(per_run) / runs
         totals: dict[str, Any] = {
@@ -113,6 +116,8 @@ def read_grade(reply: str) -> float | None:
     else the only such number of the reply ("The score is 0.5."); None where there is neither."""
     try:
         grade = float(first_word(reply))
+        if _SCALE.match(reply.strip().removeprefix(first_word(reply))):  # "1 out of 10"
+            return None
     except ValueError:
         found = {float(x) for x in _GRADE.findall(reply)}
         grade = found.pop() if len(found) == 1 else -1.0

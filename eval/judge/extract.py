@@ -76,10 +76,11 @@ def extract_answers(
 
 
 def read_reply(reply: str, letters: str) -> str | None:
-    """The one letter of the options, or Z, that a reply names; without letters its first line. None
-    where there is none."""
+    """The one letter of the options, or Z, that a reply names; without letters its first line that
+    does not only announce the answer ("Here it is:"). None where there is none."""
     if not letters:
-        return reply.strip().removeprefix("Final answer:").strip().split("\n")[0] or None
+        said = [x.strip() for x in reply.strip().removeprefix("Final answer:").split("\n")]
+        return next((x for x in said if x and not x.endswith(":")), None)
     named = named_letters(reply, f"{letters}Z")
     return named[0] if len(named) == 1 else None
 

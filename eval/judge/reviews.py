@@ -18,7 +18,7 @@ SYSTEM = "You are a helpful and precise assistant for checking the quality of th
 
 UNREAD = [-1.0, -1.0]
 _LABEL = re.compile(r"assistant\s*[12]|/\s*10\b", re.IGNORECASE)
-_SCORE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w%])")
+_SCORE = re.compile(r"(?<![\w.-])\d+(?:\.\d+)?(?![\w%])")
 
 
 def parse_score(review: str) -> list[float]:
@@ -36,8 +36,8 @@ def parse_score(review: str) -> list[float]:
 def read_scores(reply: str) -> list[float] | None:
     """The scores of a review that a judge gives now: LLaVA's rule, else the only two numbers from 0
     to 10 of its first line ("8, 9", "Assistant 1: 8/10 Assistant 2: 9/10"), else None."""
-    reply = reply.strip()
-    if (scores := parse_score(reply)) != UNREAD:
+    scores = parse_score(reply := reply.strip())
+    if all(0 <= x <= 10 for x in scores):
         return scores
     found = [float(x) for x in _SCORE.findall(_LABEL.sub(" ", reply.split("\n")[0]))]
     return found if len(found) == 2 and all(x <= 10 for x in found) else None
@@ -66,6 +66,8 @@ def read_reviews(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
             raise AnswerError(what, fix="let a judge read them: llava-jax eval judge")
         if not isinstance(scores, list) or len(scores) != 2 or not all(map(is_number, scores)):
             raise AnswerError(f"{where}: the scores are {scores!r}, not two numbers")
+        if scores != UNREAD and not all(0 <= x <= 10 for x in scores):
+            raise AnswerError(f"{where}: the scores are {scores!r}, not from 0 to 10")
         if not isinstance(row.get("run", 0), int):
             raise AnswerError(f"{where}: run is {row['run']!r}, not a whole number")
         if not isinstance(row.get("category", ""), str):

@@ -15,6 +15,8 @@ from llava_jax.eval.report.text import answered_of, number, read_result
 from llava_jax.eval.task import TASKS
 from llava_jax.reader import is_number
 
+ROUNDED = 0.08  # most that an owner's rounding takes from a headline
+
 
 @dataclass
 class ModelResult:
@@ -107,7 +109,11 @@ def collect(paths: Sequence[Path], row: str | None = None) -> list[ModelResult]:
     found = []
     for path, result in zip(paths, results):
         official = result["totals"][result["headline"]]  # rounded as its owner rounds it
-        interval = replace(bootstrap(result["task"], result["per_sample"]), value=float(official))
+        drawn = bootstrap(result["task"], result["per_sample"])
+        if abs(drawn.value - official) > ROUNDED:
+            what = f"the total {result['headline']} is {official}, but its samples make {drawn.value:.2f}"
+            raise DataError(f"{path}: {what}", fix="write it anew with eval score --json")
+        interval = replace(drawn, value=float(official))
         paper: dict[str, float] = dict(zip(ROWS, PAPER.get(result["task"], ())))
         own = row_of(result) if row is None else row
         found.append(ModelResult(str(names[path]), result, interval, paper, own))

@@ -34,16 +34,20 @@ def _shapes(r: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     """(what is wrong, whether it is right) of all that the report reads, the outer shapes first."""
     named = [r[n] for n in ("task", "title", "headline")]
     yield "its task, title or headline is not text", _texts(named)
+    yield "run is not text", isinstance(r.get("run", ""), str)
     for name in ("totals", "per_sample", "coverage", "tables"):
         yield f"{name} is not an object", isinstance(r[name], dict)
     yield "notes is not a list of texts", _texts(r["notes"])
     coverage, task = r["coverage"], r["task"]
     counts = [coverage.get(n) for n in ("answered", "expected")]
     yield "coverage has no numbers answered and expected", all(map(_whole, counts))
+    yield "coverage: answered is not from 0 to expected", 0 <= counts[0] <= counts[1]
     yield "coverage has no list details", _texts(coverage.get("details"))
     yield f"no total {r['headline']!r}", is_number(r["totals"].get(r["headline"]))
     mmbench = task in ("mmbench", "mmbench_cn")
-    yield "no total groups", not mmbench or _whole(r["totals"].get("groups"))
+    groups = r["totals"].get("groups", None if mmbench else 0)
+    yield "no total groups, or no whole number", _whole(groups)
+    low, high = (-1, 10) if task in _DETAILS else (0, 1)  # -1 is unread, see judge/reviews.py
     for name, table in r["tables"].items():
         yield f"table {name!r} is not an object", isinstance(table, dict)
     if task == "pope":
@@ -55,6 +59,9 @@ def _shapes(r: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         where = f"sample {key!r}"
         yield f"{where} is not an object", isinstance(s, dict)
         yield f"{where} has no score", is_number(s.get("score"))
+        yield f"{where}: the score is not from {low} to {high}", low <= s["score"] <= high
+        weight = s.get("weight", 1)
+        yield f"{where}: the weight is no number above 0", is_number(weight) and weight > 0
         yield f"{where} has no answer or truth", "truth" in s and isinstance(s.get("answer"), str)
         shown = [s.get(n, "") for n in ("prompt", "image")]
         yield f"{where}: prompt or image is not text", _texts(shown)

@@ -203,7 +203,7 @@ def _score(
         # test-dev, test: a server has the truth, and takes the upload file.
         logger.warning("%s: not scored here: %s", task.title, e)
         try:
-            upload = task.submission(answers, data, folder / "upload.json", settings.task)
+            upload = task.submission(answers, data, folder / task.upload_name, settings.task)
             print(f"{task.title}: upload {upload}")
         except LlavaError as no:
             logger.warning("%s: no upload file either: %s", task.title, no)

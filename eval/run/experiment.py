@@ -82,8 +82,17 @@ def tasks_of(
         own = own or {}
         if not isinstance(own, dict) or own.keys() - {"split", "set"}:
             raise LlavaError(f"task {name}: {own!r} is not an object of split and set")
-        task, part = get_task(name), part or own.get("split")
-        settings = TaskSettings(split=part, options=dict(own.get("set") or {}))
+        task, part, given = get_task(name), part or own.get("split"), own.get("set") or {}
+        if not isinstance(part, str | None) or not isinstance(given, dict):
+            raise LlavaError(f"task {name}: the split is not text, or set is no object of options")
+        if wrong := [
+            k for k, v in given.items() if not (isinstance(k, str) and isinstance(v, str))
+        ]:
+            fix = 'quote it: "no"' if isinstance(given[wrong[0]], bool) else None
+            raise LlavaError(
+                f"task {name}: set {wrong[0]}: {given[wrong[0]]!r} is not text", fix=fix
+            )
+        settings = TaskSettings(split=part, options=dict(given))
         check_settings([task], settings)
         chosen.append((task, settings))
     named = [(*name.rpartition(".")[::2], value) for name, value in options.items()]

@@ -198,8 +198,8 @@ def predict(
 ) -> int:
     """Asks what is not in `out` yet, greedily, and appends the answers; returns how many were asked.
 
-    A question without an answer (a picture that is no picture, a request that a server refuses, a reply
-    without text) gets an empty row that says why. It counts as missing, and the next run asks it again.
+    A question without an answer (a corrupt picture, a request that a server refuses, a reply without
+    text) gets an empty row that says why. It counts as missing, and the next run asks it again.
 
     Args:
       out: LLaVA's answer jsonl: question_id, prompt, …, text, answer_id, model_id, metadata.
@@ -222,16 +222,15 @@ def predict(
     todo = [q for q, is_answered in zip(questions, answered) if not is_answered]
     found = {q.key: image_paths(q, folders) for q in todo}
     progress(len(questions) - len(todo))
-    if writes:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     rows = _rows_of(model, found, todo, batch, digests, model_id, max_new_tokens)
     served, answers, error = {line.served for line in done.values()}, sum(answered), ""
     with open(out if writes else os.devnull, "a", encoding="utf-8") as f:
         for n, group in enumerate(rows, 1):
             known = [row["metadata"] for row in group]
-            check_served(served := served | {m.get("served", "") for m in known}, out)
-            # Escaped (ensure_ascii), so that a cut-off line can never be half a character.
-            f.write("".join(json.dumps(row) + "\n" for row in group))
+            served |= {m.get("served", "") for m in known}
+            check_served(served, out)
+            f.write("".join(json.dumps(row) + "\n" for row in group))  # ASCII: never half a letter
             f.flush()
             progress(len(group))
             answers += sum("error" not in m for m in known)

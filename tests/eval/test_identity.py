@@ -255,7 +255,14 @@ def test_splits_and_options_per_task():
         ("textvqa", None, {"ocr": "no"}),
         ("gqa", "val", {}),
     ]
-    for wrong in ("pope:val", {"pope": 5}, {"pope": {"sets": 1}}, ["mne"]):
+    sets = ({"set": {"ocr": False}}, {"set": ["ocr"]}, {"split": 5}, {"split": ["val"]})
+    for wrong in (
+        "pope:val",
+        {"pope": 5},
+        {"pope": {"sets": 1}},
+        ["mne"],
+        *({"textvqa": s} for s in sets),
+    ):
         with pytest.raises(LlavaError):
             tasks_of(wrong, None, {})
 

@@ -247,6 +247,15 @@ def test_known_shapes_of_replies():
         "Correctness: 1": 1.0,
         "between 0.2 and 0.4": None,
         "0.5/1": None,
+        "1 out of 10": None,
+        "1 out": None,  # three tokens
+        "1 / 10": None,
+        "1%": None,
+        "The score is 1 percent": None,
+        "0,5": None,
+        "Score: -1": None,
+        "0.5, since": 0.5,
+        "I give 1.": 1.0,
         "5": None,
         "nan": None,
         "": None,
@@ -258,10 +267,30 @@ def test_known_shapes_of_replies():
         "8, 9": [8, 9],
         "Assistant 1: 8/10 Assistant 2: 9.5/10\nfine": [8, 9.5],
         "8 9 10": None,
+        "80 90": None,
+        "8 1000": None,
+        "inf 8": None,
+        "nan nan": None,
+        "-1 -1": None,
+        "0 10": [0, 10],
         "80 90%": None,
         "": None,
     }
     assert {k: read_scores(k) for k in scores} == scores
+
+
+@pytest.mark.parametrize("scores", [[1, 1000], [-1, 5], [80.0, 90.0]])
+def test_stored_reviews_are_from_0_to_10(tmp_path, scores):
+    out = lines(tmp_path / "r.jsonl", [{"question_id": 1, "content": "x", "tuple": scores}])
+    with pytest.raises(AnswerError, match="not from 0 to 10"):
+        get_task("llava_wild").score(out, tmp_path)
+
+
+def test_no_grade_at_all_is_no_result(tmp_path):
+    dump(tmp_path / "mm-vet.json", {"v1_0": {"capability": ["ocr"]}})
+    out = dump(tmp_path / "g.json", {"v1_0": {"model": ["j"], "content": [""], "score": [None]}})
+    with pytest.raises(AnswerError, match="not one grade could be read"):
+        get_task("mmvet").score(out, tmp_path)
 
 
 def test_an_unread_grade_is_in_no_mean(tmp_path):

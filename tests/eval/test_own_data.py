@@ -362,7 +362,7 @@ def test_a_task_whose_rule_fails_is_named(tmp_path, body):
     (tmp_path / "own.py").write_text(code)
     outside.include(tmp_path)
     lines(tmp_path / "d" / "r.jsonl", [{"q": "?"}])
-    with pytest.raises(DataError, match="own, question 1: cannot be scored"):
+    with pytest.raises(AnswerError, match="own, question 1: cannot be scored"):
         get_task("own").score(answers(tmp_path, [{"id": 1, "text": "A"}]), tmp_path / "d")
     (tmp_path / "own.py").write_text(code.replace("def judged", "rule = 'exat'\n    def other"))
     with pytest.raises(LlavaError, match="there is no rule 'exat'"):

@@ -216,7 +216,8 @@ def test_difference_is_flagged_beyond_noise(tmp_path):
     near = dump(tmp_path / "near.json", result([1.0] * 785 + [0.0] * 215))
     (entry,) = collect([near])
     assert entry.difference("7B") == (pytest.approx(0.0), False)
-    (entry,) = collect([dump(tmp_path / "c.json", result([1.0], "chair"))])
+    chair = result([1.0], "chair", totals={"overall": 0.0})
+    (entry,) = collect([dump(tmp_path / "c.json", chair)])
     assert entry.difference("7B") is None
 
 
@@ -272,6 +273,7 @@ def test_a_browser_shows_twenty_results_at_two_widths(tmp_path):
             value["coverage"] |= {"expected": 4, "details": ["1 of 4 questions have no answer"]}
             for sample in value["per_sample"].values():
                 sample |= {"model": 7.0, "reference": 9.0}
+            value["totals"]["overall"] = headline_of(task, value["per_sample"])
             paths.append(dump(tmp_path / run / f"{task}.json", value))
     write_report(paths, tmp_path / "out", compare=True)
     frames = [f'<iframe src="out/index.html" style="border:0;width:{w}px;height:900px"></iframe>'
@@ -316,6 +318,7 @@ def test_hostile_text_stays_text(tmp_path):
                 groups = {"split": HOSTILE}
                 pope = {"truth": "no", "parsed": "yes", "prompt": asked, "groups": groups}
                 value["per_sample"] = {k: {**s, **pope} for k, s in rows_.items()}
+                value["totals"] = {"overall": 0.0}
             paths.append(dump(tmp_path / run / f"{task}.json", value))
     more = {"images": tmp_path, "compare": True, "title": HOSTILE}
     html, text = write_report(paths, tmp_path / "out", **more)
@@ -353,13 +356,10 @@ def test_hallucination_figures(tmp_path):
 def test_not_a_result(tmp_path, capsys):
     with pytest.raises(DataError, match="not a result file"):
         read_result(dump(tmp_path / "x.json", {"task": "pope"}))
+    right = {"score": 1.0, "answer": "a", "truth": "a"}
     for more in (
-        {"totals": "x"},
-        {"totals": {}},
-        {"totals": {"overall": True}},
-        {"per_sample": {}},
-        {"per_sample": [1]},
-        {"per_sample": {"1": 5}},
+        *({"totals": t} for t in ("x", {}, {"overall": True}, {"overall": 100.0, "groups": "x"})),
+        *({"per_sample": value} for value in ({}, [1], {"1": 5})),
         {"per_sample": {"1": {"score": 1.0, "answer": "a"}}},
         {"per_sample": {"1": {"score": "x", "answer": "a", "truth": "a"}}},
         {"headline": "nothing"},
@@ -371,14 +371,18 @@ def test_not_a_result(tmp_path, capsys):
         {"tables": {"a": 5}},
         {"tables": [1]},
         {"task": ["pope"]},
-        {"task": "pope"},
-        {"task": "mme"},
-        {"task": "llava_wild"},
-        {"task": "mmbench"},
+        *({"task": name} for name in ("pope", "mme", "llava_wild", "mmbench")),
+        {"run": [1]},
+        {"coverage": {"answered": 500, "expected": 20, "details": []}},
+        *({"per_sample": {"1": right | {"score": s}}} for s in (7, -1, float("nan"))),
+        *({"per_sample": {"1": right | {"weight": w}}} for w in ("x", -1, 0, float("nan"))),
     ):
         wrong = dump(tmp_path / "wrong.json", result([1.0], **more))
         assert main(["eval", "report", str(wrong), "--out", str(tmp_path / "o")]) == 2, more
         assert "wrong.json: not a result file: " in capsys.readouterr().err
+    for more in ({"totals": {"overall": 99.9}}, {"headline": "n", "totals": {"n": 1}}):
+        with pytest.raises(DataError, match=r"the total .* is .*, but its samples make 100\.00"):
+            collect([dump(tmp_path / "edited.json", result([1.0], **more))])
     code = main(["eval", "report", str(tmp_path / "none.json"), "--out", str(tmp_path)])
     assert code == 2
     assert "none.json: cannot be read (No such file" in capsys.readouterr().err
@@ -428,6 +432,7 @@ def test_compare_tests_what_the_headline_counts(tmp_path):
             for task in ("existence", "code_reasoning")
             for n in range(4)
         }
+        value["totals"]["perception"] = headline_of("mme", value["per_sample"])
         return value
 
     paths = [

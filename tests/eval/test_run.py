@@ -279,6 +279,17 @@ def test_run_of_images_inside_a_table(tmp_path):
     assert result["totals"]["circular_acc"] == 50.0
 
 
+def test_a_table_without_answers_is_asked_and_uploaded(tmp_path, caplog):
+    pytest.importorskip("openpyxl")
+    hidden = [{k: v for k, v in row.items() if k != "answer"} for row in ROWS]
+    mmbench_table(tmp_path / "mmbench_test_20230712.tsv", hidden)
+    run = RunSettings(tmp_path, tmp_path / "out", "m", show_progress=False)
+    assert run_task(Echo(lambda r: "B"), get_task("mmbench"), run) is None
+    assert "has no answers (this split is scored by a server)" in caplog.text
+    upload = read_answers(tmp_path / "out" / "mmbench" / "upload.xlsx").rows
+    assert [a.row["prediction"] for a in upload] == ["B"] * len(ROWS)
+
+
 def test_no_data(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         run_task(Echo(), get_task("pope"), settings(tmp_path))
