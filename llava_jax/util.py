@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import stat
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -214,6 +215,13 @@ def read_text(path: str | Path, error: type[LlavaError] = SampleError) -> str:
         raise error(f"{path}: {what} UTF-8 or UTF-16 text", fix="save it as UTF-8 JSON") from None
 
 
+def refuse_special(path: str | Path, error: type[LlavaError] = SampleError) -> None:
+    """Raises `error` for a pipe, socket or device, whose reading may never end; for nothing else."""
+    with contextlib.suppress(OSError, ValueError):
+        if not (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode)):
+            raise error(f"{path}: this is a pipe or a device, not a file", fix="save it as a file")
+
+
 def json_lines(text: str) -> list[tuple[int, str]]:
     """(number, text) of the lines that are not blank, from 1. Only line feeds end a line.
 
@@ -227,7 +235,7 @@ def parse_values(
 ) -> list[Any]:
     """Every JSON value of a text: one list or object, or many after each other (JSON lines).
 
-    doubled: an object with a key twice comes as Doubled; costs as much again as reading.
+    doubled: an object with a key twice comes as Doubled.
     Raises `error` with the line and column where the text of `path` is not JSON.
     """
     decoder = json_decoder(doubled)

@@ -2,18 +2,18 @@
 
 A list, JSON lines and concatenated objects are distinguished by content, not by the name. `scan` reads
 the file once, from front to back, a window at a time; after it any record is one read and one parse.
-Files that are not UTF-8 are few and small: their records stay in memory.
+A file of UTF-16 or UTF-32 is read from a copy in UTF-8, as one at an address is from a copy on this host.
 """
 
 from __future__ import annotations
 
 import array
 import codecs
+import io
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
@@ -21,12 +21,13 @@ import numpy as np
 
 from llava_jax import storage
 from llava_jax.errors import SampleError
-from llava_jax.util import may_go_on, parse_values, read_text
+from llava_jax.util import json_decoder, may_go_on, parse_values, read_text, refuse_special
 
 WINDOW = 2**20
 """Bytes of a file that are looked at together; more where a record is longer."""
 
 _SPACE = " \t\r\n"
+_DECODER = json_decoder(doubled=True)
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
@@ -39,6 +40,7 @@ class JsonFile(Sequence[Any]):
     def __init__(self, path: str | Path):
         if not storage.is_address(path) and not Path(path).exists():
             raise SampleError(f"{path}: no such data file")
+        refuse_special(path)
         self.path = path
         self._whole: list[Any] | None = None
         self._file: Any = None
@@ -79,7 +81,7 @@ class JsonFile(Sequence[Any]):
             return self._whole[index]
         start, size = self._places[index].tolist()
         try:
-            return json.loads(os.pread(self._file.fileno(), size, start))
+            return _DECODER.decode(os.pread(self._file.fileno(), size, start).decode())
         except (ValueError, OSError):
             fix = "leave the data as it is while it is used"
             raise SampleError(f"{self.path}: the file changed since it was read", fix=fix) from None
@@ -95,13 +97,16 @@ class JsonFile(Sequence[Any]):
     def _open(self) -> BinaryIO:
         """The file; of an address a copy on this host, which is gone when the process ends."""
         try:
-            if not storage.is_address(self.path):
-                return open(self.path, "rb")
-            copy: Any = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the records
-            with storage.reading(str(self.path)) as stored:
-                shutil.copyfileobj(stored, copy, 2**24)
-            copy.seek(0)
-            return copy
+            if storage.is_address(self.path):
+                with storage.reading(str(self.path)) as stored:
+                    file = _copy(iter(lambda: stored.read(2**24), b""))
+            else:
+                file: Any = open(self.path, "rb")  # noqa: SIM115, it lives as long as the records
+            encoding = json.detect_encoding(os.pread(file.fileno(), 64, 0))
+            if not encoding.startswith("utf-8"):
+                with file, io.TextIOWrapper(file, encoding, newline="") as text:
+                    return _copy(part.encode() for part in iter(lambda: text.read(2**22), ""))
+            return file
         except OSError as error:
             raise _Unusual from error  # reading it all says what it is
 
@@ -118,6 +123,14 @@ class JsonFile(Sequence[Any]):
             records_of([json.loads(os.pread(file.fileno(), places[1], places[0]))], self.path)
 
 
+def _copy(parts: Iterable[bytes]) -> Any:
+    """A file of this host that is gone when the process ends."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the records
+    copy.writelines(parts)
+    copy.seek(0)
+    return copy
+
+
 class _Unusual(Exception):
     """A text that windows do not read: read_records knows what to do with it."""
 
@@ -128,15 +141,13 @@ class _Text:
     def __init__(self, file: BinaryIO):
         self._file = file
         head = os.pread(file.fileno(), 64, 0)
-        if json.detect_encoding(head) not in ("utf-8", "utf-8-sig"):
-            raise _Unusual
         self._byte = (
             3 if head.startswith(codecs.BOM_UTF8) else 0
         )  # of the file, at `_at` of the text
         self._file.seek(self._byte)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._text, self._at, self._ended = "", 0, False
-        self._plain, self._first = json.JSONDecoder(), True
+        self._first = True
 
     def starts(self) -> bool:
         """Whether it begins as a list does, which is then entered; else it must be objects."""
@@ -170,7 +181,7 @@ class _Text:
             self._forget()
         while True:
             try:
-                record, end = self._plain.raw_decode(self._text, self._at)
+                record, end = _DECODER.raw_decode(self._text, self._at)
                 if self._ended or not may_go_on(self._text, end):
                     break
             except json.JSONDecodeError:
@@ -181,8 +192,6 @@ class _Text:
         own = text[at:end]
         size = len(own) if own.isascii() else len(own.encode())
         self._at, self._byte = end, start + size
-        if isinstance(record, dict) and may_have_doubled_keys(own, [record]):
-            record = parse_values(own, "", doubled=True)[0]
         return record, start, size
 
     def _next(self) -> str:
@@ -222,11 +231,8 @@ def read_records(path: str | Path) -> list[Any]:
         path = Path(path)
         if not path.exists():
             raise SampleError(f"{path}: no such data file")
-    text = read_text(path)
-    records = records_of(parse_values(text, path), path)
-    if may_have_doubled_keys(text, records):
-        records = records_of(parse_values(text, path, doubled=True), path)
-    return records
+        refuse_special(path)
+    return records_of(parse_values(read_text(path), path, doubled=True), path)
 
 
 def records_of(values: list[Any], path: str | Path) -> list[Any]:
@@ -246,17 +252,3 @@ def records_of(values: list[Any], path: str | Path) -> list[Any]:
     if alone is not None and not isinstance(alone, Mapping):
         raise SampleError(f"{path}: expected a list of samples, found {alone!r:.60}")
     return values
-
-
-def may_have_doubled_keys(text: str, records: list[Any]) -> bool:
-    """Whether a key is in the text more often than in what was read. Cheap; yes may be wrong.
-
-    Within a string quotes are escaped, so `"image":` in the raw text is a key.
-    """
-    dicts = [r for r in records if isinstance(r, Mapping)]
-    turns = sum(len(c) for r in dicts if isinstance(c := r.get("conversations"), list))
-    counts = {key: sum(key in r for r in dicts) for key in ("image", "conversations")}
-    return any(
-        text.count(f'"{k}":') + text.count(f'"{k}" :') > n
-        for k, n in {**counts, "value": turns}.items()
-    )

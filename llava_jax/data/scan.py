@@ -26,6 +26,7 @@ from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.labels import training_version
 from llava_jax.text.records import (
+    USERS,
     check_turns,
     image_paths,
     modality_lengths,
@@ -254,4 +255,7 @@ def _content(record: Mapping[str, Any]) -> bytes:
     """What the digest is made of."""
     turns = [turn["value"] for turn in record["conversations"]]
     own = (record["turns"],) if "turns" in record else ()  # has precedence over data.turns
-    return repr((record.get("id"), record.get("image"), turns, *own)).encode()
+    asked = [str(turn["from"]).lower() in USERS for turn in record["conversations"]]
+    # Roles that take turns from a question on are not told, so that digests of old runs stay the same.
+    roles = () if all(a == (i % 2 == 0) for i, a in enumerate(asked)) else (asked,)
+    return repr((record.get("id"), record.get("image"), turns, *own, *roles)).encode()

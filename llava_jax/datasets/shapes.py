@@ -7,17 +7,18 @@ system text, which a record has no place for, is put before the first question.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llava_jax.data.records import picture_key, refuse_unknown
 from llava_jax.datasets import stream
 from llava_jax.datasets.source import Record
 from llava_jax.errors import SampleError
 from llava_jax.images.decode import format_of
 from llava_jax.text.constants import IMAGE_TAG
-from llava_jax.util import need
+from llava_jax.util import Doubled, need, parse_values, refuse_special
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "human"),
@@ -33,8 +34,11 @@ Save = Callable[[bytes], str]
 
 def read_rows(path: Path, told: stream.Told | None = None) -> Iterator[Any]:
     """Rows of a JSON list, JSON lines or parquet file. Raises SampleError for one that is neither."""
-    if path.suffix != ".parquet":
-        yield from stream.rows(path, told=told)
+    refuse_special(path)
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    if not is_parquet and path.suffix.lower() != ".parquet":
+        yield from stream.rows(path, told=told, doubled=True)
         return
     parquet = need("pyarrow.parquet", f"to read {path}", "llava_jax[parquet]")
     try:
@@ -51,35 +55,85 @@ def read_rows(path: Path, told: stream.Told | None = None) -> Iterator[Any]:
 def to_ours(row: Any, index: int, save: Save | None = None) -> Record:
     """One record in LLaVA's form. index: gives it an id where it has none.
 
-    save: see Save. Raises SampleError, without a name, for a row that cannot be a conversation.
+    save: see Save. Raises SampleError, without a name, for a row that cannot be a conversation, or of
+    which something would be lost: it is turned whole or not at all.
     """
     if not isinstance(row, Mapping):
         raise SampleError(f"{row!r:.60} is not a record")
-    key = next((k for k in _TURNS if isinstance(row.get(k), (list, str)) and row[k]), None)
-    if key is None:
-        keys = ", ".join(map(str, list(row)[:8]))
-        raise SampleError(f"no conversation under {' or '.join(_TURNS)}; its keys: {keys}")
-    turns = json.loads(row[key]) if isinstance(row[key], str) else row[key]
+    turns = _turns_of(row)
     placed: list[Any] = []
-    system, texts = "", []
-    for turn in turns:
+    systems, texts = [_system(row)], []
+    for n, turn in enumerate(turns):
         role, text = _turn(turn, placed)
-        if role == "system":
-            system = text
-        else:
+        if role != "system":
             texts.append({"from": role, "value": text})
-    if system.strip() and texts:
-        texts[0]["value"] = f"{system.strip()}\n{texts[0]['value']}"
+        elif n:
+            raise SampleError(f"turn {n} is from system, which only the first may be")
+        else:
+            systems.append(text)
+    first = _first_question(texts)
+    systems = [text.strip() for text in systems if text.strip()]
+    if len(systems) > 1:
+        raise SampleError("there are two system texts, the first turn's and that under `system`")
+    if systems:
+        first["value"] = f"{systems[0]}\n{first['value']}"
+    tags = sum(turn["value"].count(IMAGE_TAG) for turn in texts)
+    if placed and tags != len(placed):
+        raise SampleError(f"{len(placed)} image parts in its turns, and {tags} tags")
     pictures = [_path(p, save) for p in _pictures(row, placed)]
-    if pictures and texts and not any(IMAGE_TAG in t["value"] for t in texts):
-        tags = f"{IMAGE_TAG}\n" * len(pictures)
-        texts[0]["value"] = tags + texts[0]["value"]
+    if not pictures and (key := picture_key(row, [("", turn["value"]) for turn in texts])):
+        raise SampleError(f"the picture is under `{key}`", fix=f"rename the key `{key}` to `image`")
+    if pictures and not any(IMAGE_TAG in t["value"] for t in texts):
+        first["value"] = f"{IMAGE_TAG}\n" * len(pictures) + first["value"]
     record: Record = {"id": str(row["id"]) if row.get("id") not in (None, "") else str(index)}
     if pictures:
         record["image"] = pictures[0] if len(pictures) == 1 else pictures
     if isinstance(row.get("turns"), str):
         record["turns"] = row["turns"]
     return record | {"conversations": texts}
+
+
+def _turns_of(row: Mapping[str, Any]) -> list[Any]:
+    """The turns of a row, once no other key of it says more than we know of."""
+    keys = [k for k in (*_TURNS, "turns") if isinstance(row.get(k), (list, str)) and row[k]]
+    if isinstance(row.get("turns"), str):
+        keys.remove("turns")  # how they are trained
+    if not keys or keys == ["turns"]:
+        names = ", ".join(map(str, list(row)[:8]))
+        raise SampleError(f"no conversation under {' or '.join(_TURNS)}; its keys: {names}")
+    if len(keys) > 1:
+        raise SampleError(f"there are turns under {' and '.join(keys)}")
+    turns = row[keys[0]]
+    if isinstance(turns, str):
+        found = parse_values(turns, keys[0], doubled=True)
+        turns = found[0] if len(found) == 1 else found
+    if not isinstance(turns, list):
+        raise SampleError(f"{keys[0]} is {turns!r:.60}, not a list of turns")
+    for part in (row, *turns):
+        if isinstance(part, Doubled):
+            raise SampleError(f"the key {part.key!r} is duplicated")
+    refuse_unknown(row, turns, _PICTURES)
+    return turns
+
+
+def _system(row: Mapping[str, Any]) -> str:
+    """The system text beside the turns."""
+    text = row.get("system")
+    if text is not None and not isinstance(text, str):
+        raise SampleError(f"system is {text!r:.60}, not a text")
+    return text or ""
+
+
+def _first_question(texts: list[dict[str, str]]) -> dict[str, str]:
+    """The first turn of a user, where what has no place goes: training drops an answer before it."""
+    for turn in texts:
+        if turn["from"] == "human":
+            return turn
+        if IMAGE_TAG in turn["value"]:
+            raise SampleError(
+                "a picture is in an answer before the first question, which is dropped"
+            )
+    raise SampleError("no turn is from a user")
 
 
 def _turn(turn: Any, placed: list[Any]) -> tuple[str, str]:
@@ -91,6 +145,9 @@ def _turn(turn: Any, placed: list[Any]) -> tuple[str, str]:
     if role is None:
         raise SampleError(f"a turn is from {said!r}, which is neither user nor assistant")
     content = turn.get("value") if "value" in turn else turn.get("content")
+    for one, other in (("value", "content"), ("from", "role")):
+        if turn.get(one) and turn.get(other) and turn[one] != turn[other]:
+            raise SampleError(f"a turn has both `{one}` and `{other}`")
     if isinstance(content, str):
         return role, content
     if not isinstance(content, list):
@@ -99,7 +156,10 @@ def _turn(turn: Any, placed: list[Any]) -> tuple[str, str]:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if isinstance(part, str) or kind == "text":
-            parts.append(part if isinstance(part, str) else part.get("text") or "")
+            text = part if isinstance(part, str) else part.get("text") or ""
+            if not isinstance(text, str):
+                raise SampleError(f"a part of a turn has no text but {text!r:.60}")
+            parts.append(text)
         elif kind in ("image", "image_url"):
             own = next(
                 (part[k] for k in ("image", "image_url", "url", "path") if part.get(k)), None
@@ -118,7 +178,7 @@ def _pictures(row: Mapping[str, Any], placed: list[Any]) -> list[Any]:
     if not placed:
         return listed
     inside = [picture for picture in placed if picture]
-    if len(inside) == len(placed) and len(listed) in (0, len(placed)):
+    if len(inside) == len(placed) and listed in ([], inside):
         return inside
     if not inside and len(listed) == len(placed):
         return listed
@@ -153,9 +213,15 @@ def saver(folder: Path) -> Save:
         target = folder / name
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_suffix(".tmp")
-            temporary.write_bytes(data)
-            temporary.replace(target)
+            temporary = target.with_name(f".{name}.{os.getpid()}.tmp")  # others may build beside us
+            try:
+                temporary.write_bytes(data)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        elif target.read_bytes() != data:
+            fix = "remove it, and it is written anew"
+            raise SampleError(f"{target} is not the picture that its name is a digest of", fix=fix)
         return f"{folder.name}/{name}"
 
     return save

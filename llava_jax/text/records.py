@@ -11,6 +11,8 @@ from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
 
 _ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT}
+USERS = tuple(name for name, role in _ROLES.items() if role == USER)
+"""Who asks, in small letters."""
 _OTHER_TURNS = ("messages", "conversation", "turns", "dialog", "dialogue")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a pair; UTF-8 cannot
 

@@ -6,6 +6,8 @@ import json
 import pytest
 from PIL import Image
 
+from llava_jax.data.json_file import JsonFile
+from llava_jax.data.records import check_record
 from llava_jax.datasets.build import build
 from llava_jax.datasets.recipe import read_recipe
 from llava_jax.datasets.shapes import to_ours
@@ -116,3 +118,65 @@ def test_errors_name_file_and_row(tmp_path):
     (tmp_path / "mine.toml").write_text('[[set]]\nsource = "records"\n')
     with pytest.raises(ConfigError, match="records: paths is empty"):
         read_recipe(str(tmp_path / "mine.toml"), tmp_path)
+
+
+ASK, ANSWER = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+PART = [{"type": "image", "path": "u.jpg"}, {"type": "text", "text": "q"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [ASK, ANSWER], "img": "a.jpg"}, "under `img`"),
+        ({"messages": [ASK, ANSWER], "image_path": "a.jpg"}, "under `image_path`"),
+        ({"messages": [ASK, ANSWER], "videos": ["a.mp4"]}, "under `videos`"),
+        ({"messages": [{**ASK, "image": "a.jpg"}, ANSWER]}, "turn 0 has `image`"),
+        ({"messages": [ASK, {**ANSWER, "tool_calls": [{}]}]}, "turn 1 has `tool_calls`"),
+        ({"messages": [ASK, ANSWER], "image": "a.jpg", "images": ["b.jpg"]}, "`image` and `images`"),
+        ({"messages": [ASK, ANSWER], "images": ["b.jpg"], "video": "a"}, "`images` and `video`"),
+        ({"messages": [{**ASK, "content": PART}, ANSWER], "images": ["b.jpg"]}, "1 images beside"),
+        ({"messages": [{**ASK, "content": PART}, {**ANSWER, "content": "<image>"}]}, "2 tags"),
+        ({"messages": [ASK, ANSWER, SYSTEM, ASK, ANSWER]}, "turn 2 is from system"),
+        ({"messages": [SYSTEM, SYSTEM, ASK, ANSWER]}, "turn 1 is from system"),
+        ({"messages": [SYSTEM, ASK, ANSWER], "system": "Be long."}, "two system texts"),
+        ({"messages": [ASK, ANSWER], "system": ["x"]}, "system is"),
+        ({"messages": [ASK, {**ANSWER, "weight": 0}]}, "turn 1: `weight` is 0"),
+        ({"id": 1, "x": 0, "messages": [ASK, ANSWER], "weight": 0.5}, "`weight` is 0.5"),
+        ({"messages": [ASK, ANSWER], "conversations": OURS}, "conversations and messages"),
+        ({"messages": [{**ASK, "from": "gpt"}, ANSWER]}, "both `from` and `role`"),
+        ({"messages": [ANSWER]}, "no turn is from a user"),
+        ({"messages": [{**ANSWER, "content": "<image>"}, ASK, ANSWER], "image": "a"}, "in an answer"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_whole_is_refused(row, said):
+    with pytest.raises(SampleError) as info:
+        to_ours(row, 0)
+    assert said in str(info.value)
+
+
+def test_what_has_no_place_goes_to_the_first_question_and_not_to_an_answer_before_it():
+    row = {"messages": [ANSWER, ASK, {**ANSWER, "weight": 1}], "image": "a.jpg", "system": "Brief."}
+    made = to_ours(row, 0)["conversations"]
+    assert [t["value"] for t in made] == ["A cat.", "<image>\nBrief.\nWhat?", "A cat."]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("form", ["[%s]", "%s\n%s"])
+@pytest.mark.parametrize("key", ['"image"  :"b","image"\t:', '"im\\u0061ge":"b","image":'])
+def test_a_duplicated_key_is_found_by_every_reader(tmp_path, key, form, encoding):
+    text = json.dumps({"image": "a.jpg", "conversations": OURS}).replace('"image":', key)
+    path = tmp_path / "records" / "a.json"
+    path.parent.mkdir()
+    path.write_text(form.replace("%s", text), encoding=encoding)
+    (tmp_path / "mine.toml").write_text('[[set]]\nsource = "records"\npaths = ["a.json"]\n')
+    with pytest.raises(SampleError, match="the key 'image' is duplicated"):
+        build(read_recipe(str(tmp_path / "mine.toml"), tmp_path), tmp_path / "x.json", quiet=True)
+    data = JsonFile(path)
+    for record in data.scan():
+        with pytest.raises(SampleError, match="the key 'image' is duplicated"):
+            check_record(record, "a")
+    with pytest.raises(SampleError, match="the key 'image' is duplicated"):  # what is shown
+        check_record(data[0], "a")
+    assert json.loads(data.text(0)) == json.loads(text)
+    assert data.text(0).count(b"ge") > 2  # both, for whoever reads it next
