@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import check_folder, read_yaml
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.rules import RULES
-from llava_jax.eval.simple import Item, SimpleTask, choices
+from llava_jax.eval.simple import Item, SimpleTask, check_rows, choices
 from llava_jax.eval.task import DEFAULT, TASKS, Result, Task, TaskSettings, register
 
 ENTRY_POINTS = "llava_jax.eval_tasks"
@@ -93,7 +94,7 @@ class YamlTask(SimpleTask):
         self.name, self.rule = keys["name"], keys["rule"]  # type: ignore[misc]
         self.judge = self.grades = self.rule == "judge"  # type: ignore[misc]
         self.files = tuple(_listed(keys.get("files", "*.parquet")))  # type: ignore[misc]
-        self.data_files = " or ".join(self.files)  # type: ignore[misc]
+        self.data_files = " and ".join(self.files)  # type: ignore[misc]
         self.max_new_tokens = keys.get("max_new_tokens", 128)  # type: ignore[misc]
         self.own_title = keys.get("title", "")
 
@@ -120,7 +121,8 @@ class YamlTask(SimpleTask):
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
         """(id, judge's message, which is MM-Vet's) per question; all must be answered."""
         items = self.items(data)
-        joined, _ = join([i.key for i in items], self.read(answers, DEFAULT), strict=True)
+        joined, found = join([i.key for i in items], self.read(answers, DEFAULT), strict=True)
+        check_rows(answers, items, joined, found)
         return [(i.key, mmvet_message(i.prompt, str(i.truth), joined[i.key].text)) for i in items]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
@@ -146,9 +148,9 @@ class YamlTask(SimpleTask):
         return (0.0, None) if self.grades else super().judged(text, item)
 
     def paths(self, data: Path, settings: TaskSettings) -> list[Path]:
-        return super().paths(
-            _downloaded(self.keys["hub"]) if "hub" in self.keys else data, settings
-        )
+        data = _downloaded(self.keys["hub"]) if "hub" in self.keys else data
+        each = [self.matching(data, [pattern], settings) for pattern in self.files]
+        return [*dict.fromkeys(path for found in each for path in found)]
 
     def rows(self, data: Path, settings: TaskSettings):
         columns = {n: k for k in ("image", "options") for n in _listed(self.keys.get(k))}
@@ -197,6 +199,7 @@ def _options(row: dict[str, Any], columns: Any) -> tuple[str, ...]:
     return truths.options([row.get(c) for c in _listed(columns)])
 
 
+@cache
 def _downloaded(name: str) -> Path:
     """The folder of a data set of the hub: its parquet files, kept in the hub's own cache."""
     import huggingface_hub

@@ -92,15 +92,19 @@ class SimpleTask(Task):
                 yield path, number, row
 
     def paths(self, data: Path, settings: TaskSettings) -> list[Path]:
-        """The files of the split: those of the first pattern that fits any, in `data` or one folder
-        below; raises DataError for none, or for those of several folders."""
+        """The files of the split: those of the first of `files` that fits any."""
+        return self.matching(data, self.files, settings)
+
+    def matching(self, data: Path, files: Sequence[str], settings: TaskSettings) -> list[Path]:
+        """What fits the first pattern that fits any, in `data` or one folder below; raises DataError
+        for nothing, or for several such folders."""
         if data.is_file():
             return [data]
-        places = [place for p in self.files for place in (p, f"*/{p}")]
+        places = [place for p in files for place in (p, f"*/{p}")]
         for place in places:
             found = [p for p in sorted(data.glob(place)) if (settings.split or "") in p.name]
             folders = {str(p.parent.relative_to(data)) for p in found}
-            if len(folders) > 1 and place not in self.files:
+            if len(folders) > 1 and place not in files:
                 what = f"{data}: questions are in several folders: {', '.join(sorted(folders))}"
                 raise DataError(what, fix="--data names one of them")
             if found:
@@ -108,7 +112,7 @@ class SimpleTask(Task):
         if packed := next((p for place in places for p in data.glob(f"{place}.gz")), None):
             raise DataError(f"{packed}: is compressed", fix=f"gunzip {packed.name}")
         where = f" for split {settings.split!r}" if settings.split else ""
-        raise DataError(f"{data}{where}: no {' or '.join(self.files)}", fix=self.data_files)
+        raise DataError(f"{data}{where}: no {' or '.join(files)}", fix=self.data_files)
 
     def lacks(self, data: Path, settings: TaskSettings, items: list[Item]) -> str:
         """What of the whole set is known not to be in the data, "" for nothing."""
@@ -140,7 +144,10 @@ class SimpleTask(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         items = self.items(data, settings)
-        if unknown := [i.key for i in items if i.truth is None]:
+        by_rule = type(self).judged is SimpleTask.judged
+        if unknown := [
+            i.key for i in items if i.truth is None or (by_rule and truths.hidden(i.truth))
+        ]:
             what = f"{data}: {len(unknown)} of {len(items)} questions have no answers, first"
             raise DataError(f"{what} {unknown[0]} (such a split is scored by a server)")
         joined, coverage = self.join(

@@ -26,7 +26,7 @@ class HallusionBench(SimpleTask):
         names = ("category", "subcategory", "set_id", "figure_id", "question_id")
         category, part, group, figure, question = (str(row[n]) for n in names)
         image = row.get("image") or str(row.get("filename") or "").removeprefix("./")
-        shown = str(row.get("visual_input", "1")) != "0" and image
+        shown = str(row.get("visual_input", "1")) != "0"
         truth, images = truths.yes_no(row["gt_answer"]), (image,) if shown else ()
         place = f"{category}_{part}_{group}"
         groups = {"category": category, "subcategory": part}

@@ -150,7 +150,7 @@ def comparisons_of(results: Sequence[ModelResult]) -> list[Comparison]:
 
 def other_question(first: Rows, second: Rows) -> str | None:
     """The first key under which two results have another truth or question."""
-    for key in first.keys() & second.keys():
+    for key in (k for k in first if k in second):
         a, b = first[key], second[key]
         asked = [str(r.get("prompt", "")) for r in (a, b)]
         if a["truth"] != b["truth"] or (all(asked) and not same_question(*asked)):

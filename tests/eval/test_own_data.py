@@ -229,6 +229,11 @@ def test_an_ambiguous_truth_is_refused(tmp_path):
 ART = {"id": "validation_Art_1", "question": "See <image 2>", "options": "[]", "answer": "x"}
 REAL = {"question": "Which?\nPlease answer directly with the letter.\nA. Left\nB. Right",
         "answer": "(B)", "image": "1.png"}  # fmt: skip
+SEEN = {"category": "VD", "subcategory": "chart", "set_id": 0, "figure_id": 1, "question_id": 0,
+        "question": "Is it?", "gt_answer": "1", "visual_input": "1", "filename": "1.png"}  # fmt: skip
+CROSSED = {"Index": 7, "Question_0": "Red?", "Question_1": "Blue?", "Image_0": "a.jpg",
+           "Image_1": "b.jpg", "Question_Type": "yes_no"}  # fmt: skip
+OCR = {"dataset_name": "x", "id": 0, "question": "?", "type": "t", "image_path": "0.png"}
 MATH = {"pid": "1", "question": "How?", "question_type": "free_form", "answer": 3, "image": "1.png",
         "answer_type": "integer", "precision": None}  # fmt: skip
 
@@ -248,6 +253,11 @@ MATH = {"pid": "1", "question": "How?", "question_type": "free_form", "answer": 
         ("mathvista", MATH | {"precision": float("inf")}, "OverflowError"),
         ("mathvista", MATH | {"question_type": "multi_choice", "choices": 5}, "are no list"),
         ("mathvista", MATH | {"answer": "three"}, "invalid literal"),
+        ("hallusion", SEEN | {"filename": None}, "a picture is neither"),
+        ("hallusion", SEEN | {"gt_answer": "2"}, "is neither yes nor no"),
+        ("naturalbench", CROSSED | {"Image_0_Question_0": "maybe"}, "is neither yes nor no"),
+        ("ocrbench", OCR | {"answers": ["x", ""]}, "one of its truths is empty"),
+        ("ocrbench", OCR | {"answers": ["x", None]}, "is missing"),
         ("realworldqa", REAL | {"image": 5}, "a picture is neither"),
         ("realworldqa", REAL | {"answer": "(C)"}, "is no letter of AB"),
     ],
@@ -339,6 +349,20 @@ def test_a_yaml_file_that_misleads(tmp_path, keys, words):
     dump(tmp_path / "t.yaml", task)
     with pytest.raises(DataError, match=words):
         outside.include(tmp_path)
+
+
+def test_a_list_of_files_is_read_whole(tmp_path):
+    dump(tmp_path / "t.yaml", {"name": "own", "prompt": "{q}", "answer": "t", "rule": "exact",
+                               "files": ["a.jsonl", "b.jsonl"]})  # fmt: skip
+    outside.include(tmp_path)
+    lines(tmp_path / "d" / "a.jsonl", [{"q": "?", "t": "x"}])
+    with pytest.raises(DataError, match=r"no b\.jsonl"):
+        get_task("own").items(tmp_path / "d")
+    lines(tmp_path / "d" / "b.jsonl", [{"q": "!", "t": "y"}])
+    assert [(i.key, i.prompt) for i in get_task("own").items(tmp_path / "d")] == [
+        ("1", "?"),
+        ("2", "!"),
+    ]
 
 
 def test_a_mistyped_column_is_named(tmp_path):

@@ -174,7 +174,8 @@ def test_hallusions_three_numbers_are_its_owners(tmp_path):
     rows = [
         {"category": category, "subcategory": part, "set_id": str(s), "figure_id": str(f),
          "question_id": str(q), "question": "Is it?", "gt_answer": str((f + q) % 2),
-         "visual_input": "0" if category == "VS" and f == 0 else "1" if f < 2 else "2"}
+         "visual_input": "0" if category == "VS" and f == 0 else "1" if f < 2 else "2",
+         "filename": f"{f}.png"}
         for category, part, count, figures in sets
         for s in range(count) for f in range(figures) for q in range(2)
     ]  # fmt: skip
