@@ -130,7 +130,7 @@ class Asker:
             show_progress=False,
         )
         result = run_task(model, task, settings)
-        value = gather(result["totals"][task.headline] if result else None)[0]
+        value = gather(result["totals"][result["headline"]] if result else None)[0]
         if value is None:
             log.warning("data.eval %s: %s gave no score", s.name, s.benchmark)
             return {}
