@@ -49,6 +49,7 @@ def include(folder: Path) -> list[str]:
         else:
             continue
         names.append(_add(task, str(path)))
+        task.included = str(folder)
     if not names:
         raise LlavaError(f"--include {folder}: no .py or .yaml file in it")
     return names
@@ -128,7 +129,10 @@ class YamlTask(SimpleTask):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         if not self.grades:
             return super().score(answers, data, settings)
-        items, grades = self.items(data, settings), read_grades(answers)
+        items, grades = (
+            self.items(data, settings),
+            read_grades(answers, self.next_line("judge", answers, data, settings)),
+        )
         given = graded(answers, grades)
         end = self.lacks(data, settings, items)
         joined, coverage = join([i.key for i in items], given, strict=settings.strict, open_end=end)

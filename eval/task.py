@@ -7,6 +7,7 @@ line to `TASKS`, and its paper numbers to eval/report/paper.py. Nothing here or 
 import importlib
 import json
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,7 @@ class Task:
     free_answers: ClassVar[bool] = False  # a model may extract answers without options
     grades: ClassVar[bool] = False  # its judge gives grades from 0 to 1, and no reviews
     own_title: str = ""  # of a task from outside
+    included: str = ""  # the folder of --include that it is from
 
     @property
     def title(self) -> str:
@@ -185,6 +187,30 @@ class Task:
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> Any:
         """What `submission` writes, where that is JSON or jsonl."""
         raise LlavaError(f"{self.name}: no server takes a submission, it is scored here")
+
+    def next_line(
+        self,
+        action: str,
+        answers: Path,
+        data: Path,
+        settings: TaskSettings = DEFAULT,
+        out: Path | None = None,
+    ) -> str:
+        """The command line that goes on with an answer file, to be typed as it is but for a judge's NAME.
+
+        action: score, judge or extract. out: what it writes, or for score what extract wrote.
+        """
+        words: list[Any] = ["llava-jax", "eval", action, self.name, "--answers", answers]
+        words += ["--data", data] + (["--include", self.included] if self.included else [])
+        words += ["--split", settings.split] if settings.split else []
+        words += [w for k, v in settings.options.items() for w in ("--set", f"{k}={v}")]
+        words += ["--skip-bad-lines"] if settings.skip_bad_lines else []
+        if action != "score":
+            made = "grades.json" if self.grades else "reviews.jsonl"
+            words += ["--out", out or answers.with_name(made), "--judge-model", "NAME"]
+        elif out is not None:
+            words += ["--extracted", out]
+        return shlex.join(map(str, words))
 
     def warn_of_empty(self, coverage: Coverage) -> None:
         """Warns where an upload has no answers to some questions."""

@@ -35,7 +35,8 @@ class LlavaWild(Task):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """The result of a file of reviews. The questions are used, where `data` has them, only to
         say how many reviews are missing: the mean is over the reviews, as LLaVA's."""
-        reviews = read_reviews(answers, settings.skip_bad_lines)
+        fix = f"let a judge read them: {self.next_line('judge', answers, data, settings)}"
+        reviews = read_reviews(answers, settings.skip_bad_lines, fix)
         files = sorted(data.glob("*questions.jsonl")) if data.is_dir() else []
         rows = read_checked(files[0], {"question_id": ID}) if files else []
         asked = {str(r["question_id"]): str(r.get("image", "")) for r in rows}

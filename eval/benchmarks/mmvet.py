@@ -45,7 +45,8 @@ class MMVet(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Sums a grade file: {id: {"model": […], "content": […], "score": [a grade per run]}}."""
-        (capabilities, images), grades = _capabilities(data), read_grades(answers)
+        (capabilities, images), fix = _capabilities(data), self.next_line("judge", answers, data)
+        grades = read_grades(answers, fix)
         _, coverage = join(capabilities, graded(answers, grades), strict=settings.strict)
         runs = min(len(g["score"]) for g in grades.values())
         samples, unread = {}, []
@@ -137,10 +138,12 @@ def _capabilities(data: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     return found, images
 
 
-def read_grades(path: Path) -> dict[str, dict[str, Any]]:
-    """A grade file: id -> {"model": […], "content": […], "score": [a grade per run, or null]}."""
+def read_grades(path: Path, command: str) -> dict[str, dict[str, Any]]:
+    """A grade file: id -> {"model": […], "content": […], "score": [a grade per run, or null]}.
+
+    command: the line that has a judge make one, for the error."""
     grades = read_json(path, AnswerError) if path.suffix == ".json" else None
-    fix = "let a judge grade the answers first: llava-jax eval judge mmvet"
+    fix = f"let a judge grade the answers first: {command}"
     if not isinstance(grades, dict) or not grades:
         raise AnswerError(f"{path}: not a grade file (id -> model, content, score)", fix=fix)
     for key, grade in grades.items():

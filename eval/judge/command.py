@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_jax.errors import LlavaError, counted
+from llava_jax.errors import LlavaError
 from llava_jax.eval.benchmarks.mmvet import first_word, read_grade
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.judge.endpoint import Asked, Endpoint, JudgeError, in_parallel
 from llava_jax.eval.judge.mmvet_prompt import RETRY
 from llava_jax.eval.judge.reviews import SYSTEM, read_reviews, read_scores
-from llava_jax.eval.judge.store import RETRIES, ask_until_read, check_same, digest, judge_missing
+from llava_jax.eval.judge.store import (
+    RETRIES,
+    ask_until_read,
+    check_same,
+    digest,
+    judge_missing,
+    not_asked,
+)
 from llava_jax.eval.task import TaskSettings, get_task
 from llava_jax.progress import progress
 from llava_jax.util import read_object, write_json
@@ -37,11 +44,8 @@ def judge_reviews(
     """
 
     def review(row: dict[str, Any], message: str) -> dict[str, Any]:
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
-        how = {"messages": messages, "temperature": 0.2, "max_tokens": REVIEW_TOKENS}
-        # Another request than that of any run.
-        again = [row.get("run", 0) + 1000 * n for n in range(1 + RETRIES)]
-        scores, reply = ask_until_read(endpoint, read_scores, [{**how, "again": n} for n in again])
+        tries = review_tries(message, row.get("run", 0))
+        scores, reply = ask_until_read(endpoint, read_scores, tries)
         return {**row, "content": reply.text, "tuple": scores, "judge": reply.model}
 
     def stored(path: Path) -> list[dict[str, Any]]:
@@ -49,6 +53,13 @@ def judge_reviews(
 
     every = [(r | ({"run": run} if run else {}), m) for run in range(runs) for r, m in requests]
     judge_missing(every, out, endpoint, threads, stored, review)
+
+
+def review_tries(message: str, run: int) -> list[dict[str, Any]]:
+    """What is sent for a review until its scores can be read: another request than that of any run."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
+    how = {"messages": messages, "temperature": 0.2, "max_tokens": REVIEW_TOKENS}
+    return [{**how, "again": run + 1000 * n} for n in range(1 + RETRIES)]
 
 
 def judge_grades(
@@ -82,8 +93,14 @@ def judge_grades(
 
 
 def grade_one(message: str, endpoint: Endpoint, run: int = 0) -> tuple[str, str, float | None]:
-    """(judge, its words, grade): asked at temperature 0, then with a reminder at 0, 0.5, 1 and 1.5
-    as in mm-vet_evaluator.py; after that the grade is None, where the owner's script counts 0."""
+    """(judge, its words, grade), which is None where there is none, and the owner's script counts 0."""
+    grade, reply = ask_until_read(endpoint, read_grade, grade_tries(message, run))
+    return reply.model, first_word(reply.text), grade
+
+
+def grade_tries(message: str, run: int) -> list[dict[str, Any]]:
+    """What is sent for a grade until one can be read: at temperature 0, then with a reminder at 0, 0.5, 1
+    and 1.5, as in mm-vet_evaluator.py."""
     tries = []
     for reminder, temperature in [("", 0.0)] + [(RETRY, 0.5 * n) for n in range(4)]:
         messages = [{"role": "user", "content": message + reminder}]
@@ -91,20 +108,31 @@ def grade_one(message: str, endpoint: Endpoint, run: int = 0) -> tuple[str, str,
         tokens = 16 * GRADE_TOKENS if reminder else GRADE_TOKENS
         how = {"messages": messages, "temperature": temperature, "max_tokens": tokens}
         tries.append({**how, "again": run})
-    grade, reply = ask_until_read(endpoint, read_grade, tries)
-    return reply.model, first_word(reply.text), grade
+    return tries
 
 
 def estimate(
-    messages: Sequence[str], tokens_out: int, price_in: float | None, price_out: float | None
+    left: Sequence[Sequence[dict[str, Any]]], price_in: float | None, price_out: float | None
 ) -> str:
-    """A line that says what judging will take, at four characters per token.
+    """A line that says what judging will take, at four characters per token: where each first reply can
+    be read, and where none can.
 
-    tokens_out: most tokens of one reply. price_in, price_out: dollars per million tokens, if known.
+    left: of each request, what may be sent (see not_asked). price_in, price_out: dollars per million
+      tokens, if known.
     """
-    read, written = sum(len(m) for m in messages) // 4, len(messages) * tokens_out
-    line = f"{counted(len(messages), 'request')}, about {read:,} tokens read and at most {written:,} written"
-    return line + _cost(", at most ", read, written, price_in, price_out)
+    every = [how for tries in left for how in tries]
+    read = [
+        sum(len(m["content"]) for how in sent for m in how["messages"]) // 4
+        for sent in ([tries[0] for tries in left], every)
+    ]
+    written = sum(how["max_tokens"] for how in every)
+    requests = f"{_span(len(left), len(every))} request{'s' * (len(every) != 1)}"
+    line = f"{requests}, about {_span(*read)} tokens read and at most {written:,} written"
+    return line + _cost(", at most ", read[1], written, price_in, price_out)
+
+
+def _span(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _cost(before: str, read: int, written: int, *prices: float | None) -> str:
@@ -116,7 +144,8 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
     """`llava-jax eval judge` and `extract`: shows the cost, asks, judges."""
     task, extracts = get_task(args.task), args.action == "extract"
     if not task.judge and not extracts:
-        raise LlavaError(f"{task.name} needs no judge", fix="score it: llava-jax eval score")
+        line = task.next_line("score", args.answers, args.data, settings)
+        raise LlavaError(f"{task.name} needs no judge", fix=f"score it: {line}")
     for name in ("runs", "parallel"):
         if getattr(args, name) < 1:
             raise LlavaError(f"--{name} must be at least 1")
@@ -125,27 +154,31 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
         from llava_jax.eval.judge import extract
 
         requests = extract.requests(task, args.answers, args.data, settings)
-        judge, tokens = extract.extract_answers, extract.EXTRACT_TOKENS
+        judge: Any = extract.extract_answers
+        plan = [(extract.tries(m), extract.reader(row)) for row, m in requests]
     else:
         requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
-        judge, tokens = judge_reviews, REVIEW_TOKENS
+        judge, *how = judge_reviews, review_tries, read_scores
         if task.grades:
-            judge, tokens = judge_grades, GRADE_TOKENS
-    messages = [m for _, m in requests] * args.runs
+            judge, *how = judge_grades, grade_tries, read_grade
+        plan = [(how[0](m, run), how[1]) for run in range(args.runs) for _, m in requests]
     prices = args.price_in, args.price_out
-    print(f"{args.judge_model}: {estimate(messages, tokens, *prices)}")
-    if not args.yes and not _agreed():
-        return 1
     transcript = args.out.with_name(f"{args.out.name}.transcript.jsonl")
+    left = not_asked(plan, transcript, args.judge_model)
+    print(f"{args.judge_model}: {estimate(left, *prices)}")
+    if left and not args.yes and not _agreed():
+        return 1
     named = {"key_env": args.key_env, "per_minute": args.per_minute}
     endpoint = Endpoint(args.endpoint, args.judge_model, transcript, **named)
-    endpoint.check()
+    if left:
+        endpoint.check()
     judge(requests, args.out, endpoint, args.runs, args.parallel)
     read, written = endpoint.tokens_in, endpoint.tokens_out
     cost = _cost(", ", read, written, *prices)
     print(f"took {read:,} tokens read and {written:,} written{cost}")
-    files = f"{args.answers} --extracted {args.out}" if extracts else args.out
-    print(f"wrote {args.out}; score it with: llava-jax eval score {task.name} --answers {files}")
+    files = (args.answers, args.out) if extracts else (args.out, None)
+    line = task.next_line("score", files[0], args.data, settings, files[1])
+    print(f"wrote {args.out}; score it with: {line}")
     return 0
 
 

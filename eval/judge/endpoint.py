@@ -86,7 +86,7 @@ class Endpoint:
         self.url, self.model, self.transcript = url, model, transcript
         self.retries, self._pause, self._next = retries, 60 / per_minute, 0.0
         self.tokens_in = self.tokens_out = 0
-        self._replies = _read_transcript(transcript) if transcript else {}
+        self._replies = read_transcript(transcript) if transcript else {}
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._completion_tokens = self._no_temperature = False
         self._openai = need("openai", "to ask a judge", "llava_jax[eval]")
@@ -240,7 +240,8 @@ def content_text(content: Any) -> str:
     return text
 
 
-def _read_transcript(path: Path) -> dict[str, JudgeReply]:
+def read_transcript(path: Path) -> dict[str, JudgeReply]:
+    """The replies of a transcript by request_key, none where there is no file."""
     if not path.exists():
         return {}
     repair_lines(path)

@@ -8,11 +8,12 @@ reply that names no option is asked for again and then counted apart: the exact 
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_jax.errors import LlavaError
+from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import read_checked
@@ -67,12 +68,21 @@ def extract_answers(
     """
 
     def extract(row: dict[str, Any], message: str) -> dict[str, Any]:
-        how = {"messages": [{"role": "user", "content": message}], "temperature": 0.0}
-        tries = [{**how, "max_tokens": EXTRACT_TOKENS, "again": n} for n in range(1 + RETRIES)]
-        read, reply = ask_until_read(endpoint, lambda t: read_reply(t, row["letters"]), tries)
+        read, reply = ask_until_read(endpoint, reader(row), tries(message))
         return {**row, "extracted": read, "content": reply.text}
 
     judge_missing(requests, out, endpoint, threads, _read, extract)
+
+
+def tries(message: str) -> list[dict[str, Any]]:
+    """What is sent until a reply can be read."""
+    how = {"messages": [{"role": "user", "content": message}], "temperature": 0.0}
+    return [{**how, "max_tokens": EXTRACT_TOKENS, "again": n} for n in range(1 + RETRIES)]
+
+
+def reader(row: dict[str, Any]) -> Callable[[str], str | None]:
+    """What reads a reply about a request's row."""
+    return lambda text: read_reply(text, row["letters"])
 
 
 def read_reply(reply: str, letters: str) -> str | None:
@@ -110,8 +120,10 @@ def score_extracted(
     letters, read, asked = open_answers(task, answers, data, settings)
     rows = {r["question_id"]: r for r in _read(extracted)}
     if absent := [k for k in asked if k not in rows]:
-        what = f"{extracted}: {len(absent)} answers are not in it: {absent[0]}"
-        raise AnswerError(what, fix="run llava-jax eval extract with these answers")
+        shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
+        what = f"{extracted}: {counted(len(absent), 'answer')} not in it: {shown}"
+        line = task.next_line("extract", answers, data, settings, extracted)
+        raise AnswerError(what, fix=f"have them read: {line}")
     models = {rows[k]["judge_model"] for k in asked}
     for key, message in asked.items():
         check_same(extracted, key, rows[key], message, rows[key]["judge_model"])

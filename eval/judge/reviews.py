@@ -43,7 +43,9 @@ def read_scores(reply: str) -> list[float] | None:
     return found if len(found) == 2 and all(x <= 10 for x in found) else None
 
 
-def read_reviews(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
+def read_reviews(
+    path: Path, skip_bad_lines: bool = False, fix: str = "name another file"
+) -> AnswerFile:
     """The reviews of a file: text is the judge's words, and each row has a tuple of two numbers.
 
     Raises:
@@ -63,7 +65,7 @@ def read_reviews(path: Path, skip_bad_lines: bool = False) -> AnswerFile:
             scores = parse_score(row["content"])
         if scores is None:
             what = f"{where}: no tuple, score or content: these are answers, not reviews"
-            raise AnswerError(what, fix="let a judge read them: llava-jax eval judge")
+            raise AnswerError(what, fix=fix)
         if not isinstance(scores, list) or len(scores) != 2 or not all(map(is_number, scores)):
             raise AnswerError(f"{where}: the scores are {scores!r}, not two numbers")
         if scores != UNREAD and not all(0 <= x <= 10 for x in scores):

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge.endpoint import Asked, Endpoint, JudgeReply, in_parallel, repair_lines
+from llava_jax.eval.judge.endpoint import (
+    Asked,
+    Endpoint,
+    JudgeReply,
+    in_parallel,
+    read_transcript,
+    repair_lines,
+    request_key,
+)
 from llava_jax.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -48,6 +56,25 @@ def ask_until_read(
             return found, reply
     logger.warning("judge: nothing to read in %r, counted apart", reply.text[:40])
     return None, reply
+
+
+def not_asked(
+    plan: Iterable[tuple[Sequence[Row], Callable[[str], Any]]], transcript: Path, model: str
+) -> list[Sequence[Row]]:
+    """The tries that `ask_until_read` may still send for each request: at least the first of them.
+
+    plan: the tries of a request, and what reads a reply. Requests that the transcript answers are left out.
+    """
+    replies, left = read_transcript(transcript), []
+    for tries, read in plan:
+        for n, how in enumerate(tries):
+            body = {"model": model, **how}
+            reply = replies.get(request_key(body, body.pop("again", 0)))
+            if reply is None:
+                left.append(tries[n:])
+            if reply is None or (not reply.no_answer and read(reply.text) is not None):
+                break
+    return left
 
 
 def judge_missing(

@@ -192,7 +192,8 @@ def _score(
     """asked: of the folder's lines, those of the questions that this run asks."""
     answers = folder / "answers.jsonl"
     if task.judge:
-        print(f"{task.title}: answered; now: llava-jax eval judge {task.name} --answers {answers}")
+        line = task.next_line("judge", answers, data, settings.task)
+        print(f"{task.title}: answered; now: {line}")
         return None
     if len(asked) < len(lines):  # of an earlier run with another --limit or --shuffle-seed
         answers = scratch / "answers.jsonl"

@@ -1,6 +1,7 @@
 """Judges against a server in this process: retries, caching, resuming, and what a key never does."""
 
 import json
+import shlex
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,7 +11,13 @@ import pytest
 from llava_jax.cli import main
 from llava_jax.eval.benchmarks.mmvet import read_grade
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge.command import estimate, grade_one, judge_grades, judge_reviews
+from llava_jax.eval.judge.command import (
+    estimate,
+    grade_one,
+    judge_grades,
+    judge_reviews,
+    review_tries,
+)
 from llava_jax.eval.judge.endpoint import Endpoint, JudgeError, content_text
 from llava_jax.eval.judge.reviews import read_scores
 from llava_jax.eval.task import get_task
@@ -207,9 +214,31 @@ def test_no_grade_at_all(judge, tmp_path):
 
 
 def test_estimate():
-    line = estimate(["x" * 4000] * 2, 100, 1.0, 10.0)
-    assert line == "2 requests, about 2,000 tokens read and at most 200 written, at most $0.00"
-    assert "$" not in estimate(["x"], 1, None, None)
+    tries = review_tries("x" * 4000, 0)
+    line = estimate([tries, tries[2:]], 1.0, 10.0)
+    words = "2 to 6 requests, about 2,039 to 6,118 tokens read and at most 6,144 written"
+    assert line == f"{words}, at most $0.07"
+    assert "$" not in estimate([tries], None, None)
+
+
+def test_the_estimate_holds_whatever_the_judge_says_and_counts_what_is_left(
+    judge, tmp_path, capsys
+):
+    truth = {f"v1_{n}": {"imagename": "a", "question": f"q{n}", "answer": "z", "capability": ["ocr"]}
+             for n in (0, 1)}  # fmt: skip
+    dump(tmp_path / "mm-vet.json", truth)
+    answers = lines(tmp_path / "a.jsonl", [{"question_id": n, "text": "z"} for n in (0, 1)])
+    out = str(tmp_path / "g.json")
+    files = ["--answers", str(answers), "--data", str(tmp_path), "--out", out, "--yes"]
+    words = ["eval", "judge", "mmvet", *files, "--judge-model", "x", "--endpoint", judge.url]
+    words += ["--per-minute", "1e6", "--parallel", "1"]
+    judge.replies = ["?"] * 10
+    assert main(words) == 0
+    assert "x: 2 to 10 requests, about" in capsys.readouterr().out
+    assert len(judge.requests) == 10
+    judge.server.shutdown()  # nothing is left to ask
+    assert main(words) == 0
+    assert "x: 0 requests, about 0 tokens read" in capsys.readouterr().out
 
 
 def test_command(judge, tmp_path, capsys):
@@ -221,9 +250,9 @@ def test_command(judge, tmp_path, capsys):
     words = ["eval", "judge", "mmvet", *files, "--judge-model", "gpt-x", "--endpoint", judge.url]
     assert main([*words, "--yes"]) == 0
     out = capsys.readouterr().out
-    assert "1 request, about" in out
+    assert "1 to 5 requests, about" in out
     assert "took 0 tokens read and 0 written" in out
-    assert main(["eval", "score", "mmvet", "--answers", files[-1], "--data", str(tmp_path)]) == 0
+    assert main(shlex.split(out.partition("score it with: llava-jax ")[2])) == 0
     assert "100.00 <" in capsys.readouterr().out
     assert main(["eval", "judge", "pope", *words[3:]]) == 2
     assert "pope needs no judge" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from llava_jax.eval.rules import RULES, levenshtein, read_letter
 from llava_jax.eval.run.command import RunSettings, run_task
 from llava_jax.eval.simple import Item, SimpleTask
 from llava_jax.eval.task import _OUTSIDE, TASKS, get_task
+from tests.eval.test_judge import Judge, judge  # noqa: F401
 from tests.eval.test_run import Echo
 from tests.eval.test_vqa_family import dump, lines
 
@@ -129,6 +131,27 @@ def test_a_judged_task(tmp_path):
     result = task.score(dump(tmp_path / "g.json", grades), tmp_path / "d")
     assert result.totals == {"accuracy": 75.0, "n": 1, "judge": "j"}
     assert result.notes == ["no grade could be read for 2; no mean has them"]
+
+
+def test_each_printed_line_goes_on_as_printed(tmp_path, capsys, judge: Judge):  # noqa: F811
+    own = tmp_path / "own tasks"
+    own.mkdir()
+    (own / "t.yaml").write_text(
+        "{name: free, files: '*.jsonl', prompt: '{q}', answer: a, rule: judge}"
+    )
+    lines(tmp_path / "free" / "r.jsonl", [{"q": "why", "a": "so"}])
+    outside.include(own)
+    run = RunSettings(tmp_path, tmp_path / "out", "m", show_progress=False)
+    assert run_task(Echo(lambda r: "so"), get_task("free"), run) is None
+    printed = capsys.readouterr().out.partition("now: llava-jax ")[2]
+    ungraded = printed.replace("judge", "score", 1).partition(" --out")[0]
+    assert main(shlex.split(ungraded)) == 2  # answers that no judge has read
+    assert f"first: llava-jax {printed.strip()}" in capsys.readouterr().err
+    judge.replies = ["1.0"]
+    assert main([*shlex.split(printed), "--yes", "--endpoint", judge.url]) == 0
+    printed = capsys.readouterr().out.partition("score it with: llava-jax ")[2]
+    assert main(shlex.split(printed)) == 0
+    assert "100.00 <" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
