@@ -200,7 +200,14 @@ def _options(row: dict[str, Any], columns: Any) -> tuple[str, ...]:
     """The options' texts: of columns, of which the last may be empty, or of one column's list."""
     if isinstance(columns, str):
         return truths.options(row[columns])
-    return truths.options([row.get(c) for c in _listed(columns)])
+    found = [row.get(c) for c in _listed(columns)]
+    while found and truths.hidden(found[-1]):
+        found.pop()
+    if len(found) == 1 or any(map(truths.hidden, found)):
+        raise ValueError(
+            f"one of the options {', '.join(columns)} is empty, but not those behind it"
+        )
+    return truths.options(found)
 
 
 @cache

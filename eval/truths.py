@@ -91,21 +91,17 @@ def yes_no(value: Any) -> str | None:
 
 
 def options(value: Any) -> tuple[str, ...]:
-    """The options' texts: a list, or one written as text. Empty ones at its end are none."""
+    """The options' texts: a list, or one written as text."""
     read = value
     if isinstance(value, str):
-        try:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             read = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            read = None
     if not isinstance(read, list | tuple):
         raise ValueError(f"the options {shown(value)} are no list")
-    read = list(read)
-    while read and hidden(read[-1]):
-        read.pop()
-    if len(read) == 1 or len(read) > len(LETTERS) or any(map(hidden, read)):
+    garbled = isinstance(value, str) and len(read) == 1  # "['1' '2']", as numpy prints two
+    if garbled or len(read) > len(LETTERS) or any(o is None or o != o for o in read):
         raise ValueError(f"the options {shown(value)} are not several texts")
-    return tuple(str(text(o)) for o in read)
+    return tuple("" if o == "" else str(text(o)) for o in read)
 
 
 def picture(value: Any) -> bool:

@@ -16,7 +16,7 @@ from llava_jax.eval.simple import Item, SimpleTask
 
 _OWN = re.compile(r"\s*Please answer (directly )?with [^\n]*")
 _LETTERED = re.compile(r"[A-F]|\([A-Fa-f]\)")
-_OPTION = re.compile(r"^([A-Z])\. (.*)$", re.MULTILINE)
+_OPTION = re.compile(r"^([A-Z])\. *(.*)$", re.MULTILINE)
 
 
 class RealWorldQA(SimpleTask):

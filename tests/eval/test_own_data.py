@@ -203,8 +203,8 @@ def test_truths(tmp_path, rule, truth, read):
     ("options", "words"),
     [
         ("['1','2']", ("1", "2")),
-        (["x", "y", ""], ("x", "y")),
-        (["x", "", "y"], "are not several texts"),
+        (["x", "", "y"], ("x", "", "y")),
+        (["x", None, "y"], "are not several texts"),
         ("['1' '2']", "are not several texts"),
         ("['x'", "are no list"),
         (5, "are no list"),
@@ -218,6 +218,14 @@ def test_options(tmp_path, options, words):
     else:
         with pytest.raises(DataError, match=words):
             get_task("ai2d").items(tmp_path)
+
+
+def test_an_empty_column_does_not_shift_the_letters():
+    row = {"A": "x", "B": "y", "C": None}
+    assert outside._options(row, ["A", "B", "C"]) == ("x", "y")
+    for gap in ({"A": ""}, {"B": None}, {"B": None, "C": "z"}):
+        with pytest.raises(ValueError, match="one of the options A, B, C is empty"):
+            outside._options(row | gap, ["A", "B", "C"])
 
 
 def test_an_ambiguous_truth_is_refused(tmp_path):
