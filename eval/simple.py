@@ -5,7 +5,6 @@ answer is read. Scores of groups (both questions of a pair right) come from `Ite
 """
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +69,8 @@ class SimpleTask(Task):
             where = f"{path} row {line}"
             try:
                 item = self.item(row, number)
-                if item is not None and not all(map(truths.picture, item.images)):
+                images = item.images if item is not None else ()
+                if not all(isinstance(i, str | bytes) and i for i in images):
                     raise ValueError("a picture is neither a name nor bytes")
             except LlavaError:
                 raise
@@ -183,7 +183,7 @@ class SimpleTask(Task):
         text, there = joined.text(item.key), item.key in joined
         try:
             score, parsed = self.judged(text, item) if there else (0.0, "missing")
-            if not (math.isfinite(score) and 0 <= score <= 1):
+            if not 0 <= score <= 1:
                 raise ValueError(f"the score {score} is not from 0 to 1")
         except LlavaError:
             raise

@@ -102,8 +102,3 @@ def options(value: Any) -> tuple[str, ...]:
     if garbled or len(read) > len(LETTERS) or any(o is None or o != o for o in read):
         raise ValueError(f"the options {shown(value)} are not several texts")
     return tuple("" if o == "" else str(text(o)) for o in read)
-
-
-def picture(value: Any) -> bool:
-    """Whether a value can be a picture: its name, or its bytes."""
-    return isinstance(value, str | bytes) and bool(value)
