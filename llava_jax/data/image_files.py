@@ -64,6 +64,8 @@ def _full(folder: str, path: str) -> str:
 def missing_image(index: int, sample_id: str, path: str) -> Bad:
     """A Bad for the image at full `path`, which is not a file."""
     folder = os.path.dirname(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        return bad_sample(index, sample_id, f"{path}: a folder, pipe or device", kind=_NO_FILE)
     if storage.is_folder(folder):
         return bad_sample(index, sample_id, f"{path}: the file does not exist", kind=_NO_FILE)
     kind = f"the folder {folder} does not exist"

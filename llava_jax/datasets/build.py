@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from llava_jax.data.records import check_record
 from llava_jax.datasets.findings import peak_mb
 from llava_jax.datasets.recipe import Part, Recipe, read_recipe
 from llava_jax.datasets.source import Record, Source
-from llava_jax.datasets.writer import Writer, open_writer
+from llava_jax.datasets.writer import Writer, open_writer, refuse_there
 from llava_jax.digests import sha256
 from llava_jax.errors import LlavaError, SampleError
 from llava_jax.progress import progress
@@ -34,6 +35,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from llava_jax.store.write import pack
 
+    if out.suffix == ".json":
+        fix = f"name the folder: --out {out.with_suffix('')}"
+        raise LlavaError(f"--out {out}: arrayrecord makes a folder, beside OUT.json", fix=fix)
     records = out.with_name(f"{out.name}.json")
     if not _is_built(records, recipe):
         print(report(build(recipe, records)))
@@ -43,12 +47,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_built(out: Path, recipe: Recipe) -> bool:
-    """Whether an earlier call built these sets of this recipe, whose packing then goes on."""
-    if not out.exists() or not manifest_of(out).exists():
+    """Whether an earlier call built `out` of this recipe and these files, whose packing then goes on.
+
+    Raises LlavaError, naming what is not as it was, for another file there.
+    """
+    if not os.path.lexists(out):
         return False
-    made = read_object(manifest_of(out))
-    sets = [part.source.name for part in recipe.parts]
-    return made.get("recipe") == _told(recipe) and [r["source"] for r in made["sets"]] == sets
+    made = read_object(manifest_of(out)) if manifest_of(out).exists() else {}
+    sets = [{"source": p.source.name, "inputs": _inputs(p.source)} for p in recipe.parts]
+    rows = made.get("sets")
+    rows = rows if isinstance(rows, list) and all(isinstance(r, dict) for r in rows) else []
+    then = [{"source": row.get("source"), "inputs": row.get("inputs")} for row in rows]
+    changed = [
+        f"no {manifest_of(out).name}" if not made else "",
+        "another recipe" if made and made.get("recipe") != _told(recipe) else "",
+        "other sets or input files" if made and then != sets else "",
+        "a file that was changed since" if made and sha256(out) != made.get("sha256") else "",
+    ]
+    if told := " and ".join(filter(None, changed)):
+        fix = "move it away to build it anew, or give another --out"
+        raise LlavaError(f"{out} is there already, with {told}, and is not replaced", fix=fix)
+    return True
 
 
 def build(recipe: Recipe, out: str | Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -58,23 +77,37 @@ def build(recipe: Recipe, out: str | Path, *, quiet: bool = False) -> dict[str, 
     Raises SampleError for a file that is missing or not in its owner's form, naming set and row.
     """
     out = Path(out)
+    refuse_there(out)
+    if manifest_of(out).exists() and not _is_manifest_of(out):
+        refuse_there(manifest_of(out))
     for part in recipe.parts:  # before anything is read
         part.source.inputs()
     sets = []
     with open_writer(out) as writer:
         for part in recipe.parts:
             sets.append(_add(part, recipe.seed, writer, quiet))
-        made = writer.finish()
-    manifest = {
-        "version": __version__,
-        "recipe": _told(recipe),
-        **made,
-        "records": sum(row["records"] for row in sets),
-        "sets": sets,
-        "peak_mb": peak_mb(),
-    }
-    write_json(manifest_of(out), manifest, indent=1)
+        manifest: dict[str, Any] = {"version": __version__, "recipe": _told(recipe)}
+        manifest |= {"path": out.name, "bytes": 0, "sha256": ""}
+        manifest |= {"records": sum(row["records"] for row in sets), "sets": sets}
+        manifest["peak_mb"] = peak_mb()
+
+        def tell(
+            facts: dict[str, Any],
+        ) -> None:  # first: a file is never there without its manifest
+            manifest.update(facts)
+            write_json(manifest_of(out), manifest, indent=1)
+
+        writer.finish(tell)
     return manifest
+
+
+def _is_manifest_of(out: Path) -> bool:
+    """Whether `out` has a manifest, of a build that was killed before its file appeared."""
+    try:
+        found = read_object(manifest_of(out))
+        return {"recipe", "sets", "sha256"} <= set(found) and found.get("path") == out.name
+    except LlavaError:
+        return False
 
 
 def _told(recipe: Recipe) -> dict[str, Any]:
@@ -82,14 +115,16 @@ def _told(recipe: Recipe) -> dict[str, Any]:
 
 
 def manifest_of(out: Path) -> Path:
-    """Where the manifest of a built set lies."""
-    return out.with_name(f"{out.stem}.manifest.json")
+    """Where the manifest of a built set lies: mix.manifest.json of mix.json, else with the whole name."""
+    name = out.stem if out.suffix == ".json" and "." not in out.stem else out.name
+    return out.with_name(f"{name}.manifest.json")
 
 
 def _add(part: Part, seed: int, writer: Writer, quiet: bool) -> dict[str, Any]:
     """Writes one set; its row of the manifest."""
     source, started = part.source, time.monotonic()
     inputs = source.inputs()
+    before, facts = _stats(source), _inputs(source)
     passes = 1 if part.weight == 1 and part.count is None else 2
     size = passes * sum(path.stat().st_size for path in inputs)
     counts: Counter[str] = Counter()
@@ -105,6 +140,11 @@ def _add(part: Part, seed: int, writer: Writer, quiet: bool) -> dict[str, Any]:
             counts["turns"] += times * (len(record["conversations"]) // 2)
             counts["there"] += 1
             pictures.update(hash(path) for path in image_paths(record) if times)
+    if not counts["records"]:
+        why = "".join(f": {n:,} left out: {why}" for why, n in source.skipped.items() if n)
+        raise SampleError(f"{source.name}: no record is taken of it{why}", fix="leave the set out")
+    if _stats(source) != before:
+        raise SampleError(f"{source.name}: its files changed while they were read")
     return {
         "source": source.name,
         "records": counts["records"],
@@ -114,7 +154,7 @@ def _add(part: Part, seed: int, writer: Writer, quiet: bool) -> dict[str, Any]:
         "pictures": len(pictures),
         "skipped": {k: n for k, n in source.skipped.items() if n},
         "weight": part.weight if part.count is None else None,
-        "inputs": [_facts(path) for path in inputs],
+        "inputs": facts,
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -170,8 +210,18 @@ class Megabytes:
             self._update(more)
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+def _stats(source: Source) -> list[tuple[int, ...]]:
+    """What changes when a file of a set does."""
+    found = [path.stat() for path in source.inputs()]
+    return [(s.st_ino, s.st_size, s.st_mtime_ns) for s in found]
+
+
+def _inputs(source: Source) -> list[dict[str, Any]]:
+    """The files of a set with their digests."""
+    return [
+        {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in source.inputs()
+    ]
 
 
 def report(manifest: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import logging
 import os
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,18 +21,18 @@ from typing import Any
 from llava_jax.data.image_files import missing_images
 from llava_jax.data.json_file import JsonFile
 from llava_jax.datasets import findings as f
-from llava_jax.datasets import stream
 from llava_jax.datasets.build import MEGABYTE
-from llava_jax.datasets.check_report import in_words, write_report
+from llava_jax.datasets.check_report import REPORTS, in_words, write_report
+from llava_jax.datasets.evaluations import WORDS, files_of, normal, questions_of
 from llava_jax.datasets.findings import Finding, OfPicture, OfRecord
 from llava_jax.datasets.prompt import maker_of, prompt_of, workers_of
-from llava_jax.datasets.writer import open_writer
+from llava_jax.datasets.writer import open_writer, refuse_there
 from llava_jax.errors import LlavaError, SampleError
 from llava_jax.images.decode import Limits
 from llava_jax.processes import Lost, in_processes
 from llava_jax.progress import progress
 from llava_jax.storage import is_address
-from llava_jax.text.records import image_paths
+from llava_jax.text.records import USERS, image_paths
 from llava_jax.text.sample import ExampleMaker
 
 log = logging.getLogger(__name__)
@@ -46,9 +45,6 @@ SECONDS = 60.0
 """The longest that a process may take for them before it is ended."""
 LISTED = 1000
 """Notes of a kind that are listed; what is bad is listed whole."""
-WORDS = 8
-"""A question is looked for in evaluations from so many words on: short ones are everybody's."""
-_PICTURE = re.compile(r".+\.(jpe?g|png|webp|gif|bmp)", re.IGNORECASE)
 
 
 @dataclass
@@ -56,6 +52,7 @@ class Checked:
     """What was found. rows: [(index or None, id or path, Finding)]; counts: by kind.
 
     peak_mb: of the largest process that read pictures; seconds: of records, and of pictures.
+    against: what was compared, one line of each evaluation.
     bad_records: indices; bad_pictures, doubled, seen: of what `clean` may leave out.
     """
 
@@ -65,6 +62,7 @@ class Checked:
     pictures: int = 0
     peak_mb: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    against: list[str] = field(default_factory=list)
     rows: list[tuple[int | None, str, Finding]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bad_records: set[int] = field(default_factory=set)
@@ -92,9 +90,10 @@ class Checked:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is found; 1 if training would leave something out."""
-    if args.clean and Path(args.clean).exists():  # before hours of work
-        there = f"{args.clean} is there already, and is not replaced"
-        raise LlavaError(there, fix="give another --clean")
+    if args.clean:  # before hours of work
+        refuse_there(Path(args.clean), "give another --clean")
+    for name in REPORTS if args.report else ():
+        refuse_there(Path(args.report) / name, "give another --report")
     tokenizer, config = prompt_of(args)
     checked = check(
         args.file,
@@ -128,7 +127,7 @@ def check(
     """
     limits = limits or Limits()
     checked = Checked(JsonFile(file), str(images))
-    asked, pictures = _evaluations(against, workers, limits)
+    asked, pictures = _evaluations(checked, against, workers, limits)
     started = time.monotonic()
     users = _records(checked, make, asked, workers)
     checked.seconds["records"] = time.monotonic() - started
@@ -272,53 +271,52 @@ def _take(checked: Checked, users: dict[str, tuple[int, str]], path: str, findin
 
 
 def _evaluations(
-    against: Iterable[str], workers: int, limits: Limits
+    checked: Checked, against: Iterable[str], workers: int, limits: Limits
 ) -> tuple[set[str], tuple[dict[bytes, str], f.Looks]]:
-    """(questions, (paths of pictures by the digest of their bytes, and by looks)) of all of them."""
+    """(questions, (paths of pictures by the digest of their bytes, and by looks)) of all of them.
+
+    What was read is told in `checked.against`. Raises LlavaError for a path that has nothing to check by.
+    """
     asked: set[str] = set()
     pictures: dict[bytes, str] = {}
     looks = f.Looks()
     for name in against:
-        path = Path(name)
-        if path.is_file():
-            asked.update(_questions(list(stream.rows(path))))
-        elif path.is_dir():
-            files = sorted(p for p in path.rglob("*") if _PICTURE.fullmatch(p.name))
-            names = [str(p.relative_to(path)) for p in files]
-            with progress(len(names), f"pictures of {path.name}", "picture") as bar:
-                for found in _look(None, str(path), names, workers, limits, bar):
-                    if found.digest:
-                        pictures[found.digest] = str(path / found.path)
-                        looks.add(found.look, str(path / found.path))
-        else:
-            raise LlavaError(f"--against {name}: no such file or folder")
+        found = files_of(name)
+        questions = {q for path in found.texts for q in questions_of(path)}
+        asked |= questions
+        names = [str(path.relative_to(found.root)) for path in found.pictures]
+        good, failed = 0, []
+        with progress(len(names), f"pictures of {found.root.name}", "picture") as bar:
+            for made in _look(None, str(found.root), names, workers, limits, bar):
+                if made.digest:
+                    good += 1
+                    pictures[made.digest] = str(found.root / made.path)
+                    looks.add(made.look, str(found.root / made.path))
+                else:
+                    failed.append(made.path)
+        if failed:
+            some = f"{len(failed):,} pictures cannot be read and are not compared"
+            log.warning("--against %s: %s: %s", name, some, ", ".join(sorted(failed)[:3]))
+        if not questions and not good:
+            raise LlavaError(
+                f"--against {name}: {len(found.texts):,} files of questions and {len(names):,} pictures,"
+                f" and among them no picture that can be read and no question of {WORDS} words",
+                fix="name the folder of its pictures, or a JSON, CSV or TSV file of its questions",
+            )
+        files = (
+            f"{len(found.texts):,} files with {len(questions):,} questions of {WORDS} words or more"
+        )
+        checked.against.append(f"{name}: {files}, {good:,} pictures")
     return asked, (pictures, looks)
-
-
-def _questions(value: Any) -> Iterator[str]:
-    """Every text in a JSON value that is long enough, as `_plain` writes it."""
-    if isinstance(value, str):
-        if len(plain := _plain(value).split()) >= WORDS:
-            yield " ".join(plain)
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _questions(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _questions(inner)
-
-
-def _plain(text: str) -> str:
-    """The question in a text: without tag and format prompt, small letters, words alone."""
-    lines = [line for line in text.split("\n") if line.strip() not in ("", "<image>")]
-    return " ".join(re.findall(r"\w+", lines[0].lower())) if lines else ""
 
 
 def _take_questions(checked: Checked, index: int, name: str, record: Any, asked: set[str]) -> None:
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         for turn in record["conversations"]:
-            if turn["from"] in ("human", "user") and (plain := _plain(turn["value"])) in asked:
-                checked.add(index, name, Finding(f.SEEN_QUESTION, plain[:80]))
+            if str(turn["from"]).lower() not in USERS:
+                continue
+            if shared := next((q for q in normal(turn["value"]) if q in asked), None):
+                checked.add(index, name, Finding(f.SEEN_QUESTION, shared[:80]))
                 checked.seen_records.add(index)
 
 

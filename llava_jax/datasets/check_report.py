@@ -12,6 +12,7 @@ from llava_jax.util import printable, write_json, write_text
 if TYPE_CHECKING:
     from llava_jax.datasets.check import Checked
 
+REPORTS = ("check.json", "check.html")
 SHOWN = 5
 """Examples of a kind in the text."""
 ON_PAGE = 200
@@ -32,6 +33,7 @@ def in_words(checked: Checked) -> str:
     if checked.peak_mb:
         rates.append(f"at most {checked.peak_mb} MB in a process")
     lines.append(", ".join(rates))
+    lines += [f"compared with {told}" for told in checked.against]
     for kind, meaning, count in kinds(checked):
         mark = "BAD " if kind in BAD else "note"
         lines.append(f"{mark} {count:>8,}  {kind}: {meaning}")
@@ -52,6 +54,7 @@ def as_json(checked: Checked) -> dict[str, Any]:
         "pictures": checked.pictures,
         "bad": checked.bad,
         "worker_peak_mb": checked.peak_mb,
+        "against": checked.against,
         "seconds": {k: round(s, 1) for k, s in checked.seconds.items()},
         "kinds": [
             {"kind": kind, "bad": kind in BAD, "count": count, "meaning": meaning}
@@ -105,8 +108,8 @@ def page(checked: Checked) -> str:
 def write_report(checked: Checked, folder: Path) -> None:
     """Writes check.json and check.html."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "check.json", as_json(checked), indent=1)
-    write_text(folder / "check.html", page(checked))
+    write_json(folder / REPORTS[0], as_json(checked), indent=1)
+    write_text(folder / REPORTS[1], page(checked))
 
 
 def _safe(text: str) -> str:

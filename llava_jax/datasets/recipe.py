@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import string
 import tomllib
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -79,6 +80,8 @@ def read_recipe(name: str, raw: str | Path, only: tuple[str, ...] = ()) -> Recip
         raise ConfigError(
             f"{path}: there are no sets", fix='begin each with [[set]] and source = "..."'
         )
+    if type(seed) is not int:
+        raise ConfigError(f"{path}: seed is {seed!r}, not a whole number")
     parts = [_part(row, path, Path(raw), seed) for row in rows]
     if only:
         names = [part.source.name for part in parts]
@@ -90,11 +93,11 @@ def read_recipe(name: str, raw: str | Path, only: tuple[str, ...] = ()) -> Recip
 
 
 def _part(row: dict[str, Any], path: Path, raw: Path, seed: int) -> Part:
-    name = row.get("source")
+    name = row.get("source") if isinstance(row, dict) else None
     if not isinstance(name, str):
         raise ConfigError(f"{path}: a set has no source")
     made = find_source(name, path.parent)
-    fields = {f.name: f for f in dataclasses.fields(made) if f.name not in _HIDDEN}
+    fields = {f.name: f for f in dataclasses.fields(made) if _has(made, f.name)}
     values = {key: value for key, value in row.items() if key not in _OURS}
     for key, value in values.items():
         if key not in fields:
@@ -102,13 +105,42 @@ def _part(row: dict[str, Any], path: Path, raw: Path, seed: int) -> Part:
             fix = did_you_mean(key, known) or f"one of {', '.join(known)}"
             raise ConfigError(f"{path}: {name}: {key!r} is not a field of it", fix=fix)
         values[key] = _value(value, fields[key].default, f"{path}: {name}: {key}")
+        if key == "image":
+            _check_form(values[key], fields[key].default, f"{path}: {name}: image")
     weight, count = row.get("weight", 1.0), row.get("count")
-    if type(weight) not in (int, float) or not 0 < weight < 1e6:
-        raise ConfigError(f"{path}: {name}: weight is {weight!r}, not a number above 0")
+    if type(weight) not in (int, float) or not 0 < weight <= 1000:
+        raise ConfigError(f"{path}: {name}: weight is {weight!r}, not a number above 0, to 1000")
     if count is not None and (type(count) is not int or count < 1 or "weight" in row):
         raise ConfigError(f"{path}: {name}: count is a whole number from 1, without weight")
-    source = made(folder=raw / row.get("folder", made.name), seed=seed, **values)
+    folder = row.get("folder", made.name)
+    if not isinstance(folder, str):
+        raise ConfigError(f"{path}: {name}: folder is {folder!r:.60}, not text")
+    source = made(folder=raw / folder, seed=seed, **values)
     return Part(source, float(weight), count)
+
+
+def _has(made: type[Source], field: str) -> bool:
+    """Whether a recipe may set a field. Of our sets, those that declare `image` or `prompt` use it."""
+    if field in _HIDDEN:
+        return False
+    if field not in ("image", "prompt") or not made.__module__.startswith(
+        f"{__package__}.sources."
+    ):
+        return True
+    return any(field in vars(c).get("__annotations__", {}) for c in made.__mro__ if c is not Source)
+
+
+def _check_form(form: str, default: str, where: str) -> None:
+    """Raises ConfigError for a format string of pictures that names them all alike, or fails."""
+    try:
+        used = [name for _, name, *_ in string.Formatter().parse(form) if name is not None]
+        known = [name for _, name, *_ in string.Formatter().parse(default) if name is not None]
+    except ValueError as e:
+        raise ConfigError(f"{where} is {form!r}: {e}") from None
+    apart = set(used) & ({"id"} if "id" in known else set(known))  # of one picture from another
+    if default and not (apart and set(used) <= set(known)):
+        names = " and ".join("{" + name + "}" for name in known)
+        raise ConfigError(f"{where} is {form!r}, and needs {names}", fix=f"as in {default!r}")
 
 
 def _value(value: Any, default: Any, where: str) -> Any:
@@ -121,6 +153,15 @@ def _value(value: Any, default: Any, where: str) -> Any:
     return value
 
 
+def _source_of(module: Any, where: str) -> type[Source]:
+    made = getattr(module, "SOURCE", None)
+    if not (isinstance(made, type) and issubclass(made, Source) and hasattr(made, "name")):
+        raise ConfigError(
+            f"{where} has no SOURCE that is a Source with a name", fix="SOURCE = Pets"
+        )
+    return made
+
+
 def find_source(name: str, base: Path = Path()) -> type[Source]:
     """The SOURCE of a module: a .py file (relative to `base`), one of ours, or an entry point's.
 
@@ -131,8 +172,11 @@ def find_source(name: str, base: Path = Path()) -> type[Source]:
         if spec is None or spec.loader is None or not (base / name).is_file():
             raise ConfigError(f"no such source file {base / name}")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.SOURCE
+        try:
+            spec.loader.exec_module(module)
+        except Exception as e:  # whatever the code of a user does
+            raise ConfigError(f"{base / name}: {type(e).__name__}: {e}") from e
+        return _source_of(module, str(base / name))
     ours = sorted(
         p.stem for p in (HERE / "sources").glob("*.py") if p.stem not in ("__init__", "regions")
     )
@@ -140,6 +184,6 @@ def find_source(name: str, base: Path = Path()) -> type[Source]:
     if name in ours:
         return importlib.import_module(f"llava_jax.datasets.sources.{name}").SOURCE
     if name in theirs:
-        return theirs[name].load().SOURCE
+        return _source_of(theirs[name].load(), name)
     fix = did_you_mean(name, [*ours, *theirs]) or f"one of {', '.join([*ours, *theirs])}"
     raise ConfigError(f"no source {name!r}", fix=fix)

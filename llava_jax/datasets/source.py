@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from llava_jax.data.records import check_path
 from llava_jax.datasets import stream
 from llava_jax.errors import SampleError
 from llava_jax.text.constants import IMAGE_TAG
+from llava_jax.util import Doubled
 
 Record = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]
@@ -68,21 +70,52 @@ class Source:
 
     def rows(self, path: Path, key: str | None = None) -> Iterator[Any]:
         """`stream.rows` of a file; an error about a row then names it."""
-        for n, row in enumerate(stream.rows(path, key, told=self.told)):
+        for n, row in enumerate(stream.rows(path, key, told=self.told, doubled=True)):
             self.at = f"{path.name}[{n}]"
-            yield row
+            yield _once(row)
 
     def entries(self, path: Path) -> Iterator[tuple[str, Any]]:
         """`stream.entries` of a file; an error about an entry then names it."""
         for key, value in stream.entries(path, told=self.told):
             self.at = f"{path.name}[{key!r}]"
-            yield key, value
+            yield key, _once(value)
+
+
+def _once(row: Any) -> Any:
+    if isinstance(row, Doubled):
+        raise ValueError(f"the key {row.key!r} is duplicated")
+    return row
+
+
+def placed(form: str, image: Any) -> str | list[str]:
+    """The path or paths of a record, each written by the format string `form`.
+
+    Raises SampleError for an address or a path that leaves its folder: behind a folder neither is seen.
+    """
+    if isinstance(image, list):
+        return [str(placed(form, one)) for one in image]
+    if not isinstance(image, str):
+        raise ValueError(f"a picture is {image!r:.60}, not a path")
+    check_path(image, "of this place")
+    return form.format(image)
+
+
+def asked(question: Any) -> str:
+    """A question that is a text. Raises ValueError for null and other values."""
+    if not isinstance(question, str):
+        raise ValueError(f"a question is {question!r:.60}, not a text")
+    return question
 
 
 def conversation(pairs: Pairs) -> list[dict[str, str]]:
-    """Questions and answers as turns of a record."""
+    """Questions and answers as turns of a record. Raises ValueError for what is no text."""
+    for _, answer in pairs:
+        if not isinstance(answer, str):
+            raise ValueError(f"an answer is {answer!r:.60}, not a text")
     roles = ("human", "gpt")
-    return [{"from": who, "value": text} for pair in pairs for who, text in zip(roles, pair)]
+    return [
+        {"from": who, "value": text} for q, a in pairs for who, text in zip(roles, (asked(q), a))
+    ]
 
 
 def about_image(id_: str, image: str, pairs: Pairs, prompt: str = "") -> Record:
@@ -91,7 +124,7 @@ def about_image(id_: str, image: str, pairs: Pairs, prompt: str = "") -> Record:
     prompt: stands behind the first question and not again, as in the published file, where the
     questions about a picture are one conversation.
     """
-    question, answer = pairs[0]
+    question, answer = asked(pairs[0][0]), pairs[0][1]
     first = f"{IMAGE_TAG}\n{question}\n{prompt}" if prompt else f"{IMAGE_TAG}\n{question}"
     return {"id": id_, "image": image, "conversations": conversation([(first, answer), *pairs[1:]])}
 

@@ -131,8 +131,12 @@ class _Text:
         if self.peek() == "}":
             self._at += 1
             return
+        seen: set[int] = set()  # of hashes: GQA has a million keys
         while True:
             name = self.value()
+            if hash(name) in seen:
+                raise SampleError(f"{self._path}: the key {name!r:.60} is duplicated")
+            seen.add(hash(name))
             self._take(":")
             yield name
             if self._take(",}") == "}":

@@ -1,16 +1,20 @@
 """Recipes built into a training file: counts, weights, manifest, and what goes wrong."""
 
+import io
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
 from llava_jax.cli import main
 from llava_jax.data.check import open_data
-from llava_jax.datasets.build import build, manifest_of, report
+from llava_jax.datasets.build import _is_built, build, manifest_of, report
 from llava_jax.datasets.prompts import kind_of
 from llava_jax.datasets.recipe import read_recipe, shipped
-from llava_jax.errors import ConfigError, SampleError
+from llava_jax.datasets.shapes import saver
+from llava_jax.datasets.writer import open_writer
+from llava_jax.errors import ConfigError, LlavaError, SampleError
 from tests.datasets import owners
 
 SETS = {
@@ -121,9 +125,24 @@ def test_a_set_of_ones_own(raw, tmp_path):
         ),
         ("[[set]]\nsource='refcoco'\nrefs=['x']", "refs has 'x', not refcoco"),
         ("[[set", "not TOML"),
+        ("set = [1]", "a set has no source"),
+        ("seed='x'\n[[set]]\nsource='gqa'", "seed is 'x', not a whole number"),
+        ("seed=true\n[[set]]\nsource='gqa'", "seed is True"),
+        ("[[set]]\nsource='gqa'\nweight=999999", "weight is 999999"),
+        ("[[set]]\nsource='gqa'\nfolder=['x']", "folder is ['x'], not text"),
+        ("[[set]]\nsource='gqa'\nimage='same.jpg'", "image is 'same.jpg', and needs {}"),
+        ("[[set]]\nsource='gqa'\nimage='{'", "image is '{'"),
+        ("[[set]]\nsource='scienceqa'\nimage='{file}'", "needs {id} and {file}"),
+        ("[[set]]\nsource='records'\npaths=['a']\nprompt='x'", "'prompt' is not a field"),
+        ("[[set]]\nsource='records'\npaths=[5]", "paths is [5], not a list of names"),
+        ("[[set]]\nsource='records'\npaths=['a']\npictures='../..'", "not the name of a folder"),
+        ("[[set]]\nsource='none.py'", "none.py has no SOURCE"),
+        ("[[set]]\nsource='raises.py'", "raises.py: ZeroDivisionError"),
     ],
 )
 def test_recipes_that_are_wrong(tmp_path, text, said):
+    (tmp_path / "none.py").write_text("SOURCE = 1\n")
+    (tmp_path / "raises.py").write_text("1 / 0\n")
     with pytest.raises(ConfigError) as info:
         read_recipe(str(recipe(tmp_path, text)), tmp_path)
     assert said in str(info.value)
@@ -147,6 +166,71 @@ def test_nothing_is_replaced_and_nothing_is_left_half(raw, tmp_path):
     with pytest.raises(SampleError, match="not in the owner's form: no 'question'"):
         build(read_recipe(str(mine), tmp_path), tmp_path / "x.json", quiet=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gqa", "mine.toml", "there.json"]
+
+
+def test_one_process_writes_a_file_and_its_leftover_is_taken_over(tmp_path):
+    out = tmp_path / "x.json"
+    (tmp_path / ".x.json.tmp").write_text("of a killed one")
+    with open_writer(out) as first:
+        first.write({"id": "1"})
+        with pytest.raises(LlavaError, match="another process is writing it"), open_writer(out):
+            pass
+        first.finish()
+    assert json.loads(out.read_text()) == [{"id": "1"}]
+    with open_writer(tmp_path / "y.json") as late:
+        (tmp_path / "y.json").write_text("mine")
+        with pytest.raises(LlavaError, match="is not replaced"):
+            late.finish()
+    assert (tmp_path / "y.json").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json", "y.json"]
+
+
+def test_a_manifest_is_there_before_its_file_and_belongs_to_one(raw, tmp_path, monkeypatch):
+    made = read_recipe(str(recipe(tmp_path, '[[set]]\nsource = "gqa"\n')), raw)
+    out = tmp_path / "m.json"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            build(made, out, quiet=True)
+    assert manifest_of(out).exists()
+    assert not out.exists()
+    build(made, out, quiet=True)
+    assert manifest_of(out) != manifest_of(tmp_path / "m.jsonl")
+    with pytest.raises(LlavaError, match=r"m\.manifest\.json is there already"):
+        build(made, tmp_path / "m", quiet=True)
+
+
+def test_what_was_built_is_packed_only_while_it_is_what_it_was(raw, tmp_path):
+    made = read_recipe(str(recipe(tmp_path, '[[set]]\nsource = "gqa"\n')), tmp_path)
+    shutil.copytree(raw / "gqa", tmp_path / "gqa")
+    out = tmp_path / "m.json"
+    build(made, out, quiet=True)
+    assert _is_built(out, made)
+    out.write_text(out.read_text() + " ")
+    with pytest.raises(LlavaError, match="with a file that was changed since"):
+        _is_built(out, made)
+    file = tmp_path / "gqa" / "train_balanced_questions.json"
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(LlavaError, match="with other sets or input files and a file that"):
+        _is_built(out, made)
+    manifest_of(out).unlink()
+    with pytest.raises(LlavaError, match="with no m.manifest.json"):
+        _is_built(out, made)
+
+
+def test_a_set_that_gives_nothing(raw, tmp_path):
+    mine = recipe(tmp_path, '[[set]]\nsource = "ocrvqa"\nweight = 0.001\n')
+    with pytest.raises(SampleError, match="ocrvqa: no record is taken of it"):
+        build(read_recipe(str(mine), raw), tmp_path / "x.json", quiet=True)
+
+
+def test_a_picture_inside_of_a_record_is_kept_whole(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(buffer, "PNG")
+    path = saver(tmp_path / "in")(buffer.getvalue())
+    (tmp_path / path).write_bytes(b"junk")
+    with pytest.raises(SampleError, match="is not the picture that its name is a digest of"):
+        saver(tmp_path / "in")(buffer.getvalue())
 
 
 def test_more_than_there_are(raw, tmp_path):

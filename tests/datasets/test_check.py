@@ -14,6 +14,7 @@ from llava_jax.cli import main
 from llava_jax.datasets import check as module
 from llava_jax.datasets.check import check
 from llava_jax.datasets.findings import Looks, look_of
+from llava_jax.errors import LlavaError
 from llava_jax.text.sample import ExampleMaker
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -183,6 +184,46 @@ def test_what_an_evaluation_shares_is_found(data, tmp_path, capsys):
     assert [r["id"] for r in json.loads((tmp_path / "out.json").read_text())] == ["new"]
     assert main([*words[:-2], str(tmp_path / "nowhere")]) == 2
     assert "--against" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "role"),
+    [
+        ("<image> {}", "Human"),
+        ("<image>{}", "user"),
+        ("Look at this.\n  {}", "human"),
+        ("Question: {} Answer the question using a single word or phrase.", "human"),
+    ],
+)
+def test_a_question_of_an_evaluation_is_known_in_any_form(tmp_path, said, role):
+    question = "What is the man with the red hat doing there?"
+    (tmp_path / "eval" / "sub").mkdir(parents=True)
+    (tmp_path / "eval" / "sub" / "q.tsv").write_text(f"index\tquestion\n1\t{question}\n")
+    (tmp_path / "eval" / "no_name").write_bytes(encoded(picture(1), "PNG"))
+    (tmp_path / "eval" / "broken.jfif").write_bytes(b"junk")
+    turns = [{"from": role, "value": said.format(question.upper())}, {"from": "gpt", "value": "x"}]
+    (tmp_path / "mine.json").write_text(json.dumps([{"conversations": turns}]))
+    make = ExampleMaker(Tokenizer.load(ASSETS / "tiny"), image_tokens=4)
+    told = check(str(tmp_path / "mine.json"), "", make, against=[str(tmp_path / "eval")])
+    assert told.seen_records == {0}
+    assert told.against[0].endswith("1 files with 1 questions of 8 words or more, 1 pictures")
+
+
+def test_an_evaluation_that_compares_nothing_is_an_error(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps([record("a", None, "what?", "x")]))
+    make = ExampleMaker(Tokenizer.load(ASSETS / "tiny"), image_tokens=4)
+    (tmp_path / "eval").mkdir()
+    for name, text in (("a.txt", "x"), ("a.jsonl", '{"question": "Is it a dog?"}')):
+        (tmp_path / "eval" / name).write_text(text)
+        with pytest.raises(LlavaError, match="no picture that can be read and no question of 8"):
+            check(str(tmp_path / "mine.json"), "", make, against=[str(tmp_path / "eval")])
+
+
+def test_a_report_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "check.json").write_text("mine")
+    (tmp_path / "mine.json").write_text(json.dumps([record("a", None, "what?", "x")]))
+    assert main(["data", "check", str(tmp_path / "mine.json"), "--report", str(tmp_path)]) == 2
+    assert "check.json is there already, and is not replaced" in capsys.readouterr().err
 
 
 def test_a_killed_worker_is_named_and_no_hang(tmp_path, monkeypatch, caplog):

@@ -3,12 +3,14 @@
 import json
 import pickle
 import re
+import shutil
 
 import pytest
 
 from llava_jax.datasets.boxes import read_box
 from llava_jax.datasets.build import named
 from llava_jax.datasets.recipe import find_source
+from llava_jax.datasets.source import placed
 from llava_jax.datasets.sources.aokvqa import rotated
 from llava_jax.datasets.sources.refcoco import read_refs
 from llava_jax.errors import SampleError
@@ -231,3 +233,46 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     path.write_bytes(pickle.dumps(print))
     with pytest.raises(SampleError, match="builtins.print does not belong in a refs file"):
         read_refs(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "said"),
+    [
+        ("vqav2", 0, '"question": "What is 1?"', '"question": null', "a question is None, not a text"),
+        ("vqav2", 1, '"question_id": 6', '"question_id": 0', "question_id 0 has two annotations"),
+        ("vqav2", 0, '"question_id": 6', '"question_id": 0', "question_id 0 is there twice"),
+        ("vqav2", 0, '"question": "', '"question": "", "question": "', "'question' is duplicated"),
+        ("scienceqa", 0, '"answer": 0', '"answer": -1', "answer is -1 of"),
+        ("scienceqa", 0, '"answer": 0', '"answer": 9', "answer is 9 of"),
+    ],
+)  # fmt: skip
+def test_what_an_owners_file_does_wrong_is_named(raw, tmp_path, name, file, old, new, said):
+    folder = shutil.copytree(raw / name, tmp_path / name)
+    path = folder / list(find_source(name).files.values())[file].path
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(SampleError, match=said):
+        records(tmp_path, name)
+
+
+def test_gqa_with_a_key_twice_and_questions_nobody_answered(tmp_path):
+    row = '{"imageId": "1", "question": "q?", "answer": "a"}'
+    (tmp_path / "gqa").mkdir()
+    (tmp_path / "gqa" / "train_balanced_questions.json").write_text(f'{{"7": {row}, "7": {row}}}')
+    with pytest.raises(SampleError, match="the key '7' is duplicated"):
+        records(tmp_path, "gqa")
+    owners.vqa(tmp_path / "vqav2", owners.VQAV2, 2, 4)
+    path = tmp_path / "vqav2" / owners.VQAV2[1]
+    rows = json.loads(path.read_text())["annotations"]
+    owners.write_list(path, rows[:-1], "annotations")
+    source = find_source("vqav2")(folder=tmp_path / "vqav2")
+    assert len(list(named(source))) == 2
+    assert source.skipped == {"question without annotation": 1}
+
+
+def test_the_place_of_a_picture_is_written_before_each_of_its_paths():
+    assert placed("mine/{}", ["a.jpg", "b.jpg"]) == ["mine/a.jpg", "mine/b.jpg"]
+    for bad in ("https://a.org/b.jpg", "data:image/png;base64,AA", "/a.jpg", "../a.jpg"):
+        with pytest.raises(SampleError):
+            placed("mine/{}", bad)

@@ -12,7 +12,7 @@ from string import ascii_uppercase
 from typing import Any, ClassVar
 
 from llava_jax.datasets.prompts import LETTER
-from llava_jax.datasets.source import File, Record, Source, about_image
+from llava_jax.datasets.source import File, Record, Source, about_image, asked
 
 
 @dataclass(kw_only=True)
@@ -44,7 +44,7 @@ def rotated(row: dict[str, Any], by: int) -> tuple[str, str]:
     if not 0 <= right < count:
         raise ValueError(f"correct_choice_idx is {right} of {count} choices")
     lines = [f"{ascii_uppercase[i]}. {choices[(i + by) % count]}" for i in range(count)]
-    return "\n".join([row["question"], *lines]), ascii_uppercase[(right - by) % count]
+    return "\n".join([asked(row["question"]), *lines]), ascii_uppercase[(right - by) % count]
 
 
 SOURCE = AOKVQA

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llava_jax.datasets.prompts import SHORT
-from llava_jax.datasets.source import File, Record, Source, about_image, capital
+from llava_jax.datasets.source import File, Record, Source, about_image, asked, capital
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class GQA(Source):
     def records(self) -> Iterator[Record]:
         of: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
         for _, row in self.entries(self.path("questions")):
-            of[row["imageId"]].append((row["question"], capital(row["answer"])))
+            of[row["imageId"]].append((asked(row["question"]), capital(row["answer"])))
         for image_id, pairs in of.items():
             yield about_image(f"gqa_{image_id}", self.image.format(image_id), pairs, self.prompt)
 

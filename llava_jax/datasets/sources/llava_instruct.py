@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llava_jax.datasets.source import File, Record, Source
+from llava_jax.datasets.source import File, Record, Source, placed
 
 URL = "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K"
 
@@ -18,7 +18,7 @@ class Published(Source):
     def records(self) -> Iterator[Record]:
         for row in self.rows(next(iter(self.inputs()))):
             if row.get("image"):
-                row["image"] = self.image.format(row["image"])
+                row["image"] = placed(self.image, row["image"])
             yield row
 
 

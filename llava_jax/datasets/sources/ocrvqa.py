@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llava_jax.datasets.prompts import SHORT
-from llava_jax.datasets.source import File, Record, Source, about_image
+from llava_jax.datasets.source import File, Record, Source, about_image, asked
 
 TRAIN = 1  # of `split`: 1 train, 2 validation, 3 test
 
@@ -28,7 +28,7 @@ class OCRVQA(Source):
             if row["split"] != TRAIN:
                 continue
             pairs = [
-                (question, answer.strip())
+                (asked(question), answer.strip())
                 for question, answer in zip(row["questions"], row["answers"], strict=True)
                 if answer.strip()
             ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_jax.datasets.shapes import read_rows, saver, to_ours
-from llava_jax.datasets.source import Record, Source
+from llava_jax.datasets.source import Record, Source, placed
 from llava_jax.errors import ConfigError, SampleError
 
 
@@ -23,6 +23,12 @@ class Records(Source):
     def __post_init__(self):
         if not self.paths:
             raise ConfigError("records: paths is empty", fix='paths = ["mine.jsonl"]')
+        if not all(isinstance(path, str) and path for path in self.paths):
+            raise ConfigError(f"records: paths is {list(self.paths)!r:.60}, not a list of names")
+        if self.pictures and (
+            self.pictures in (".", "..") or Path(self.pictures).name != self.pictures
+        ):
+            raise ConfigError(f"records: pictures is {self.pictures!r}, not the name of a folder")
 
     def inputs(self) -> list[Path]:
         found = [self.folder / path for path in self.paths]
@@ -38,13 +44,10 @@ class Records(Source):
             for n, row in enumerate(read_rows(path, self.told)):
                 try:
                     record = to_ours(row, index, save)
+                    if "image" in record:
+                        record["image"] = placed(self.image, record["image"])
                 except SampleError as e:
                     raise SampleError(f"{path}[{n}]: {e.message}", fix=e.fix) from None
-                images = record.get("image", ())
-                if isinstance(images, str):
-                    record["image"] = self.image.format(images)
-                elif images:
-                    record["image"] = [self.image.format(path) for path in images]
                 index += 1
                 yield record
 

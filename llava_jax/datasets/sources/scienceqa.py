@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from llava_jax.datasets.source import File, Record, Source, conversation
+from llava_jax.datasets.source import File, Record, Source, asked, conversation
 from llava_jax.errors import SampleError
 
 URL = "https://scienceqa.github.io"
@@ -50,9 +50,12 @@ def qcm_lea(problem: dict[str, Any]) -> tuple[str, str]:
     """(question, answer) of a problem."""
     options = " ".join(f"({a}) {c}" for a, c in zip(ascii_uppercase, problem["choices"]))
     context = problem["hint"].strip() or "N/A"
-    question = f"Question: {problem['question']}\nContext: {context}\nOptions: {options}"
+    question = f"Question: {asked(problem['question'])}\nContext: {context}\nOptions: {options}"
     lecture, solution = (problem[k].replace("\\n", "\n") for k in ("lecture", "solution"))
-    letter = ascii_uppercase[problem["answer"]]
+    right, count = problem["answer"], len(problem["choices"])
+    if type(right) is not int or not 0 <= right < count:
+        raise ValueError(f"answer is {right!r} of {count} choices")
+    letter = ascii_uppercase[right]
     answer = f"{lecture} {solution} The answer is {letter}."
     return _tidy(question, "Question: "), _tidy(f"Answer: {answer}", "Answer: ")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llava_jax.datasets.prompts import SHORT
-from llava_jax.datasets.source import File, Record, Source, about_image, capital
+from llava_jax.datasets.source import File, Record, Source, about_image, asked, capital
 
 URL = "https://visualqa.org/download.html"
 
@@ -30,13 +30,19 @@ class VQAv2(Source):
     prompt: str = SHORT
 
     def records(self) -> Iterator[Record]:
-        texts = {
-            q["question_id"]: q["question"] for q in self.rows(self.path("questions"), "questions")
-        }
+        texts: dict[int, str] = {}
+        for q in self.rows(self.path("questions"), "questions"):
+            if texts.setdefault(q["question_id"], text := asked(q["question"])) is not text:
+                raise ValueError(f"question_id {q['question_id']} is there twice")
         of: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
+        answered: set[int] = set()
         for row in self.rows(self.path("annotations"), "annotations"):
-            pair = texts[row["question_id"]], capital(self.answer(row))
-            of[row["image_id"]].append(pair)
+            question = texts[row["question_id"]]
+            if row["question_id"] in answered:
+                raise ValueError(f"question_id {row['question_id']} has two annotations")
+            answered.add(row["question_id"])
+            of[row["image_id"]].append((question, capital(self.answer(row))))
+        self.skipped["question without annotation"] += len(texts) - len(answered)
         for image_id, pairs in of.items():
             yield about_image(
                 f"{self.name}_{image_id}", self.image.format(image_id), pairs, self.prompt
