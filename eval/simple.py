@@ -112,7 +112,9 @@ class SimpleTask(Task):
         if packed := next((p for place in places for p in data.glob(f"{place}.gz")), None):
             raise DataError(f"{packed}: is compressed", fix=f"gunzip {packed.name}")
         where = f" for split {settings.split!r}" if settings.split else ""
-        raise DataError(f"{data}{where}: no {' or '.join(files)}", fix=self.data_files)
+        what = " or ".join(files)
+        fix = self.data_files if self.data_files != what else None
+        raise DataError(f"{data}{where}: no {what}", fix=fix)
 
     def lacks(self, data: Path, settings: TaskSettings, items: list[Item]) -> str:
         """What of the whole set is known not to be in the data, "" for nothing."""

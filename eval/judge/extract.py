@@ -151,8 +151,10 @@ def score_extracted(
         task.weigh([*read_all.values()])
         kept = {k: s.to_json() for k, s in read_all.items()}
         result.totals[name] = headline_of(task.name, kept)
-    result.totals |= {"extracted_by_model": len(asked), "unread_extractions": len(unread)}
+    made = len(asked) - len(unread)
+    result.totals |= {"extracted_by_model": made, "unread_extractions": len(unread)}
     result.totals["extraction_model"] = ", ".join(sorted(models)) or "none was needed"
     if unread:
-        result.notes.append(f"no answer could be extracted for {len(unread)}; {name} has them not")
+        without = f"{name} has them not" if read_all else f"there is no {name}"
+        result.notes.append(f"no answer could be extracted for {len(unread)}; {without}")
     return result

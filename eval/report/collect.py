@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,13 @@ def row_of(result: dict[str, Any]) -> str:
 
 def collect(paths: Sequence[Path], row: str | None = None) -> list[ModelResult]:
     """Reads results and their noise, in the order of TASKS and of the files. row: of all of them."""
+    where = [path.resolve() for path in paths]
+    if twice := next((p for p, n in Counter(where).items() if n > 1), None):
+        raise DataError(f"{twice}: is given twice", fix="name each result once")
     results = [read_result(path) for path in paths]
-    names = dict(zip(paths, (r.get("run") for r in results)))
-    if None in names.values() or len({(r["task"], r["run"]) for r in results}) < len(results):
-        names = run_names(paths)
+    names = run_names(where, results)
     found = []
-    for path, result in zip(paths, results):
+    for path, name, result in zip(paths, names, results):
         official = result["totals"][result["headline"]]  # rounded as its owner rounds it
         drawn = bootstrap(result["task"], result["per_sample"])
         if abs(drawn.value - official) > ROUNDED:
@@ -116,19 +117,31 @@ def collect(paths: Sequence[Path], row: str | None = None) -> list[ModelResult]:
         interval = replace(drawn, value=float(official))
         paper: dict[str, float] = dict(zip(ROWS, PAPER.get(result["task"], ())))
         own = row_of(result) if row is None else row
-        found.append(ModelResult(str(names[path]), result, interval, paper, own))
+        found.append(ModelResult(name, result, interval, paper, own))
     order = [*TASKS]
     return sorted(found, key=lambda r: order.index(r.task) if r.task in TASKS else len(order))
 
 
-def run_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A name for each file: its folder's where the folders differ, else its own."""
-    folders = {p.resolve().parent for p in paths}
-    if len(folders) == 1:
-        return {p: p.stem for p in paths}
-    if len({f.name for f in folders}) < len(folders):
-        return {p: str(p.parent) for p in paths}
-    return {p: p.resolve().parent.name for p in paths}
+def run_names(paths: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The name of each result's run: its model's; where that is not known, or several results of one
+    benchmark have it, as much of the file's path as tells them apart (OUT of OUT/pope/result.json)."""
+    named = [(r["task"], r.get("run")) for r in results]
+    counts = Counter(named)
+    unclear = {None, *(run for (_, run), n in counts.items() if n > 1)}
+    places: dict[int, list[str]] = {}
+    for n, (path, (task, run)) in enumerate(zip(paths, named)):
+        if run in unclear:
+            parts = [*path.parent.parts, path.stem]
+            usual = path.stem == "result" and len(parts) > 2
+            places[n] = parts[: -1 - (parts[-2] == task)] if usual else parts
+    while len(set(map(tuple, places.values()))) > 1 == len({p[-1] for p in places.values()}):
+        places = {n: p[:-1] for n, p in places.items()}
+    for length in range(1, 1 + max(map(len, places.values()), default=1)):
+        found = [(t, "/".join(places[n][-length:]) if n in places else r)
+                 for n, (t, r) in enumerate(named)]  # fmt: skip
+        if len(set(found)) == len(found):
+            break
+    return [str(name) for _, name in found]
 
 
 def comparisons_of(results: Sequence[ModelResult]) -> list[Comparison]:

@@ -31,7 +31,7 @@ def write_report(
 
     Args:
       results: files of `eval score --json`, of any benchmarks and runs. A run is named by
-        its model, else by the folder of its file, if the files lie in several, else by the file.
+        its model, else by its file (see collect.run_names).
       images: folder with the images anywhere in it, for the gallery of failures.
       compare: also compare the runs of each benchmark, question by question, with the first.
       row: of the paper, to compare with; by default that of each model's own size.

@@ -28,7 +28,7 @@ def test_seed_by_rule_and_by_a_model(judge: Judge, tmp_path, capsys):  # noqa: F
     result = asked("seed", answers, tmp_path, endpoint(judge, tmp_path), out)
     assert result.totals["all"] == 25.0
     assert result.totals["all_model_extracted"] == pytest.approx(200 / 3)  # of those that were read
-    assert (result.totals["extracted_by_model"], result.totals["unread_extractions"]) == (3, 1)
+    assert (result.totals["extracted_by_model"], result.totals["unread_extractions"]) == (2, 1)
     assert result.totals["extraction_model"] == "gpt-x"
     assert result.samples["2"].details["extracted"] == {"2": "B"}
     assert result.samples["v3"].details["extracted"] == {"v3": None}
@@ -88,6 +88,13 @@ def test_rotations_of_mmbench(judge: Judge, tmp_path):  # noqa: F811
     result = asked("mmbench", answers, tmp_path, endpoint(judge, tmp_path), tmp_path / "y.jsonl")
     assert result.totals["circular_acc_model_extracted"] == 0.0  # the first question is not in it
     assert result.totals["unread_extractions"] == 1
+    lines(answers, [{"question_id": k, "text": "the furry one"} for k in texts])
+    judge.replies = ["?"] * 16
+    (tmp_path / "t.jsonl").unlink()
+    result = asked("mmbench", answers, tmp_path, endpoint(judge, tmp_path), tmp_path / "z.jsonl")
+    assert [result.totals[f"{n}"] for n in ("extracted_by_model", "unread_extractions")] == [0, 4]
+    assert "circular_acc_model_extracted" not in result.totals
+    assert "4; there is no circular_acc_model_extracted" in result.notes[-1]
 
 
 def test_mathvista_and_mmmu(judge: Judge, tmp_path):  # noqa: F811

@@ -126,7 +126,8 @@ def test_broken_record(site, tmp_path):
 def test_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setitem(sets()["pope"], "files", ["http://127.0.0.1:9/a.json"])
-    assert main(["eval", "fetch", "pope", "--out", str(tmp_path)]) == 2
+    assert main(["eval", "fetch", "pope", "--out", str(tmp_path / "pope")]) == 2
+    assert not (tmp_path / "pope").exists()
     error = capsys.readouterr().err
     assert "127.0.0.1:9 cannot be reached ([Errno 111] Connection refused)" in error
     assert "download http://127.0.0.1:9/a.json elsewhere" in error

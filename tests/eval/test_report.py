@@ -235,14 +235,18 @@ def test_compare(tmp_path):
 
 
 def test_run_names(tmp_path):
-    same = [tmp_path / "a.json", tmp_path / "b.json"]
-    assert list(run_names(same).values()) == ["a", "b"]
-    other = [tmp_path / "x" / "r.json", tmp_path / "y" / "r.json"]
-    assert list(run_names(other).values()) == ["x", "y"]
-    named = [dump(p, result([1.0], run=p.parent.name)) for p in other]
-    assert [e.run for e in collect(named)] == ["x", "y"]
-    deep = [tmp_path / "x" / "pope" / "r.json", tmp_path / "y" / "pope" / "r.json"]
-    assert list(run_names(deep).values()) == [str(p.parent) for p in deep]
+    def names(*files, run=None):
+        known = [{"task": "mme" if "mme" in f else "pope", "run": run} for f in files]
+        return run_names([tmp_path / f for f in files], known)
+
+    assert names("a.json", "b.json") + names("x/r.json", "y/r.json") == ["a", "b", "x", "y"]
+    sweep = [f"{out}/{task}/result.json" for out in ("O", "S") for task in ("mme", "pope")]
+    assert names(*sweep, run="tiny") == ["O", "O", "S", "S"]
+    assert names(*sweep[:2], run="m") + names(*sweep[:2]) == ["m", "m", "O", "O"]
+    one, two = tmp_path / "O" / "pope" / "result.json", dump(tmp_path / "mine.json", result([1.0]))
+    assert [e.run for e in collect([dump(one, result([1.0], run="m")), two])] == ["m", "mine"]
+    with pytest.raises(DataError, match="is given twice"):
+        collect([two, one.parent / "../../mine.json"])
 
 
 def test_charts():
