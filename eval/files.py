@@ -3,14 +3,16 @@
 JSON itself is read by llava_jax.util; here are the rows of jsonl, json, csv, tsv and xlsx files.
 """
 
+import contextlib
 import csv
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import LlavaError
-from llava_jax.eval.errors import DataError
+from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.reader import shown
 from llava_jax.util import (
     Doubled,
@@ -22,6 +24,7 @@ from llava_jax.util import (
     read_text,
 )
 
+logger = logging.getLogger(__name__)
 TABLES = (".csv", ".tsv", ".xlsx")
 Row = tuple[int, dict[str, Any]]  # line number from 1 (of a JSON list: entry), row
 
@@ -171,6 +174,24 @@ def _without_path(value: Any) -> Any:
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return value["bytes"] or value["path"]
     return [_without_path(v) for v in value] if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes from asking the same questions into one file. Raises AnswerError where one
+    does so now. The lock file stays: removing it would let two processes lock two files."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = f"{path.parent}: another process asks the same questions now"
+            raise AnswerError(what, fix="wait for it, stop it, or name another --out") from None
+        except OSError as e:
+            logger.warning("%s: cannot be locked (%s): run nothing else into it", path.parent, e)
+        yield
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from llava_jax.errors import LlavaError
 from llava_jax.eval.benchmarks.mmvet import first_word, read_grade
 from llava_jax.eval.errors import AnswerError
+from llava_jax.eval.files import locked
 from llava_jax.eval.judge.endpoint import Asked, Endpoint, JudgeError, in_parallel
 from llava_jax.eval.judge.mmvet_prompt import RETRY
 from llava_jax.eval.judge.reviews import SYSTEM, read_reviews, read_scores
@@ -172,7 +173,8 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
     endpoint = Endpoint(args.endpoint, args.judge_model, transcript, **named)
     if left:
         endpoint.check()
-    judge(requests, args.out, endpoint, args.runs, args.parallel)
+    with locked(args.out.with_name(f".{args.out.name}.lock")):
+        judge(requests, args.out, endpoint, args.runs, args.parallel)
     read, written = endpoint.tokens_in, endpoint.tokens_out
     cost = _cost(", ", read, written, *prices)
     print(f"took {read:,} tokens read and {written:,} written{cost}")

@@ -75,8 +75,12 @@ class Endpoint:
         if set("@?#") & set(url):  # it is written into results, transcripts and messages
             what = "the address of the endpoint holds a user, a password or a query"
             raise JudgeError(what, fix=f"leave it out; the key is read from ${key_env}")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme in ("http", "https") and parts.netloc and parts.port != 0
+        except ValueError:  # a port that is no number, half of an IPv6 address
+            right = False
+        if not right or not url.isprintable():
             raise JudgeError(f"{url!r} is not an http(s) address")
         if not per_minute > 0:
             raise JudgeError("--per-minute must be above 0")
@@ -159,10 +163,10 @@ class Endpoint:
             )
             raise JudgeError(f"{self.url}: no choices in the reply {shown[:80]!r}") from None
         counts = [getattr(usage, n, 0) for n in ("prompt_tokens", "completion_tokens")]
-        counts = [n if isinstance(n, int) else 0 for n in counts]
+        read, written = (n if isinstance(n, int) else 0 for n in counts)
         names = dict.fromkeys([*served, *body])
         sent = {n: served.get(n) for n in names if served.get(n) != body.get(n)}
-        return JudgeReply(text, str(got.model or self.model), *counts, no_answer, sent)
+        return JudgeReply(text, str(got.model or self.model), read, written, no_answer, sent)
 
     def _as_served(self, body: dict[str, Any]) -> dict[str, Any]:
         """A request with the parameters that this server turned out to take."""

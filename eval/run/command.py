@@ -23,6 +23,7 @@ from llava_jax.eval.judge.endpoint import JudgeError
 from llava_jax.eval.report.text import as_text, complete
 from llava_jax.eval.run.experiment import experiment_of, resolve, tasks_of
 from llava_jax.eval.run.identity import Digests, check_run, held, model_identity, versions
+from llava_jax.eval.run.model import alone
 from llava_jax.eval.run.predict import Line, answered_lines, choose, merge, predict
 from llava_jax.eval.task import DEFAULT, TASKS, Task, TaskSettings
 from llava_jax.progress import progress
@@ -259,11 +260,13 @@ def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
         settings = RunSettings(**how, task=own, experiment=experiment_of(args, task, own))
         try:
             result = run_task(model, task, settings)
-        except JudgeError:  # the server is gone for the other tasks as well
-            raise
         except LlavaError as e:
-            logger.error("%s: %s", task.title, e)
             errors.append(e)
+            if len(tasks) > 1:
+                logger.error("%s: %s", task.title, e)
+            # Where the server is gone, and on other hosts, which are still at this task, nothing follows.
+            if isinstance(e, JudgeError) or not alone():
+                break
             continue
         if result:
             print(as_text(result, tables=False))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_jax.eval.errors import AnswerError
+from llava_jax.eval.files import locked
 from llava_jax.eval.questions import Question
 from llava_jax.util import installed_versions, read_object, write_json
 
@@ -93,21 +94,10 @@ def check_run(path: Path, run: dict[str, Any], own: str) -> None:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keeps other processes from asking the same questions into one file. Raises AnswerError where one
-    does so now. The lock file stays: removing it would let two processes lock two files.
+    """Keeps other processes from asking the same questions into one file, see `locked`.
 
     A folder without a single answer belongs to nobody: its run.json goes, before and after."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            what = f"{path.parent}: another process asks the same questions now"
-            raise AnswerError(what, fix="wait for it, stop it, or name another --out") from None
-        except OSError as e:
-            logger.warning("%s: cannot be locked (%s): run nothing else into it", path.parent, e)
+    with locked(path):
         _disown(path)
         try:
             yield

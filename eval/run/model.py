@@ -45,11 +45,16 @@ def parse_mesh(text: str) -> tuple[int, int, int]:
     return data, fsdp, tensor
 
 
-def agree(answered: list[bool]) -> list[bool]:
-    """What the first host gives, on every host: all must ask the same batches."""
+def alone() -> bool:
+    """Whether no other host runs the same program."""
     import jax
 
-    if jax.process_count() == 1 or not answered:
+    return jax.process_count() == 1
+
+
+def agree(answered: list[bool]) -> list[bool]:
+    """What the first host gives, on every host: all must ask the same batches."""
+    if alone() or not answered:
         return answered
     import numpy as np
     from jax.experimental.multihost_utils import broadcast_one_to_all

@@ -133,8 +133,8 @@ def answered_lines(path: Path, repair: bool = True) -> dict[str, Line]:
         if key in lines:
             what = f"{path} line {number}: {key!r} is answered a second time"
             raise AnswerError(what, fix="take one of the two lines out")
-        more = [str(known.get(name) or "") for name in ("asked", "error", "served")]
-        lines[key] = Line(text, *more, sent)
+        more = {name: str(known.get(name) or "") for name in ("asked", "error", "served")}
+        lines[key] = Line(text, sent=sent, **more)
     if rest := raw[len(whole) :]:
         if not _may_be_cut_off(rest):
             raise _foreign(path, whole.count(b"\n") + 1)
@@ -287,8 +287,8 @@ def _rows_of(
     for group in length_buckets(todo, batch):
         # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
         # question, as in LLaVA's evaluation.
-        how = {"max_new_tokens": max_new_tokens}
-        requests = [Request(q.prompt, found[q.key], **how) for q in group]
+        most = max_new_tokens
+        requests = [Request(q.prompt, found[q.key], max_new_tokens=most) for q in group]
         replies = model.generate_batch(requests, batch_size=len(requests), on_error="reply")
         rows = []
         for q, reply in zip(group, replies, strict=True):

@@ -11,6 +11,7 @@ import pytest
 from llava_jax.cli import main
 from llava_jax.eval.benchmarks.mmvet import read_grade
 from llava_jax.eval.errors import AnswerError
+from llava_jax.eval.files import locked
 from llava_jax.eval.judge.command import (
     estimate,
     grade_one,
@@ -151,8 +152,9 @@ def test_nobody_there(judge, tmp_path):
 
 def test_settings_are_checked(judge, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(JudgeError, match="not an http"):
-        Endpoint("localhost:1", "m", tmp_path / "t")
+    for url in ("localhost:1", "http://h:abc/v1", "http://[::1", "http://h\n/v1"):
+        with pytest.raises(JudgeError, match="not an http"):
+            Endpoint(url, "m", tmp_path / "t")
     with pytest.raises(JudgeError, match=r"no key in \$OPENAI_API_KEY"):
         Endpoint("https://api.openai.com/v1", "m", tmp_path / "t")
     with pytest.raises(JudgeError, match="above 0"):
@@ -256,6 +258,9 @@ def test_command(judge, tmp_path, capsys):
     assert "100.00 <" in capsys.readouterr().out
     assert main(["eval", "judge", "pope", *words[3:]]) == 2
     assert "pope needs no judge" in capsys.readouterr().err
+    with locked(tmp_path / ".g.json.lock"):
+        assert main([*words, "--yes"]) == 2
+    assert "another process asks the same questions now" in capsys.readouterr().err
 
 
 def test_known_shapes_of_replies():

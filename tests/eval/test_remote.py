@@ -274,3 +274,17 @@ def test_the_credentials_of_an_address_are_written_nowhere(sets, capsys):
         assert not any("SECRET" in p.read_text() for p in sets.glob("out/**/*.json"))
     with pytest.raises(JudgeError, match="--per-minute must be above 0"):
         RemoteModel("http://127.0.0.1:9/v1", "m", "NO_KEY", 0)
+
+
+def test_one_task_that_fails_does_not_stop_the_others(server, sets, asks, capsys):
+    server.script = lambda body: refused("x") if "other" in str(body) else said("B")
+    (sets / "data" / "realworldqa" / "images").mkdir(parents=True)
+    (sets / "data" / "realworldqa" / "images" / "a.png").write_bytes(PICTURE)
+    row = {"question": "other?", "answer": "yes", "image": "a.png"}
+    lines(sets / "data" / "realworldqa" / "test.jsonl", [row])
+    out = sets / "out"
+    where = ["--endpoint", server.url, "--data", str(sets / "data"), "--out", str(out)]
+    assert main(["eval", "--model", "m", "--tasks", "realworldqa,mmstar", *where]) == 2
+    assert "not one question was answered: " in capsys.readouterr().err
+    assert json.loads((out / "mmstar" / "result.json").read_text())["totals"]["accuracy"] == 100.0
+    assert (out / "report" / "index.html").exists()
