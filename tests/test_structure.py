@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "llama": {"attention", "layers"},
     "llava": {"layers", "sharding", "clip", "llama"},
     "data": {"text", "images", "batch"},
-    "store": {"data"},
+    "store": {"data", "images"},
     "datasets": {"text", "images", "data", "convert", "store"},
     "convert": NETWORK | {"sharding", "text", "batch"},
     "generate": NETWORK | {"sharding", "text", "images", "batch"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import codecs
+import hashlib
 import io
 import json
 import os
@@ -34,14 +35,15 @@ _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 class JsonFile(Sequence[Any]):
     """A sequence of the records of a file, once `scan` has come to its end. Threads may share it.
 
-    Raises SampleError where the file is missing.
+    lines: it is known to be one value a line, whatever each is (packed data).
+    Raises SampleError where the file is missing, or is a pipe or a device.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, lines: bool = False):
         if not storage.is_address(path) and not Path(path).exists():
             raise SampleError(f"{path}: no such data file")
         refuse_special(path)
-        self.path = path
+        self.path, self._lines = path, lines
         self._whole: list[Any] | None = None
         self._file: Any = None
         self._places = np.zeros((0, 2), np.int64)
@@ -94,6 +96,19 @@ class JsonFile(Sequence[Any]):
         # Line ends in JSON are spaces between values: in a string they are escaped.
         return os.pread(self._file.fileno(), size, start).translate(_ONE_LINE)
 
+    def digest(self) -> str:
+        """SHA-256 of the bytes as they are now, of the file that was scanned."""
+        found, at = hashlib.sha256(), 0
+        while block := os.pread(self._file.fileno(), 2**22, at):
+            found.update(block)
+            at += len(block)
+        return found.hexdigest()
+
+    def state(self) -> tuple[int, int]:
+        """(size, time of the last change) of the file that was scanned."""
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
+
     def _open(self) -> BinaryIO:
         """The file; of an address a copy on this host, which is gone when the process ends."""
         try:
@@ -112,14 +127,16 @@ class JsonFile(Sequence[Any]):
 
     def _windows(self, file: BinaryIO, places: array.array[int]) -> Iterator[Any]:
         text = _Text(file)
-        listed = text.starts()
+        listed = not self._lines and text.starts()
         while (found := text.value(listed)) is not None:
             record, start, size = found
-            if not listed and isinstance(record, list):
+            if not (listed or self._lines) and isinstance(record, list):
                 raise _Unusual
             places.extend((start, size))
             yield record
-        if not listed and len(places) == 2:  # one object: a sample, or something around samples
+        if (
+            not (listed or self._lines) and len(places) == 2
+        ):  # a sample, or something around samples
             records_of([json.loads(os.pread(file.fileno(), places[1], places[0]))], self.path)
 
 

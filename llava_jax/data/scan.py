@@ -21,7 +21,7 @@ from llava_jax.data.bad import Bad, bad_sample
 from llava_jax.data.json_file import JsonFile
 from llava_jax.data.records import check_record, record_name
 from llava_jax.data.settings import DataFile, DataSettings
-from llava_jax.data.stored import records_path
+from llava_jax.data.stored import is_packed, records_path
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.labels import training_version
@@ -138,7 +138,9 @@ class _Found:
 def _scan(files: Sequence[DataFile], s: DataSettings) -> Scan:
     if not 0 <= s.holdout < 1:
         raise ConfigError(f"data.holdout {s.holdout} is not a fraction of 0 to below 1")
-    opened = [JsonFile(records_path(f.path)) if f.weight else None for f in files]
+    opened = [
+        JsonFile(records_path(f.path), lines=is_packed(f.path)) if f.weight else None for f in files
+    ]
     check = _Check(s)
     kept, starts, total = _Found(), [], 0
     ids: list[str] = []

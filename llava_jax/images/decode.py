@@ -148,7 +148,7 @@ def _opened(
         source = local_path(source, name)
         name = name or source.name
     name = name or "image"
-    data = _read(source, limits, name)
+    data = read_image(source, limits, name)
     kind = format_of(data, limits.formats)
     if kind is None:
         raise refusal("unknown_format", name, fix=f"accepted: {', '.join(limits.formats)}")
@@ -240,9 +240,10 @@ def refusal(code: str, name: str, fix: str | None = None) -> ImageError:
     return ImageError(f"{name}: {CODES[code]}", code=code, fix=fix)
 
 
-def _read(
+def read_image(
     source: Path | bytes | bytearray | memoryview | Readable, limits: Limits, name: str
 ) -> bytes:
+    """The encoded bytes of an image. Raises ImageError where there are none, too many, or no regular file."""
     try:
         if isinstance(source, Path):
             mode = source.stat().st_mode

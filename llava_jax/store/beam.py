@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from llava_jax.store.write import Job, Run, finished, write_shard
+from llava_jax.store.folder import Job
+from llava_jax.store.write import Run, finished, write_shard
 from llava_jax.util import need
 
 

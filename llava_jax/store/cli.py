@@ -28,11 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Packs, or goes on where an earlier call was stopped, and prints what there is."""
-    from llava_jax.errors import ConfigError
     from llava_jax.store.write import pack
 
-    if args.per_shard < 1 or args.workers < 1:
-        raise ConfigError("--per-shard and --workers are numbers from 1")
     runner = None
     if args.beam is not None:
         from llava_jax.store.beam import beam_run
@@ -47,4 +44,6 @@ def run(args: argparse.Namespace) -> int:
     )
     if missing := len(made["missing"]):
         print(f"{missing:,} records lack a picture: training leaves them out")
+    for why in list(made.get("refused", {}).values())[:5]:
+        print(f"  {why}")
     return 0
