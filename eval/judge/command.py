@@ -151,6 +151,7 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
         if getattr(args, name) < 1:
             raise LlavaError(f"--{name} must be at least 1")
     requests: Sequence[Any]
+    plan: list[tuple[Any, Any]]
     if extracts:
         from llava_jax.eval.judge import extract
 
@@ -159,9 +160,9 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
         plan = [(extract.tries(m), extract.reader(row)) for row, m in requests]
     else:
         requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
-        judge, *how = judge_reviews, review_tries, read_scores
+        judge, how = judge_reviews, (review_tries, read_scores)
         if task.grades:
-            judge, *how = judge_grades, grade_tries, read_grade
+            judge, how = judge_grades, (grade_tries, read_grade)
         plan = [(how[0](m, run), how[1]) for run in range(args.runs) for _, m in requests]
     prices = args.price_in, args.price_out
     transcript = args.out.with_name(f"{args.out.name}.transcript.jsonl")
