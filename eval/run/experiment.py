@@ -44,6 +44,9 @@ def read_experiment(path: Path) -> dict[str, Any]:
     value = read_yaml(path)
     if isinstance(value.get("experiment"), dict):
         value = value["experiment"]
+    elif "per_sample" in value:
+        fix = "name the result.json of a run"
+        raise DataError(f"{path}: a result of eval score, which asked nothing", fix=fix)
     found: dict[str, Any] = {}
     for name, given in value.items():
         kind = OPTIONS.get(str(name).replace("-", "_"))

@@ -271,6 +271,9 @@ def test_a_result_is_asked_again_from_its_own_file(tmp_path, monkeypatch, capsys
     assert (
         "modle is not an option of an experiment (did you mean model?)" in capsys.readouterr().err
     )
+    config.write_text("{task: mine, per_sample: {}}")
+    assert main(["eval", "--config", str(config), "--out", str(out)]) == 2
+    assert "a result of eval score, which asked nothing" in capsys.readouterr().err
     config.write_text("{limit: yes}")
     assert main(["eval", "--config", str(config), "--out", str(out)]) == 2
     assert "limit is True, not of type int" in capsys.readouterr().err
