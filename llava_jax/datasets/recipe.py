@@ -106,7 +106,7 @@ def _part(row: dict[str, Any], path: Path, raw: Path, seed: int) -> Part:
             raise ConfigError(f"{path}: {name}: {key!r} is not a field of it", fix=fix)
         values[key] = _value(value, fields[key].default, f"{path}: {name}: {key}")
         if key == "image":
-            _check_form(values[key], fields[key].default, f"{path}: {name}: image")
+            _check_form(values[key], str(fields[key].default), f"{path}: {name}: image")
     weight, count = row.get("weight", 1.0), row.get("count")
     if type(weight) not in (int, float) or not 0 < weight <= 1000:
         raise ConfigError(f"{path}: {name}: weight is {weight!r}, not a number above 0, to 1000")
