@@ -58,7 +58,8 @@ class Engine:
         context = g.config.language.max_positions
         self.context = min(capacity or context, context)
         self.capacity = -(-self.context // g.chunk) * g.chunk
-        most = max(many, _ROWS_ON_CPU if g.on_cpu else _ROWS)
+        # Rows that nobody fills cost as much as others: prompts of a server come one by one.
+        most = max(many, (1 if fair else _ROWS_ON_CPU) if g.on_cpu else _ROWS)
         self.rows = rows or min(self.slots, most)
         touched = -(-g.chunk // g.config.image_tokens) + 1  # pictures that a chunk can show
         self.pictures = max(self.rows * touched, _PICTURES)

@@ -35,7 +35,7 @@ SMALL_CACHE = 2**28
 """Bytes: up to so many, all slots have the whole context."""
 
 _CHUNK = {"cpu": 128}
-_BLOCK = {"cpu": 32}
+_BLOCK = {"cpu": 64}
 _OTHERWISE = 256  # not measured
 
 
