@@ -10,9 +10,10 @@ from typing import Any
 from llava_jax.eval.normalize import leave_one_out, one_line, vqa_normalize
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-YES_NO = dict.fromkeys(("yes", "y", "true", "1"), "yes") | dict.fromkeys(
-    ("no", "n", "false", "0"), "no"
-)
+YES_NO: dict[str, str] = {
+    **dict.fromkeys(("yes", "y", "true", "1"), "yes"),
+    **dict.fromkeys(("no", "n", "false", "0"), "no"),
+}
 _SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _STATED = r"(?i)(?:correct\s+)?answer\s+is\s+\**([{}])\b"
 _FAILED = "Failed to obtain answer via API"
