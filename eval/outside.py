@@ -185,7 +185,7 @@ def _from_yaml(path: Path) -> YamlTask:
         fix = "put {options} in it, or leave options out"
         raise DataError(f"{path}: its prompt shows no options", fix=fix)
     for pattern in _listed(keys.get("files")):
-        try:
+        try:  # pathlib says in its own ways that it knows no such pattern
             next(Path("/nonexistent").glob(pattern), None)
         except (ValueError, NotImplementedError, TypeError, IndexError):
             raise DataError(f"{path}: files is {pattern!r}, which is no pattern") from None

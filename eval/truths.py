@@ -82,9 +82,10 @@ def option(value: Any, options: Sequence[str]) -> str | None:
 
 def yes_no(value: Any) -> str | None:
     """ "yes" or "no" of a word, 1 and 0, or true and false."""
-    if hidden(value, ("?", "-1", -1)):
+    read = str(value) if isinstance(value, bool) else text(value, ("?", "-1", -1))
+    if read is None:
         return None
-    read = str(int(value) if isinstance(value, float) else value).strip().rstrip(".").lower()
+    read = read.strip().rstrip(".").lower()
     if read not in YES_NO:
         raise ValueError(f"the truth {shown(value)} is neither yes nor no")
     return YES_NO[read]

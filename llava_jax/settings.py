@@ -335,6 +335,27 @@ def add_options(parser: Any, table: Mapping[str, Setting], names: Iterable[str])
         )
 
 
+def add_loading_options(parser: argparse.ArgumentParser) -> Any:
+    """Adds what `llava_jax.load` takes besides the model, as a group, which it returns."""
+    group = parser.add_argument_group("model loading")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    group.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
+    group.add_argument(
+        "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
+    )
+    group.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
+    group.add_argument(
+        "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
+    )
+    return group
+
+
+def loading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `llava_jax.load` that `add_loading_options` reads."""
+    names = ("dtype", "base", "vision_tower", "allow_pickle", "quantize")
+    return {name: getattr(args, name) for name in names}
+
+
 def page() -> str:
     """docs/settings.md."""
     parts = [_HEAD]

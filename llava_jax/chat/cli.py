@@ -12,7 +12,15 @@ from llava_jax.chat.files import read_schema
 from llava_jax.chat.folder import answer_folder, check_folder
 from llava_jax.chat.session import Session
 from llava_jax.errors import PromptError
-from llava_jax.settings import SAMPLING, ImageLimits, SamplingSettings, add_options, rows
+from llava_jax.settings import (
+    SAMPLING,
+    ImageLimits,
+    SamplingSettings,
+    add_loading_options,
+    add_options,
+    loading_options,
+    rows,
+)
 
 SHIPPED_NOTE = (
     "Using `tiny`, the small bundled model, which only knows coloured shapes; "
@@ -48,16 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     asking = parser.add_argument_group("prompt and sampling")
     add_options(asking, SAMPLING, [name for name in SAMPLING if name != "stop"])
-    loading = parser.add_argument_group("model loading")
-    loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
-    loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
-    loading.add_argument(
-        "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
-    )
-    loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
-    loading.add_argument(
-        "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
-    )
+    add_loading_options(parser)
     images = parser.add_argument_group("image limits")
     add_options(images, LIMITS, LIMITS)
     images.add_argument(
@@ -97,11 +96,7 @@ def run(args: argparse.Namespace) -> int:
     use_compile_cache()
     model = load(
         args.model or "tiny",
-        dtype=args.dtype,
-        base=args.base,
-        vision_tower=args.vision_tower,
-        allow_pickle=args.allow_pickle,
-        quantize=args.quantize,
+        **loading_options(args),
         template=template,
     )
     if args.folder:

@@ -10,7 +10,15 @@ import time
 from pathlib import Path
 
 from llava_jax.errors import ConfigError
-from llava_jax.settings import SERVING, ImageLimits, ServeSettings, add_options, rows
+from llava_jax.settings import (
+    SERVING,
+    ImageLimits,
+    ServeSettings,
+    add_loading_options,
+    add_options,
+    loading_options,
+    rows,
+)
 from llava_jax.util import need
 
 KEY = "LLAVA_JAX_API_KEY"
@@ -32,16 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY}, or one is made)"
     )
-    loading = parser.add_argument_group("model loading")
-    loading.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
-    loading.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
-    loading.add_argument(
-        "--vision-tower", metavar="MODEL", help="CLIP of a checkpoint that comes without its own"
-    )
-    loading.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
-    loading.add_argument(
-        "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
-    )
+    loading = add_loading_options(parser)
     loading.add_argument(
         "--template", metavar="NAME", help="conversation template (default: the model's)"
     )
@@ -83,11 +82,7 @@ def run(args: argparse.Namespace, *, demo: bool = False) -> int:
     use_compile_cache()
     model = load(
         args.model,
-        dtype=args.dtype,
-        base=args.base,
-        vision_tower=args.vision_tower,
-        allow_pickle=args.allow_pickle,
-        quantize=args.quantize,
+        **loading_options(args),
         limits=limits,
         template=args.template,
     )

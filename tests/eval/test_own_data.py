@@ -179,6 +179,8 @@ YAML = (
         ("letter", "E", "is none of the options"),
         ("first_letter", "cow", "is none of the options"),
         ("yes_no", "maybe", "is neither yes nor no"),
+        ("yes_no", 1.5, "is neither yes nor no"),
+        ("yes_no", float("inf"), "is neither yes nor no"),
         ("exact", True, "is no text"),
         ("exact", ["a", None], "is missing"),
     ],
