@@ -22,6 +22,7 @@ from llava_jax.util import (
     parse_values,
     read_json,
     read_text,
+    take_lock,
 )
 
 logger = logging.getLogger(__name__)
@@ -180,17 +181,13 @@ def _without_path(value: Any) -> Any:
 def locked(path: Path) -> Iterator[None]:
     """Keeps other processes from asking the same questions into one file. Raises AnswerError where one
     does so now. The lock file stays: removing it would let two processes lock two files."""
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if (taken := take_lock(file)) is False:
             what = f"{path.parent}: another process asks the same questions now"
-            raise AnswerError(what, fix="wait for it, stop it, or name another --out") from None
-        except OSError as e:
-            logger.warning("%s: cannot be locked (%s): run nothing else into it", path.parent, e)
+            raise AnswerError(what, fix="wait for it, stop it, or name another --out")
+        if taken is None:
+            logger.warning("%s: cannot be locked: run nothing else into it", path.parent)
         yield
 
 

@@ -91,6 +91,22 @@ def sync_path(path: Path) -> None:
         os.close(fd)
 
 
+def take_lock(file: Any, *, wait: bool = False) -> bool | None:
+    """Takes the system's lock of an open file, which goes with the file or the process.
+
+    True: it is ours. False: another process has it, which `wait` waits for. None: no such locks here.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
 def write_json(path: str | Path, value: Any, **how: Any) -> None:
     """Writes `value` as JSON by `write_text`. how: arguments of json.dumps, such as indent."""
     write_text(path, json.dumps(value, **how))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import locked
 from llava_jax.eval.questions import Question
-from llava_jax.util import installed_versions, read_object, write_json
+from llava_jax.util import installed_versions, read_object, take_lock, write_json
 
 if TYPE_CHECKING:
     from llava_jax.model import LlavaModel
@@ -108,16 +108,12 @@ def held(path: Path) -> Iterator[None]:
 def _disown(own: Path) -> None:
     """Removes run.json, and rows that only say why there is no answer, where nothing else is there and
     no other process is about to answer. own: the lock of this one."""
-    import fcntl
-
     folder = own.parent
     if _holds_answers(folder):
         return
     with contextlib.ExitStack() as files:
         for lock in set(folder.glob(".answers-*.lock")) - {own}:
-            try:
-                fcntl.flock(files.enter_context(lock.open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not take_lock(files.enter_context(lock.open("a"))):
                 return
         for path in (folder / "run.json", *folder.glob("answers*.jsonl")):
             path.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from llava_jax.progress import progress
 from llava_jax.text.example import LEFT_OUT, TRUNCATED, Example
 from llava_jax.text.records import image_paths
 from llava_jax.text.sample import ExampleMaker, check_trained
+from llava_jax.util import take_lock
 
 log = logging.getLogger(__name__)
 
@@ -212,10 +213,7 @@ def _only_one(folders: Sequence[Path], name: str) -> Iterator[Path | None]:
         yield None
         return
     with lock:
-        with contextlib.suppress(ImportError, OSError):  # no such locks here
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        take_lock(lock, wait=True)
         try:
             yield folder / name
         finally:

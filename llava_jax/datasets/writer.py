@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 
 from llava_jax.datasets.source import Record
 from llava_jax.errors import LlavaError
-from llava_jax.util import sync_path
+from llava_jax.util import sync_path, take_lock
 
 Tell = Callable[[dict[str, Any]], Any]
 
@@ -74,12 +73,8 @@ class JsonWriter:
 
     def _is_ours(self) -> bool:
         """Whether the temporary file is locked now, and still the one of that name."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True  # a file system without locks
+        if (taken := take_lock(self._file)) is not True:
+            return taken is None  # a file system without locks
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self._temporary.stat())
         except FileNotFoundError:

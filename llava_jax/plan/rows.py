@@ -15,7 +15,7 @@ import llava_jax
 from llava_jax.errors import ConfigError
 from llava_jax.plan.table import describe, table
 from llava_jax.settings import flat
-from llava_jax.util import json_lines, parse_values, read_text, write_text
+from llava_jax.util import json_lines, parse_values, read_text, take_lock, write_text
 
 
 def key_of(config: Any, assumed: dict[str, Any], machine: str) -> str:
@@ -113,8 +113,5 @@ def _alone(path: Path) -> Iterator[None]:
     """Other processes of the host wait here. The lock's file stays, else two could lock two files."""
     target = Path(os.path.realpath(path))
     with target.with_name(f".{target.name}.lock").open("a") as lock:
-        with contextlib.suppress(ImportError, OSError):  # no such locks here
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        take_lock(lock, wait=True)
         yield

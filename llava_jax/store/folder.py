@@ -18,7 +18,7 @@ from pathlib import Path
 from llava_jax import storage
 from llava_jax.data.stored import BEGUN, FORMAT, MANIFEST, NAME, RECORDS, SPLIT
 from llava_jax.errors import LlavaError
-from llava_jax.util import read_object
+from llava_jax.util import read_object, take_lock
 
 _TEMPORARY = re.compile(
     rf"\.({NAME}-{SPLIT}\.array_record-[0-9]+-of-[0-9]+|{re.escape(RECORDS)}|shard-[0-9]+\.json"
@@ -91,17 +91,9 @@ def hold(job: Job) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)  # of the folder itself: no file to leave behind
     try:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LlavaError(
-                    f"another call packs into {folder}", fix="wait for it, or give another --out"
-                ) from None
-            except OSError:
-                pass  # a file system without such locks
+        if take_lock(lock) is False:
+            fix = "wait for it, or give another --out"
+            raise LlavaError(f"another call packs into {folder}", fix=fix)
         yield
     finally:
         os.close(lock)

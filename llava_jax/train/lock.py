@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from llava_jax.errors import ConfigError
 from llava_jax.train.distributed import gather, is_main, together
+from llava_jax.util import take_lock
 
 LOCK = "run.lock"
 BEAT = 5.0
@@ -47,18 +48,11 @@ def hold(workdir: Path) -> Iterator[None]:
 
 
 def _take(path: Path) -> IO[str]:
-    import fcntl
-
-    file, taken, locked = path.open("a"), False, True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        taken = True
-    except OSError:
-        locked = False  # a file system without locks: the heartbeat alone decides
+    file = path.open("a")
+    locked = take_lock(file)  # None: the heartbeat alone decides
     holder = _read(path)
-    here = locked and holder.get("host") == socket.gethostname()
-    if taken or (holder and not here and _beats(path)):
+    here = locked is not None and holder.get("host") == socket.gethostname()
+    if locked is False or (holder and not here and _beats(path)):
         file.close()
         by = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
         raise ConfigError(
