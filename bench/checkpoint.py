@@ -1,29 +1,27 @@
 """How long a checkpoint of 1 GB takes, against a copy of the same bytes and against orbax alone.
 
-    python bench/checkpoint.py --out bench/results/checkpoint.json
+    python -m bench checkpoint --out bench/results/checkpoint.json
 
 Blocked is what a save adds to the steps of training: the call that begins it, and by how much the next
 step, which donates the state while it is being written, is longer than one without a save. All parts are
-run in turn, --times times; a row has the median in seconds, in seconds of CPU, and in seconds of CPU of
+run in turn, --repeats times; a row has the median in seconds, in seconds of CPU, and in seconds of CPU of
 the threads that do not write checkpoints: these do not depend on how many cores are free.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from bench import frame
 
 ARRAY = (2048, 4096)
 
@@ -137,38 +135,24 @@ def blocked(rows: dict[str, dict[str, float]], who: str, unit: str) -> float:
     return round((parts - rows["step"][unit]) / rows["copy in memory"][unit], 2)
 
 
-def main(words: list[str] | None = None) -> int:
+def main(name: str, words: list[str]) -> int:
     """Prints the medians."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = frame.parser(__doc__, repeats=3)
     parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--times", type=int, default=3)
     parser.add_argument(
         "--folder", type=Path, help="on the disk to measure (default: a temporary one)"
     )
-    parser.add_argument("--out", type=Path, help="a JSON file for the result")
     args = parser.parse_args(words)
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
-        rows = run(folder, args.gigabytes, args.times)
+        rows = run(folder, args.gigabytes, args.repeats)
     finally:
         shutil.rmtree(folder)
-    result = {
-        "gigabytes": args.gigabytes,
-        "times": args.times,
-        "rows": rows,
-        "blocked / copy in memory": {
-            unit: {who: blocked(rows, who, unit) for who in ("save", "orbax")}
-            for unit in ("s", "own cpu s")
-        },
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.0f}",
-        "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")},
+    frame.show(["part", "s", "cpu s", "own cpu s"], [[n, *row.values()] for n, row in rows.items()])
+    over = {
+        unit: {who: blocked(rows, who, unit) for who in ("save", "orbax")}
+        for unit in ("s", "own cpu s")
     }
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"blocked / copy in memory: {over}")
+    frame.record(name, args, rows=rows, **{"blocked / copy in memory": over})
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

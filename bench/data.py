@@ -1,8 +1,8 @@
 """Pictures a second a core, from JPEG bytes to normalised pixels, and what a data file takes of a process.
 
-    python bench/data.py                  # four ways, interleaved; processor seconds, wherever spent
-    python bench/data.py --records 665000 # reading a LLaVA JSON of so many records
-    python bench/data.py --batches 20     # a run's loader, into the first operation of a training step
+    python -m bench pictures                  # four ways, interleaved; processor seconds, wherever spent
+    python -m bench pictures --records 665000 # reading a LLaVA JSON of so many records
+    python -m bench pictures --batches 20     # a run's loader, into a training step's first operation
 
 640x480 JPEGs with noise like that of photographs (1/f), padded to a square, 336 pixels. "HF" are
 transformers' processors, "Pillow" what the original does by hand. Processor seconds of the process and its
@@ -12,11 +12,9 @@ by XLA on this host's processor, which is counted as well; an accelerator does i
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
-import platform
 import random
 import resource
 import tempfile
@@ -26,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from bench import frame
 
 SIZE = 336
 A100 = {"stage 1": 100.0, "stage 2": 38.0}
@@ -99,7 +99,7 @@ def ways() -> dict[str, Callable[[list[bytes]], object]]:
     return {**found, "Pillow": pillow, "ours": ours}
 
 
-def pictures(count: int, repeats: int) -> None:
+def pictures(count: int, repeats: int) -> dict[str, object]:
     """Prints the table of the four ways."""
     from llava_jax.config import LlavaConfig
     from llava_jax.images.pixels import pixels_of
@@ -112,9 +112,7 @@ def pictures(count: int, repeats: int) -> None:
         padded.paste(image, (0, 80))
         want = np.asarray(padded.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(int)
         differ = max(differ, int(np.abs(want - pixels_of(one, LlavaConfig.v15_7b())).max()))
-    print(
-        f"{count} JPEGs of {np.mean([len(d) for d in data]) / 1e3:.0f} KB; load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{count} JPEGs of {np.mean([len(d) for d in data]) / 1e3:.0f} KB")
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for function in made.values():
         function(data)
@@ -123,17 +121,19 @@ def pictures(count: int, repeats: int) -> None:
             begun = time.process_time()
             function(data)
             seconds[name].append((time.process_time() - begun) / count)
-    slowest = seconds["HF, Pillow" if "HF, Pillow" in seconds else "Pillow"]
+    rows = []
+    slowest = frame.spread(seconds["HF, Pillow" if "HF, Pillow" in seconds else "Pillow"])
     for name, found in seconds.items():
-        best, median = 1 / min(found), 1 / float(np.median(found))
-        ratio, middle = min(slowest) / min(found), np.median(slowest) / np.median(found)
-        print(
-            f"{name:18} {best:6.0f} pictures/s (median {median:.0f}), {ratio:.2f}x ({middle:.2f}x)"
-        )
+        own = frame.spread(found)
+        kinds = ("min", "median")
+        rows.append([name, *(1 / own[k] for k in kinds), *(slowest[k] / own[k] for k in kinds)])
+    head = ["pictures/s a core", "of least time", "of median", "ratio of least", "of median"]
+    frame.show(head, rows)
     print(f"largest difference between our uint8 pixels and Pillow's: {differ}")
+    return {"seconds_a_picture": seconds, "largest_difference": differ}
 
 
-def into_steps(count: int) -> None:
+def into_steps(count: int) -> dict[str, object]:
     """Prints what the loader of a run takes for each picture: JSON, tokens, JPEG, batch, and to the device."""
     import jax
 
@@ -177,9 +177,10 @@ def into_steps(count: int) -> None:
     )
     for stage, eaten in A100.items():
         print(f"{stage}: 8xA100 take {eaten:.0f} pictures/s: {eaten / rate:.2f} cores")
+    return {"pictures_per_core_second": rate, "pictures_per_second": size * count / passed}
 
 
-def reading(count: int) -> None:
+def reading(count: int) -> dict[str, object]:
     """Prints what opening a JSON of `count` records takes, twice, as a run with held-out data does."""
     from llava_jax.data.check import HELD_SIDE, open_data
 
@@ -217,23 +218,22 @@ def reading(count: int) -> None:
             f"processor to the first step, {second:.1f} s for the held-out side; "
             f"{(peak - before) / 1e3:.0f} MB added"
         )
+    return {"first_cpu_seconds": first, "held_out_cpu_seconds": second, "added_kb": peak - before}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(name: str, words: list[str]) -> int:
+    """Prints what the options ask for."""
+    parser = frame.parser(__doc__)
     parser.add_argument("--count", type=int, default=16, help="pictures")
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--records", type=int, default=0, help="read a JSON of so many instead")
     parser.add_argument("--batches", type=int, default=0, help="make so many of a run's instead")
-    arguments = parser.parse_args()
-    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
-    if arguments.records:
-        reading(arguments.records)
-    elif arguments.batches:
-        into_steps(arguments.batches)
+    args = parser.parse_args(words)
+    frame.pin(args.threads)
+    if args.records:
+        found = reading(args.records)
+    elif args.batches:
+        found = into_steps(args.batches)
     else:
-        pictures(arguments.count, arguments.repeats)
-
-
-if __name__ == "__main__":
-    main()
+        found = pictures(args.count, args.repeats)
+    frame.record(name, args, **found)
+    return 0

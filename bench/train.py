@@ -1,8 +1,7 @@
 """How fast this machine trains, beside Hugging Face transformers in torch, in one run.
 
-    python bench/train.py                               # 65 M parameters, 8 rows of 256
-    python bench/train.py --threads 1 --repeats 9       # on a CPU: both pinned to one core
-    python bench/train.py --size 7b --train lora --rows 4 --length 2048 --systems llava_jax
+    python -m bench train                  # 65 M parameters, 8 rows of 256
+    python -m bench train --size 7b --train lora --rows 4 --length 2048 --systems llava_jax
 
 Optimizer steps of stage 2 on random weights and tokens: the tower frozen, AdamW, clipping, one picture
 a row, no padding. `--train` says what else learns, `--config.NAME=VALUE` sets what a recipe can set.
@@ -15,19 +14,11 @@ On a busy CPU only processor seconds say something.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from train_systems import SYSTEMS, TRAIN, model_config, processor, serve
+from bench import frame, models
+from bench.train_systems import SYSTEMS, TRAIN, model_config
 
 FORMULA = """\
 MFU = FLOPs of a step / seconds of a step / peak FLOP/s of the devices
@@ -38,12 +29,9 @@ MFU = FLOPs of a step / seconds of a step / peak FLOP/s of the devices
   Not counted: recomputation, padding, embedding, norms, softmax, the loss, the optimizer."""
 
 
-def main() -> int:
-    """Runs the benchmark, or with --worker one system of it."""
-    args = arguments()
-    if args.worker:
-        serve(args)
-        return 0
+def main(name: str, words: list[str]) -> int:
+    """Runs the benchmark."""
+    args = arguments(words)
     print(FORMULA, flush=True)
     results = compare(args)
     for result in results:
@@ -54,44 +42,28 @@ def main() -> int:
             print(
                 f"{kind} of CPU seconds a step: llava_jax takes 1/{theirs[kind] / ours[kind]:.2f}"
             )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record(args, results), indent=1) + "\n", encoding="utf-8")
+    frame.record(name, args, formula=FORMULA.replace("\n", " "), results=results)
     return 0
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str]) -> argparse.Namespace:
     """The command line; what is not given depends on the size and the device."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="--config.NAME=VALUE: a setting of ours",
-    )
-    parser.add_argument("--size", choices=("tiny", "65m", "7b", "13b"), default="65m")
+    parser = frame.parser(__doc__, epilog="--config.NAME=VALUE: a setting of ours")
+    parser.add_argument("--size", choices=models.SIZES, default="65m")
     parser.add_argument("--train", choices=TRAIN, default="full", help="what learns")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=256, help="positions of a row")
     parser.add_argument("--supervised", type=float, default=0.16, help="share of the positions")
-    parser.add_argument("--threads", type=int, default=0, help="1 pins all to one core; 0: all")
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns of each system")
     parser.add_argument("--steps", type=int, default=1, help="steps a turn")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=installed())
-    parser.add_argument("--out", type=Path, help="a JSON file of the results")
-    parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
-    args, settings = parser.parse_known_args()
+    here = list(SYSTEMS) if frame.installed("torch", "transformers") else ["llava_jax"]
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=here)
+    args, settings = parser.parse_known_args(words)
     if wrong := [word for word in settings if not word.startswith("--config.")]:
         parser.error(f"unknown: {' '.join(wrong)}")
     if any(word.startswith("--config.trainable") for word in settings):
         parser.error("--train says what learns")
     args.settings = [word.removeprefix("--config.") for word in settings]
     return args
-
-
-def installed() -> list[str]:
-    """The systems that are here."""
-    try:
-        return list(SYSTEMS) if version("torch") and version("transformers") else []
-    except PackageNotFoundError:
-        return ["llava_jax"]
 
 
 def model_flops(args: argparse.Namespace) -> float:
@@ -107,52 +79,18 @@ def model_flops(args: argparse.Namespace) -> float:
     return count(model, params, trainable_names(params, TRAIN[args.train]), work).total
 
 
-# The parent: processes that take turns -------------------------------------------------------------
-
-
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     """What each system reports, after `repeats` turns of each."""
-    words = [sys.executable, __file__, *sys.argv[1:]]
-    environment = dict(os.environ)
-    if args.threads:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            environment[name] = str(args.threads)
-        environment["OMP_WAIT_POLICY"] = "passive"  # spinning threads would count as work
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.threads :])
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    workers: list[Any] = [
-        subprocess.Popen([*words, "--worker", name], **pipes) for name in args.systems
-    ]
-    try:
-        for worker in workers:
-            ask(worker, "prepare")
-        turns = [[ask(worker, "run") for worker in workers] for _ in range(args.repeats)]
+    with frame.Systems({name: SYSTEMS[name] for name in args.systems}, args) as systems:
+        prepared = systems.each("prepare")
+        found = systems.take_turns(args.repeats, "run", args.steps)
         results = []
-        for i, worker in enumerate(workers):
-            result = ask(worker, "report")
-            for kind in ("cpu_seconds", "seconds"):
-                taken = [turn[i][kind] / args.steps for turn in turns]
-                result[kind] = {"min": min(taken), "median": statistics.median(taken), "all": taken}
+        for name, report in systems.each("report").items():
+            result = {"system": name, **prepared[name], **report}
+            for kind, times in found[name].items():
+                result[kind] = frame.spread([t / args.steps for t in times["all"]])
             results.append(rates(result, model_flops(args)))
         return results
-    finally:
-        for worker in workers:
-            worker.stdin.close()
-            worker.wait()
-
-
-def ask(worker: Any, word: str) -> dict[str, Any]:
-    """Sends a word to a worker; its answer."""
-    try:
-        worker.stdin.write(word + "\n")
-        worker.stdin.flush()
-    except BrokenPipeError:
-        pass
-    answer = worker.stdout.readline()
-    if not answer:
-        raise SystemExit(f"{worker.args[-1]} ended during {word!r}")
-    return json.loads(answer)
 
 
 def rates(result: dict[str, Any], flops: float) -> dict[str, Any]:
@@ -185,27 +123,3 @@ def line_of(result: dict[str, Any]) -> str:
         f"compiled in {result['compile_seconds']:.1f} s\n"
         f"  loss {result['first_loss']:.4f} at first, {result['loss']:.4f} after {result['steps']} steps"
     )
-
-
-def record(args: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `--out` holds."""
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = ""
-    words = [w for w in sys.argv[1:] if w != "--out" and w != str(args.out)]
-    return {
-        "command": " ".join(["python bench/train.py", *words]),
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
-        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(),
-        "formula": FORMULA.replace("\n", " "),
-        "results": results,
-    }
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

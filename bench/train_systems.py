@@ -1,21 +1,19 @@
-"""The two systems that bench/train.py lets take turns, each in a process of its own: see `serve`."""
+"""The two systems that train.py lets take turns, each in a process of its own."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import sys
 import time
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from bench import models
+from bench.frame import peak_memory, processor
+from bench.machine import SIDE, rate
 from llava_jax.chips import peak_of
 
-SYSTEMS = ("llava_jax", "transformers")
+SYSTEMS = {"llava_jax": "bench.train_systems:Ours", "transformers": "bench.train_systems:Theirs"}
+RESIDENT = "resident on the host"
 TRAIN = {
     "full": ("projector", "language"),
     "lora": ("projector", "lora"),
@@ -23,77 +21,49 @@ TRAIN = {
 }
 
 
-def serve(args: argparse.Namespace) -> None:
-    """Answers "prepare", "run" and "report" with a line of JSON each."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    system: Any = (Ours if args.worker == "llava_jax" else Theirs)(args)
-    losses: list[float] = []
-    compile_seconds = 0.0
-    for word in sys.stdin:
-        cpu, wall = time.process_time(), time.perf_counter()
-        if word.strip() == "report":
-            answer = {
-                **system.report(),
-                "system": args.worker,
-                "compile_seconds": compile_seconds,
-                "first_loss": losses[0],
-                "loss": losses[-1],
-                "steps": len(losses),
-            }
-        elif word.strip() == "prepare":
-            compile_seconds = system.prepare()
-            losses += system.run(2)  # not timed: memory is taken, kernels are chosen
-            answer = {}
-        else:
-            losses += system.run(args.steps)
-            answer = {
-                "cpu_seconds": time.process_time() - cpu,
-                "seconds": time.perf_counter() - wall,
-            }
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 def model_config(args: argparse.Namespace) -> Any:
     """LlavaConfig of `--size` and `--train`, with room for `--length`."""
-    from llava_jax.config import LanguageConfig, LlavaConfig, LoraConfig, VisionConfig
+    from llava_jax.config import LoraConfig
 
-    small = LlavaConfig(
-        vision=VisionConfig(112, 14, width=256, layers=8, heads=4, mlp_width=1024),
-        language=LanguageConfig(
-            width=512, layers=8, heads=8, kv_heads=8, head_width=64, mlp_width=1376
-        ),
-    )
-    made = {
-        "tiny": LlavaConfig.tiny(),
-        "65m": small,
-        "7b": LlavaConfig.v15_7b(),
-        "13b": LlavaConfig.v15_13b(),
-    }[args.size]
-    positions = max(made.language.max_positions, args.length)
-    language = replace(made.language, max_positions=positions)
     lora = LoraConfig(128, 256.0, 0.0) if args.train == "lora" else None
-    return replace(made, language=language, lora=lora)
+    return replace(models.model_config(args.size, args.length), lora=lora)
 
 
-def peak_host_memory() -> tuple[float, str]:
-    """(GB, what) of this process so far."""
-    import resource
+class System:
+    """What train.py asks of both. Kinds of them make `start` and `steps`."""
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return used / 1e9, "resident on the host"
+    def prepare(self) -> dict[str, float]:
+        """Seconds of compiling. Two steps that are not timed: memory is taken, kernels are chosen."""
+        seconds = self.start()
+        self.losses = self.steps(2)
+        return {"compile_seconds": seconds}
+
+    def run(self, steps: int) -> None:
+        """So many steps."""
+        self.losses += self.steps(steps)
+
+    def report(self) -> dict[str, Any]:
+        """What does not change from turn to turn."""
+        losses = {"first_loss": self.losses[0], "loss": self.losses[-1], "steps": len(self.losses)}
+        return {**self.facts(), **losses}
+
+    def start(self) -> float:
+        raise NotImplementedError
+
+    def steps(self, steps: int) -> list[float]:
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        raise NotImplementedError
 
 
-class Ours:
+class Ours(System):
     """llava_jax: the step that a run of `finetune_7b` with these settings compiles."""
 
     def __init__(self, args: argparse.Namespace):
         from llava_jax.train.heap import keep_freed_memory
 
         keep_freed_memory()  # as `llava-jax train` does
-        if args.threads == 1:  # read when jax starts
-            flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
         import jax
 
         from llava_jax.sharding import make_mesh
@@ -143,7 +113,7 @@ class Ours:
             rows.append([Example(ids, (picture,), labels)])
         return collate(rows, Shape(len(rows), self.args.length, 1, answer), self.model)
 
-    def prepare(self) -> float:
+    def start(self) -> float:
         """Random weights and the compiled step; seconds of compiling."""
         import jax
 
@@ -162,7 +132,7 @@ class Ours:
             self.state = program.start(random_arrays(program.state.params))
         return seconds
 
-    def run(self, steps: int) -> list[float]:
+    def steps(self, steps: int) -> list[float]:
         """The losses of so many steps; the host waits for the last one only."""
         import jax
 
@@ -173,16 +143,16 @@ class Ours:
                 metrics.append(one["loss"])
         return [float(loss) for loss in metrics]
 
-    def report(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What does not change from turn to turn."""
         import jax
         import jax.numpy as jnp
 
         device = self.devices[0]
         memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-        gigabytes, of = (memory / 1e9, "a device") if memory else peak_host_memory()
+        gigabytes, of = (memory / 1e9, "a device") if memory else (peak_memory(), RESIDENT)
         dtype = jnp.dtype(self.config.dtype)
-        x = jnp.ones((SQUARE[device.platform != "cpu"],) * 2, dtype)
+        x = jnp.ones((SIDE[device.platform != "cpu"],) * 2, dtype)
         product = jax.jit(jnp.matmul)
 
         def trained(tree):
@@ -195,37 +165,21 @@ class Ours:
             "device_name": processor() if device.platform == "cpu" else device.device_kind,
             "devices": len(self.devices),
             "dtype": self.config.dtype,
-            "versions": versions("jax", "jaxlib", "flax", "optax"),
             "parameters": moving + trained(self.program.frozen),
             "trained": moving,
             "rows": self.args.rows,
             "real_tokens": int((self.batch["segments"] > 0).sum()),
             "measured_matmul_flops": len(self.devices)
-            * matmul_rate(lambda: product(x, x).block_until_ready(), len(x), device.platform),
+            * matmul_rate(lambda: product(x, x).block_until_ready(), len(x)),
             "peak_flops": peak and peak * len(self.devices),
             "peak_memory_gb": gigabytes,
             "memory_of": of,
         }
 
 
-SQUARE = (1024, 8192)
-"""Rows of the matrices whose product is timed: on a CPU, on an accelerator."""
-
-
-def matmul_rate(product: Any, n: int, platform: str) -> float:
-    """FLOP/s of the quickest of ten n x n products; by processor time on a CPU."""
-    clock = time.process_time if platform == "cpu" else time.perf_counter
-    times = []
-    for _ in range(11):
-        start = clock()
-        product()
-        times.append(clock() - start)
-    return 2 * n**3 / min(times[1:])
-
-
-def versions(*names: str) -> dict[str, str]:
-    """{package: version}."""
-    return {name: version(name) for name in names}
+def matmul_rate(product: Any, n: int) -> float:
+    """FLOP/s of the quickest of ten n x n products."""
+    return rate(product, 2.0 * n**3)["best"]
 
 
 def text_and_answer(args: argparse.Namespace, config: Any) -> tuple[int, int]:
@@ -256,7 +210,7 @@ def random_arrays(abstract: Any) -> Any:
     return {name: one(name, leaf, i) for i, (name, leaf) in enumerate(abstract.items())}
 
 
-class Theirs:
+class Theirs(System):
     """transformers: LlavaForConditionalGeneration in torch, eager, with its scaled dot product."""
 
     def __init__(self, args: argparse.Namespace):
@@ -269,38 +223,12 @@ class Theirs:
             torch.set_num_threads(args.threads)
         torch.manual_seed(0)
         self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        v, t = self.config.vision, self.config.language
-        text = {
-            "model_type": "llama",
-            "vocab_size": t.vocab_size,
-            "hidden_size": t.width,
-            "intermediate_size": t.mlp_width,
-            "num_hidden_layers": t.layers,
-            "num_attention_heads": t.heads,
-            "num_key_value_heads": t.kv_heads,
-            "head_dim": t.head_width,
-            "max_position_embeddings": t.max_positions,
-        }
-        vision = {
-            "model_type": "clip_vision_model",
-            "hidden_size": v.width,
-            "intermediate_size": v.mlp_width,
-            "num_hidden_layers": v.layers,
-            "num_attention_heads": v.heads,
-            "image_size": v.image_size,
-            "patch_size": v.patch_size,
-        }
-        self.image_token = t.vocab_size - 1
-        config = transformers.LlavaConfig(
-            text_config=text,
-            vision_config=vision,
-            image_token_index=self.image_token,
-            image_seq_length=self.config.image_tokens,
-        )
+        self.image_token = self.config.language.vocab_size + models.IMAGE
+        config = models.transformers_config(self.config)
         with torch.device(self.device):
             self.net = transformers.LlavaForConditionalGeneration(config)
 
-    def prepare(self) -> float:
+    def start(self) -> float:
         """Freezes what `--train` leaves alone; nothing is compiled."""
         import torch
 
@@ -340,7 +268,7 @@ class Theirs:
         }
         return 0.0
 
-    def run(self, steps: int) -> list[float]:
+    def steps(self, steps: int) -> list[float]:
         """The losses of so many steps."""
         import torch
 
@@ -356,16 +284,16 @@ class Theirs:
             losses.append(loss.detach())
         return [float(loss) for loss in losses]
 
-    def report(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What does not change from turn to turn."""
         import torch
 
         on_gpu = self.device == "cuda"
         name = torch.cuda.get_device_name() if on_gpu else processor()
-        gigabytes, of = peak_host_memory()
+        gigabytes, of = peak_memory(), RESIDENT
         if on_gpu:
             gigabytes, of = torch.cuda.max_memory_allocated() / 1e9, "a device"
-        x = torch.ones((SQUARE[on_gpu],) * 2, dtype=self.dtype, device=self.device)
+        x = torch.ones((SIDE[on_gpu],) * 2, dtype=self.dtype, device=self.device)
 
         def product():
             y = x @ x
@@ -378,20 +306,12 @@ class Theirs:
             "device_name": name,
             "devices": 1,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "versions": versions("torch", "transformers"),
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "trained": sum(p.numel() for p in self.trained),
             "rows": self.args.rows,
             "real_tokens": self.args.rows * self.args.length,
-            "measured_matmul_flops": matmul_rate(product, len(x), self.device),
+            "measured_matmul_flops": matmul_rate(product, len(x)),
             "peak_flops": peak_of(name),
             "peak_memory_gb": gigabytes,
             "memory_of": of,
         }
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    names = [x for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    return names[0].partition(": ")[2] if names else platform.processor() or platform.machine()

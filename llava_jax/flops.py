@@ -1,4 +1,4 @@
-"""FLOPs of a step, counted from the parameters' shapes. The rules are those of bench/train.py.
+"""FLOPs of a step, counted from the parameters' shapes. The rules are those of `python -m bench train`.
 
 Model FLOPs, the numerator of MFU: 2 x real tokens x weights of each matmul forward, as much for the
 gradient of its input where something before it learns, as much for that of its weights where they

@@ -1,6 +1,6 @@
 """The one compiled step of a run, from settings, sizes and parameters of which only shapes matter.
 
-The training loop, `llava-jax plan` and bench/train.py all build their step here, so what is planned or
+The training loop, `llava-jax plan` and `python -m bench train` all build their step here, so what is planned or
 measured is what a run executes. The devices of the mesh need not be there: jax.experimental.topologies
 has some to compile for.
 """

@@ -18,7 +18,7 @@ NOT_RUN = {
     r"^llava-jax report": "of runs that are there; tests/report/test_report.py makes the page",
     r"--profile": "more steps than are run here; tests/train/test_profiling.py traces one",
     r"--supervise": "starts processes; tests/train/test_supervise.py runs it",
-    r"^python bench/checkpoint\.py": "writes gigabytes; tests/train/test_checkpoint.py holds what it measures",
+    r"^python -m bench (checkpoint|load|start|compile|machine|--all)|--records": "minutes; tests/test_bench.py runs the frame",
     r"^llava-jax chat .*--folder": "needs a folder; tests/chat/test_folder.py has one",
     r"^python -m bench\.survival": "minutes to hours; tests/train hold the short form of each part",
     r"^python bench/plan\.py": "compiles for an hour; tests/plan holds what its rows say",
@@ -42,9 +42,9 @@ SLOW = {
     r"--config configs/finetune_(lora|task)_7b\.py": "README.md's line with finetune_task_lora_7b",
     r"--config configs/(easy_vqa|quickstart)\.py": "tests/examples/test_tiny.py, and the 7B's configs",
     r"^python bench/attention\.py": "tests/attention/test_kernels.py: what it measures",
-    r"^python bench/train\.py": "tests/train/test_compiled.py: the step that it measures",
-    r"^python bench/data\.py": "tests/images/test_resample.py: that pixels are Pillow's",
-    r"^python bench/decode_speed\.py": "tests/generate/test_engine.py: what it measures, on a tiny model",
+    r"^python -m bench train": "tests/train/test_compiled.py: the step that it measures",
+    r"^python -m bench pictures": "tests/images/test_resample.py: that pixels are Pillow's",
+    r"^python -m bench (decode|prefill)": "tests/generate/test_engine.py: what it measures, on a tiny model",
 }
 
 # Programs beside `llava-jax`: pattern -> what is appended to make them small. Each is a new process.
@@ -52,8 +52,9 @@ PROGRAMS = {
     r"^python examples/benchmark_sets\.py": ("--count", "2"),
     r"^python bench/convert\.py": ("--size", "tiny", "--folder", "disk"),
     r"^python bench/attention\.py": ("--lengths", "40", "--repeats", "1"),
-    r"^python bench/train\.py": ("--size=tiny", "--rows=2", "--length=40", "--repeats=1"),
-    r"^python bench/decode_speed\.py": ("--tokens", "2", "--repeats", "1"),
+    r"^python -m bench train": ("--size=tiny", "--rows=2", "--length=40", "--repeats=1"),
+    r"^python -m bench pictures": ("--count", "1", "--repeats", "1"),
+    r"^python -m bench (decode|prefill)": ("--size=tiny", "--tokens", "2", "--repeats", "1"),
     r"^python bench/quantize\.py": ("--pictures", "1"),
 }
 
