@@ -43,7 +43,9 @@ class Running:
 
 
 @contextmanager
-def running(model: str = "tiny", *, page: bool = False, **settings: Any) -> Iterator[Running]:
+def running(
+    model: str = "tiny", *, page: bool = False, adapters: Any = None, **settings: Any
+) -> Iterator[Running]:
     """A server that is ready; settings: of llava_jax.settings.ServeSettings."""
     import llava_jax
     from llava_jax.serve.app import build_app
@@ -51,7 +53,7 @@ def running(model: str = "tiny", *, page: bool = False, **settings: Any) -> Iter
     from llava_jax.serve.worker import Worker
     from llava_jax.settings import ServeSettings
 
-    worker = Worker(llava_jax.load(model), ServeSettings(**settings))
+    worker = Worker(llava_jax.load(model, adapters=adapters), ServeSettings(**settings))
     sock = listen("127.0.0.1", 0)
     web = make_server(build_app(worker, NAME, KEY, page=page), 5)
     thread = threading.Thread(target=web.run, kwargs={"sockets": [sock]}, daemon=True)

@@ -123,6 +123,16 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class LoraSet(LoraConfig):
+    """Several adapters whose factors lie side by side, for serving: `rank` is the sum of theirs.
+
+    each: rank and scale of every one. A row goes through the one that it names; no file holds this.
+    """
+
+    each: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class LanguageConfig:
     """A LLaMA-shaped decoder; `kv_heads` < `heads` gives grouped KV heads."""
 

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax import quant
 from llava_jax.attention import PLAIN, Choice
-from llava_jax.config import LoraConfig, RopeScaling
+from llava_jax.config import LoraConfig, LoraSet, RopeScaling
 
 OFFLOADED = "pinned_host"
 """The kind of memory that remat "offload" uses."""
@@ -118,10 +118,16 @@ class Linear(nnx.Module):
                 self.lora_m = nnx.LoRAParam(column_norms(kernel), out_sharding=(axes[1],))
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """x [..., d_in] -> [..., d_out] in x's dtype. A key turns LoRA's dropout on."""
+        """x [..., d_in] -> [..., d_out] in x's dtype. A key turns LoRA's dropout on.
+
+        With a LoraSet there is no dropout, and in place of the key stands int32[B]: the adapter that
+        each row of x [B, ..., d_in] goes through, from 1 on; 0: none.
+        """
         base = y = self._base(x)
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(x.dtype)
+        if isinstance(self.lora, LoraSet):
+            return y if dropout_key is None else y + self._update_of(self.lora, x, dropout_key)
         if self.lora:
             whole = x
             if dropout_key is not None and self.lora.dropout:
@@ -133,6 +139,16 @@ class Linear(nnx.Module):
                 update = ((ratio - 1) * base + ratio * update).astype(x.dtype)
             y = y + update
         return y
+
+    def _update_of(self, adapters: LoraSet, x: jax.Array, adapter_B: jax.Array) -> jax.Array:
+        """What each row's own adapter adds: of x @ A the columns of the others count as 0."""
+        ranks, scales = zip(*adapters.each)
+        own = np.repeat(np.arange(len(ranks)) + 1, ranks) == adapter_B[:, None]  # bool[B, R]
+        own = own.reshape(len(own), *[1] * (x.ndim - 2), -1)
+        inner = matmul(x, self.lora_a[...]) * np.repeat(np.array(scales, np.float32), ranks).astype(
+            x.dtype
+        )
+        return matmul(jnp.where(own, inner, 0), self.lora_b[...])
 
     def _base(self, x: jax.Array) -> jax.Array:
         """x @ kernel."""

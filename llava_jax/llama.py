@@ -118,8 +118,9 @@ class LlamaLayer(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = LlamaMlp(config, linear)
 
-    def __call__(self, x, rope, seen, cache, kernel, key, at=None):
-        keys = [None] * 7 if key is None else jax.random.split(key, 7)  # one per Linear
+    def __call__(self, x, rope, seen, cache, kernel, key, at=None, adapter=None):
+        # One per Linear: keys of dropout, or each row's adapter.
+        keys = [adapter] * 7 if key is None else jax.random.split(key, 7)
         y, cache = self.attn(self.attn_norm(x), rope, seen, cache, kernel, keys, at)
         x = take_positions(x, at) + y
         return x + self.mlp(self.mlp_norm(x), keys), cache
@@ -158,6 +159,7 @@ class Llama(nnx.Module):
         dropout_key: jax.Array | None = None,
         at_GP: jax.Array | None = None,
         prune: bool = False,
+        adapter_B: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Embeddings -> (hidden states after the last norm, dtype[B, T, D]; the updated cache).
 
@@ -167,6 +169,7 @@ class Llama(nnx.Module):
         dropout_key: turns LoRA dropout on (training).
         at_GP: positions to give hidden states of, as take_positions takes them: [G, P, D] and no cache.
         prune: do what follows the last layer's attention at those positions alone.
+        adapter_B: int32, which of a LoraSet's adapters a row goes through (Linear).
         """
         c, compute = self.config, self.compute
         rope = rope_table(
@@ -180,7 +183,7 @@ class Llama(nnx.Module):
 
         def apply(layer, x, entry):
             layer_cache, key = entry
-            return layer(x, rope, seen, layer_cache, compute.attention, key)
+            return layer(x, rope, seen, layer_cache, compute.attention, key, adapter=adapter_B)
 
         def last(layer, x, entry):
             return layer(x, rope, seen, None, compute.attention, entry[1], at_GP)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Generator as GeneratorType
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -29,9 +27,12 @@ from llava_jax.config import QUANTIZED, LlavaConfig
 from llava_jax.errors import ConfigError, LlavaError, PromptError
 from llava_jax.generate import Detokenizer, Engine, Generator, Job
 from llava_jax.generate import beam as search
+from llava_jax.generate.adapters import Adapter
 from llava_jax.generate.constrain import Grammars, schema_of
+from llava_jax.generate.conversation import Conversation as Conversation
+from llava_jax.generate.conversation import Stream as Stream
 from llava_jax.generate.job import reply_of
-from llava_jax.generate.request import Image, Messages, Reply, Request, image_list
+from llava_jax.generate.request import Image, Messages, Reply, Request
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits
 from llava_jax.images.pixels import pixels_of
 from llava_jax.progress import progress as progress_bar
@@ -60,6 +61,7 @@ def load(
     limits: Limits = DEFAULT_LIMITS,
     template: str | None = None,
     quantize: str = "",
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> LlavaModel:
     """Loads a model: a checkpoint folder of any supported layout, a hub id, or "tiny".
 
@@ -71,6 +73,7 @@ def load(
     the one that the checkpoint's files say.
     quantize: "int8" or "nf4" (4 bits) holds the decoder's kernels in fewer bits, quantised as they are
     placed; such a model answers and is not saved.
+    adapters: LoRA adapters of this model, {name: folder}, that requests may name; they stay unmerged.
     "tiny" is the small checkpoint that comes with this package: it knows coloured shapes.
     Raises WeightError or ConfigError, naming the file or key.
     """
@@ -88,16 +91,10 @@ def load(
         if value not in known:
             fix = f"one of {', '.join(filter(None, known))}"
             raise ConfigError(f"{name} {value!r} is unknown", fix=fix)
-    checkpoint = load_checkpoint(
-        path,
-        base=base,
-        vision_tower=vision_tower,
-        allow_pickle=allow_pickle,
-        dtype=DTYPES[dtype],
-        mesh=mesh,
-        need_tokenizer=True,
-        template=template,
-    )
+    options = {"base": base, "vision_tower": vision_tower, "allow_pickle": allow_pickle}
+    options |= {"dtype": DTYPES[dtype], "template": template}
+    beside = _beside(path, adapters, options) if adapters else {}  # before minutes of reading
+    checkpoint = load_checkpoint(path, mesh=mesh, need_tokenizer=True, **options)
     config = replace(checkpoint.config, quantize=quantize)
     return LlavaModel(
         config,
@@ -107,7 +104,22 @@ def load(
         source=checkpoint,
         consume=True,
         limits=limits,
+        adapters=beside,
     )
+
+
+def _beside(path: Any, adapters: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Adapter]:
+    """The adapters as the generator takes them. Raises WeightError or ConfigError."""
+    from llava_jax.convert import Options, open_source
+    from llava_jax.convert.beside import read_beside
+
+    own = open_source(path, Options(**options))
+    if own.config.lora:
+        raise ConfigError(f"{path} is an adapter itself", fix="load its base with both as adapters")
+    return {
+        name: Adapter(*read_beside(folder, path, own, Options(**options)))
+        for name, folder in adapters.items()
+    }
 
 
 class LlavaModel:
@@ -116,7 +128,8 @@ class LlavaModel:
     config, params: as in llava_jax.llava (flat names, stacked layers). source: the checkpoint that
     the parameters are from, if any; `save` writes what else it holds. consume: see Generator.
     limits: what images may be, llava_jax.images.decode.Limits.
-    generator: the compiled part, for those who have token ids and pixels already.
+    adapters: beside the model, by name. generator: the compiled part, for those who have token ids and
+    pixels already.
 
     Raises ConfigError when the tokenizer has tokens that the model lacks.
     """
@@ -131,11 +144,14 @@ class LlavaModel:
         source: Checkpoint | None = None,
         consume: bool = False,
         limits: Limits = DEFAULT_LIMITS,
+        adapters: Mapping[str, Adapter] | None = None,
     ):
         tokenizer = fitted(tokenizer, config.language.vocab_size)
         ends = tuple(dict.fromkeys((*config.language.eos_ids, tokenizer.eos_id)))
         self.config, self.tokenizer, self.limits = config, tokenizer, limits
-        self.generator = Generator(config, params, mesh=mesh, consume=consume, eos_ids=ends)
+        self.generator = Generator(
+            config, params, mesh=mesh, consume=consume, eos_ids=ends, adapters=adapters
+        )
         self._source = replace(source, params={}) if source else None
         self._engines: dict[bool, Engine] = {}  # the one of a single slot, and one of several
 
@@ -279,10 +295,14 @@ class LlavaModel:
         return pixels_of(image, self.config, name=name, exif=exif, limits=self.limits)
 
     def example(self, request: Request) -> Example:
-        """The prompt of a request as the template writes it; its images are as they were given."""
+        """The prompt of a request as the template writes it; its images are as they were given.
+
+        Raises PromptError, and ConfigError for an adapter that is not here.
+        """
         if not isinstance(request, Request):
             kind = type(request).__name__
             raise PromptError(f"an object of type {kind} is not a Request", fix="Request(messages)")
+        self.generator.adapters.index(request.adapter)
         return build_prompt(
             request.message_list(),
             self.tokenizer,
@@ -318,6 +338,7 @@ class LlavaModel:
             constraint=None if schema is None else self.grammars.constraint(schema),
             bias=request.logit_bias,
             tops_wanted=request.top_logprobs,
+            adapter=request.adapter,
             **more,
         )
 
@@ -343,108 +364,3 @@ class LlavaModel:
 
     def _room(self, example: Example, request: Request) -> int:
         return example.length(self.config.image_tokens) + int(request.max_new_tokens)
-
-
-class Stream:
-    """One answer as it comes: iterate for pieces of text; `reply` is what there is so far.
-
-    Closing it early, or leaving the loop, ends the answer with finish_reason "cancelled"; so does
-    setting the event `cancelled`, from any thread or signal handler, at the model's next step.
-    """
-
-    def __init__(self, model: LlavaModel, request: Request, example: Example):
-        self._job = model.job(request.seeded(), example, live=True)
-        self._engine = model.engine()
-        self._engine.submit(self._job)
-        # The first token is chosen here, so that what cannot be asked fails before any output.
-        while not (self._job.ids or self._job.done):
-            self._engine.step()
-        self.cancelled = threading.Event()
-        self.at_end: Callable[[], Any] = lambda: None
-        self._pieces = self._run()
-
-    @property
-    def reply(self) -> Reply:
-        """The answer so far; whole once the iteration has ended."""
-        reply = reply_of(self._job)
-        return reply if self._job.done else replace(reply, finish_reason="cancelled")
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def close(self) -> None:
-        """Ends the answer here."""
-        self._pieces.close()
-
-    def _run(self) -> GeneratorType[str, None, None]:
-        job = self._job
-        try:
-            while True:
-                if piece := job.take_pieces():
-                    yield piece
-                if job.error is not None:
-                    raise job.error
-                if job.done or self.cancelled.is_set():
-                    break
-                self._engine.step()
-            self._engine.cancel(job)
-            if piece := job.take_pieces():
-                yield piece
-        finally:
-            self._engine.cancel(job)
-            self.at_end()
-
-
-class Conversation:
-    """Turns that build on each other. `messages` is the record, and may be changed.
-
-    The engine keeps the keys and values of what was read for the next turn, chunk by chunk.
-    settings: fields of Request other than messages and images. exif: see LlavaModel.pixels.
-    Raises ConfigError for a setting that does not exist or means nothing.
-    """
-
-    def __init__(self, model: LlavaModel, *, exif: bool = False, **settings):
-        self.model, self.settings, self.exif = model, settings, exif
-        Request.of("", (), settings)  # for its checks
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything said and shown."""
-        self.messages: list[dict[str, Any]] = []
-        self._pixels: dict[int, np.ndarray] = {}  # by id(): the images in `messages` opened here
-
-    @property
-    def has_images(self) -> bool:
-        """Whether an image was shown in it."""
-        parts = (
-            p for m in self.messages if not isinstance(m["content"], str) for p in m["content"]
-        )
-        return any(not isinstance(p, str) and p.get("type") != "text" for p in parts)
-
-    def say(self, text: str, images: Any = None) -> Reply:
-        """Asks, remembers question and answer, and returns the answer."""
-        stream = self.stream(text, images)
-        for _ in stream:
-            pass
-        return stream.reply
-
-    def stream(self, text: str, images: Any = None) -> Stream:
-        """Like `say`, piece by piece. An answer that is closed early is remembered as far as it came.
-
-        Raises as LlavaModel.generate does; the conversation is then as before.
-        """
-        shown = [self.model.pixels(image, exif=self.exif) for image in image_list(images)]
-        content = [{"type": "image", "image": pixels} for pixels in shown]
-        asked = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
-        request = Request([*self.messages, asked], **self.settings)
-        made = self._pixels | {id(pixels): pixels for pixels in shown}
-        example = self.model.with_pixels(self.model.example(request), made)
-        stream = Stream(self.model, request, example)
-
-        def remember() -> None:
-            if answer := stream.reply.text:  # a turn without one could not be written again
-                self.messages += [asked, {"role": "assistant", "content": answer}]
-                self._pixels = made
-
-        stream.at_end = remember
-        return stream

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
+from llava_jax.errors import ConfigError
 from llava_jax.setting import (
     PATTERN,
     Setting,
@@ -347,13 +348,32 @@ def add_loading_options(parser: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
     )
+    group.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a LoRA adapter of the model, kept unmerged (again for more)",
+    )
     return group
 
 
 def loading_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `llava_jax.load` that `add_loading_options` reads."""
+    """The keyword arguments of `llava_jax.load` that `add_loading_options` reads.
+
+    Raises ConfigError for adapters that have no name, or one name together.
+    """
     names = ("dtype", "base", "vision_tower", "allow_pickle", "quantize")
-    return {name: getattr(args, name) for name in names}
+    adapters: dict[str, str] = {}
+    for given in args.adapter:
+        name, sign, folder = given.partition("=")
+        if not (name.strip() and sign and folder) or name in adapters:
+            why = "names one that is there" if name in adapters else "is not NAME=DIR"
+            raise ConfigError(
+                f"--adapter {given[:100]!r} {why}", fix="--adapter NAME=DIR, names once"
+            )
+        adapters[name] = folder
+    return {**{name: getattr(args, name) for name in names}, "adapters": adapters}
 
 
 def page() -> str:

@@ -185,7 +185,7 @@ def _merged(
         whole = kernel.read().astype(np.float32) + update  # [d_in, d_out]
         return whole if m is None else whole * (m.read() / np.linalg.norm(whole, axis=0))
 
-    return summed(read, kernel, dtype)
+    return replace(summed(read, kernel, dtype), origin=f"{kernel.origin} with its adapter")
 
 
 def _not_run(names: Iterable[str], layout: keys.Layout, config: LlavaConfig) -> dict[str, str]:

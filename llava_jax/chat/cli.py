@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from llava_jax.text.conversation import find_template
 
     check_folder(args)
+    loading = loading_options(args)
     prompt: str | None = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
@@ -96,9 +97,11 @@ def run(args: argparse.Namespace) -> int:
     use_compile_cache()
     model = load(
         args.model or "tiny",
-        **loading_options(args),
+        **loading,
         template=template,
     )
+    if loading["adapters"]:
+        settings["adapter"] = next(iter(loading["adapters"]))
     if args.folder:
         return answer_folder(model, settings, args, open_file)
     session = Session(model, settings, images, open_file)

@@ -25,6 +25,7 @@ PASTE_GAP = 0.05  # seconds within which pasted lines follow each other
 HELP = """  /image FILE ...  show one or more images with the next message (Tab completes names)
   /system TEXT     set the system prompt and start over, without images (no TEXT: the template's)
   /json SCHEMA     answer in JSON by a schema, a file or the text itself (no SCHEMA: in words again)
+  /adapter NAME    answer through this adapter from now on (no NAME: the model itself)
   /clear           start over: forget everything said and shown
   /save FILE       write the conversation: FILE.json as OpenAI's messages, FILE.md to read
   /help            this list
@@ -58,6 +59,7 @@ class Session:
             "image": self.show,
             "system": self.set_system,
             "json": self.set_json,
+            "adapter": self.set_adapter,
             "clear": lambda _: self.reset(),
             "reset": lambda _: self.reset(),
             "save": self.save,
@@ -183,6 +185,12 @@ class Session:
         self.model.chat(**settings)  # for its checks
         self.settings = self.conversation.settings = settings
         print("(answers are JSON by this schema)" if form else "(answers are words)")
+
+    def set_adapter(self, name: str) -> None:
+        """/adapter: the one that answers from here on; the conversation goes on."""
+        self.model.generator.adapters.index(name)  # its check
+        self.settings = self.conversation.settings = {**self.settings, "adapter": name}
+        print(f"(answers come through {name})" if name else "(the model itself answers)")
 
     def save(self, text: str) -> None:
         """/save: writes what was said; a file that is there is left as it is."""

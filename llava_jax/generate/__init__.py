@@ -3,11 +3,14 @@
 Its parts, lowest first:
     request         what is asked and answered, in the user's terms
     sampling        how the next token is chosen
+    adapters        LoRA adapters beside the model, unmerged
     generator       parameters, and the programs over a slot cache
     detokenize      ids to text: stop strings, text piece by piece
     job             one request inside the engine
+    pictures        whose features are on the device
     engine          continuous batching: which program runs next, for whom
     beam            beam search
+    conversation    an answer as it comes, and turns that build on each other
     direct          prompts of ids and pixels, without text
     compile_cache   compiled programs kept between processes
 llava_jax.model puts them together.

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,13 +21,13 @@ from llava_jax.batch import check_prompt
 from llava_jax.errors import LlavaError, PromptError, WeightError
 from llava_jax.generate.generator import STEPS, Chunk, Generator, Given, Limits
 from llava_jax.generate.job import Job
+from llava_jax.generate.pictures import Pictures
 from llava_jax.generate.sampling import Controls
 
 SECONDS_PER_PIECE = 0.05
 """What an answer that is watched aims at, by more or fewer tokens per step."""
 
 _ROWS_ON_CPU, _ROWS = 16, 2  # prompts that are read together, at most
-_PICTURES = 32  # whose features stay on the device
 
 
 class Engine:
@@ -61,8 +61,6 @@ class Engine:
         # Rows that nobody fills cost as much as others: prompts of a server come one by one.
         most = max(many, (1 if fair else _ROWS_ON_CPU) if g.on_cpu else _ROWS)
         self.rows = rows or min(self.slots, most)
-        touched = -(-g.chunk // g.config.image_tokens) + 1  # pictures that a chunk can show
-        self.pictures = max(self.rows * touched, _PICTURES)
         self.lock = threading.RLock()
         self.counts: Counter[str] = Counter()
         self._order = itertools.count()
@@ -78,22 +76,24 @@ class Engine:
         self.reading: deque[Job] = deque()
         self.held: list[list[bytes]] = [[] for _ in range(self.slots)]  # chunks a slot has
         self.used = [0] * self.slots  # when a slot was last given away
-        self.places: OrderedDict[bytes, int] = OrderedDict()  # of pictures on the device
+        self.pictures = Pictures(self.generator, self.rows, self.counts, self._call)
         self._pace = 2
         self._version = self.generator.version
-        self.state: Any = self.generator.new_state(self.slots, self.capacity, self.pictures)
+        places = self.pictures.room
+        self.state: Any = self.generator.new_state(self.slots, self.capacity, places)
 
     # Asking --------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> Job:
         """Puts a request in line.
 
-        Raises PromptError for one that is malformed or leaves no room for an answer, and Full where
-        too many wait.
+        Raises PromptError for one that is malformed or leaves no room for an answer, ConfigError for an
+        adapter that is not here, and Full where too many wait.
         """
         g = self.generator
         check_prompt(job.prompt, g.config)
-        job.prepare(g.config.image_tokens, g.chunk)
+        g.adapters.index(job.adapter)  # its check
+        job.prepare(g.config.image_tokens, g.chunk, g.adapters.sight(job.adapter))
         if job.length >= self.context:
             raise PromptError(
                 f"the prompt takes {job.length} positions; there are {self.context}, the answer included",
@@ -244,11 +244,15 @@ class Engine:
         group = [job for job in self.reading if shape(job) == length][: self.rows]
         taken = set(map(id, group))
         self.reading = deque(job for job in self.reading if id(job) not in taken)
-        places = self._see(group)
+        places = self.pictures.see(group)
         # What has no job repeats the first: it writes the same into the same slot.
         rows = [*range(len(group)), *[0] * (self.rows - len(group))]
         chunk = self._chunk(group, places, length)
-        controls = [Controls.of(j.settings, j.budget, j.bias, j.tops_wanted) for j in group]
+        through = self.generator.adapters.index
+        controls = [
+            Controls.of(j.settings, j.budget, j.bias, j.tops_wanted, through(j.adapter))
+            for j in group
+        ]
         arrays = Chunk(*(np.asarray(x)[rows] for x in chunk))
         limits = [group[i].constraint if chunk.last[i] else None for i in rows]
         _, given = self._call(
@@ -280,51 +284,6 @@ class Engine:
         start = np.array([job.read for job in group], np.int32)
         last = start + many == [job.length for job in group]
         return Chunk(tokens, at, np.array([j.slot for j in group], np.int32), start, many, last)
-
-    def _see(self, group: Sequence[Job]) -> list[np.ndarray]:
-        """int32[t] for each job: the feature rows of its next positions, on the device by then."""
-        g = self.generator
-        per = g.config.image_tokens
-        parts = [job.rows[job.read : job.read + g.chunk] for job in group]
-        needed: dict[bytes, Any] = {}
-        for job, rows in zip(group, parts):
-            for i in np.unique(rows[rows >= 0] // per):
-                needed[job.pictures[i]] = job.prompt.images[i]
-        for key in [key for key in needed if key in self.places]:
-            self.places.move_to_end(key)
-            self.counts["pictures_reused"] += 1
-        missing = {key: pixels for key, pixels in needed.items() if key not in self.places}
-        keep = set(needed)
-        # One that came normalised is float, and needs another program.
-        for encoded in (True, False):
-            todo = [(k, p) for k, p in missing.items() if (p.dtype == np.uint8) == encoded]
-            for start in range(0, len(todo), self.rows):
-                self._see_some(todo[start : start + self.rows], keep)
-        found = []
-        for job, rows in zip(group, parts):
-            images = np.array([self.places.get(key, 0) for key in job.pictures], np.int32)
-            found.append(
-                np.where(rows >= 0, images[rows // per] * per + rows % per, -1).astype(np.int32)
-                if len(images)
-                else rows
-            )
-        return found
-
-    def _see_some(self, pictures: Sequence[tuple[bytes, Any]], keep: set[bytes]) -> None:
-        """Features of at most `rows` pictures, in place of those that were not asked for the longest."""
-        at = []
-        for key, _ in pictures:
-            place = len(self.places)
-            if place >= self.pictures:
-                old = next(k for k in self.places if k not in keep)
-                place = self.places.pop(old)
-            self.places[key] = place
-            at.append(place)
-        rows = [*range(len(pictures)), *[0] * (self.rows - len(pictures))]
-        images = np.stack([pictures[i][1] for i in rows])
-        as_read = np.uint8 if images.dtype == np.uint8 else np.float32
-        self._call("see", images.astype(as_read, copy=False), np.array(at, np.int32)[rows])
-        self.counts["pictures_seen"] += len(pictures)
 
     # Decoding ------------------------------------------------------------------------------------
 
@@ -358,14 +317,14 @@ class Engine:
                 on[i], allowed[i] = True, constraint.allowed()
         return Limits(on, allowed)
 
-    def _call(self, name: str, *args: Any, **how: Any) -> Any:
-        """Runs a program on the state, whose buffers it takes.
+    def _call(self, name: str, *args: Any, eyes: str = "", **how: Any) -> Any:
+        """Runs a program on the state, whose buffers it takes. eyes: the adapter's that see, if any.
 
         Where Ctrl-C or an error cuts it off, no other program may go on from them: it is then None.
         """
         g = self.generator
         state, self.state = self.state, None
-        weights = () if name in ("copy", "mark") else (g.leaves,)
+        weights = () if name in ("copy", "mark") else (g.eyes.get(eyes, g.leaves),)
         program = getattr(g, name)
         with g.scope():
             out = program(*weights, state, *g.put(args), **how)

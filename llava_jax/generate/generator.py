@@ -22,10 +22,12 @@ from llava_jax.attention import Need, choose
 from llava_jax.attention.cached import Places
 from llava_jax.config import LlavaConfig
 from llava_jax.generate import weights
+from llava_jax.generate.adapters import Adapter, Adapters
 from llava_jax.generate.sampling import TOPS, Controls, Said, alternatives, choose_token
 from llava_jax.layers import Compute
 from llava_jax.llama import KVCache, init_cache
 from llava_jax.llava import Llava, merge_images
+from llava_jax.params import is_lora
 from llava_jax.sharding import BATCH, constrain
 
 STEPS = 32
@@ -97,6 +99,7 @@ class Generator:
     consume: empties `params` on the way, so that a large model is never held twice.
     eos_ids: tokens that end an answer; by default the config's.
     chunk: positions of a prompt that are read at once; by default of the device.
+    adapters: beside the model, by name; see llava_jax.generate.adapters.
 
     `compiled` counts compilations by kind; within a bucket nothing is compiled twice.
     """
@@ -112,6 +115,7 @@ class Generator:
         consume: bool = False,
         eos_ids: Sequence[int] | None = None,
         chunk: int | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ):
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         if compute is None:
@@ -126,6 +130,7 @@ class Generator:
         self.unrolled = self.on_cpu if unroll is None else unroll
         self.chunk = chunk or _CHUNK.get(device.platform, _OTHERWISE)
         self.block = min(self.chunk, _BLOCK.get(device.platform, _OTHERWISE))
+        self.adapters = Adapters(config, adapters or {})
         self.version = 0
         self.set_params(params, consume=consume)
         self.row_multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -143,8 +148,9 @@ class Generator:
     def set_params(self, params: Mapping[str, Any], *, consume: bool = False) -> None:
         """Answers with other parameters of the same shapes and types from now on; compiles nothing."""
         self.graphdef, self.state = weights.load(
-            self.config,
+            self.adapters.config,
             params,
+            self.adapters.factors,
             self.compute,
             mesh=self.mesh,
             unrolled=self.unrolled,
@@ -152,6 +158,10 @@ class Generator:
         )
         # A list of leaves is flattened in C++ at every call; a State would be in Python.
         self.leaves, self._treedef = jax.tree.flatten(self.state)
+        self.eyes = {
+            name: jax.tree.leaves(weights.replaced(self.state, own, self.config, self.mesh))
+            for name, own in self.adapters.eyes.items()
+        }
         self.version += 1  # what engines have read is of the old ones
 
     def drop_params(self) -> None:
@@ -177,7 +187,8 @@ class Generator:
 
     def params(self):
         """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
-        return weights.stacked(self.state)
+        found = weights.stacked(self.state)
+        return ((n, v) for n, v in found if not (self.adapters.names and is_lora(n)))
 
     def scope(self):
         """The context to call the programs in."""
@@ -255,7 +266,9 @@ class Generator:
         ends = chunk.start + chunk.length  # [B]
         blocks = (ends.max() + self.block - 1) // self.block
         places = Places(chunk.slots, chunk.start, blocks, self.block)
-        hidden, cache = model.language(x, positions, cache=state.cache, places=places)
+        hidden, cache = model.language(
+            x, positions, cache=state.cache, places=places, adapter_B=controls.adapter
+        )
         logits = model.logits(hidden[jnp.arange(b), chunk.length - 1])  # [B, V]
         zero = jnp.zeros((b, logits.shape[-1]), jnp.int32)
         slots = chunk.slots
@@ -335,6 +348,7 @@ class Generator:
             seen[:, None],
             cache=state.cache,
             places=places,
+            adapter_B=state.controls.adapter,
         )
         logits = model.logits(hidden[:, 0])  # [N, V]
         said = Said(state.step, state.counts, state.asked, state.bias, *limits)
@@ -360,7 +374,9 @@ class Generator:
             positions=state.positions[source_N],
             token=token_N,
             alive=jnp.ones(n, bool),
-            controls=jax.tree.map(jnp.asarray, Controls.rows(n)),
+            controls=jax.tree.map(jnp.asarray, Controls.rows(n))._replace(
+                adapter=state.controls.adapter[source_N]
+            ),
         )
         words = -(-state.counts.shape[1] // 32)
         free = Limits(jnp.zeros(n, bool), jnp.zeros((n, words), jnp.uint32))

@@ -36,7 +36,7 @@ class Job:
 
     text: makes text of the ids and knows stop strings; None where only ids are wanted.
     bias: added to logits, by token. tops: alternatives per token to keep. priority: lower goes first.
-    live: somebody watches, so that tokens are wanted soon. on_news: called, on the engine's thread,
+    adapter: the one it goes through, "" for none. live: somebody watches, so that tokens are wanted soon. on_news: called, on the engine's thread,
     after tokens came or the answer ended.
 
     ids, logprobs, tops, logits: of the answer; pieces: its text, not taken yet.
@@ -51,6 +51,7 @@ class Job:
     stop_ids: Sequence[int] = ()
     constraint: Constraint | None = None
     priority: int = 0
+    adapter: str = ""
     live: bool = False
     on_news: Callable[[Job], None] | None = None
 
@@ -77,16 +78,17 @@ class Job:
         """Whether the answer has ended."""
         return bool(self.reason)
 
-    def prepare(self, image_tokens: int, chunk: int) -> None:
+    def prepare(self, image_tokens: int, chunk: int, sight: bytes = b"") -> None:
         """Lays the prompt out, and names its pictures and whole chunks.
 
-        A chunk's key holds all that comes before it: where keys are equal, so are keys and values.
+        A chunk's key holds the adapter and all that comes before it: where keys are equal, so are keys
+        and values. sight: of an adapter that sees pictures with other weights than the model's.
         """
         laid = expand(self.prompt, image_tokens)
         self.tokens, self.rows = laid["tokens"], laid["slots"]
         self.length = len(self.tokens)
-        self.pictures = [picture_key(image) for image in self.prompt.images]
-        key = b""
+        self.pictures = [sight + picture_key(image) for image in self.prompt.images]
+        key = hashlib.sha256(self.adapter.encode()).digest() if self.adapter else b""
         # The last position is always read: its logits give the first token.
         for end in range(chunk, self.length, chunk):
             rows = self.rows[end - chunk : end]

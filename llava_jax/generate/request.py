@@ -31,6 +31,7 @@ class Request(SamplingSettings):
     logit_bias: {token id: what is added to its logit}. top_logprobs: of how many of the likeliest tokens
     the reply holds log-probabilities, at each place. response_format: OpenAI's, {"type": "json_object"} or
     {"type": "json_schema", "json_schema": {"schema": ...}}: the answer is JSON, on one line.
+    adapter: the name of one that the model was loaded with; "": the model itself answers.
     The other fields are those of llava_jax.settings.SamplingSettings, by keyword.
     Raises ConfigError for a setting that is unknown, out of range or of the wrong type.
     """
@@ -40,10 +41,11 @@ class Request(SamplingSettings):
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int = 0
     response_format: Mapping[str, Any] | None = None
+    adapter: str = ""
 
     def __new__(cls, messages: Messages = "", images: Any = (), **settings: Any):
         # Before __init__, which has a TypeError for an unknown name.
-        own = {*SAMPLING, "logit_bias", "top_logprobs", "response_format"}
+        own = {*SAMPLING, "logit_bias", "top_logprobs", "response_format", "adapter"}
         check_all(SAMPLING, {n: v for n, v in settings.items() if n not in own})
         return super().__new__(cls)
 

@@ -28,6 +28,7 @@ class Controls(NamedTuple):
     """The settings of B rows. `budget` is the tokens a row may still give, from its first on.
 
     biased: whether `bias` of Choosing counts for the row. tops: alternatives that are asked for.
+    adapter: the one that the row goes through, from 1 on; 0: none.
     """
 
     temperature: Array  # float32[B]
@@ -41,6 +42,7 @@ class Controls(NamedTuple):
     budget: Array  # int32[B]
     biased: Array  # bool[B]
     tops: Array  # int32[B]
+    adapter: Array  # int32[B]
 
     @classmethod
     def rows(cls, count: int) -> Controls:
@@ -55,6 +57,7 @@ class Controls(NamedTuple):
         budget: int,
         bias: Mapping[int, float] | None = None,
         tops: int = 0,
+        adapter: int = 0,
     ) -> Controls:
         """The scalars of one row. The lower 32 bits of a seed count; None is 0."""
         return cls(
@@ -69,6 +72,7 @@ class Controls(NamedTuple):
             np.int32(budget),
             np.bool_(bias),
             np.int32(tops),
+            np.int32(adapter),
         )
 
     @property

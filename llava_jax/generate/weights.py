@@ -47,26 +47,28 @@ def graph(config: LlavaConfig, compute: Compute, unrolled: bool) -> tuple[Any, n
 def load(
     config: LlavaConfig,
     params: Mapping[str, Any],
+    factors: Mapping[str, Any],
     compute: Compute,
     *,
     mesh: Mesh | None,
     unrolled: bool,
     consume: bool,
 ) -> tuple[Any, nnx.State]:
-    """(graphdef, state) of a model over `params`, the flat stacked parameters.
+    """(graphdef, state) of a model over `params` and `factors`, the flat stacked parameters.
 
     config.quantize: the decoder's kernels are quantised on their way to the devices.
     consume: removes the arrays from `params` one by one, so that a large model never exists twice.
     Raises WeightError for a missing, unknown or misshapen parameter.
     """
-    check_params(params, parameter_shapes(config))
+    check_params({**params, **factors}, parameter_shapes(config))
     reduce = jax.jit(quantize, static_argnums=1)
     shardings = llava.param_shardings(replace(config, quantize=""), mesh) if mesh else {}
     if mesh and config.quantize:
         shardings |= llava.param_shardings(config, mesh)
     placed: dict[str, jax.Array] = {}
-    for name in list(params):
-        value = params.pop(name) if consume else params[name]  # type: ignore[attr-defined]
+    for name in [*params, *factors]:
+        kept = factors if name in factors else params
+        value = kept.pop(name) if consume and kept is params else kept[name]  # type: ignore[attr-defined]
         sharding = shardings.get(name)
         held = bool(config.quantize) and name.startswith(STACK) and name.endswith(".kernel")
         for key, array in _kept(name, value, sharding, unrolled and name.startswith(STACK)):
@@ -86,6 +88,19 @@ def load(
         for path, v in nnx.to_flat_state(abstract)
     ]
     return graphdef, nnx.from_flat_state(filled)
+
+
+def replaced(
+    state: nnx.State, own: Mapping[str, Any], config: LlavaConfig, mesh: Mesh | None
+) -> nnx.State:
+    """A state with other values for some of its parameters, which lie where the old ones do."""
+    shardings = llava.param_shardings(replace(config, quantize=""), mesh) if mesh else {}
+
+    def one(path: tuple, held: Any) -> tuple[tuple, Any]:
+        name = ".".join(map(str, path))
+        return path, held.replace(_put(own[name], shardings.get(name))) if name in own else held
+
+    return nnx.from_flat_state([one(*pair) for pair in nnx.to_flat_state(state)])
 
 
 def _put(value: Any, sharding: NamedSharding | None) -> jax.Array:

@@ -29,7 +29,7 @@ FETCHES = 8
 
 
 class Service:
-    """What the routes do. name: of the model, as clients say it."""
+    """What the routes do. name: of the model, as clients say it; its adapters have their own."""
 
     def __init__(self, worker: Worker, name: str):
         self.worker, self.name, self.settings = worker, name, worker.settings
@@ -38,13 +38,20 @@ class Service:
         self.fetcher = Fetcher(s.allow_urls, s.url_seconds, s.max_body_bytes)
         self.fetching = ThreadPoolExecutor(FETCHES, "fetch")  # apart: a slow host stops no decoding
         self._made = int(time.time())
+        self._adapters = worker.model.generator.adapters.names
 
-    def model(self) -> dict[str, Any]:
-        """The model's entry in the list of models."""
+    def models(self) -> list[dict[str, Any]]:
+        """The list of models: the base, then its adapters."""
+        return [self.model(name) for name in (self.name, *self._adapters)]
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One entry of the list of models. Raises ApiError (404) for one that is not here."""
+        self.adapter(name)
         config = self.worker.model.config
         return {
-            "id": self.name,
+            "id": name,
             "object": "model",
+            "parent": None if name == self.name else self.name,
             "created": self._made,
             "owned_by": "llava_jax",
             "max_model_len": config.language.max_positions,
@@ -52,15 +59,19 @@ class Service:
             "max_images": self.settings.max_images,
         }
 
-    def check_name(self, name: str) -> None:
-        """Raises ApiError (404) for a model that is not here."""
-        if name != self.name:
-            what = f"there is no model {shown(name, 100)}; this server has {self.name}"
+    def adapter(self, name: str) -> str:
+        """The adapter that clients call so; "" for the model itself. Raises ApiError (404)."""
+        if name == self.name:
+            return ""
+        if name not in self._adapters:
+            known = ", ".join((self.name, *self._adapters))
+            what = f"there is no model {shown(name, 100)}; this server has {shown(known)}"
             raise ApiError(404, what, code="model_not_found", param="model")
+        return name
 
     async def chat(self, http: HttpRequest, body: ChatRequest) -> Response:
         """POST /v1/chat/completions."""
-        self.check_name(body.model)
+        adapter = self.adapter(body.model)
         urls = asking.check_chat(body, self.settings, self.fetcher)
         form = self._form(body, chat=True, tops=body.top_logprobs)
 
@@ -68,16 +79,16 @@ class Service:
             loop, fetched = asyncio.get_running_loop(), {}
             if urls:
                 fetched = await loop.run_in_executor(self.fetching, self.fetcher.get, urls)
-            return await self._prepared(asking.chat_jobs, self.worker.model, body, fetched)
+            return await self._prepared(asking.chat_jobs, self.worker.model, body, adapter, fetched)
 
         return await self._answer(http, body, body.n, make, form, body.logprobs)
 
     async def complete(self, http: HttpRequest, body: CompletionRequest) -> Response:
         """POST /v1/completions."""
-        self.check_name(body.model)
+        adapter = self.adapter(body.model)
         asking.check_completion(body, self.settings)
         form = self._form(body, chat=False, tops=body.logprobs or 0)
-        make = partial(self._prepared, asking.completion_jobs, self.worker.model, body)
+        make = partial(self._prepared, asking.completion_jobs, self.worker.model, body, adapter)
         count = body.n * len(body.prompt)
         return await self._answer(http, body, count, make, form, body.logprobs is not None)
 
@@ -88,7 +99,7 @@ class Service:
 
     def _form(self, body: Sampling, *, chat: bool, tops: int) -> Form:
         tokenizer = self.worker.model.tokenizer
-        return Form(self.name, tokenizer, chat=chat, stream=body.stream, tops=tops)
+        return Form(body.model, tokenizer, chat=chat, stream=body.stream, tops=tops)
 
     async def _answer(
         self,
@@ -226,12 +237,11 @@ def _add_routes(app: Any, service: Service) -> None:
 
     @app.get("/v1/models", responses=refusals)
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [service.model()]}
+        return {"object": "list", "data": service.models()}
 
     @app.get("/v1/models/{name:path}", responses=refusals)
     async def model(name: str) -> dict[str, Any]:
-        service.check_name(name)
-        return service.model()
+        return service.model(name)
 
     @app.get("/health", responses=refusals)
     async def health() -> JSONResponse:

@@ -51,9 +51,12 @@ def _at_most(count: int, most: int, noun: str, param: str) -> None:
 
 
 def chat_jobs(
-    model: LlavaModel, body: ChatRequest, fetched: Mapping[str, bytes] = MappingProxyType({})
+    model: LlavaModel,
+    body: ChatRequest,
+    adapter: str = "",
+    fetched: Mapping[str, bytes] = MappingProxyType({}),
 ) -> list[Job]:
-    """A job for each of `n` answers. fetched: what is behind addresses among the pictures.
+    """A job for each of `n` answers, through an adapter of the model. fetched: what is behind addresses among the pictures.
 
     Raises PromptError, ImageError or ConfigError.
     """
@@ -66,6 +69,7 @@ def chat_jobs(
         body,
         top_logprobs=body.top_logprobs,
         response_format=form and form.model_dump(by_alias=True),
+        adapter=adapter,
     )
     example = model.example(request)
     _check_length(model, example)
@@ -80,14 +84,14 @@ def chat_jobs(
     return [model.job(_numbered(request, i), ready, live=True) for i in range(body.n)]
 
 
-def completion_jobs(model: LlavaModel, body: CompletionRequest) -> list[Job]:
+def completion_jobs(model: LlavaModel, body: CompletionRequest, adapter: str = "") -> list[Job]:
     """A job for each of `n` answers to each prompt. Raises PromptError or ConfigError."""
     jobs = []
     for text in body.prompt:
         _check_text(model, [text])
         example = Example(np.array(model.tokenizer.encode(text), np.int32))
         _check_length(model, example)
-        request = _request(model, text, body, top_logprobs=body.logprobs or 0)
+        request = _request(model, text, body, top_logprobs=body.logprobs or 0, adapter=adapter)
         for i in range(body.n):
             job = model.job(_numbered(request, i), example, live=True)
             job.text = Detokenizer(

@@ -64,7 +64,11 @@ def run(args: argparse.Namespace, *, demo: bool = False) -> int:
     limits = Limits(**{name: given[name] for name in LIMITS if name in given})
     Fetcher(settings.allow_urls, settings.url_seconds, 1)  # its checks
     key, made = api_key(args.api_key)
-    name = args.name or Path(args.model).name or "model"
+    name, loading = args.name or Path(args.model).name or "model", loading_options(args)
+    if name in loading["adapters"]:
+        raise ConfigError(
+            f"model and adapter are both called {name!r}", fix="--name names the model"
+        )
     sock = listen(args.host, args.port)  # before minutes of loading
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace, *, demo: bool = False) -> int:
     use_compile_cache()
     model = load(
         args.model,
-        **loading_options(args),
+        **loading,
         limits=limits,
         template=args.template,
     )
@@ -90,7 +94,8 @@ def run(args: argparse.Namespace, *, demo: bool = False) -> int:
 
     def ready() -> None:
         seconds = time.monotonic() - start
-        print(f"{name} answers at {url}/v1 after {seconds:.0f} s", flush=True)
+        beside = f" (with {', '.join(loading['adapters'])})" if loading["adapters"] else ""
+        print(f"{name}{beside} answers at {url}/v1 after {seconds:.0f} s", flush=True)
 
     worker.on_ready = ready
     if made:

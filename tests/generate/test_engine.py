@@ -105,7 +105,7 @@ def test_an_answer_is_to_the_bit_the_one_it_gets_alone():
         if i in kept:
             if i % 2:  # with nothing kept, and with what came before
                 alone.held = [[] for _ in alone.held]
-                alone.places.clear()
+                alone.pictures.places.clear()
             alone.run([alone.submit(job)])
             assert result(job) == result(together[i]), i
 

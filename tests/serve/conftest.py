@@ -10,6 +10,7 @@ openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 
 from bench.serving import KEY, NAME, Running, noise, picture, running, said, shown  # noqa: E402
+from tests.generate.test_adapters import written  # noqa: E402
 
 __all__ = ["KEY", "NAME", "noise", "openai", "picture", "said", "shown"]
 
@@ -24,13 +25,15 @@ class Served(Running):
         """One answer; content is of one user message, or all messages."""
         if not (isinstance(content, list) and "role" in content[0]):
             content = [{"role": "user", "content": content}]
-        more = {"max_tokens": 8, **more}
-        return self.client.chat.completions.create(model=NAME, messages=content, **more)
+        more = {"max_tokens": 8, "model": NAME, **more}
+        return self.client.chat.completions.create(messages=content, **more)
 
 
 @pytest.fixture(scope="session")
-def server():
-    limits = {"slots": 4, "waiting": 12, "max_body_bytes": 300_000, "max_messages": 20}
-    with running(page=True, **limits) as made:
+def server(tmp_path_factory):
+    # With an adapter beside it: what is asked of the model itself must not change by that.
+    adapters = {"cats": written("peft", tmp_path_factory.mktemp("adapters"))}
+    limits: Any = {"slots": 4, "waiting": 12, "max_body_bytes": 300_000, "max_messages": 20}
+    with running(page=True, adapters=adapters, **limits) as made:
         client = openai.OpenAI(base_url=f"{made.url}/v1", api_key=KEY, max_retries=0, timeout=60)
         yield Served(made.url, made.worker, made.http, client)

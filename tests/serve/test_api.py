@@ -163,8 +163,9 @@ def test_completions(server):
 
 
 def test_models_health_metrics_and_document(server):
-    assert [m.id for m in server.client.models.list()] == [NAME]
-    assert server.client.models.retrieve(NAME).id == NAME
+    models = [(m.id, m.parent) for m in server.client.models.list()]
+    assert models == [(NAME, None), ("cats", NAME)]
+    assert server.client.models.retrieve("cats").id == "cats"
     assert server.http.get("/health", headers={"Authorization": ""}).json() == {"status": "ready"}
     page = server.http.get("/metrics").text
     for name in ("queue_length", "slots_busy", "compiles_total", "tokens_total", "requests_total"):
@@ -172,6 +173,17 @@ def test_models_health_metrics_and_document(server):
     assert "llava_time_to_first_token_seconds_count" in page
     document = server.http.get("/openapi.json").json()
     assert {"/v1/models", "/v1/completions", "/v1/chat/completions"} <= set(document["paths"])
+
+
+def test_an_adapter_is_chosen_by_the_name_of_the_model(server):
+    first, *again = [server.chat(RED, model=name, logprobs=True) for name in ("cats", NAME) * 2]
+    assert [reply.model for reply in again] == [NAME, "cats", NAME]
+    assert bits(again[1]) == bits(first)
+    assert bits(again[2]) == bits(again[0])
+    assert bits(first) != bits(again[0])
+    ask = server.client.completions.create
+    one, other = (ask(model=m, prompt="a", max_tokens=2, logprobs=0) for m in ("cats", NAME))
+    assert one.choices[0].logprobs.token_logprobs != other.choices[0].logprobs.token_logprobs
 
 
 def test_leaving_ends_the_answer(server):

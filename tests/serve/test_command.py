@@ -60,6 +60,21 @@ def test_a_taken_port_is_said_before_the_model_is_loaded(capsys):
     assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["cats"], "is not NAME=DIR"),
+        (["cats=a", "cats=b"], "names one that is there"),
+        (["tiny=a"], "both called 'tiny'"),
+        (["cats=nowhere"], "no such folder"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused(capsys, given, says):
+    words = [word for one in given for word in ("--adapter", one)]
+    assert cli.main(["serve", "--port=0", "--api-key=a", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_a_limit_that_means_nothing_is_refused(capsys):
     assert cli.main(["serve", "--slots", "0"]) == 2
     assert "slots is 0" in capsys.readouterr().err

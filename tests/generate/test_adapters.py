@@ -1,0 +1,145 @@
+"""LoRA adapters beside the model: each answers as its merged model, and nobody else is touched."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llava_jax import load
+from llava_jax.config import LoraConfig
+from llava_jax.convert import load_checkpoint, save_checkpoint
+from llava_jax.errors import ConfigError, WeightError
+from llava_jax.generate import Engine
+from llava_jax.generate.request import Request
+from llava_jax.model import LlavaModel
+from llava_jax.params import is_lora, parameter_shapes
+
+DECODER = LoraConfig().targets
+KINDS = {  # name: (format, LoRA, whether the projector is trained too)
+    "pair": ("lora", LoraConfig(4, 8.0, targets=DECODER), True),
+    "peft": ("peft", LoraConfig(2, 3.0, targets=DECODER[:3], rslora=True), False),
+    "ours": ("jax", LoraConfig(3, 9.0, targets=(*DECODER[-2:], "projector.linear_0")), False),
+    "tower": ("peft", LoraConfig(2, 6.0, targets=(DECODER[0], "vision.layers.attn.q")), False),
+}
+PICTURE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def adapted(kind: str, **changed):
+    """The shipped model with an adapter, in memory. changed: parameters in place of its own."""
+    _, lora, trained = KINDS[kind]
+    base, rng = (
+        load_checkpoint("tiny", dtype="fp32"),
+        np.random.default_rng(list(KINDS).index(kind)),
+    )
+    config = replace(base.config, lora=lora)
+    for name, shape in parameter_shapes(config).items():
+        if is_lora(name):
+            base.params[name] = rng.normal(0, 0.2, shape).astype(np.float32)
+    kernel = base.params["projector.linear_0.kernel"]
+    if trained:
+        noise = rng.normal(0, 0.05, kernel.shape).astype(np.float32)
+        base.params["projector.linear_0.kernel"] = kernel + noise
+    return replace(base, config=config, params=base.params | changed)
+
+
+def written(kind: str, folder, **changed):
+    to = KINDS[kind][0]
+    more = {} if to == "jax" else {"base": "tiny"}
+    return save_checkpoint(adapted(kind, **changed), folder / kind, to=to, **more)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return {kind: str(written(kind, folder)) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def model(folders):
+    return load("tiny", adapters=folders, allow_pickle=True)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return load("tiny")
+
+
+WORDS = "What color is the circle? " * 20  # longer than a chunk, so that it can be reused
+
+
+def asked(adapter: str = "", **more) -> Request:
+    return Request(WORDS, PICTURE, **{"max_new_tokens": 8, "adapter": adapter, **more})
+
+
+def bits(model: LlavaModel, requests: list[Request], engine: Engine | None = None) -> list:
+    """Ids and log-probabilities of answers together, by an engine of 8 slots."""
+    engine = engine or Engine(model.generator, 8)
+    jobs = [model.job(r.seeded(), model.with_pixels(model.example(r))) for r in requests]
+    engine.run([engine.submit(job) for job in jobs])
+    return [(job.ids, job.logprobs) for job in jobs]
+
+
+def test_an_adapter_answers_as_its_merged_model(model, plain, folders):
+    replies = {kind: model.generate_batch([asked(kind)])[0] for kind in folders}
+    own = dict(plain.generator.params())
+    for kind, folder in folders.items():
+        found = load_checkpoint(folder, base="tiny", merge=True, dtype="fp32", allow_pickle=True)
+        plain.generator.set_params(found.params)
+        want = plain.generate_batch([asked()])[0]
+        assert replies[kind].ids == want.ids, kind
+        assert replies[kind].logprobs == pytest.approx(want.logprobs, abs=1e-5), kind
+    plain.generator.set_params(own)
+    assert len({reply.logprobs for reply in replies.values()}) == len(KINDS)
+
+
+def test_neighbours_and_the_base_keep_every_bit(model, plain):
+    requests = [asked(kind, temperature=t, seed=5) for t in (0, 1.5) for kind in ("", *KINDS)]
+    alone = [bits(model, [request])[0] for request in requests]
+    engine = Engine(model.generator, 8)
+    assert bits(model, requests[::-1], engine)[::-1] == alone
+    # What was read through one is not taken for another: now all prompts are known.
+    assert bits(model, requests, engine) == alone
+    assert engine.counts["prompt_tokens_reused"] > 0
+    bare = [request for request in requests if not request.adapter]
+    assert bits(plain, bare) == [alone[0], alone[len(KINDS) + 1]]
+
+
+def test_a_stream_and_beams_go_through_it(model):
+    greedy = model.generate_batch([asked("peft", max_new_tokens=2)])[0]
+    assert model.stream(WORDS, PICTURE, adapter="peft").reply.ids[0] == greedy.ids[0]
+    how = {"num_beams": 2, "max_new_tokens": 2, "adapter": "peft"}
+    beams = {b.ids: b.logprobs for b in model.generate_n(WORDS, PICTURE, n=2, **how)}
+    assert len(greedy.ids) == 2
+    assert beams[greedy.ids] == pytest.approx(greedy.logprobs, abs=1e-5)
+
+
+def test_an_unknown_name_is_refused(model):
+    with pytest.raises(ConfigError, match="there is no adapter 'dogs'"):
+        model.generate("x", adapter="dogs")
+    assert not any(is_lora(name) for name, _ in model.generator.params())
+
+
+def test_what_cannot_stay_unmerged_is_refused_by_name(tmp_path):
+    norm = adapted("ours").params["language.norm.scale"]
+    folder = written("ours", tmp_path, **{"language.norm.scale": norm + 1})
+    with pytest.raises(WeightError, match=r"language\.norm\.scale is not the base's.*--merge"):
+        load("tiny", adapters={"a": folder})
+    with pytest.raises(WeightError, match="holds no LoRA factors"):
+        load("tiny", adapters={"a": load_folder("tiny")})
+    bad = {"language.layers.mlp.down.lora_b": np.full((2, 3, 96), np.nan, np.float32)}
+    folder = written("ours", tmp_path / "nan", **bad)
+    with pytest.raises(WeightError, match="not finite"):
+        load("tiny", adapters={"a": folder})
+    folder = written("peft", tmp_path)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "someone/vicuna-7b"
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(WeightError, match="was trained on 'someone/vicuna-7b'.*to null"):
+        load("tiny", adapters={"a": folder})
+
+
+def load_folder(name: str):
+    from llava_jax.convert.io import hub
+
+    return hub.local(name)
