@@ -83,8 +83,9 @@ class Coverage:
         """One sentence per problem."""
         how = "are left out" if self.missing_left_out else "count as wrong"
         how += f" (left out of {', '.join(self.left_out_of)})" if self.left_out_of else ""
-        which = "all count" if self.all_rows_count else "the last counts"
-        also = ", which count too" if self.all_rows_count else ""
+        which, also = "the last counts", ""
+        if self.all_rows_count:
+            which, also = "all count", ", which count too"
         duplicated = [f"{i} (lines {_some(n)})" for i, n in self.duplicated.items()]
         unknown = [f"{i} (line {n})" for i, n in self.unknown.items()]
         found = {
@@ -139,9 +140,7 @@ def read_answers(
     answers = []
     for line, row in rows:
         known = row.get("metadata")
-        if isinstance(known, dict) and known.get(
-            "error"
-        ):  # why `eval` got no answer: it is missing
+        if isinstance(known, dict) and known.get("error"):  # `eval` got no answer: it is missing
             continue
         if (id_key := next((k for k in id_keys if row.get(k) is not None), None)) is None:
             raise AnswerError(f"{path} line {line}: no id; expected one of {', '.join(id_keys)}")
@@ -151,9 +150,13 @@ def read_answers(
         if text_key is None and not empty_is_none:
             names = ", ".join(dict.fromkeys((*text_keys, *MODELS[:2])))
             raise AnswerError(f"{where}: no answer; expected one of {names}")
-        empty = value is None and (empty_is_none or path.suffix.lower() in TABLES)
-        text = "" if empty else _text(value, where)
-        answers.append(Answer(as_id(row[id_key], where), text, line, row))
+        if value is None and (empty_is_none or path.suffix.lower() in TABLES):
+            value = ""
+        if not isinstance(value, str) and not (
+            type(value) in (int, float) and abs(value) < math.inf
+        ):
+            raise AnswerError(f"{where}: the answer is {value!r}, not text")
+        answers.append(Answer(as_id(row[id_key], where), str(value), line, row))
     return AnswerFile(path, answers, bad)
 
 
@@ -180,15 +183,6 @@ def as_id(value: Any, where: str = "id") -> str:
     raise AnswerError(f"{where}: an id must be text or a whole number")
 
 
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    if is_number and not isinstance(value, bool):
-        return str(value)
-    raise AnswerError(f"{where}: the answer is {value!r}, not text")
-
-
 def join(
     ids: Iterable[str],
     answers: AnswerFile,
@@ -211,12 +205,10 @@ def join(
     Raises:
       AnswerError: not one id fits, or an answer names the wrong image.
     """
-    wanted = dict.fromkeys(ids)
+    wanted, joined = dict.fromkeys(ids), Joined()
     scored = list(wanted) if scored is None else list(scored)
-    joined = Joined()
-    coverage = Coverage(
-        len(scored), bad_lines=answers.bad_lines, missing_left_out=leaves_out, **how
-    )
+    how |= {"bad_lines": answers.bad_lines, "missing_left_out": leaves_out}
+    coverage = Coverage(len(scored), **how)
     for a in answers.rows:
         if a.id not in wanted:
             coverage.unknown.setdefault(a.id, a.line)

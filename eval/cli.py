@@ -10,6 +10,7 @@ from llava_jax.errors import LlavaError
 from llava_jax.eval.files import check_folder
 from llava_jax.eval.report.paper import ROWS
 from llava_jax.eval.task import TASKS, Task, TaskSettings, check_settings, get_task
+from llava_jax.settings import add_loading_options
 from llava_jax.util import refuse_input, write_json
 
 EXAMPLES = """examples:
@@ -44,9 +45,7 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", help="checkpoint folder or hub id, or a name at --endpoint")
     p.add_argument("--endpoint", metavar="URL", help="ask a server (OpenAI-compatible) instead")
     p.add_argument("--config", type=Path, help="options in a YAML or JSON file, or a result.json")
-    p.add_argument("--base", help="model that an adapter or projector in --model belongs to")
-    p.add_argument("--vision-tower", help="CLIP of a checkpoint that comes without its own")
-    p.add_argument("--allow-pickle", action="store_true", help="read .bin weight files")
+    add_loading_options(p)
     p.add_argument("--tasks", help="comma-separated names or NAME:SPLIT; see eval list")
     p.add_argument("--data", type=Path, help="folder with one per benchmark, or a benchmark's own")
     p.add_argument("--images", type=Path, help="image folder, where it is not in the data folder")

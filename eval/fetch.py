@@ -65,9 +65,8 @@ def _get(url: str, out: Path) -> Path:
         known[path.name] = {"url": url, "sha256": digest, "bytes": path.stat().st_size}
         write_json(record, known, indent=1)
     elif wanted and (digest := pooch.file_hash(str(path))) != wanted:
-        raise LlavaError(
-            f"{path}: has hash {digest[:12]}…, not {wanted[:12]}…", fix="remove it and fetch again"
-        )
+        what = f"{path}: has hash {digest[:12]}…, not {wanted[:12]}…"
+        raise LlavaError(what, fix="remove it and fetch again")
     if path.suffix == ".zip":
         _unpack(path, out)
     return path

@@ -55,17 +55,16 @@ def read_rows(
         raise error(f"{path}: is compressed", fix=f"gunzip {path.name}")
     if kind in _KINDS:
         return list(_KINDS[kind](path, error))
-    lines = json_lines(read_text(path, error))
-    if kind == ".json" and not (len(lines) > 1 and _is_object(lines[0][1])):
-        return _json_rows(path, inside, error)
-    return list(_jsonl_rows(path, lines, error, bad_lines))
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+    lines = json_lines(text := read_text(path, error))
+    jsonl = kind != ".json"
+    if len(lines) > 1 and not jsonl:
+        with contextlib.suppress(ValueError, RecursionError):
+            jsonl = isinstance(json.loads(lines[0][1]), dict)
+    return list(
+        _jsonl_rows(path, lines, error, bad_lines)
+        if jsonl
+        else _json_rows(path, text, inside, error)
+    )
 
 
 def _jsonl_rows(
@@ -90,22 +89,19 @@ def _jsonl_rows(
             raise error(f"{path} line {number}: {problem}: {line.strip()[:60]!r}")
 
 
-def _json_rows(path: Path, inside: str, error: type[LlavaError]) -> list[Row]:
-    values = parse_values(read_text(path, error), path, error, doubled=True)
+def _json_rows(path: Path, text: str, inside: str, error: type[LlavaError]) -> Iterator[Row]:
+    values = parse_values(text, path, error, doubled=True)
     if len(values) != 1:
         raise error(f"{path}: the file holds {len(values)} JSON values, not one")
     (value,) = values
     if isinstance(value, dict) and isinstance(value.get(inside), dict | list):
         value = value[inside]
-    if isinstance(value, Doubled):
-        raise error(f"{path}: the key {value.key!r} stands twice")
     if isinstance(value, dict):
-        if "question_id" in value:  # a jsonl file of one line
-            return [(1, value)]
-        twice = next((v.key for v in value.values() if isinstance(v, Doubled)), None)
-        value = [{"id": k, **(v if isinstance(v, dict) else {"text": v})} for k, v in value.items()]
-        if twice is not None:
-            raise error(f"{path}: the key {twice!r} stands twice")
+        for one in (value, *value.values()):
+            if isinstance(one, Doubled):
+                raise error(f"{path}: the key {one.key!r} stands twice")
+        rows = [{"id": k, **(v if isinstance(v, dict) else {"text": v})} for k, v in value.items()]
+        value = [value] if "question_id" in value else rows  # a jsonl file of one line
     if not isinstance(value, list):
         raise error(f"{path}: expected a list or an object, found {type(value).__name__}")
     for i, row in enumerate(value, 1):
@@ -113,7 +109,7 @@ def _json_rows(path: Path, inside: str, error: type[LlavaError]) -> list[Row]:
             raise error(f"{path} entry {i}: expected an object, found {type(row).__name__}")
         if isinstance(row, Doubled):
             raise error(f"{path} entry {i}: the key {row.key!r} stands twice")
-    return list(enumerate(value, 1))
+        yield i, row
 
 
 def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
@@ -122,7 +118,7 @@ def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig", newline="") as f:
         reader = csv.DictReader(f, delimiter=delimiter)
         try:
-            _check_header(path, reader.fieldnames or (), error)
+            _refuse_twice(reader.fieldnames or (), f"{path}: the column {{!r}} stands twice", error)
             for row in reader:
                 if None in row or None in row.values():
                     where = f"{path} line {reader.line_num}"
@@ -133,9 +129,9 @@ def _table_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
             raise error(f"{path}: not a table of UTF-8 text ({e})") from None
 
 
-def _check_header(path: Path, names: Sequence[str], error: type[LlavaError]) -> None:
+def _refuse_twice(names: Sequence[str], words: str, error: type[LlavaError] = DataError) -> None:
     if twice := next((n for n in names if names.count(n) > 1), None):
-        raise error(f"{path}: has the column {twice!r} twice")
+        raise error(words.format(twice))
 
 
 def _xlsx_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
@@ -146,7 +142,8 @@ def _xlsx_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
         raise error(f"{path}: not an Excel file ({type(e).__name__})") from None
     rows = book.active.iter_rows(values_only=True)
     header = [str(h) for h in next(rows, [])]
-    _check_header(path, [h for h in header if h != "None"], error)
+    shown = [h for h in header if h != "None"]
+    _refuse_twice(shown, f"{path}: the column {{!r}} stands twice", error)
     for number, cells in enumerate(rows, 2):
         if any(c is not None for c in cells):
             yield number, dict(zip(header, cells))
@@ -157,11 +154,9 @@ def _parquet_rows(path: Path, error: type[LlavaError]) -> Iterator[Row]:
     parquet = need("pyarrow.parquet", "to read .parquet files", "llava_jax[eval]")
     try:
         with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=64):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, {k: _without_path(v) for k, v in row.items()}
+            rows = (row for batch in file.iter_batches(batch_size=64) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield number, {k: _without_path(v) for k, v in row.items()}
     except (OSError, ValueError, LookupError) as e:  # pyarrow's errors are all of these
         raise error(f"{path}: is not a parquet file ({' '.join(str(e).split())[:80]})") from None
 
@@ -203,8 +198,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds no keys, name: value")
     names = [key.value for key, _ in node.value if isinstance(key.value, str)]
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise DataError(f"{path}: the key {twice!r} stands twice")
+    _refuse_twice(names, f"{path}: the key {{!r}} stands twice")
     return value
 
 
@@ -256,17 +250,23 @@ def find_optional(
     """As `find`, but None where nothing matches; several matches are still an error."""
     if data.is_file():
         return data if any(data.match(p) for p in patterns) else None
-    for pattern in (*patterns, *(f"*/{p}" for p in patterns), *(f"{p}.gz" for p in patterns)):
-        files = sorted(f for f in data.glob(pattern) if (split or "") in f.name)
-        if files and pattern.endswith(".gz"):
-            raise DataError(f"{files[0]}: the {what} is compressed", fix=f"gunzip {files[0].name}")
-        if len(files) > 1:
-            names = ", ".join(str(f.relative_to(data)) for f in files[:6])
-            what = f"{data}: several files could be the {what}: {names}"
-            raise DataError(what, fix="use --split")
+    files = find_all(data, (*patterns, *(f"*/{p}" for p in patterns)), split)
+    if len(files) > 1:
+        names = ", ".join(str(f.relative_to(data)) for f in files[:6])
+        raise DataError(f"{data}: several files could be the {what}: {names}", fix="use --split")
+    return files[0] if files else None
+
+
+def find_all(data: Path, places: Sequence[str], split: str | None) -> list[Path]:
+    """The files of a folder that fit the first of `places` (globs) that fits any, see `find`. Raises
+    DataError where only a compressed one does."""
+    for place in (*places, *(f"{p}.gz" for p in places)):
+        files = sorted(f for f in data.glob(place) if (split or "") in f.name)
+        if files and place.endswith(".gz"):
+            raise DataError(f"{files[0]}: is compressed", fix=f"gunzip {files[0].name}")
         if files:
-            return files[0]
-    return None
+            return files
+    return []
 
 
 ID = (str, int)  # an id in a JSON file
@@ -296,9 +296,7 @@ def read_checked(path: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [expect(row, f"{path} line {line}", fields) for line, row in read_rows(path)]
 
 
-def read_list(
-    path: Path, key: str, fields: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_list(path: Path, key: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """A JSON file's object, and the objects in its list `key`, checked as in `read_checked`."""
     value = read_json(path, DataError)
     rows = value.get(key) if isinstance(value, dict) else None

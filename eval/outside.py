@@ -101,8 +101,7 @@ class YamlTask(SimpleTask):
 
     def item(self, row: dict[str, Any], number: int) -> Item:
         keys = self.keys
-        options = _options(row, keys.get("options"))
-        truth = row[keys["answer"]]
+        options, truth = _options(row, keys.get("options")), row[keys["answer"]]
         if self.rule in ("letter", "first_letter"):
             truth = truths.option(truth, options)
         else:
@@ -113,10 +112,9 @@ class YamlTask(SimpleTask):
             raise ValueError(f"no picture in {', '.join(_listed(keys['image']))}")
         flat = tuple(i for x in images for i in (x if isinstance(x, list) else [x]))
         named = {n: str(row[keys[n]]) for n in ("id", "group", "together") if n in keys}
-        key, group = named.get("id", str(number)), named.get("group", "")
         prompt = keys["prompt"].format_map({**row, "options": lines})
-        groups = {keys["group"]: group} if group else {}
-        together = named.get("together", "")
+        groups = {keys["group"]: named["group"]} if named.get("group") else {}
+        key, together = named.get("id", str(number)), named.get("together", "")
         return Item(key, prompt, truth, flat, options, groups, together)
 
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
@@ -129,13 +127,13 @@ class YamlTask(SimpleTask):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         if not self.grades:
             return super().score(answers, data, settings)
-        items, grades = (
-            self.items(data, settings),
-            read_grades(answers, self.next_line("judge", answers, data, settings)),
-        )
-        given = graded(answers, grades)
-        end = self.lacks(data, settings, items)
-        joined, coverage = join([i.key for i in items], given, strict=settings.strict, open_end=end)
+        items = self.items(data, settings)
+        grades = read_grades(answers, self.next_line("judge", answers, data, settings))
+        how: dict[str, Any] = {
+            "open_end": self.lacks(data, settings, items),
+            "strict": settings.strict,
+        }
+        joined, coverage = join([i.key for i in items], graded(answers, grades), **how)
         read = {k: [x for x in a.row["score"] if x is not None] for k, a in joined.items()}
         unread = [k for k, scores in read.items() if not scores]
         if not (kept := [i for i in items if i.key not in unread]):
@@ -163,9 +161,8 @@ class YamlTask(SimpleTask):
             columns = {n: k for n, k in columns.items() if n not in row}
         if columns:
             name, key = next(iter(columns.items()))
-            raise DataError(
-                f"{data}: no row has the column {name!r}, which {key} of {self.name} is"
-            )
+            what = f"no row has the column {name!r}, which {key} of {self.name} is"
+            raise DataError(f"{data}: {what}")
 
 
 def _from_yaml(path: Path) -> YamlTask:
@@ -204,9 +201,8 @@ def _options(row: dict[str, Any], columns: Any) -> tuple[str, ...]:
     while found and truths.hidden(found[-1]):
         found.pop()
     if len(found) == 1 or any(map(truths.hidden, found)):
-        raise ValueError(
-            f"one of the options {', '.join(columns)} is empty, but not those behind it"
-        )
+        what = f"one of the options {', '.join(columns)} is empty"
+        raise ValueError(f"{what}, but not those behind it")
     return truths.options(found)
 
 

@@ -15,7 +15,7 @@ from llava_jax.errors import LlavaError, counted
 from llava_jax.eval import truths
 from llava_jax.eval.answers import Coverage, Joined
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import read_rows
+from llava_jax.eval.files import find_all, read_rows
 from llava_jax.eval.questions import LETTER, Question, question, same_question
 from llava_jax.eval.rules import LETTERS, RULES
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
@@ -100,17 +100,15 @@ class SimpleTask(Task):
         for nothing, or for several such folders."""
         if data.is_file():
             return [data]
-        places = [place for p in files for place in (p, f"*/{p}")]
-        for place in places:
-            found = [p for p in sorted(data.glob(place)) if (settings.split or "") in p.name]
-            folders = {str(p.parent.relative_to(data)) for p in found}
-            if len(folders) > 1 and place not in files:
-                what = f"{data}: questions are in several folders: {', '.join(sorted(folders))}"
-                raise DataError(what, fix="--data names one of them")
-            if found:
-                return found
-        if packed := next((p for place in places for p in data.glob(f"{place}.gz")), None):
-            raise DataError(f"{packed}: is compressed", fix=f"gunzip {packed.name}")
+        found = find_all(data, [place for p in files for place in (p, f"*/{p}")], settings.split)
+        folders = {str(p.parent.relative_to(data)) for p in found}
+        if len(folders) > 1 and not any(
+            found[0].relative_to(data).match(p) for p in files if "/" in p
+        ):
+            what = f"{data}: questions are in several folders: {', '.join(sorted(folders))}"
+            raise DataError(what, fix="--data names one of them")
+        if found:
+            return found
         where = f" for split {settings.split!r}" if settings.split else ""
         what = " or ".join(files)
         fix = self.data_files if self.data_files != what else None
@@ -147,14 +145,12 @@ class SimpleTask(Task):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         items = self.items(data, settings)
         by_rule = type(self).judged is SimpleTask.judged
-        if unknown := [
-            i.key for i in items if i.truth is None or (by_rule and truths.hidden(i.truth))
-        ]:
-            what = f"{data}: {len(unknown)} of {len(items)} questions have no answers, first"
-            raise DataError(f"{what} {unknown[0]} (such a split is scored by a server)")
-        joined, coverage = self.join(
-            [i.key for i in items], answers, settings, open_end=self.lacks(data, settings, items)
-        )
+        absent = [i for i in items if i.truth is None or (by_rule and truths.hidden(i.truth))]
+        if absent:
+            what = f"{data}: {len(absent)} of {len(items)} questions have no answers, first"
+            raise DataError(f"{what} {absent[0].key} (such a split is scored by a server)")
+        end = self.lacks(data, settings, items)
+        joined, coverage = self.join([i.key for i in items], answers, settings, open_end=end)
         check_rows(answers, items, joined, coverage)
         samples = {i.key: self._sample(i, joined) for i in items}
         return self.result(items, samples, Result(self, {}, samples, coverage))
@@ -174,7 +170,7 @@ class SimpleTask(Task):
             result.totals["group_accuracy"] = percent(map(float, right.values()))
             result.totals["groups"] = len(right)
         if unread := sum(s.parsed == "Z" for s in scores):
-            result.notes.append(f"{counted(unread, 'answer')} name no option")
+            result.notes.append(f"{counted(unread, 'answer')} without an option")
         return result
 
     def weigh(self, samples: Sequence[Sample]) -> None:
@@ -217,10 +213,9 @@ def check_rows(path: Path, items: list[Item], joined: Joined, coverage: Coverage
             if isinstance(said := row.get(name), str) and not same_question(said, item.prompt):
                 wrong.append(f"{name} {said[:60]!r}")
         if answer and wrong:
-            what = (
-                f"{path} line {answer.line}, id {item.key}: the answer is for {wrong[0]}, not for"
-            )
-            raise AnswerError(f"{what} {', '.join(names) or 'a picture'} and {item.prompt[:60]!r}")
+            where = f"{path} line {answer.line}, id {item.key}"
+            own = f"{', '.join(names) or 'a picture'} and {item.prompt[:60]!r}"
+            raise AnswerError(f"{where}: the answer is for {wrong[0]}, not for {own}")
 
 
 def weigh(scores: Sequence[Sample], kind: str, share: dict[str, float] | None = None) -> None:

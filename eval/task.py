@@ -1,7 +1,7 @@
 """What a benchmark is, and the list of them. A benchmark is one file under eval/benchmarks.
 
-Adding one: write `eval/benchmarks/<name>.py` with a `Task` subclass and its instance `TASK`, add its
-line to `TASKS`, and its paper numbers to eval/report/paper.py. Nothing here or there imports jax.
+Adding one: write `eval/benchmarks/<name>.py` with a `Task` subclass of that name, add its line to
+`TASKS`, and its paper numbers to eval/report/paper.py. Nothing here or there imports jax.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import logging
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,6 +36,11 @@ TASKS = {
 }  # fmt: skip
 Table = dict[str, dict[str, float]]  # row -> column -> number
 ALIASES = {"sqa": "scienceqa", "seedbench": "seed", "llava_bench": "llava_wild", "vqa": "vqav2"}
+_BESIDE = {
+    "mmbench_cn": "mmbench",
+    "infovqa": "docvqa",
+    "coco30": "llava_wild",
+}  # in that one's file
 
 
 @dataclass(slots=True)
@@ -193,7 +199,7 @@ class Task:
         action: str,
         answers: Path,
         data: Path,
-        settings: TaskSettings = DEFAULT,
+        settings: TaskSettings,
         out: Path | None = None,
     ) -> str:
         """The command line that goes on with an answer file, to be typed as it is but for a judge's NAME.
@@ -224,16 +230,10 @@ class Task:
         """The answers in a file by question, and how they cover `ids`. how: see answers.join."""
         return join(ids, self.read(answers, settings), strict=settings.strict, **how)
 
-    def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
+    def read(self, path: Path, settings: TaskSettings, **how: Any) -> AnswerFile:
         """An answer file of this benchmark. how: see read_answers."""
-        return read_answers(
-            path,
-            id_keys=self.id_keys,
-            text_keys=self.text_keys,
-            inside=self.answers_in,
-            skip_bad_lines=settings.skip_bad_lines,
-            **how,
-        )
+        how |= {"id_keys": self.id_keys, "text_keys": self.text_keys, "inside": self.answers_in}
+        return read_answers(path, skip_bad_lines=settings.skip_bad_lines, **how)
 
 
 def check_settings(tasks: Sequence[Task], settings: TaskSettings) -> None:
@@ -279,7 +279,13 @@ def get_task(name: str) -> Task:
     if key not in TASKS:
         fix = did_you_mean(key, [*TASKS, *ALIASES]) or f"one of {', '.join(TASKS)}"
         raise LlavaError(f"unknown benchmark {name!r}", fix=fix)
-    return importlib.import_module(f"llava_jax.eval.benchmarks.{key}").TASK
+    return _shipped(key)
+
+
+@cache
+def _shipped(name: str) -> Task:
+    module = importlib.import_module(f"llava_jax.eval.benchmarks.{_BESIDE.get(name, name)}")
+    return next(c for c in vars(module).values() if getattr(c, "name", "") == name)()
 
 
 def percent(scores: Iterable[float], digits: int | None = None) -> float:

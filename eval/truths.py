@@ -42,7 +42,7 @@ def texts(value: Any) -> str | list[str] | None:
         return text(value)
     if any(v is None or v != v for v in value):
         raise ValueError(f"one of the truths {shown(value)} is missing")
-    return ["" if v == "" else str(text(v)) for v in value]
+    return [v if isinstance(v, str) else str(text(v)) for v in value]
 
 
 def letter(value: Any, letters: str = LETTERS) -> str | None:
@@ -99,7 +99,8 @@ def options(value: Any) -> tuple[str, ...]:
             read = ast.literal_eval(value.strip())
     if not isinstance(read, list | tuple):
         raise ValueError(f"the options {shown(value)} are no list")
-    garbled = isinstance(value, str) and len(read) == 1  # "['1' '2']", as numpy prints two
+    # "['1' '2']", as numpy prints two; one option alone ("['1']") is a list as well
+    garbled = isinstance(value, str) and len(read) == 1 and re.search(r"""['"]\s+['"]""", value)
     if garbled or len(read) > len(LETTERS) or any(o is None or o != o for o in read):
         raise ValueError(f"the options {shown(value)} are not several texts")
-    return tuple("" if o == "" else str(text(o)) for o in read)
+    return tuple(o if isinstance(o, str) else str(text(o)) for o in read)

@@ -20,6 +20,3 @@ class AI2D(SimpleTask):
         options = truths.options(row["options"])
         truth = truths.index(row["answer"], options)
         return Item(str(number), choices(row["question"], options), truth, (row["image"],), options)
-
-
-TASK = AI2D()

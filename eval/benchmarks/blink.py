@@ -28,6 +28,3 @@ class Blink(SimpleTask):
         truth = truths.letter(row["answer"], LETTERS[: len(options)])
         groups = {"sub_task": row["sub_task"]}
         return Item(str(row["idx"]), row["prompt"] + LETTER, truth, images, options, groups)
-
-
-TASK = Blink()

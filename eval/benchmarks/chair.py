@@ -107,7 +107,8 @@ class ObjectWords:
 
     def objects(self, caption: str) -> list[str]:
         """The objects a caption names, in order, with repetitions."""
-        words = [_singular(w) for w in _tokens(caption.lower())]
+        nltk = need("nltk.tokenize.destructive", "to score CHAIR", "llava_jax[chair]")
+        words = [_singular(w) for w in nltk.NLTKWordTokenizer().tokenize(caption.lower())]
         merged, i = [], 0
         while i < len(words):
             pair = " ".join(words[i : i + 2])
@@ -118,15 +119,7 @@ class ObjectWords:
         return [self.object_of[w] for w in merged if w in self.object_of]
 
 
-def _tokens(text: str) -> list[str]:
-    words = need("nltk.tokenize.destructive", "to score CHAIR", "llava_jax[chair]")
-    return words.NLTKWordTokenizer().tokenize(text)
-
-
 @lru_cache(maxsize=1 << 16)
 def _singular(word: str) -> str:
     rules = need("textblob.en.inflect", "to score CHAIR", "llava_jax[chair]")
     return rules.singularize(word)
-
-
-TASK = Chair()

@@ -35,6 +35,3 @@ class ChartQA(SimpleTask):
         truth = row["label"] if "label" in row else row["answer"]
         truth = truths.text(truth[0] if isinstance(truth, list) and truth else truth)
         return Item(f"{half}_{row['row']}", asked + SHORT, truth, (image,), groups={"half": half})
-
-
-TASK = ChartQA()

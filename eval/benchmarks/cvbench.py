@@ -30,6 +30,3 @@ class CVBench(SimpleTask):
         truth = truths.letter(row["answer"], LETTERS[: len(options)])
         key = f"{row['type']}_{row['idx']}" if "type" in row else str(row["idx"])
         return Item(key, choices(row["question"], options), truth, (image,), options, groups)
-
-
-TASK = CVBench()

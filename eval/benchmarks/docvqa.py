@@ -1,4 +1,4 @@
-"""DocVQA (validation: 5,349 questions; the test split is scored by a server, rrc.cvc.uab.es task 1).
+"""DocVQA and InfographicVQA (validation: 5,349 and 2,801 questions; rrc.cvc.uab.es scores the tests).
 
 Owner's rule: ANLS (see rules.anls), the mean over the questions.
 """
@@ -12,20 +12,15 @@ from llava_jax.eval.questions import SHORT
 from llava_jax.eval.simple import Item, SimpleTask
 from llava_jax.eval.task import TaskSettings
 
+_TABLES = ("validation*.parquet", "*.parquet", "*.jsonl")
+
 
 class DocVQA(SimpleTask):
     name = "docvqa"
     headline = "anls"
     rule = "anls"
     data_files = "val_v1.0_withQT.json with documents/, or parquet of lmms-lab/DocVQA"
-    files = (
-        "val*.json",
-        "DocVQA/validation*.parquet",
-        "validation*.parquet",
-        "*.parquet",
-        "*.jsonl",
-        "test*.json",
-    )
+    files = ("val*.json", "DocVQA/validation*.parquet", *_TABLES, "test*.json")
     image_key = "image"
     other = ("answer_type", "image_url", "image_local_name")  # columns of InfographicVQA
     inside = "data"
@@ -49,4 +44,9 @@ class DocVQA(SimpleTask):
         return [{"questionId": int(k) if k.isdigit() else k, "answer": given[k]} for k in keys]
 
 
-TASK = DocVQA()
+class InfoVQA(DocVQA):
+    name = "infovqa"
+    data_files = "infographicsVQA_val_v1.0_withQT.json with images/, or parquet of lmms-lab/DocVQA"
+    files = ("*val*.json", "InfographicVQA/validation*.parquet", *_TABLES, "*test*.json")
+    image_key = "image_local_name"
+    other = ("ucsf_document_id", "docId")

@@ -40,19 +40,15 @@ class GQA(Task):
         balanced = [i for i, q in questions.items() if q.get("isBalanced", True)]
         joined, coverage = self.join(questions, answers, settings, scored=balanced)
         predicted = {i: gqa_prediction(a.row, a.text) for i, a in joined.items()}
-        lenient = dict.fromkeys(balanced, 0.0)
+        lenient = dict.fromkeys(balanced, 0.0)  # and lmms-eval counts all that were asked
         for i, a in joined.items():
             lenient[i] = float(_lenient(a.text) == _lenient(questions[i]["answer"]))
         samples = {}
         for i in balanced:
             q, read = questions[i], predicted.get(i)
-            right, truth, details = (
-                float(read == q["answer"]),
-                q["answer"],
-                {"lmms_eval": lenient[i]},
-            )
+            right, truth = float(read == q["answer"]), q["answer"]
             image = f"{q['imageId']}.jpg" if "imageId" in q else ""
-            how = (read or "", q["question"], image, _groups(q), details)
+            how = (read or "", q["question"], image, _groups(q), {"lmms_eval": lenient[i]})
             samples[i] = Sample(right, joined.text(i), truth, *how)
         scores = list(samples.values())
         kinds = by_group(scores, "kind")
@@ -143,6 +139,3 @@ def _consistency(
 def _lenient(text: str) -> str:
     """lmms-eval's exact_match with ignore_case and ignore_punctuation."""
     return text.lower().translate(_NO_PUNCTUATION)
-
-
-TASK = GQA()

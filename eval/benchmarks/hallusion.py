@@ -50,6 +50,3 @@ class HallusionBench(SimpleTask):
                 right = {k: x for k, x in right.items() if k not in unseen}
             result.totals[name] = percent(map(float, right.values()))
         return result
-
-
-TASK = HallusionBench()

@@ -1,7 +1,8 @@
-"""LLaVA-Bench (in the wild): 60 questions on 24 images, judged against GPT-4's answers.
+"""LLaVA-Bench: in the wild (60 questions on 24 images) and COCO (v1: 90 on 30, with captions and boxes).
 
-Judge and summary: LLaVA eval_gpt_review_bench.py (gpt-4-0314, temperature 0.2) and
-summarize_gpt_review.py. Numbers of different judges are not comparable.
+Judge and summary: LLaVA eval_gpt_review_bench.py, for COCO eval_gpt_review_visual.py (gpt-4-0314,
+temperature 0.2; against GPT-4's answers), and summarize_gpt_review.py. The 85.1 % of LLaVA v1 on COCO is
+the relative score over all. Numbers of different judges are not comparable.
 """
 
 from collections.abc import Iterator
@@ -101,12 +102,19 @@ class LlavaWild(Task):
             yield row, message(rules[category], shown, q["text"], reference["text"], answer.text)
 
 
+class Coco30(LlavaWild):
+    name = "coco30"
+    boxes = True
+    prefix = ""
+    files = ("qa90_questions.jsonl", "questions.jsonl", "*questions.jsonl")
+    data_files = (
+        "qa90_questions.jsonl, caps_boxes_coco2014_val_80.jsonl, qa90_gpt4_answer.jsonl, rule.json"
+    )
+
+
 def _context(row: dict[str, Any], boxes: bool) -> str:
     if not boxes:
         caption = row["caption"]
         return "\n".join(caption) if isinstance(caption, list) else caption
     lines = [f"{i['category']}: {i['bbox']}" for i in row["instances"]]
     return "\n".join(row["captions"]) + "\n\n" + "\n".join(lines)
-
-
-TASK = LlavaWild()

@@ -91,6 +91,3 @@ def normalized(text: str, item: Item) -> str | None:
         return str(round(float(text), int(item.groups["precision"]))) if kind == "float" else text
     except (ValueError, OverflowError):
         return None
-
-
-TASK = MathVista()

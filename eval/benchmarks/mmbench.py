@@ -1,4 +1,4 @@
-"""MMBench (dev 20230712), circular: a question counts if it is right in every rotation of its options.
+"""MMBench (dev 20230712) and MMBench-CN (dev 20231003), circular: a question counts if it is right in every rotation of its options.
 
 Scorer: VLMEvalKit dataset/utils/multiple_choice.py and utils/matching_util.py at exact matching
 (no GPT): an answer whose option cannot be inferred counts as Z, wrong. LLaVA uploads an Excel file
@@ -91,8 +91,12 @@ class MMBench(Task):
             if g not in rows:  # as VLMEvalKit: a group is its base row, its rotations do not count
                 continue
             base = rows[g]
-            base.details = {"vanilla": base.score, "rows": {k: _row(rows[k]) for k in keys}}
-            base.score = float(all(rows[k].score for k in keys))
+            every = [(k, rows[k]) for k in keys]
+            shown = {
+                k: {"inferred": s.parsed, "truth": s.truth, "answer": s.answer} for k, s in every
+            }
+            base.details = {"vanilla": base.score, "rows": shown}
+            base.score = float(all(s.score for _, s in every))
             samples[g] = base
         if not samples:
             raise DataError(f"MMBench: no row with an index below {ROTATION:,}")
@@ -131,7 +135,7 @@ class MMBench(Task):
             write_xlsx(out, header, rows)
         return out
 
-    def read(self, path: Path, settings: TaskSettings, **how: bool) -> AnswerFile:
+    def read(self, path: Path, settings: TaskSettings, **how: Any) -> AnswerFile:
         return super().read(path, settings, empty_is_none=path.suffix.lower() in TABLES, **how)
 
     def _truth(
@@ -160,12 +164,15 @@ class MMBench(Task):
         return rows
 
 
+class MMBenchCN(MMBench):
+    name = "mmbench_cn"
+    data_files = "mmbench_dev_cn_20231003.tsv (images inside)"
+    suffix = "\n请直接回答选项字母。"
+    files = ("mmbench_dev_cn_*.tsv", "MMBench_DEV_CN*.tsv", "*.tsv")
+
+
 def _options(row: dict[str, Any]) -> dict[str, str]:
     return {c: str(row[c]) for c in "ABCD" if not _no_value(row.get(c))}
-
-
-def _row(s: Sample) -> dict[str, Any]:
-    return {"inferred": s.parsed, "truth": s.truth, "answer": s.answer}
 
 
 def _index(value: Any) -> str:
@@ -189,6 +196,3 @@ def _image_bytes(row: dict[str, Any]) -> bytes:
         return base64.b64decode(row["image"], validate=True)
     except (KeyError, TypeError, ValueError):
         raise DataError(f"MMBench index {row['index']}: no base64 image") from None
-
-
-TASK = MMBench()

@@ -212,6 +212,3 @@ def _read_cells(path: Path, count: int) -> Iterator[list[str]]:
 def _image_of(folder: Path, stem: str) -> str:
     names = [f"{place}{stem}{s}" for place in ("images/", "") for s in (".jpg", ".png", ".jpeg")]
     return next((name for name in names if (folder / name).is_file()), f"{stem}.jpg")
-
-
-TASK = Mme()

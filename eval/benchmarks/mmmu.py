@@ -117,6 +117,3 @@ def _open_right(truth: Any, found: set[str | float]) -> bool:
     wanted = [x for t in truths for x in _normalized(str(t))]
     texts = [w for w in wanted if isinstance(w, str)]
     return any(any(t in f for t in texts) if isinstance(f, str) else f in wanted for f in found)
-
-
-TASK = MMMU()

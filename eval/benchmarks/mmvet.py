@@ -45,8 +45,8 @@ class MMVet(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         """Sums a grade file: {id: {"model": […], "content": […], "score": [a grade per run]}}."""
-        (capabilities, images), fix = _capabilities(data), self.next_line("judge", answers, data)
-        grades = read_grades(answers, fix)
+        capabilities, images = _capabilities(data)
+        grades = read_grades(answers, self.next_line("judge", answers, data, settings))
         _, coverage = join(capabilities, graded(answers, grades), strict=settings.strict)
         runs = min(len(g["score"]) for g in grades.values())
         samples, unread = {}, []
@@ -58,10 +58,8 @@ class MMVet(Task):
                 continue
             said = str(grade["content"][0]) if isinstance(grade.get("content"), list) else ""
             details = {"runs": scores, "capabilities": names}
-            how = ({"integration": "_".join(names)}, details)
-            samples[key] = Sample(
-                sum(scores) / runs, said, 1.0, None, "", images.get(key, ""), *how
-            )
+            how = (images.get(key, ""), {"integration": "_".join(names)}, details)
+            samples[key] = Sample(sum(scores) / runs, said, 1.0, None, "", *how)
         if not samples:
             raise AnswerError(f"{answers}: not one grade could be read")
         per_run = _per_run(list(samples.values()), runs)
@@ -183,6 +181,3 @@ def _table(groups: dict[str, list[Sample]], runs: int) -> Table:
 def _round(x: float) -> float:
     # numpy's rounding, which the evaluator uses: 31.15 becomes 31.2, Python's round says 31.1.
     return round(x * 10) / 10
-
-
-TASK = MMVet()

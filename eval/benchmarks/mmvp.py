@@ -70,6 +70,3 @@ def pairs_first(task: SimpleTask, items: list[Item], samples: dict, result):
         )  # fmt: skip
     result.samples = merged
     return result
-
-
-TASK = MMVP()

@@ -54,6 +54,3 @@ class NaturalBench(SimpleTask):
         for name, kind in (("Q_Acc", "question"), ("I_Acc", "picture")):
             result.totals[name] = percent(map(float, groups_right(samples, kind).values()))
         return pairs_first(self, items, samples, result)
-
-
-TASK = NaturalBench()

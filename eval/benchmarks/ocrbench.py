@@ -39,6 +39,3 @@ class OCRBench(SimpleTask):
 
         read = plain(text)
         return float(any(plain(t) in read for t in item.truth)), read
-
-
-TASK = OCRBench()

@@ -130,6 +130,3 @@ def _sample(answer: Answer | None, place: Place, truth: str) -> Sample:
     parsed, text = (pope_answer(answer.text), answer.text) if answer else ("missing", "")
     split, image, asked = place
     return Sample(float(parsed == truth), text, truth, parsed, asked, image, {"split": split})
-
-
-TASK = Pope()

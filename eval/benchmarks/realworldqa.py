@@ -27,6 +27,9 @@ class RealWorldQA(SimpleTask):
     def item(self, row: dict[str, Any], number: int) -> Item:
         asked, truth = _OWN.sub("", row["question"].strip()), truths.text(row["answer"])
         options = tuple(text.strip() for _, text in _OPTION.findall(asked))
+        options = (
+            options if len(options) > 1 else ()
+        )  # of one line that holds them all none is read
         truth = None if truth is None else truth.strip()
         if lettered := truth is None or bool(_LETTERED.fullmatch(truth)):
             truth = truths.letter(truth, LETTERS[: len(options)] or "ABCD")
@@ -39,6 +42,3 @@ class RealWorldQA(SimpleTask):
             return letter(text, item.truth, item.options)
         read = text.lower().strip().rstrip(".")
         return float(read == item.truth.lower()), read
-
-
-TASK = RealWorldQA()

@@ -123,6 +123,3 @@ def _from_refs(path: Path, data: Path, split: str) -> dict[str, dict[str, Any]]:
     if truth:
         return truth
     raise DataError(f"{path}: no refs of split {split!r}", fix="--split val, testA, testB or test")
-
-
-TASK = RefCoco()

@@ -43,10 +43,11 @@ class ScienceQA(Task):
         return questions
 
     def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Item]:
-        found = [
-            (i, p["question"], p["choices"]) for i, p in _read_problems(data, settings).items()
+        problems = _read_problems(data, settings).items()
+        asked = [
+            (i, choices(p["question"], p["choices"], ""), tuple(p["choices"])) for i, p in problems
         ]
-        return [Item(i, choices(asked, of, ""), "", (), tuple(of)) for i, asked, of in found]
+        return [Item(i, prompt, "", (), of) for i, prompt, of in asked]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         problems = _read_problems(data, settings)
@@ -173,6 +174,3 @@ def _chance(text: str, p: dict[str, Any]) -> tuple[str, float]:
     letter = _stated(text)
     index = _index(letter, p["choices"])
     return letter, 1 / len(p["choices"]) if index < 0 else float(index == p["answer"])
-
-
-TASK = ScienceQA()

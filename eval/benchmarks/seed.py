@@ -133,6 +133,3 @@ def _image(q: dict[str, Any]) -> str:
         # Where LLaVA's extract_video_frames.py puts the middle frame.
         return f"{FRAMES}/{q['question_type_id']}_{q['question_id']}.png"
     return f"SEED-Bench-image/{q.get('data_id', '')}"
-
-
-TASK = Seed()

@@ -17,6 +17,7 @@ from llava_jax.eval.questions import SHORT, Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 
 FILES = ("TextVQA_[0-9]*val*.json", "TextVQA_val*.json", "*TextVQA*.json")
+_OCR = "Reference OCR token:"
 _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 
@@ -31,7 +32,11 @@ class TextVQA(Task):
 
     def questions(self, data: Path, settings: TaskSettings = DEFAULT) -> list[Question]:
         questions = super().questions(data, settings)
-        return questions if _with_ocr(settings) else [_without_ocr(q) for q in questions]
+        if _with_ocr(settings):
+            return questions
+        lines = [[x for x in q.prompt.split("\n") if not x.startswith(_OCR)] for q in questions]
+        both = zip(questions, map("\n".join, lines))
+        return [replace(q, prompt=text, record=q.record | {"prompt": text}) for q, text in both]
 
     def owner_questions(self, data: Path, settings: TaskSettings) -> list[Question]:
         rows = _read_truth(data)
@@ -41,7 +46,7 @@ class TextVQA(Task):
             # LLaVA's file has every question through str.capitalize (all 5,000 measured).
             prompt = row["question"].capitalize()
             if _with_ocr(settings):
-                prompt += f"\nReference OCR token: {', '.join(tokens.get(row['image_id'], ()))}"
+                prompt += f"\n{_OCR} {', '.join(tokens.get(row['image_id'], ()))}"
             image, key = row["image_id"], str(row["question_id"])
             questions.append(question(image, prompt + SHORT, f"{image}.jpg", key=key))
         return questions
@@ -98,8 +103,8 @@ def question_of(prompt: str) -> str | None:
     if prompt.startswith("OCR tokens: "):
         if match := _OCR_FIRST.search(prompt):
             return match[1].lower()
-    elif "Reference OCR token: " in prompt and len(lines) == 3:
-        return lines[prompt.startswith("Reference OCR token:")].lower()
+    elif f"{_OCR} " in prompt and len(lines) == 3:
+        return lines[prompt.startswith(_OCR)].lower()
     elif len(lines) == 2:
         return lines[0].lower()
     return None
@@ -121,11 +126,3 @@ def _ocr_tokens(data: Path) -> dict[str, list[str]]:
         raise DataError(what, fix=fix)
     _, rows = read_list(path, "data", {"image_id": str, "ocr_tokens": list})
     return {r["image_id"]: r["ocr_tokens"] for r in rows}
-
-
-def _without_ocr(q: Question) -> Question:
-    prompt = "\n".join(x for x in q.prompt.split("\n") if not x.startswith("Reference OCR token:"))
-    return replace(q, prompt=prompt, record=q.record | {"prompt": prompt})
-
-
-TASK = TextVQA()

@@ -78,9 +78,9 @@ class VizWiz(Task):
         if all("image" in a.row for a in given.rows):
             return given
         questions = self.questions(data, settings)
-        image = {str(q.record["question_id"]): str(q.images[0]) for q in questions}
+        own = {str(q.record["question_id"]): str(q.images[0]) for q in questions}
         return given.with_ids(
-            lambda a: a.id if "image" in a.row else image.get(a.id, f"question {a.id}")
+            lambda a: a.id if "image" in a.row else own.get(a.id, f"question {a.id}")
         )
 
 
@@ -114,6 +114,3 @@ def unanswerability(labels: list[bool], said: list[bool]) -> dict[str, float]:
     average = precision * recall + base * (1 - recall) if positives else 0.0
     found = {"ap": average, "f1": f1, "recall": recall}
     return {f"unanswerable_{name}": round(100 * value, 2) for name, value in found.items()}
-
-
-TASK = VizWiz()

@@ -21,9 +21,7 @@ FIELDS = {"question_id": ID, "question": str}
 class VQAv2(Task):
     name = "vqav2"
     headline = "overall"
-    data_files = (
-        "v2_*_annotations.json, v2_OpenEnded_*_questions.json; or llava_vqav2_mscoco_*.jsonl"
-    )
+    data_files = "v2_*_annotations.json, v2_OpenEnded_*_questions.json; or llava_vqav2_*.jsonl"
     llava_files = ("llava_vqav2_*.jsonl",)
     has_splits = True
     text_keys = ("answer", "text")
@@ -113,6 +111,3 @@ def _left_out_together(predicted: str, answers: list[str], rows: list[dict[str, 
         matches = sum(a == predicted and r != one for a, r in full)
         total += min(1, float(matches) / 3)
     return total / len(full)
-
-
-TASK = VQAv2()

@@ -15,19 +15,11 @@ from llava_jax.errors import LlavaError
 from llava_jax.eval.benchmarks.mmvet import first_word, read_grade
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import locked
-from llava_jax.eval.judge.endpoint import Asked, Endpoint, JudgeError, in_parallel
+from llava_jax.eval.judge.endpoint import Asked, Endpoint, JudgeError, not_asked
 from llava_jax.eval.judge.mmvet_prompt import RETRY
 from llava_jax.eval.judge.reviews import SYSTEM, read_reviews, read_scores
-from llava_jax.eval.judge.store import (
-    RETRIES,
-    ask_until_read,
-    check_same,
-    digest,
-    judge_missing,
-    not_asked,
-)
+from llava_jax.eval.judge.store import RETRIES, ask_until_read, judge_missing, kept_lines
 from llava_jax.eval.task import TaskSettings, get_task
-from llava_jax.progress import progress
 from llava_jax.util import read_object, write_json
 
 REVIEW_TOKENS, GRADE_TOKENS = 1024, 3
@@ -49,11 +41,9 @@ def judge_reviews(
         scores, reply = ask_until_read(endpoint, read_scores, tries)
         return {**row, "content": reply.text, "tuple": scores, "judge": reply.model}
 
-    def stored(path: Path) -> list[dict[str, Any]]:
-        return [r.row for r in read_reviews(path).rows]
-
     every = [(r | ({"run": run} if run else {}), m) for run in range(runs) for r, m in requests]
-    judge_missing(every, out, endpoint, threads, stored, review)
+    there = kept_lines(out, lambda path: [r.row for r in read_reviews(path).rows])
+    judge_missing(every, out, endpoint, threads, there, review)
 
 
 def review_tries(message: str, run: int) -> list[dict[str, Any]]:
@@ -71,26 +61,25 @@ def judge_grades(
     Raises:
       AnswerError: `out` holds grades of other answers, or by another judge.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     grades: dict[str, dict[str, Any]] = read_object(out, AnswerError) if out.exists() else {}
-    for grade in grades.values():
+    there = []
+    for key, grade in grades.items():
         if not (isinstance(grade, dict) and all(isinstance(grade.get(n), list) for n in GRADE)):
             raise AnswerError(f"{out}: holds no grades of a judge", fix="name another file")
-    for key, message in requests:
-        if key in grades:
-            check_same(out, key, grades[key], message, endpoint.model)
-    made = {key: len(grade["score"]) for key, grade in grades.items()}
-    todo = [(k, m, run) for run in range(runs) for k, m in requests if made.get(k, 0) <= run]
-    count = runs * len(requests)
-    with progress(count, "judge", "grade", initial=count - len(todo)) as bar:
-        found = in_parallel(lambda one: grade_one(one[1], endpoint, one[2]), todo, threads)
-        for (key, message, _), values in zip(todo, found):
-            known = {"request": digest(message), "judge_model": endpoint.model}
-            grade = grades.setdefault(key, {name: [] for name in GRADE} | known)
-            for name, value in zip(GRADE, values):
-                grade[name].append(value)
-            write_json(out, grades, indent=4)
-            bar.update()
+        there += [{**grade, "question_id": key, "run": n} for n in range(len(grade["score"]))]
+
+    def work(row: dict[str, Any], message: str) -> dict[str, Any]:
+        return row | dict(zip(GRADE, grade_one(message, endpoint, row["run"])))
+
+    def keep(row: dict[str, Any]) -> None:
+        known = {name: row[name] for name in ("request", "judge_model")}
+        grade = grades.setdefault(row["question_id"], {name: [] for name in GRADE} | known)
+        for name in GRADE:
+            grade[name].append(row[name])
+        write_json(out, grades, indent=4)
+
+    every = [({"question_id": k, "run": run}, m) for run in range(runs) for k, m in requests]
+    judge_missing(every, out, endpoint, threads, there, work, keep)
 
 
 def grade_one(message: str, endpoint: Endpoint, run: int = 0) -> tuple[str, str, float | None]:
@@ -152,18 +141,22 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
             raise LlavaError(f"--{name} must be at least 1")
     requests: Sequence[Any]
     plan: list[tuple[Any, Any]]
+    judge: Any
     if extracts:
         from llava_jax.eval.judge import extract
 
-        requests = extract.requests(task, args.answers, args.data, settings)
-        judge: Any = extract.extract_answers
+        requests, judge = (
+            extract.requests(task, args.answers, args.data, settings),
+            extract.extract_answers,
+        )
         plan = [(extract.tries(m), extract.reader(row)) for row, m in requests]
     else:
         requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
-        judge, how = judge_reviews, (review_tries, read_scores)
-        if task.grades:
-            judge, how = judge_grades, (grade_tries, read_grade)
-        plan = [(how[0](m, run), how[1]) for run in range(args.runs) for _, m in requests]
+        reviews, grades = (
+            (judge_reviews, review_tries, read_scores), (judge_grades, grade_tries, read_grade)
+        )  # fmt: skip
+        judge, tries, read = grades if task.grades else reviews
+        plan = [(tries(m, run), read) for run in range(args.runs) for _, m in requests]
     prices = args.price_in, args.price_out
     transcript = args.out.with_name(f"{args.out.name}.transcript.jsonl")
     left = not_asked(plan, transcript, args.judge_model)
@@ -176,11 +169,10 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
         endpoint.check()
     with locked(args.out.with_name(f".{args.out.name}.lock")):
         judge(requests, args.out, endpoint, args.runs, args.parallel)
-    read, written = endpoint.tokens_in, endpoint.tokens_out
-    cost = _cost(", ", read, written, *prices)
-    print(f"took {read:,} tokens read and {written:,} written{cost}")
-    files = (args.answers, args.out) if extracts else (args.out, None)
-    line = task.next_line("score", files[0], args.data, settings, files[1])
+    took = endpoint.tokens_in, endpoint.tokens_out
+    print(f"took {took[0]:,} tokens read and {took[1]:,} written{_cost(', ', *took, *prices)}")
+    scored, read_from = (args.answers, args.out) if extracts else (args.out, None)
+    line = task.next_line("score", scored, args.data, settings, read_from)
     print(f"wrote {args.out}; score it with: {line}")
     return 0
 

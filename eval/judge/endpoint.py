@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ from llava_jax.util import need, read_text, write_text
 
 REASONING_TOKENS = 8192  # room to think, for models that count it among the tokens of a reply
 _THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
-Asked = Sequence[tuple[dict[str, Any], str]]  # a row to fill, and the message to a judge
+Row = dict[str, Any]
+Asked = Sequence[tuple[Row, str]]  # a row to fill, and the message to a judge
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -94,13 +95,12 @@ class Endpoint:
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._completion_tokens = self._no_temperature = False
         self._openai = need("openai", "to ask a judge", "llava_jax[eval]")
-        self._has_key = bool(key)
+        self._has_key, self._key_env = bool(key), key_env
         # A hook of the client's HTTP library: it sees every try, retries included.
         http = self._openai.DefaultHttpxClient(event_hooks={"request": [self._before_try]})
-        how = {"max_retries": retries, "timeout": timeout, "http_client": http}
-        self._client = self._openai.OpenAI(
-            base_url=url, api_key=key or "none", **how
-        )  # it insists on one
+        how: dict[str, Any] = {"max_retries": retries, "timeout": timeout, "http_client": http}
+        how["api_key"] = key or "none"  # it insists on one
+        self._client = self._openai.OpenAI(base_url=url, **how)
 
     def check(self, seconds: float = 10.0) -> None:
         """Raises JudgeError within seconds where nobody answers at the address."""
@@ -148,7 +148,12 @@ class Endpoint:
             error = e.body.get("message", "") if isinstance(e.body, dict) else ""
             retried = e.status_code in (408, 409, 429) or e.status_code >= 500
             words = [f"HTTP {e.status_code}", str(error)[:200], tries if retried else ""]
-            failed = JudgeError(f"{self.url}: {' '.join(w for w in words if w)}")
+            fix = (
+                f"the key is read from ${self._key_env} (--key-env)"
+                if e.status_code == 401
+                else None
+            )
+            failed = JudgeError(f"{self.url}: {' '.join(w for w in words if w)}", fix=fix)
             failed.refused = e.status_code in (400, 413, 422)
             raise failed from None
         except self._openai.APIConnectionError as e:
@@ -158,9 +163,8 @@ class Endpoint:
         try:  # the client checks no fields of a reply
             (text, no_answer), usage = answer_of(got.choices[0]), got.usage
         except (AttributeError, IndexError, TypeError, KeyError):
-            shown = (
-                got.to_json(indent=None, warnings=False) if hasattr(got, "to_json") else str(got)
-            )
+            has_json = hasattr(got, "to_json")
+            shown = got.to_json(indent=None, warnings=False) if has_json else str(got)
             raise JudgeError(f"{self.url}: no choices in the reply {shown[:80]!r}") from None
         counts = [getattr(usage, n, 0) for n in ("prompt_tokens", "completion_tokens")]
         read, written = (n if isinstance(n, int) else 0 for n in counts)
@@ -275,3 +279,22 @@ def repair_lines(path: Path) -> None:
 def request_key(body: dict[str, Any], again: int) -> str:
     """A hash of a whole request and of how often it was asked before."""
     return hashlib.sha256(json.dumps([body, again], sort_keys=True).encode()).hexdigest()
+
+
+def not_asked(
+    plan: Iterable[tuple[Sequence[Row], Callable[[str], Any]]], transcript: Path, model: str
+) -> list[Sequence[Row]]:
+    """The tries that `ask_until_read` may still send for each request: at least the first of them.
+
+    plan: the tries of a request, and what reads a reply. Requests that the transcript answers are left out.
+    """
+    replies, left = read_transcript(transcript), []
+    for tries, read in plan:
+        for n, how in enumerate(tries):
+            body = {"model": model, **how}
+            reply = replies.get(request_key(body, body.pop("again", 0)))
+            if reply is None:
+                left.append(tries[n:])
+            if reply is None or (not reply.no_answer and read(reply.text) is not None):
+                break
+    return left

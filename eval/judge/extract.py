@@ -18,7 +18,13 @@ from llava_jax.eval.answers import join
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import read_checked
 from llava_jax.eval.judge.endpoint import Asked, Endpoint
-from llava_jax.eval.judge.store import RETRIES, ask_until_read, check_same, judge_missing
+from llava_jax.eval.judge.store import (
+    RETRIES,
+    ask_until_read,
+    check_same,
+    judge_missing,
+    kept_lines,
+)
 from llava_jax.eval.questions import LETTER, SHORT
 from llava_jax.eval.rules import named_letters
 from llava_jax.eval.simple import SimpleTask, check_rows
@@ -74,7 +80,7 @@ def extract_answers(
         read, reply = ask_until_read(endpoint, reader(row), tries(message))
         return {**row, "extracted": read, "content": reply.text}
 
-    judge_missing(requests, out, endpoint, threads, _read, extract)
+    judge_missing(requests, out, endpoint, threads, kept_lines(out, _read), extract)
 
 
 def tries(message: str) -> list[dict[str, Any]]:

@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava_jax.eval.errors import AnswerError
-from llava_jax.eval.judge.endpoint import (
-    Asked,
-    Endpoint,
-    JudgeReply,
-    in_parallel,
-    read_transcript,
-    repair_lines,
-    request_key,
-)
+from llava_jax.eval.judge.endpoint import Asked, Endpoint, JudgeReply, in_parallel, repair_lines
 from llava_jax.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -58,38 +50,15 @@ def ask_until_read(
     return None, reply
 
 
-def not_asked(
-    plan: Iterable[tuple[Sequence[Row], Callable[[str], Any]]], transcript: Path, model: str
-) -> list[Sequence[Row]]:
-    """The tries that `ask_until_read` may still send for each request: at least the first of them.
-
-    plan: the tries of a request, and what reads a reply. Requests that the transcript answers are left out.
-    """
-    replies, left = read_transcript(transcript), []
-    for tries, read in plan:
-        for n, how in enumerate(tries):
-            body = {"model": model, **how}
-            reply = replies.get(request_key(body, body.pop("again", 0)))
-            if reply is None:
-                left.append(tries[n:])
-            if reply is None or (not reply.no_answer and read(reply.text) is not None):
-                break
-    return left
-
-
 def judge_missing(
     requests: Asked, out: Path, endpoint: Endpoint, threads: int,
-    stored: Callable[[Path], Iterable[Row]], work: Callable[[Row, str], Row],
+    there: Iterable[Row], work: Callable[[Row, str], Row], keep: Callable[[Row], None] | None = None,
 ) -> None:  # fmt: skip
-    """Appends to `out` the rows that it lacks, by id and run, in the order of the requests.
+    """Has `out` hold a row of each request, by id and run, in the order of the requests.
 
-    stored: the rows of a file. work: (row, message) -> the whole row.
+    there: the rows it has. work: (row, message) -> the whole row. keep: writes a row, by default as a line.
     """
-    done = {}
-    if out.exists() and out.stat().st_size:
-        repair_lines(out)
-        done = {_place(row): row for row in stored(out)} if out.stat().st_size else {}
-    todo = []
+    done, todo = {_place(row): row for row in there}, []
     for row, message in requests:
         if (old := done.get(_place(row))) is not None:
             check_same(out, str(row["question_id"]), old, message, endpoint.model)
@@ -100,11 +69,21 @@ def judge_missing(
     def one(asked: tuple[Row, str]) -> Row:
         return work(*asked) | {"request": digest(asked[1]), "judge_model": endpoint.model}
 
+    def add_line(row: Row) -> None:
+        with open(out, "a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+
     with progress(len(requests), "judge", "reply", initial=len(requests) - len(todo)) as bar:
         for row in in_parallel(one, todo, threads):
-            with open(out, "a", encoding="utf-8") as f:
-                f.write(json.dumps(row) + "\n")
+            (keep or add_line)(row)
             bar.update()
+
+
+def kept_lines(path: Path, read: Callable[[Path], list[Row]]) -> list[Row]:
+    """What `read` finds in a file that grows by lines, after its last one is repaired."""
+    if path.exists() and path.stat().st_size:
+        repair_lines(path)
+    return read(path) if path.exists() and path.stat().st_size else []
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, int]:

@@ -222,10 +222,8 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """Cells of the table of flips."""
     rows = []
     for c in comparisons:
-        both = [
-            (r.run, r.file["totals"].get(c.part, r.interval.value)) for r in (c.first, c.second)
-        ]
+        both = [(r, r.file["totals"].get(c.part, r.interval.value)) for r in (c.first, c.second)]
         counts = (c.flips.both, len(c.flips.gained), len(c.flips.lost), c.flips.neither)
         p = f"{c.flips.p:.2g}" + (" !" if c.flips.p < 0.05 else "")
-        rows.append([c.title, *(f"{run} {number(x)}" for run, x in both), *map(str, counts), p])
+        rows.append([c.title, *(f"{r.run} {number(x)}" for r, x in both), *map(str, counts), p])
     return rows

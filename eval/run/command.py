@@ -27,6 +27,7 @@ from llava_jax.eval.run.model import alone
 from llava_jax.eval.run.predict import Line, answered_lines, choose, merge, predict
 from llava_jax.eval.task import DEFAULT, TASKS, Task, TaskSettings
 from llava_jax.progress import progress
+from llava_jax.settings import loading_options
 from llava_jax.util import write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -286,8 +287,8 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     if args.endpoint:
         from llava_jax.eval.run.remote import RemoteModel
 
-        for name in ("base", "vision_tower", "mesh", "template"):
-            if getattr(args, name) is not None:
+        for name in (*loading_options(args), "mesh", "template"):
+            if getattr(args, name):
                 option = f"--{name.replace('_', '-')}"
                 raise LlavaError(f"{option}: does nothing with --endpoint, whose server decides it")
         remote = RemoteModel(args.endpoint, args.model, args.key_env, args.per_minute)
@@ -296,6 +297,6 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
 
     from llava_jax.eval.run.model import load_model
 
-    names = ("mesh", "template", "base", "vision_tower", "allow_pickle")
-    model = load_model(args.model, **{name: getattr(args, name) for name in names})
+    how = {"mesh": args.mesh, "template": args.template, **loading_options(args)}
+    model = load_model(args.model, **how)
     return model, model_identity(model), jax.process_index() == 0

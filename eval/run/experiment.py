@@ -18,11 +18,11 @@ from llava_jax.eval.task import Task, TaskSettings, check_settings, get_task
 # Option -> its type. `tasks` may also be a list, or an object task -> {split, set}.
 OPTIONS: dict[str, type] = {
     "model": str, "endpoint": str, "tasks": str, "data": Path, "images": Path, "include": Path,
-    "base": str, "vision_tower": str, "allow_pickle": bool, "name": str, "template": str,
-    "mesh": str, "batch_size": int, "limit": int, "shuffle_seed": int, "max_new_tokens": int,
-    "key_env": str, "per_minute": float,
+    "dtype": str, "base": str, "vision_tower": str, "allow_pickle": bool, "quantize": str, "name": str,
+    "template": str, "mesh": str, "batch_size": int, "limit": int, "shuffle_seed": int,
+    "max_new_tokens": int, "key_env": str, "per_minute": float,
 }  # fmt: skip
-DEFAULTS = {"batch_size": 16, "key_env": "OPENAI_API_KEY", "allow_pickle": False}
+DEFAULTS = {"batch_size": 16, "key_env": "OPENAI_API_KEY", "allow_pickle": False, "quantize": ""}
 PLACES = ("data", "images", "include", "model", "base", "vision_tower")
 
 
@@ -34,7 +34,7 @@ def resolve(args: argparse.Namespace) -> Any:
     given.pop("tasks", None)
     for name in OPTIONS:
         on_the_line = getattr(args, name, None)
-        if name != "tasks" and (on_the_line is None or on_the_line is False):
+        if name != "tasks" and _open(on_the_line):
             setattr(args, name, given.get(name, DEFAULTS.get(name)))
     return tasks
 
@@ -88,13 +88,10 @@ def tasks_of(
         task, part, given = get_task(name), part or own.get("split"), own.get("set") or {}
         if not isinstance(part, str | None) or not isinstance(given, dict):
             raise LlavaError(f"task {name}: the split is not text, or set is no object of options")
-        if wrong := [
-            k for k, v in given.items() if not (isinstance(k, str) and isinstance(v, str))
-        ]:
-            fix = 'quote it: "no"' if isinstance(given[wrong[0]], bool) else None
-            raise LlavaError(
-                f"task {name}: set {wrong[0]}: {given[wrong[0]]!r} is not text", fix=fix
-            )
+        for k, v in given.items():
+            if not (isinstance(k, str) and isinstance(v, str)):
+                fix = 'quote it: "no"' if isinstance(v, bool) else None
+                raise LlavaError(f"task {name}: set {k}: {v!r} is not text", fix=fix)
         settings = TaskSettings(split=part, options=dict(given))
         check_settings([task], settings)
         chosen.append((task, settings))
@@ -115,7 +112,11 @@ def experiment_of(args: argparse.Namespace, task: Task, settings: TaskSettings) 
     found: dict[str, Any] = {"tasks": {task.name: {k: v for k, v in own.items() if v}}}
     for name in OPTIONS:
         value = getattr(args, name, None)
-        if name != "tasks" and value is not None and value is not False:
+        if name != "tasks" and not _open(value):
             there = name in PLACES and Path(value).exists()
             found[name] = str(Path(value).resolve()) if there else value
     return {k: str(v) if isinstance(v, Path) else v for k, v in found.items()}
+
+
+def _open(value: Any) -> bool:
+    return value is None or value is False or value == ""  # 0 is a seed

@@ -17,7 +17,7 @@ def load_model(path: str, *, mesh: str | None = None, **how: Any) -> "LlavaModel
     Args:
       mesh: "DATA,FSDP,TENSOR" sizes, of which one may be -1 for what is left; by default the model
         is split over all devices there are, and not at all on one.
-      how: template, base, vision_tower, allow_pickle as in llava_jax.load.
+      how: template and settings.loading_options, as in llava_jax.load.
     """
     import jax
 

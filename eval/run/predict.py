@@ -12,7 +12,8 @@ import os
 import random
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from llava_jax.model import LlavaModel
 
 logger = logging.getLogger(__name__)
+Images = dict[str, tuple[Path | bytes, ...]]  # by the key of a question
 HOPELESS = 32  # requests after which a run stops where not one was answered
 
 
@@ -146,9 +148,8 @@ def answered_lines(path: Path, repair: bool = True) -> dict[str, Line]:
 
 
 def _foreign(path: Path, number: int) -> AnswerError:
-    return AnswerError(
-        f"{path} line {number}: not an answer of this command", fix="move the file away"
-    )
+    what = f"{path} line {number}: not an answer of this command"
+    return AnswerError(what, fix="move the file away")
 
 
 def _may_be_cut_off(rest: bytes) -> bool:
@@ -223,14 +224,14 @@ def predict(
     found = {q.key: image_paths(q, folders) for q in todo}
     progress(len(questions) - len(todo))
     out.parent.mkdir(parents=True, exist_ok=True)
-    rows = _rows_of(model, found, todo, batch, digests, model_id, max_new_tokens)
     served, answers, error = {line.served for line in done.values()}, sum(answered), ""
     with open(out if writes else os.devnull, "a", encoding="utf-8") as f:
-        for n, group in enumerate(rows, 1):
-            known = [row["metadata"] for row in group]
+        for n, group in enumerate(length_buckets(todo, batch), 1):
+            rows = _ask(model, group, found, digests, model_id, max_new_tokens)
+            known = [row["metadata"] for row in rows]
             served |= {m.get("served", "") for m in known}
             check_served(served, out)
-            f.write("".join(json.dumps(row) + "\n" for row in group))  # ASCII: never half a letter
+            f.write("".join(json.dumps(row) + "\n" for row in rows))  # ASCII: never half a letter
             f.flush()
             progress(len(group))
             answers += sum("error" not in m for m in known)
@@ -245,61 +246,46 @@ def predict(
 
 
 def _still_true(
-    out: Path,
-    done: dict[str, Line],
-    questions: Sequence[Question],
-    folders: Sequence[Path],
-    digests: Digests,
-) -> dict[str, Line]:
+    out: Path, done: dict[str, Line], asked: Sequence[Question], folders: Sequence[Path], digests: Digests
+) -> dict[str, Line]:  # fmt: skip
     """The answers in `done`; rows without one are taken out, to be asked again. Raises AnswerError
     where a question or a picture changed under its answer."""
-    changed = []
-    for q in questions:
-        if (line := done.get(q.key)) is not None and not line.error:
-            try:
-                images = image_paths(q, folders)
-            except DataError:  # pictures that are no longer there: nothing to compare with
-                continue
-            if digests.of(q, images) != line.asked:
+    changed, again = [], set()
+    for q, line in ((q, done[q.key]) for q in asked if q.key in done):
+        if line.error:
+            again.add(q.key)
+            continue
+        with suppress(DataError):  # pictures that are no longer there: nothing to compare with
+            if digests.of(q, image_paths(q, folders)) != line.asked:
                 changed.append(q.key)
     if changed:
         what = f"{counted(len(changed), 'answer')} to another prompt or about other pictures than"
         raise AnswerError(f"{out}: {what} are there now, first {changed[0]!r}", fix=ELSEWHERE)
-    again = {q.key for q in questions if q.key in done and done[q.key].error}
     if again:
         done = {key: line for key, line in done.items() if key not in again}
         write_text(out, "".join(f"{line.text}\n" for line in done.values()))
     return done
 
 
-def _rows_of(
-    model: "LlavaModel",
-    found: Mapping[str, Sequence[Path | bytes]],
-    todo: Sequence[Question],
-    batch: int,
-    digests: Digests,
-    model_id: str,
-    max_new_tokens: int,
-) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each batch. found: images by the question's key."""
+def _ask(
+    model: "LlavaModel", group: Sequence[Question], found: Images, digests: Digests, model_id: str, most: int
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of a batch. A user's turn is the images, one per line, and then the prompt: "<image>\\n" and
+    the question, as in LLaVA's evaluation."""
     from llava_jax.generate.request import Request
 
-    for group in length_buckets(todo, batch):
-        # A user's turn is the images, one per line, and then the prompt: "<image>\n" and the
-        # question, as in LLaVA's evaluation.
-        most = max_new_tokens
-        requests = [Request(q.prompt, found[q.key], max_new_tokens=most) for q in group]
-        replies = model.generate_batch(requests, batch_size=len(requests), on_error="reply")
-        rows = []
-        for q, reply in zip(group, replies, strict=True):
-            known = {"key": q.key, "asked": digests.of(q, found[q.key])}
-            told = {name: getattr(reply, name, None) for name in ("error", "served", "sent")}
-            known |= {name: value for name, value in told.items() if value}
-            if told["error"]:
-                logger.warning("question %s: no answer: %s", q.key, told["error"])
-            ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": known}
-            rows.append({**q.record, "text": reply.text, **ids})
-        yield rows
+    requests = [Request(q.prompt, found[q.key], max_new_tokens=most) for q in group]
+    replies = model.generate_batch(requests, batch_size=len(requests), on_error="reply")
+    rows = []
+    for q, reply in zip(group, replies, strict=True):
+        known = {"key": q.key, "asked": digests.of(q, found[q.key])}
+        told = {name: getattr(reply, name, None) for name in ("error", "served", "sent")}
+        known |= {name: value for name, value in told.items() if value}
+        if told["error"]:
+            logger.warning("question %s: no answer: %s", q.key, told["error"])
+        ids = {"answer_id": uuid.uuid4().hex[:22], "model_id": model_id, "metadata": known}
+        rows.append({**q.record, "text": reply.text, **ids})
+    return rows
 
 
 def check_served(names: Set[str], out: Path) -> None:

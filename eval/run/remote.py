@@ -39,9 +39,8 @@ class RemoteModel:
     config = SimpleNamespace(template="the server's")
 
     def __init__(self, url: str, name: str, key_env: str, per_minute: float | None = None):
-        self._endpoint = Endpoint(
-            url, name, None, key_env, 1e9 if per_minute is None else per_minute
-        )
+        most = 1e9 if per_minute is None else per_minute
+        self._endpoint = Endpoint(url, name, None, key_env, most)
         self.identity = {"endpoint": url, "served": name}
         self._endpoint.check()
 
@@ -57,10 +56,11 @@ class RemoteModel:
         def ask(request: Request) -> RemoteReply:
             how = {"temperature": request.temperature, "max_tokens": request.max_new_tokens}
             try:
-                images = [
-                    {"type": "image_url", "image_url": {"url": _url(i)}} for i in request.images
+                urls = [{"url": _url(image)} for image in request.images]
+                content: list[dict[str, Any]] = [
+                    {"type": "image_url", "image_url": u} for u in urls
                 ]
-                content = [*images, {"type": "text", "text": str(request.messages)}]
+                content.append({"type": "text", "text": str(request.messages)})
                 reply = self._endpoint.ask([{"role": "user", "content": content}], **how)
                 if reply.no_answer:
                     raise RefusedError(reply.no_answer)
@@ -75,9 +75,8 @@ class RemoteModel:
 
 
 def _url(image: Any) -> str:
-    data = Path(image).read_bytes() if isinstance(image, str | Path) else image
-    open_image(
-        data, name=Path(image).name if isinstance(image, str | Path) else None
-    )  # as weights do
+    path = Path(image) if isinstance(image, str | Path) else None
+    data = path.read_bytes() if path else image
+    open_image(data, name=path.name if path else None)  # as weights do
     kind = next((k for start, k in _KINDS.items() if data.startswith(start)), "jpeg")
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,5 +1,6 @@
 """Answers belong to one model, one prompt and one picture: nothing else is taken for theirs."""
 
+import argparse
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,15 +9,16 @@ import jax
 import pytest
 
 from llava_jax.errors import LlavaError
+from llava_jax.eval import cli
 from llava_jax.eval.answers import read_answers
 from llava_jax.eval.benchmarks.mme import mme_answer
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.questions import Question
 from llava_jax.eval.run.command import RunSettings, run_task, task_folder
-from llava_jax.eval.run.experiment import tasks_of
+from llava_jax.eval.run.experiment import experiment_of, resolve, tasks_of
 from llava_jax.eval.run.identity import Digests, model_identity
 from llava_jax.eval.run.predict import choose
-from llava_jax.eval.task import get_task
+from llava_jax.eval.task import TaskSettings, get_task
 from llava_jax.generate.request import Reply
 from tests.eval.test_choice_family import ROWS, mmbench_table
 from tests.eval.test_run import Echo, right, settings, vqa  # noqa: F401
@@ -274,3 +276,17 @@ def test_a_result_carries_what_asks_it_again(vqa):  # noqa: F811
     assert written["settings"]["parameters"] == 7
     assert written["experiment"] == {"tasks": {"vqav2": {}}, "model": "m"}
     assert "jax" in written["versions"]
+
+
+def test_the_command_line_has_precedence_over_the_file(tmp_path):
+    (config := tmp_path / "e.yaml").write_text(
+        "shuffle_seed: 5\nlimit: 3\nquantize: int8\ntasks: pope\n"
+    )
+    cli.add_arguments(parser := argparse.ArgumentParser())
+    args = parser.parse_args(["--config", str(config), "--shuffle-seed", "0"])
+    assert resolve(args) == "pope"
+    assert (args.shuffle_seed, args.limit, args.quantize, args.dtype) == (0, 3, "int8", None)
+    assert args.allow_pickle is False
+    told = experiment_of(args, get_task("pope"), TaskSettings())
+    assert told["shuffle_seed"] == 0
+    assert "dtype" not in told

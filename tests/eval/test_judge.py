@@ -108,8 +108,9 @@ def test_retries_then_gives_up(judge, tmp_path):
     with pytest.raises(JudgeError, match=r"HTTP 503 \(3 times\)"):
         endpoint(judge, tmp_path).ask(**ASK, again=1)
     judge.replies = [(401, '{"error": {"message": "bad key"}}')]
-    with pytest.raises(JudgeError, match="HTTP 401 bad key"):
+    with pytest.raises(JudgeError, match="HTTP 401 bad key") as caught:
         endpoint(judge, tmp_path).ask(**ASK, again=1)
+    assert "--key-env" in str(caught.value.fix)
     for reply, words in (
         ((200, "{}"), "no choices in the reply '{}'"),
         ((200, "<html>"), "no choices in the reply '<html>'"),

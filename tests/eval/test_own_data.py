@@ -181,6 +181,7 @@ YAML = (
         ("yes_no", "maybe", "is neither yes nor no"),
         ("yes_no", 1.5, "is neither yes nor no"),
         ("yes_no", float("inf"), "is neither yes nor no"),
+        ("exact", ["a", " ", 3.0], ["a", " ", "3"]),
         ("exact", True, "is no text"),
         ("exact", ["a", None], "is missing"),
     ],
@@ -205,7 +206,8 @@ def test_truths(tmp_path, rule, truth, read):
     ("options", "words"),
     [
         ("['1','2']", ("1", "2")),
-        (["x", "", "y"], ("x", "", "y")),
+        (["x", "", " "], ("x", "", " ")),
+        ("['only one']", ("only one",)),
         (["x", None, "y"], "are not several texts"),
         ("['1' '2']", "are not several texts"),
         ("['x'", "are no list"),

@@ -291,3 +291,73 @@ def test_a_limit_takes_whole_groups_and_scores_them(tmp_path):
     result = run_task(model, get_task("mmvp"), run)
     assert result["totals"]["pair_accuracy_of_answered"] == 100.0
     assert sum(model.batches) == 4
+
+
+# Rows as their owners publish them: types of each field, and truths that look odd but can be met.
+PUBLISHED = {
+    "mmmu": [
+        {"id": "validation_Chemistry_30", "question": "See <image 1>", "options": "[]",
+         "answer": "['$MgS$', 'MgS']", "image_1": "1.png", "image_2": None},
+        {"id": "validation_Pharmacy_19", "question": "See <image 1>", "options": "[]",
+         "answer": "B", "image_1": "1.png"},
+        {"id": "dev_Math_1", "question": "See <image 1>", "image_1": "1.png", "answer": "I",
+         "options": str([f"${n}$" for n in range(9)])},
+    ],
+    "mathvista": [
+        {"pid": "1", "question": "How far?", "question_type": "free_form", "choices": None, "unit": None,
+         "precision": 1.0, "answer": "1.2", "answer_type": "float", "image": "images/1.jpg",
+         "metadata": {"task": "t", "category": "c", "grade": "college"}},
+        {"pid": "2", "question": "How many?", "question_type": "free_form", "choices": None, "unit": "m",
+         "precision": None, "answer": "4", "answer_type": "integer", "image": "images/2.jpg"},
+        {"pid": "3", "question": "Which?", "question_type": "multi_choice", "unit": None,
+         "choices": ["No", "Yes"], "precision": None, "answer": "No", "answer_type": "text",
+         "image": "images/3.jpg"},
+        {"pid": "4", "question": "Which two?", "question_type": "free_form", "choices": None,
+         "precision": None, "answer": "[0, 2]", "answer_type": "list", "image": "images/4.jpg"},
+    ],
+    "ocrbench": [
+        {"dataset_name": "IIIT5K", "id": 9, "image_path": "a.png", "question": "?", "answers": "CENTRE",
+         "type": "Regular Text Recognition"},
+        {"dataset_name": "HME100k", "id": 9, "image_path": "b.png", "question": "?", "type": "Formula",
+         "answers": ["y _ { 2 } = - 1\n", "y_2 = - 1\n"]},
+    ],
+    "hallusion": [
+        {"category": "VS", "subcategory": "chart", "visual_input": "0", "set_id": "0", "figure_id": "0",
+         "sample_note": "x", "question_id": "0", "question": "Is it?", "gt_answer_details": "No.",
+         "gt_answer": "0", "filename": None},
+        {"category": "VD", "subcategory": "ocr", "visual_input": "2", "set_id": "0", "figure_id": "1",
+         "sample_note": "x", "question_id": "0", "question": "Is it?", "gt_answer_details": "Yes.",
+         "gt_answer": "1", "filename": "./VD/ocr/0_1.png"},
+    ],
+    "mmvp": [
+        {"Index": 1, "Category": "sc", "Question": "Open?", "Options": "(a) Open (b) Closed",
+         "Correct Answer": "(a)"},
+        {"lndex": "2", "Question": "Open?", "Options": "(a) Open (b) Closed", "Correct Answer": "(b)"},
+    ],
+    "chartqa": [{"imgname": "1.png", "query": "Who?", "label": "[Yes, No]"},
+                {"imgname": "1.png", "query": "How many?", "label": "0"}],
+    "blink": [{"idx": "val_IQ_Test_1", "sub_task": "IQ_Test", "prompt": "Which?\n(A) a\n(B) b",
+               "choices": ["a", "b"], "answer": "(B)", "image_1": "1.png", "image_2": None}],
+    "realworldqa": [{"question": "Which way? A. Left B. Right C. Both\nPlease answer directly with only "
+                     "the letter of the correct option and nothing else.", "answer": "B", "image": "1.png"},
+                    {"question": "Is it?", "answer": "Yes", "image": "1.png"}],
+    "ai2d": [{"question": "Which?", "options": ["A", "B", "", "D"], "answer": "3", "image": "1.png"}],
+    "docvqa": [{"questionId": 1, "question": "When?", "question_types": ["table/list"], "docId": 4720,
+                "image": "documents/1.png", "ucsf_document_id": "x", "answers": ["1/8/93", "1/8/93"]}],
+}  # fmt: skip
+MET = {
+    "mmmu": ("MgS", "The answer is B", "I"), "mathvista": ("1.2", "4.0", "(A)", "[0, 2]"),
+    "ocrbench": ("the Centre", "$y_2=-1$"), "hallusion": ("No", "Yes"), "mmvp": ("A", "B"),
+    "chartqa": ("[yes, no]", "0"), "blink": ("B",), "realworldqa": ("B", "yes"), "ai2d": ("D",),
+    "docvqa": ("1/8/93",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_rows_as_their_owners_publish_them(name, tmp_path):
+    """No set is refused as it is published, and every truth of it can be met."""
+    lines(tmp_path / "r.jsonl", PUBLISHED[name])
+    keys = [i.key for i in get_task(name).items(tmp_path)]
+    result = scored(name, tmp_path, dict(zip(keys, MET[name], strict=True)))
+    scores = [row for s in result["per_sample"].values() for row in s.get("rows", {"": s}).values()]
+    assert [s["score"] for s in scores] == [1.0] * len(keys)
