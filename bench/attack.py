@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench import attack_inputs as inputs
 from bench import attack_parts as parts
 from bench.serving import running
 
@@ -26,17 +27,19 @@ DEFAULTS: dict[str, tuple[Callable[..., dict[str, Any]], int, dict[str, Any]]] =
     "fuzz": (parts.fuzz, 10_000, {"slots": 4, "max_body_bytes": 300_000}),
     "schema": (parts.schema, 200, {"slots": 4, "waiting": 256}),
     "slow": (parts.slow, 200, {"slots": 4}),
+    "pictures": (inputs.pictures, 164, {"slots": 4}),
+    "answers": (inputs.answers, 50, {"slots": 4}),
     "words": (parts.words, 1000, {"slots": 4}),
     "soak": (parts.soak, 20 * 60, {"slots": 8, "waiting": 256}),
 }
-"""WHAT -> (what asks, how many requests, examples, clients, texts or seconds, settings of the server)."""
+"""WHAT -> (what asks, how many requests, examples, clients, files, schemas, texts or seconds, settings of the server)."""
 
 
 def main() -> int:
     """Runs one of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=DEFAULTS)
-    parser.add_argument("--count", type=int, help="requests, examples, clients, texts or seconds")
+    parser.add_argument("--count", type=int, help="how many, or seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where the result goes, as JSON")
     args = parser.parse_args()

@@ -153,22 +153,42 @@ def joined(pieces: list[dict[str, Any]]) -> list[Any]:
 
 
 def soak(server: Running, seconds: int, seed: int) -> dict[str, Any]:
-    """Mixed requests for so long: the slope of the process's memory after the first quarter."""
-    import numpy as np
-
-    end, start, points = time.monotonic() + seconds, time.monotonic(), []
-    total, twins, n = 0, colliding(), 0
-    while time.monotonic() < end:
+    """Mixed requests for so long: the slope of the process's memory, and what it holds at the end."""
+    twins, n, points, before = colliding(), 0, [], held(server)
+    start = time.monotonic()
+    while (now := time.monotonic() - start) < seconds:
         asked = [mixed(seed + n + i, twins) for i in range(64)]
         results = asyncio.run(_crowd(server.url, asked, list(range(64)), 16))
-        total, n = total + len(results), n + 64
+        told = Counter(kind for kind, _, _ in results)
+        if told["answered"] + told["left"] != 64:
+            return {"ok": False, "replies": dict(told)}
+        n += 64
         gc.collect()
-        points.append((time.monotonic() - start, psutil.Process().memory_info().rss / 2**20))
-    late = [p for p in points if p[0] > seconds / 4]
-    minutes, megabytes = np.array(late).T
-    slope = float(np.polyfit(minutes / 60, megabytes, 1)[0])
-    return {"requests": total, "MB": [round(p[1]) for p in points[:: max(1, len(points) // 40)]],
-            "MB a minute": round(slope, 3), "after": held(server), "ok": slope < 1}  # fmt: skip
+        memory = psutil.Process().memory_info()
+        # Without pages of files, which the system takes and gives as it likes.
+        points.append((now / 60, (memory.rss - memory.shared) / 2**20))
+    rest, after = server.at_rest(), held(server)
+    late = [point for point in points if point[0] > seconds / 240]  # the first quarter fills caches
+    slope, bound = slope_of(late)
+    return {"requests": n, "MB": [round(p[1]) for p in points[:: max(1, len(points) // 40)]],
+            "slope MB/min": round(slope, 3), "upper 95 % bound MB/min": round(bound, 3), "before": before, "after": after,
+            "ok": rest and bound < 1 and after["compiles"] == before["compiles"] and after["busy"] == after["queued"] == 0
+            and after["files"] <= before["files"] + 4 and after["threads"] <= before["threads"] + 2}  # fmt: skip
+
+
+def slope_of(points: list[tuple[float, float]], blocks: int = 12) -> tuple[float, float]:
+    """(slope, its upper bound of 95 %) of (x, y); neighbours are alike, so its error is that of means."""
+    import numpy as np
+
+    m = len(points) // blocks
+    if not m:
+        return float("nan"), float("inf")
+    x, y = np.array(points).T
+    slope, offset = np.polyfit(x, y, 1)
+    rest = y - (slope * x + offset)
+    xm, rm = (v[: m * blocks].reshape(blocks, m).mean(1) for v in (x, rest))
+    error = np.sqrt((rm**2).sum() / (blocks - 2) / ((xm - xm.mean()) ** 2).sum())
+    return float(slope), float(slope + 2.23 * error)  # Student's t, 10 degrees of freedom
 
 
 # Nonsense ------------------------------------------------------------------------------------------

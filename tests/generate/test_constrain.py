@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import llava_jax
+from bench.schemas import schema
 from llava_jax.errors import ConfigError, PromptError
 from llava_jax.generate import Engine, Job
 from llava_jax.generate.constrain import Grammars, schema_of
 from llava_jax.generate.request import Request
 from llava_jax.text.tokenizer import Tokenizer
-from tests.generate.schemas import schema
 from tests.generate.tiny import model, prompt
 
 pytest.importorskip("llguidance")

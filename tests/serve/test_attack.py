@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench import attack_inputs as inputs
 from bench import attack_parts as parts
 
 
@@ -10,6 +11,19 @@ from bench import attack_parts as parts
 )
 def test_what_the_server_stands(server, act, count):
     found = act(server, count, seed=5)
+    assert found["ok"], found
+
+
+def test_bad_pictures_are_answered_or_refused_within_their_limits(server):
+    if not inputs.corpus().is_dir():
+        pytest.skip(f"{inputs.corpus()} is not here")
+    found = inputs.pictures(server, 27, seed=2)
+    assert found["ok"], found
+
+
+def test_answers_by_random_schemas_are_valid(server):
+    pytest.importorskip("llguidance")
+    found = inputs.answers(server, 8, seed=100)
     assert found["ok"], found
 
 
