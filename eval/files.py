@@ -60,11 +60,9 @@ def read_rows(
     if len(lines) > 1 and not jsonl:
         with contextlib.suppress(ValueError, RecursionError):
             jsonl = isinstance(json.loads(lines[0][1]), dict)
-    return list(
-        _jsonl_rows(path, lines, error, bad_lines)
-        if jsonl
-        else _json_rows(path, text, inside, error)
-    )
+    if jsonl:
+        return list(_jsonl_rows(path, lines, error, bad_lines))
+    return list(_json_rows(path, text, inside, error))
 
 
 def _jsonl_rows(

@@ -129,11 +129,8 @@ class YamlTask(SimpleTask):
             return super().score(answers, data, settings)
         items = self.items(data, settings)
         grades = read_grades(answers, self.next_line("judge", answers, data, settings))
-        how: dict[str, Any] = {
-            "open_end": self.lacks(data, settings, items),
-            "strict": settings.strict,
-        }
-        joined, coverage = join([i.key for i in items], graded(answers, grades), **how)
+        keys, end = [i.key for i in items], self.lacks(data, settings, items)
+        joined, coverage = join(keys, graded(answers, grades), strict=settings.strict, open_end=end)
         read = {k: [x for x in a.row["score"] if x is not None] for k, a in joined.items()}
         unread = [k for k, scores in read.items() if not scores]
         if not (kept := [i for i in items if i.key not in unread]):

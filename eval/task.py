@@ -40,7 +40,7 @@ _BESIDE = {
     "mmbench_cn": "mmbench",
     "infovqa": "docvqa",
     "coco30": "llava_wild",
-}  # in that one's file
+}  # whose file has it
 
 
 @dataclass(slots=True)
@@ -195,12 +195,7 @@ class Task:
         raise LlavaError(f"{self.name}: no server takes a submission, it is scored here")
 
     def next_line(
-        self,
-        action: str,
-        answers: Path,
-        data: Path,
-        settings: TaskSettings,
-        out: Path | None = None,
+        self, action: str, answers: Path, data: Path, settings: TaskSettings, out: Any = None
     ) -> str:
         """The command line that goes on with an answer file, to be typed as it is but for a judge's NAME.
 

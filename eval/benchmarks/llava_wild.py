@@ -63,12 +63,8 @@ class LlavaWild(Task):
         totals["judge"] = ", ".join(sorted(judges)) or "not recorded (LLaVA used gpt-4-0314)"
         runs = 1 + max(int(r.row.get("run", 0)) for r in reviews.rows)
         first = [r for r in read if not r.row.get("run")]  # further runs are no doubles
-        how: dict[str, Any] = {
-            "leaves_out": True,
-            "all_rows_count": True,
-            "strict": settings.strict,
-        }
-        how["open_end"] = "" if asked else "no questions file"
+        how: dict[str, Any] = {"leaves_out": True, "all_rows_count": True}
+        how |= {"strict": settings.strict, "open_end": "" if asked else "no questions file"}
         _, coverage = join(asked or [r.id for r in first], replace(reviews, rows=first), **how)
         notes = [f"the mean over {runs} reviews of each answer"] if runs > 1 else []
         notes += [f"{unread} reviews were not readable; no mean has them"] if unread else []

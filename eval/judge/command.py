@@ -145,17 +145,14 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
     if extracts:
         from llava_jax.eval.judge import extract
 
-        requests, judge = (
-            extract.requests(task, args.answers, args.data, settings),
-            extract.extract_answers,
-        )
+        requests = extract.requests(task, args.answers, args.data, settings)
+        judge = extract.extract_answers
         plan = [(extract.tries(m), extract.reader(row)) for row, m in requests]
     else:
         requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
-        reviews, grades = (
-            (judge_reviews, review_tries, read_scores), (judge_grades, grade_tries, read_grade)
-        )  # fmt: skip
-        judge, tries, read = grades if task.grades else reviews
+        judge, tries, read = judge_reviews, review_tries, read_scores
+        if task.grades:
+            judge, tries, read = judge_grades, grade_tries, read_grade
         plan = [(tries(m, run), read) for run in range(args.runs) for _, m in requests]
     prices = args.price_in, args.price_out
     transcript = args.out.with_name(f"{args.out.name}.transcript.jsonl")

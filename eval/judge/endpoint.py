@@ -148,12 +148,9 @@ class Endpoint:
             error = e.body.get("message", "") if isinstance(e.body, dict) else ""
             retried = e.status_code in (408, 409, 429) or e.status_code >= 500
             words = [f"HTTP {e.status_code}", str(error)[:200], tries if retried else ""]
-            fix = (
-                f"the key is read from ${self._key_env} (--key-env)"
-                if e.status_code == 401
-                else None
-            )
-            failed = JudgeError(f"{self.url}: {' '.join(w for w in words if w)}", fix=fix)
+            key = f"the key is read from ${self._key_env} (--key-env)"
+            what = f"{self.url}: {' '.join(w for w in words if w)}"
+            failed = JudgeError(what, fix=key if e.status_code == 401 else None)
             failed.refused = e.status_code in (400, 413, 422)
             raise failed from None
         except self._openai.APIConnectionError as e:

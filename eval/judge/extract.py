@@ -17,14 +17,8 @@ from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import read_checked
+from llava_jax.eval.judge import store
 from llava_jax.eval.judge.endpoint import Asked, Endpoint
-from llava_jax.eval.judge.store import (
-    RETRIES,
-    ask_until_read,
-    check_same,
-    judge_missing,
-    kept_lines,
-)
 from llava_jax.eval.questions import LETTER, SHORT
 from llava_jax.eval.rules import named_letters
 from llava_jax.eval.simple import SimpleTask, check_rows
@@ -77,16 +71,17 @@ def extract_answers(
     """
 
     def extract(row: dict[str, Any], message: str) -> dict[str, Any]:
-        read, reply = ask_until_read(endpoint, reader(row), tries(message))
+        read, reply = store.ask_until_read(endpoint, reader(row), tries(message))
         return {**row, "extracted": read, "content": reply.text}
 
-    judge_missing(requests, out, endpoint, threads, kept_lines(out, _read), extract)
+    there = store.kept_lines(out, _read)
+    store.judge_missing(requests, out, endpoint, threads, there, extract)
 
 
 def tries(message: str) -> list[dict[str, Any]]:
     """What is sent until a reply can be read."""
     how = {"messages": [{"role": "user", "content": message}], "temperature": 0.0}
-    return [{**how, "max_tokens": EXTRACT_TOKENS, "again": n} for n in range(1 + RETRIES)]
+    return [{**how, "max_tokens": EXTRACT_TOKENS, "again": n} for n in range(1 + store.RETRIES)]
 
 
 def reader(row: dict[str, Any]) -> Callable[[str], str | None]:
@@ -135,7 +130,7 @@ def score_extracted(
         raise AnswerError(what, fix=f"have them read: {line}")
     models = {rows[k]["judge_model"] for k in asked}
     for key, message in asked.items():
-        check_same(extracted, key, rows[key], message, rows[key]["judge_model"])
+        store.check_same(extracted, key, rows[key], message, rows[key]["judge_model"])
     found = {k: rows[k]["extracted"] for k in asked}
     unread = [k for k, text in found.items() if text is None]
     texts = task.read(answers, settings).rows

@@ -31,6 +31,7 @@ from llava_jax.settings import loading_options
 from llava_jax.util import write_json, write_text
 
 logger = logging.getLogger(__name__)
+Lines = Mapping[str, Line]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _run_alone(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] 
     merge(parts, questions, folder / "answers.jsonl")
     asked = {q.key: lines[q.key] for q in chosen}
     with tempfile.TemporaryDirectory() as scratch:
-        result = _score(task, folder, data, settings, asked, lines, Path(scratch))
+        result = _score(task, settings, data, asked, lines, Path(scratch))
     if result is not None:
         sent, notes = _as_sent(asked)
         result["notes"] += _unanswered(asked) + notes
@@ -126,7 +127,7 @@ def _run_of(task: Task, settings: RunSettings, template: str) -> dict[str, Any]:
     return run | {"temperature": 0.0, "split": settings.task.split, "parts": settings.chunk[1]}
 
 
-def _unanswered(lines: Mapping[str, Line]) -> list[str]:
+def _unanswered(lines: Lines) -> list[str]:
     """A note on the questions that got no answer, and why."""
     failed = [f"{key} ({line.error})" for key, line in lines.items() if line.error]
     more = ", …" if len(failed) > 5 else ""
@@ -134,16 +135,15 @@ def _unanswered(lines: Mapping[str, Line]) -> list[str]:
     return [f"{what}: {'; '.join(failed[:5])}{more}"] if failed else []
 
 
-def _as_sent(lines: Mapping[str, Line]) -> tuple[dict[str, Any], list[str]]:
+def _as_sent(lines: Lines) -> tuple[dict[str, Any], list[str]]:
     """The settings that a server took otherwise than they were asked, and a note where that changed."""
     given = [line for line in lines.values() if not line.error]
     kinds = {json.dumps(line.sent, sort_keys=True): line.sent for line in given}
     names = {"max_completion_tokens": "max_new_tokens"}
     found = {names.get(k, k): v for sent in kinds.values() for k, v in sent.items()}
     found.pop("max_tokens", None)
-    found |= (
-        {"served_as": max(served)} if (served := {line.served for line in given} - {""}) else {}
-    )
+    if served := {line.served for line in given} - {""}:
+        found["served_as"] = max(served)
     note = f"the answers were not all asked with the same settings: {', '.join(sorted(kinds))}"
     return found, [note] if len(kinds) > 1 else []
 
@@ -183,15 +183,10 @@ def image_folders(settings: RunSettings, data: Path, task: Task) -> list[Path]:
 
 
 def _score(
-    task: Task,
-    folder: Path,
-    data: Path,
-    settings: RunSettings,
-    asked: Mapping[str, Line],
-    lines: Mapping[str, Line],
-    scratch: Path,
+    task: Task, settings: RunSettings, data: Path, asked: Lines, lines: Lines, scratch: Path
 ) -> dict[str, Any] | None:
     """asked: of the folder's lines, those of the questions that this run asks."""
+    folder = settings.out / task.name
     answers = folder / "answers.jsonl"
     if task.judge:
         line = task.next_line("judge", answers, data, settings.task)
