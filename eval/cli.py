@@ -45,7 +45,7 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", help="checkpoint folder or hub id, or a name at --endpoint")
     p.add_argument("--endpoint", metavar="URL", help="ask a server (OpenAI-compatible) instead")
     p.add_argument("--config", type=Path, help="options in a YAML or JSON file, or a result.json")
-    add_loading_options(p)
+    add_loading_options(p, adapters=False)
     p.add_argument("--tasks", help="comma-separated names or NAME:SPLIT; see eval list")
     p.add_argument("--data", type=Path, help="folder with one per benchmark, or a benchmark's own")
     p.add_argument("--images", type=Path, help="image folder, where it is not in the data folder")

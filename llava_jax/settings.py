@@ -336,8 +336,8 @@ def add_options(parser: Any, table: Mapping[str, Setting], names: Iterable[str])
         )
 
 
-def add_loading_options(parser: argparse.ArgumentParser) -> Any:
-    """Adds what `llava_jax.load` takes besides the model, as a group, which it returns."""
+def add_loading_options(parser: argparse.ArgumentParser, adapters: bool = True) -> Any:
+    """Adds what `llava_jax.load` takes besides the model, as a group, which it returns. adapters: those too."""
     group = parser.add_argument_group("model loading")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     group.add_argument("--base", metavar="MODEL", help="what a LoRA or projector belongs to")
@@ -348,13 +348,10 @@ def add_loading_options(parser: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
     )
-    group.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="a LoRA adapter of the model, kept unmerged (again for more)",
-    )
+    parser.set_defaults(adapter=[])
+    if adapters:
+        unmerged = "a LoRA adapter of the model, kept unmerged (again for more)"
+        group.add_argument("--adapter", action="append", metavar="NAME=DIR", help=unmerged)
     return group
 
 

@@ -282,8 +282,9 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     if args.endpoint:
         from llava_jax.eval.run.remote import RemoteModel
 
-        for name in (*loading_options(args), "mesh", "template"):
-            if getattr(args, name):
+        given = {**loading_options(args), "mesh": args.mesh, "template": args.template}
+        for name, value in given.items():
+            if value:
                 option = f"--{name.replace('_', '-')}"
                 raise LlavaError(f"{option}: does nothing with --endpoint, whose server decides it")
         remote = RemoteModel(args.endpoint, args.model, args.key_env, args.per_minute)
