@@ -152,7 +152,7 @@ class Checkpointer:
         try:
             together(lambda: (before(), self._make_work(work)) if is_main() else None)
             tree = self._ocp.args.PyTreeSave(
-                _as_tree(state), ocdbt_target_data_file_size=FILE_BYTES
+                _kept(_as_tree(state)), ocdbt_target_data_file_size=FILE_BYTES
             )
             # In a thread, since the caller may have an event loop of its own (a notebook).
             saving = self._arrays.async_save(_path(work / STATE), args=tree)
@@ -257,6 +257,20 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in errno.errorcode:
         return os.strerror(error.errno or 0).lower()
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _kept(tree: dict[str, Any]) -> dict[str, Any]:
+    """The arrays as they are written while the next step gives up the state: orbax copies from devices.
+
+    On a CPU it would write from the state's own memory, and the step, which may then not reuse it, would
+    copy it while all cores write.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    if jax.default_backend() != "cpu":
+        return tree
+    return jax.block_until_ready(jax.tree.map(jnp.copy, tree))
 
 
 def _finished(writes: Sequence[Any]) -> None:
