@@ -271,7 +271,7 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     _steps(process, workdir, 100)  # compiled, and saved once
     run, begin, rows = psutil.Process(process.pid), time.monotonic(), []
     while process.poll() is None and time.monotonic() - begin < 60 * minutes:
-        time.sleep(5)
+        time.sleep(0.5)
         with contextlib.suppress(psutil.NoSuchProcess):
             memory = run.memory_info()
             rows.append(

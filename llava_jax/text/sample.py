@@ -7,6 +7,7 @@ is plain text, `</s>` included. `compat` gives the original's ids and labels ins
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from llava_jax.text.compat import compat_sample
 from llava_jax.text.constants import IGNORE, IMAGE_TAG, IMAGE_TOKEN
 from llava_jax.text.conversation import ASSISTANT, USER
 from llava_jax.text.example import LEFT_OUT, TRUNCATED, Example
-from llava_jax.text.labels import tokenise, training_pieces, training_version
+from llava_jax.text.labels import TrainingVersion, tokenise, training_pieces, training_version
 from llava_jax.text.prompt import slot_parts
 from llava_jax.text.records import check_turns, image_paths, read_turns, record_id, tag_note
 from llava_jax.text.tokenizer import Part, Tokenizer
@@ -96,7 +97,7 @@ class ExampleMaker:
             if self._independent(record, name, rounds, notes):
                 ids, labels, numbers = self._join(rounds, len(images), notes)
             else:
-                ids, labels, _ = self._tokenise(rounds)
+                ids, labels, _ = _tokenise(self.tokenizer, self.version, rounds)
                 numbers = None
             example = Example(ids, images, labels, numbers, name)
             example = example.truncated(self.max_length, self.image_tokens)
@@ -157,10 +158,6 @@ class ExampleMaker:
 
     # Ids and labels ----------------------------------------------------------------------------
 
-    def _tokenise(self, rounds: Sequence[Round]):
-        messages = [message for q, a in rounds for message in ((USER, q), (ASSISTANT, a))]
-        return tokenise(self.tokenizer, training_pieces(self.version, messages))
-
     def _independent(
         self, record: Mapping[str, Any], name: str, rounds: list[Round], notes: Counter[str]
     ) -> bool:
@@ -180,8 +177,8 @@ class ExampleMaker:
     def _join(self, rounds: list[Round], images: int, notes: Counter[str]):
         """(ids, labels, turns): every round after the prefix that all share, as if it were alone."""
         front = self._front(rounds[0][0])
-        alone = [self._tokenise(rounds[:1])]
-        alone += [self._tokenise([(_after(front, q), a)]) for q, a in rounds[1:]]
+        prompts = [rounds[0], *((_after(front, q), a) for q, a in rounds[1:])]
+        alone = [_alone(self.tokenizer, self.version, tuple(q), tuple(a)) for q, a in prompts]
         start = _shared_prefix(alone)
         joined = [(alone[0][0][:start], alone[0][1][:start], np.zeros(start, np.int32))]
         length = start + images * (self.image_tokens - 1)  # every slot is in the prefix
@@ -231,6 +228,22 @@ def check_trained(example: Example, max_length: int | None) -> None:
     if not example.target_count:
         why = f"within its first {max_length} tokens" if TRUNCATED in example.notes else "in it"
         raise SampleError(f"sample {example.id}: there is nothing to train {why}")
+
+
+def _tokenise(tokenizer: Tokenizer, version: TrainingVersion, rounds: Sequence[Round]):
+    messages = [message for q, a in rounds for message in ((USER, q), (ASSISTANT, a))]
+    return tokenise(tokenizer, training_pieces(version, messages))
+
+
+# The same short question with the same answer is asked of many images.
+@functools.lru_cache(8192)
+def _alone(
+    tokenizer: Tokenizer, version: TrainingVersion, question: tuple[Part], answer: tuple[Part]
+) -> tuple[np.ndarray, ...]:
+    arrays = _tokenise(tokenizer, version, [(list(question), list(answer))])
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
 
 
 def _tag_first(text: str) -> str:
