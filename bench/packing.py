@@ -15,6 +15,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import llava_jax
 from llava_jax.data import lengths
 from llava_jax.data.layout import Exact, Fill
 from llava_jax.data.packing import Sizes
@@ -63,18 +65,9 @@ def show_plans() -> None:
                 )
 
 
-def count_lengths(count: int, tokenizer: str) -> None:
+def count_lengths(count: int, tokenizer: Path) -> None:
     """Times counting `count` conversations of about 285 words, as the 665K have."""
-    rng = np.random.RandomState(0)
-    words = ["".join(rng.choice(list("etaoinshrdlu"), rng.randint(2, 9))) for _ in range(5000)]
-    records = []
-    for n in range(count):
-        turns = []
-        for turn in range(4):
-            question, answer = (" ".join(rng.choice(words, k)) for k in (9, 26))
-            tag = "<image>\n" if not turn else ""
-            turns += [{"from": "human", "value": tag + question}, {"from": "gpt", "value": answer}]
-        records.append({"id": str(n), "image": f"{n}.jpg", "conversations": turns})
+    records = _Records(count)
     make = ExampleMaker(Tokenizer.load(tokenizer))
     with tempfile.TemporaryDirectory() as folder:
         data: Any = _Data(records, [DataFile(f"{folder}/data.json", "", 1.0)])
@@ -89,13 +82,44 @@ def count_lengths(count: int, tokenizer: str) -> None:
             )
 
 
-class _Data(list):
+class _Records(Sequence):
+    """Records that are made when their turn comes, of 4,096 conversations of random words."""
+
+    def __init__(self, count: int):
+        rng, self._count = np.random.RandomState(0), count
+        letters = list("etaoinshrdlu")
+        words = ["".join(rng.choice(letters, rng.randint(2, 9))) for _ in range(5000)]
+        self._talks = []
+        for _ in range(4096):
+            talk = []
+            for turn in range(4):
+                question, answer = (
+                    " ".join(words[i] for i in rng.randint(0, 5000, k)) for k in (9, 26)
+                )
+                tag = "" if turn else "<image>\n"
+                talk.append({"from": "human", "value": tag + question})
+                talk.append({"from": "gpt", "value": answer})
+            self._talks.append(talk)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[n] for n in range(*at.indices(self._count))]
+        talk = self._talks[at % len(self._talks)]
+        return {"id": str(at), "image": f"{at}.jpg", "conversations": talk}
+
+
+class _Data:
     """As much of a Dataset as counting needs."""
 
-    def __init__(self, records: list[Any], files: list[DataFile]):
-        super().__init__(records)
-        self.records, self.ids = records, [r["id"] for r in records]
+    def __init__(self, records: _Records, files: list[DataFile]):
+        self.records, self.ids = records, [str(n) for n in range(len(records))]
         self.files, self.content = files, "bench"
+
+    def __len__(self) -> int:
+        return len(self.records)
 
 
 def _processor() -> float:
@@ -111,7 +135,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="What packing costs and gives.")
     parser.add_argument("--count", action="store_true", help="also time counting lengths")
     parser.add_argument("--records", type=int, default=665_298, help="how many to count")
-    parser.add_argument("--tokenizer", default="tiny-vicuna", help="folder with tokenizer.model")
+    parser.add_argument(
+        "--tokenizer",
+        default=Path(llava_jax.__file__).parent / "assets/tiny-vicuna",
+        type=Path,
+        help="folder with tokenizer.model (default: the shipped model's)",
+    )
     arguments = parser.parse_args()
     show_plans()
     if arguments.count:

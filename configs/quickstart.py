@@ -58,7 +58,7 @@ def get_config():
     c.stages.stage2 = dict(
         trainable=("projector", "language"),
         batch_size=32,
-        steps=640,
+        steps=680,
         lr=0.01,  # at 0.02 the language model loses part of what it was pre-trained to look up
         data=dict(turns="independent", turns_per_sample=6, pack="exact", row_multiple=18),
     )

@@ -30,7 +30,7 @@ HELD_OUT_TALKS = 100
 DONE = "dataset.json"
 _TALK_EVERY = 2  # pictures for each that has a conversation too
 _TALK_TURNS = (3, 6)  # the fewest and the most
-_LONG_TALK_EVERY = 50  # pictures for each that also has a conversation with every kind of question
+_LONG_TALK_EVERY = 20  # pictures for each that also has a conversation with every kind of question
 _LONG_EVERY = 4  # more long answers, with their many easy tokens, would drown the short ones
 
 
@@ -40,7 +40,7 @@ def make_dataset(folder: str | Path, *, train: int, held_out: int, seed: int = 0
     A folder that already holds this very data set is left as it is.
     """
     folder = Path(folder)
-    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 5}
+    settings = {"train": train, "held_out": held_out, "seed": seed, "version": 6}
     done = folder / DONE
     if done.exists() and read_json(done) == settings:
         return folder
