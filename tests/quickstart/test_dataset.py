@@ -39,9 +39,9 @@ def test_conversations_lie_among_the_questions(tmp_path):
     objects = dict(zip((f"images/{i:05d}.png" for i in range(101)), sample(101, 5).objects()))
     talks = [record for record in records if record.get("turns")]
     assert [r["id"] for r in talks[:2]] == ["talk-00000", "talk-00002"]
-    assert len(talks) == 51 + 3
+    assert len(talks) == 51 + 6
     long = [record for record in talks if sorted(record["kinds"]) == sorted(KINDS)]
-    assert [r["id"] for r in long] == [f"long-talk-{i:05d}" for i in (0, 50, 100)]
+    assert [r["id"] for r in long] == [f"long-talk-{i:05d}" for i in range(0, 101, 20)]
     turns, plain = [], 0
     for record in talks:
         check_record(record, record["id"])
