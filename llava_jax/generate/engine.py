@@ -143,7 +143,8 @@ class Engine:
                 if self.reading:
                     self._read()
                     if self.fair and self._living():
-                        self._decode(4)
+                        # A step costs the same however few take part in it.
+                        self._decode(max(1, 4 * self._living() // self.slots))
                 elif self._living():
                     self._decode(self._steps())
                 else:
@@ -164,8 +165,9 @@ class Engine:
                 job.error = error
             self._finish(job, "error" if error else "cancelled")
 
-    def _living(self) -> bool:
-        return any(job is not None and job.ids for job in self.jobs)
+    def _living(self) -> int:
+        """How many are being answered, their prompts read."""
+        return sum(job is not None and bool(job.ids) for job in self.jobs)
 
     def _steps(self) -> int:
         """Tokens of the next call: few where someone watches, as many as fit otherwise."""

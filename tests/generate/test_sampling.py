@@ -29,7 +29,9 @@ def kept_by_hand(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
     ("top_k", "top_p"), [(0, 1.0), (1, 1.0), (5, 1.0), (0, 0.5), (5, 0.5), (99, 0.9), (0, 1e-9)]
 )
 def test_what_top_k_and_top_p_keep(top_k, top_p):
-    logits = np.random.default_rng(0).normal(0, 2, (6, 40)).astype(np.float32)
+    # From flat to peaked: of flat ones more than the few likeliest are kept.
+    logits = np.random.default_rng(0).normal(0, 1, (6, 700)) * [[0.1], [0.5], [1], [2], [3], [4]]
+    logits = logits.astype(np.float32)
     cut = smallest_allowed(logits, np.full(6, top_k), np.full(6, top_p, np.float32))
     for row, smallest in zip(logits, np.asarray(cut)):
         assert set(np.flatnonzero(row >= smallest)) == kept_by_hand(row, top_k, top_p)
