@@ -146,15 +146,14 @@ def read_answers(
             raise AnswerError(f"{path} line {line}: no id; expected one of {', '.join(id_keys)}")
         where = f"{path} line {line}, {id_key} {row[id_key]!r}"
         text_key = _answer_key(row, text_keys, where)
-        value = row[text_key] if text_key else None
+        value: Any = row[text_key] if text_key else None
         if text_key is None and not empty_is_none:
             names = ", ".join(dict.fromkeys((*text_keys, *MODELS[:2])))
             raise AnswerError(f"{where}: no answer; expected one of {names}")
         if value is None and (empty_is_none or path.suffix.lower() in TABLES):
             value = ""
-        if not isinstance(value, str) and not (
-            type(value) in (int, float) and abs(value) < math.inf
-        ):
+        number = type(value) is int or (type(value) is float and math.isfinite(value))
+        if not isinstance(value, str) and not number:
             raise AnswerError(f"{where}: the answer is {value!r}, not text")
         answers.append(Answer(as_id(row[id_key], where), str(value), line, row))
     return AnswerFile(path, answers, bad)

@@ -111,7 +111,7 @@ def experiment_of(args: argparse.Namespace, task: Task, settings: TaskSettings) 
     own = {"split": settings.split, "set": dict(settings.options)}
     found: dict[str, Any] = {"tasks": {task.name: {k: v for k, v in own.items() if v}}}
     for name in OPTIONS:
-        value = getattr(args, name, None)
+        value: Any = getattr(args, name, None)
         if name != "tasks" and not _open(value):
             there = name in PLACES and Path(value).exists()
             found[name] = str(Path(value).resolve()) if there else value

@@ -75,8 +75,8 @@ class RemoteModel:
 
 
 def _url(image: Any) -> str:
-    path = Path(image) if isinstance(image, str | Path) else None
-    data = path.read_bytes() if path else image
-    open_image(data, name=path.name if path else None)  # as weights do
+    named = isinstance(image, str | Path)
+    data: bytes = Path(image).read_bytes() if named else image
+    open_image(data, name=Path(image).name if named else None)  # as weights do
     kind = next((k for start, k in _KINDS.items() if data.startswith(start)), "jpeg")
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
