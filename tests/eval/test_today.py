@@ -300,6 +300,8 @@ PUBLISHED = {
          "answer": "['$MgS$', 'MgS']", "image_1": "1.png", "image_2": None},
         {"id": "validation_Pharmacy_19", "question": "See <image 1>", "options": "[]",
          "answer": "B", "image_1": "1.png"},
+        {"id": "validation_Math_7", "question": "See <image 1>", "image_1": "1.png", "answer": "A",
+         "options": "['<image 8>, <image 9>', '<image 10>, <image 30>']"},
         {"id": "dev_Math_1", "question": "See <image 1>", "image_1": "1.png", "answer": "I",
          "options": str([f"${n}$" for n in range(9)])},
     ],
@@ -346,7 +348,7 @@ PUBLISHED = {
                 "image": "documents/1.png", "ucsf_document_id": "x", "answers": ["1/8/93", "1/8/93"]}],
 }  # fmt: skip
 MET = {
-    "mmmu": ("MgS", "The answer is B", "I"), "mathvista": ("1.2", "4.0", "(A)", "[0, 2]"),
+    "mmmu": ("MgS", "The answer is B", "A", "I"), "mathvista": ("1.2", "4.0", "(A)", "[0, 2]"),
     "ocrbench": ("the Centre", "$y_2=-1$"), "hallusion": ("No", "Yes"), "mmvp": ("A", "B"),
     "chartqa": ("[yes, no]", "0"), "blink": ("B",), "realworldqa": ("B", "yes"), "ai2d": ("D",),
     "docvqa": ("1/8/93",),
