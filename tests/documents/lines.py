@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _FENCE = re.compile(r"^[ ]*```(\w*)[^\n]*\n(.*?)^[ ]*```[ ]*$", re.M | re.S)
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-_OUR_PYTHON = re.compile(r"python (-m (llava_jax|pytest|build|bench)(?![.\w])|bench/)")
+_OUR_PYTHON = re.compile(r"python (-m (llava_jax|(pytest|build|bench)(?![.\w]))|bench/)")
 _STARTS = ("llava-jax ", "python ", "pip ")  # of a command in a fence that names no language
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,10 +11,14 @@ from llava_jax import load
 from llava_jax.config import LoraConfig
 from llava_jax.convert import load_checkpoint, save_checkpoint
 from llava_jax.errors import ConfigError, WeightError
-from llava_jax.generate import Engine
+from llava_jax.generate import Engine, Generator, Job
+from llava_jax.generate.adapters import Adapter
 from llava_jax.generate.request import Request
 from llava_jax.model import LlavaModel
 from llava_jax.params import is_lora, parameter_shapes
+from llava_jax.settings import SamplingSettings
+from llava_jax.sharding import make_mesh
+from tests.generate import tiny
 
 DECODER = LoraConfig().targets
 KINDS = {  # name: (format, LoRA, whether the projector is trained too)
@@ -143,3 +148,34 @@ def load_folder(name: str):
     from llava_jax.convert.io import hub
 
     return hub.local(name)
+
+
+@pytest.mark.slow  # the quick form: one device, layers one by one
+def test_scanned_layers_and_eight_devices_give_the_tokens_of_one():
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices")
+    rng, made = np.random.default_rng(0), {}
+    for name, rank, targets in (("a", 4, DECODER), ("b", 3, DECODER[:2])):
+        lora = LoraConfig(rank, 2.0 * rank, targets=targets)
+        shapes = parameter_shapes(replace(tiny.CONFIG, lora=lora)).items()
+        own = {n: rng.normal(0, 0.3, s).astype(np.float32) for n, s in shapes if is_lora(n)}
+        made[name] = Adapter(lora, own)
+    eyes = tiny.params()["projector.linear_0.kernel"] + 1
+    made["a"] = Adapter(made["a"].lora, {**made["a"].params, "projector.linear_0.kernel": eyes})
+
+    def answers(**how) -> tuple[list, np.ndarray]:
+        generator = Generator(
+            tiny.CONFIG, tiny.params(), eos_ids=(-1,), adapters=made, unroll=False, **how
+        )
+        engine = Engine(generator, 4)
+        settings = SamplingSettings(max_new_tokens=6)
+        jobs = [Job(tiny.prompt(9, 1), settings, adapter=name) for name in ("", "a", "b", "a")]
+        engine.run([engine.submit(job) for job in jobs])
+        return [job.ids for job in jobs], np.array([job.logprobs for job in jobs])
+
+    ids, logprobs = answers()
+    spread = answers(mesh=make_mesh(fsdp=4, tensor=2))
+    assert spread[0] == ids
+    np.testing.assert_allclose(spread[1], logprobs, atol=1e-5)
+    assert ids[0] != ids[1] != ids[2]
+    assert ids[1] == ids[3]
