@@ -190,6 +190,10 @@ class Generator:
         found = weights.stacked(self.state)
         return ((n, v) for n, v in found if not (self.adapters.names and is_lora(n)))
 
+    def _through(self, controls: Controls) -> jax.Array | None:
+        """int32: the adapter of each row; None without any: a LoRA of the model's own takes no row's."""
+        return controls.adapter if self.adapters.names else None
+
     def scope(self):
         """The context to call the programs in."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -267,7 +271,7 @@ class Generator:
         blocks = (ends.max() + self.block - 1) // self.block
         places = Places(chunk.slots, chunk.start, blocks, self.block)
         hidden, cache = model.language(
-            x, positions, cache=state.cache, places=places, adapter_B=controls.adapter
+            x, positions, cache=state.cache, places=places, adapter_B=self._through(controls)
         )
         logits = model.logits(hidden[jnp.arange(b), chunk.length - 1])  # [B, V]
         zero = jnp.zeros((b, logits.shape[-1]), jnp.int32)
@@ -348,7 +352,7 @@ class Generator:
             seen[:, None],
             cache=state.cache,
             places=places,
-            adapter_B=state.controls.adapter,
+            adapter_B=self._through(state.controls),
         )
         logits = model.logits(hidden[:, 0])  # [N, V]
         said = Said(state.step, state.counts, state.asked, state.bias, *limits)

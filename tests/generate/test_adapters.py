@@ -24,7 +24,11 @@ DECODER = LoraConfig().targets
 KINDS = {  # name: (format, LoRA, whether the projector is trained too)
     "pair": ("lora", LoraConfig(4, 8.0, targets=DECODER), True),
     "peft": ("peft", LoraConfig(2, 3.0, targets=DECODER[:3], rslora=True), False),
-    "ours": ("jax", LoraConfig(3, 9.0, targets=(*DECODER[-2:], "projector.linear_0")), False),
+    "ours": (
+        "jax",
+        LoraConfig(3, 9.0, targets=(*DECODER[-2:], "projector.linear_0"), dropout=0.05),
+        False,
+    ),
     "tower": ("peft", LoraConfig(2, 6.0, targets=(DECODER[0], "vision.layers.attn.q")), False),
 }
 PICTURE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
@@ -96,6 +100,16 @@ def test_an_adapter_answers_as_its_merged_model(model, plain, folders):
         assert replies[kind].logprobs == pytest.approx(want.logprobs, abs=1e-5), kind
     plain.generator.set_params(own)
     assert len({reply.logprobs for reply in replies.values()}) == len(KINDS)
+
+
+def test_a_model_that_was_trained_with_dropout_answers_without(model, folders):
+    """A LoRA model itself, not merged, as training leaves it."""
+    found = load(folders["ours"])
+    assert found.config.lora is not None
+    assert found.config.lora.dropout
+    reply, want = found.generate_batch([asked()])[0], model.generate_batch([asked("ours")])[0]
+    assert reply.ids == want.ids
+    assert reply.logprobs == pytest.approx(want.logprobs, abs=1e-5)
 
 
 def test_neighbours_and_the_base_keep_every_bit(model, plain):
