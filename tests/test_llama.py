@@ -26,14 +26,14 @@ def test_prefill_and_steps_equal_one_pass(params, unrolled):
     positions = jnp.tile(jnp.arange(9), (2, 1))
     whole, _ = language(x, positions, jnp.ones((2, 9), jnp.int32))
 
-    cache = init_cache(CONFIG.language, 2, 12, jnp.float32, unrolled)
+    cache = init_cache(CONFIG.language, 2, 12, 4, jnp.float32, unrolled)
     slots, at = jnp.array([0, 1]), jnp.array([0, 0])
-    for start, end in ((0, 3), (3, 6)):
-        places = Places(slots, at + start, -(-end // 4), 4)
+    for start, end in ((0, 4), (4, 6)):
+        places = Places(slots, at + start, -(-end // 4))
         part, cache = language(x[:, start:end], positions[:, start:end], cache=cache, places=places)
         np.testing.assert_allclose(part, whole[:, start:end], atol=1e-5)
     for t in range(6, 9):
-        places = Places(None, at + t, t // 4 + 1, 4)
+        places = Places(None, at + t, t // 4 + 1)
         y, cache = language(x[:, t : t + 1], positions[:, t : t + 1], cache=cache, places=places)
         np.testing.assert_allclose(y[:, 0], whole[:, t], atol=1e-5)
 

@@ -1,8 +1,10 @@
 """Attention of new tokens over a slot cache, in key blocks of one size.
 
-Entry i of a slot holds the key of position i. A block of which a query sees nothing changes no bit of
-its result, so that what a row gives depends neither on the length of the cache nor on how far the
-other rows have come: the loop simply runs as far as the longest of them needs.
+A cache is [J, N, K, C, H]: J blocks of C entries, of N slots. Entry i of a slot, C entries a block, holds
+the key of position i. Blocks come first so that what a step of the loop takes out of the cache, which XLA
+copies, lies in one piece: for 8 slots on a CPU that is a third faster than slots first. A block of which
+a query sees nothing changes no bit of its result, so that what a row gives depends neither on the length
+of the cache nor on how far the other rows have come: the loop runs as far as the longest of them needs.
 """
 
 from __future__ import annotations
@@ -20,36 +22,37 @@ _FLOOR = 0.1 * MASKED  # where the running maximum starts: above MASKED, so that
 class Places(NamedTuple):
     """Where the T new tokens of B rows go in a cache of N slots.
 
-    slots: int32[B], or None where row b is slot b and B is N. write_at: int32[B], the entry that takes
-    a row's first token. blocks: int32[], how many key blocks are looked at. block: keys of a block,
-    static; it divides the length of the cache.
+    slots: int32[B], or None where row b is slot b, B is N and T is 1. write_at: int32[B], the entry that
+    takes a row's first token; with slots the first of a block. blocks: int32[], how many key blocks are
+    looked at.
     """
 
     slots: jax.Array | None
     write_at: jax.Array
     blocks: jax.Array
-    block: int
 
 
-def write(cache_NKSH: jax.Array, new_BTKH: jax.Array, places: Places) -> jax.Array:
-    """The cache with T new keys (or values) of each row in it."""
-    new = new_BTKH.swapaxes(1, 2).astype(cache_NKSH.dtype)  # [B, K, T, H]
+def write(cache_JNKCH: jax.Array, new_BTKH: jax.Array, places: Places) -> jax.Array:
+    """The cache with T new keys (or values) of each row in it; what follows them in their block is lost."""
+    size = cache_JNKCH.shape[3]
+    new = new_BTKH.astype(cache_JNKCH.dtype)
     if places.slots is None:
-
-        def put(row, one, at):
-            return jax.lax.dynamic_update_slice(row, one, (0, at, 0))
-
-        return jax.vmap(put)(cache_NKSH, new, places.write_at)
-    for b in range(len(new)):  # slots may repeat; there are few of them
-        at = (places.slots[b], 0, places.write_at[b], 0)
-        cache_NKSH = jax.lax.dynamic_update_slice(cache_NKSH, new[b : b + 1], at)
-    return cache_NKSH
+        rows = jnp.arange(len(new))
+        return cache_JNKCH.at[places.write_at // size, rows, :, places.write_at % size].set(
+            new[:, 0]
+        )
+    b, t, kv, h = new.shape
+    new = jnp.pad(new, [(0, 0), (0, -t % size), (0, 0), (0, 0)])
+    new = new.reshape(b, -1, size, kv, h).swapaxes(2, 3)  # [B, ceil(T / C), K, C, H]
+    for row, slot, at in zip(new, places.slots, places.write_at // size):  # slots may repeat
+        cache_JNKCH = jax.lax.dynamic_update_slice(cache_JNKCH, row[:, None], (at, slot, 0, 0, 0))
+    return cache_JNKCH
 
 
 def attend(
     q_BTNH: jax.Array,
-    keys_NKSH: jax.Array,
-    values_NKSH: jax.Array,
+    keys_JNKCH: jax.Array,
+    values_JNKCH: jax.Array,
     positions_BT: jax.Array,
     places: Places,
     window: int | None,
@@ -59,23 +62,23 @@ def attend(
     positions_BT: int32. window: entries this far or further behind are not seen (Mistral).
     """
     b, t, n, h = q_BTNH.shape
-    kv = keys_NKSH.shape[1]
-    g, size = n // kv, places.block
+    kv, size = keys_JNKCH.shape[2:4]
+    g = n // kv
     q = q_BTNH.reshape(b, t, kv, g, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
     q = q.reshape(b, kv, g * t, h)
 
     def block(cache: jax.Array, j: jax.Array) -> jax.Array:
         if places.slots is None:
-            return jax.lax.dynamic_slice_in_dim(cache, j * size, size, axis=2)
+            return jax.lax.dynamic_index_in_dim(cache, j, keepdims=False)
 
         def rows(slot):
-            return jax.lax.dynamic_slice(cache, (slot, 0, j * size, 0), (1, kv, size, h))[0]
+            return jax.lax.dynamic_slice(cache, (j, slot, 0, 0, 0), (1, 1, kv, size, h))[0, 0]
 
         return jax.vmap(rows)(places.slots)
 
     def step(j, carry):
         largest, total, mixed = carry
-        k, v = (block(c, j).astype(q.dtype) for c in (keys_NKSH, values_NKSH))  # [B, K, C, H]
+        k, v = (block(c, j).astype(q.dtype) for c in (keys_JNKCH, values_JNKCH))  # [B, K, C, H]
         scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) * h**-0.5
         behind = positions_BT[:, :, None] - (j * size + jnp.arange(size))  # [B, T, C]
         seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)

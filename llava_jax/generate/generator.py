@@ -7,6 +7,7 @@ arithmetic reads nothing of the others, so that its answer is, to the bit, the o
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -129,7 +130,7 @@ class Generator:
         self.on_cpu = device.platform == "cpu"
         self.unrolled = self.on_cpu if unroll is None else unroll
         self.chunk = chunk or _CHUNK.get(device.platform, _OTHERWISE)
-        self.block = min(self.chunk, _BLOCK.get(device.platform, _OTHERWISE))
+        self.block = math.gcd(self.chunk, _BLOCK.get(device.platform, _OTHERWISE))
         self.adapters = Adapters(config, adapters or {})
         self.version = 0
         self.set_params(params, consume=consume)
@@ -217,7 +218,7 @@ class Generator:
 
     def _new_state(self, slots: int, capacity: int, pictures: int) -> State:
         c, dtype, vocab = self.config, self.compute.dtype, self.config.language.vocab_size
-        cache = init_cache(c.language, slots, capacity, dtype, self.unrolled)
+        cache = init_cache(c.language, slots, capacity, self.block, dtype, self.unrolled)
         ints = jnp.zeros(slots, jnp.int32)
         return State(
             self._sharded(cache),
@@ -241,7 +242,7 @@ class Generator:
     def _copy(self, state: State, source, target) -> State:
         """One slot's keys and values into another."""
         self.compiled["copy"] += 1
-        axis = 0 if self.unrolled else 1
+        axis = 1 if self.unrolled else 2
 
         def one(x):
             row = jax.lax.dynamic_slice_in_dim(x, source, 1, axis)
@@ -269,7 +270,7 @@ class Generator:
         x = constrain(merge_images(text, features, chunk.places), BATCH)
         ends = chunk.start + chunk.length  # [B]
         blocks = (ends.max() + self.block - 1) // self.block
-        places = Places(chunk.slots, chunk.start, blocks, self.block)
+        places = Places(chunk.slots, chunk.start, blocks)
         hidden, cache = model.language(
             x, positions, cache=state.cache, places=places, adapter_B=self._through(controls)
         )
@@ -343,10 +344,11 @@ class Generator:
         """Reads the last chosen token of each slot and chooses the next."""
         # A slot that is not alive may be in the middle of its prompt: its key goes to the last entry,
         # which no request ever reads (an answer ends before it).
-        capacity = jax.tree.leaves(state.cache)[0].shape[-2]
+        keys = jax.tree.leaves(state.cache)[0].shape  # [..., J, N, K, C, H]
+        capacity = keys[-5] * keys[-2]
         write_at = jnp.where(state.alive, state.positions, capacity - 1)
         seen = jnp.where(state.alive, state.positions, 0)  # [N]
-        places = Places(None, write_at, seen.max() // self.block + 1, self.block)
+        places = Places(None, write_at, seen.max() // self.block + 1)
         hidden, cache = model.language(
             constrain(model.language.embed(state.token[:, None], self.compute.dtype), BATCH),
             seen[:, None],
@@ -372,7 +374,7 @@ class Generator:
     def _beam(self, leaves, state: State, source_N, token_N, *, keep: int):
         """Slots become those of `source`, each reads a token -> the likeliest next ones, [N, keep] both."""
         self.compiled["beam"] += 1
-        axis, n = 0 if self.unrolled else 1, len(source_N)
+        axis, n = 1 if self.unrolled else 2, len(source_N)
         state = state._replace(
             cache=jax.tree.map(lambda x: jnp.take(x, source_N, axis), state.cache),
             positions=state.positions[source_N],
@@ -396,7 +398,7 @@ class Generator:
         if self.mesh is None:
             return cache
         heads = self.config.language.kv_heads % self.mesh.shape["tensor"] == 0
-        axes = (*BATCH, "tensor" if heads else None)
+        axes = (None, *BATCH, "tensor" if heads else None)
         partition = P(*axes) if self.unrolled else P(None, *axes)
         return jax.tree.map(lambda x: constrain(x, partition), cache)
 

@@ -111,17 +111,26 @@ def choose_token(logits_BV: Array, controls: Controls, said: Said) -> tuple[jax.
         logits = jax.lax.cond(
             jnp.any(changed), lambda: _changed(logits_BV, controls, said), lambda: logits_BV
         )
-        greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        greedy = likeliest(logits)
         drawn = jax.lax.cond(
             jnp.any(warm), lambda: _draw(logits, controls, said.step), lambda: greedy
         )
         return jnp.where(warm, drawn, greedy)
 
-    token = jax.lax.cond(
-        jnp.any(warm | changed), choose, lambda: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    )
+    token = jax.lax.cond(jnp.any(warm | changed), choose, lambda: likeliest(logits_BV))
     logit = jnp.take_along_axis(logits_BV, token[:, None], axis=-1)[:, 0]  # [B]
     return token, logit - jax.nn.logsumexp(logits_BV, axis=-1)
+
+
+def likeliest(logits_BV: Array) -> jax.Array:
+    """argmax, int32[B]: the first of the largest (the last token where one is NaN).
+
+    XLA's own argmax carries a pair through its reduction, which no CPU vectorises: 4 times slower.
+    """
+    vocab = logits_BV.shape[-1]
+    largest = logits_BV.max(-1, keepdims=True)
+    places = jnp.where(logits_BV == largest, jnp.arange(vocab, dtype=jnp.int32), vocab)
+    return jnp.minimum(places.min(-1), vocab - 1)
 
 
 def alternatives(logits_BV: Array, tops_B: Array) -> tuple[jax.Array, jax.Array]:
