@@ -33,7 +33,7 @@ next(iter(model.stream("What color is the shape?", {picture!r})))
 _OURS = """
 from llava_jax.generate import Generator
 from llava_jax.convert import load_checkpoint
-checkpoint = load_checkpoint({folder!r})
+checkpoint = load_checkpoint({folder!r}, lazy=True)
 Generator(checkpoint.config, checkpoint.params, consume=True)
 """
 _THEIRS = """
@@ -96,7 +96,7 @@ class Ours:
         from llava_jax.convert import load_checkpoint
         from llava_jax.generate import Generator
 
-        checkpoint = load_checkpoint(self.folder)
+        checkpoint = load_checkpoint(self.folder, lazy=True)
         generator = Generator(checkpoint.config, checkpoint.params, consume=True)
         sum(float(np.asarray(leaf).sum()) for leaf in generator.leaves)
         return frame.peak_memory() - self.before

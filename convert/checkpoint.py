@@ -162,12 +162,14 @@ def load_checkpoint(
     mesh: Mesh | None = None,
     shardings: Mapping[str, Sharding] | None = None,
     need_tokenizer: bool = False,
+    lazy: bool = False,
     **options: Any,
 ) -> Checkpoint:
     """Loads any supported checkpoint: a folder, a projector file, or a hub id.
 
     mesh: every parameter goes shard by shard to where llava_jax.sharding places it; `shardings`
-    ({name: Sharding}) decides instead where given. Without either the arrays stay on the host.
+    ({name: Sharding}) decides instead where given. Without either the arrays stay on the host; with
+    `lazy` Leafs are in their place, which are read when they are used.
     need_tokenizer: raises ConfigError, before a tensor is read, where the tokenizer is missing,
     unreadable, or has tokens that the model lacks.
     options: the fields of Options, such as base="vicuna-7b" or dtype="bf16".
@@ -180,11 +182,11 @@ def load_checkpoint(
         from llava_jax.llava import param_shardings
 
         shardings = param_shardings(source.config, mesh)
-    params = (
-        {name: leaf.read() for name, leaf in source.leaves.items()}
-        if shardings is None
-        else read_leaves(source.leaves, shardings)
-    )
+    params: dict[str, Any] = dict(source.leaves)
+    if shardings is not None:
+        params = read_leaves(source.leaves, shardings)
+    elif not lazy:
+        params = {name: leaf.read() for name, leaf in source.leaves.items()}
     provenance = {"kind": source.kind, "path": str(path), "files": [str(f) for f in source.files]}
     return Checkpoint(
         source.config, params, source.tokenizer, provenance, source.metadata, source.buffers

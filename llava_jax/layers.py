@@ -66,9 +66,25 @@ def is_variable(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Variable)
 
 
-def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
-    """float32[shape] of N(0, std^2)."""
+class Blank:
+    """In place of nnx.Rngs where a model is only described: its values are zeros, and tracing is quick."""
+
+    def params(self) -> None:
+        """No key."""
+
+
+def normal(key: jax.Array | None, shape: tuple[int, ...], std: float) -> jax.Array:
+    """float32[shape] of N(0, std^2); zeros without a key, see Blank."""
+    if key is None:
+        return jnp.zeros(shape)
     return jax.random.normal(key, shape, jnp.float32) * std
+
+
+def uniform(key: jax.Array | None, shape: tuple[int, ...], bound: float) -> jax.Array:
+    """float32[shape] of U(-bound, bound); zeros without a key, see Blank."""
+    if key is None:
+        return jnp.zeros(shape)
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 class Linear(nnx.Module):
@@ -96,8 +112,8 @@ class Linear(nnx.Module):
         self.d_in = d_in
         bound = d_in**-0.5
         if init == "torch":
-            kernel = jax.random.uniform(rngs.params(), (d_in, d_out), minval=-bound, maxval=bound)
-            offset = jax.random.uniform(rngs.params(), (d_out,), minval=-bound, maxval=bound)
+            kernel = uniform(rngs.params(), (d_in, d_out), bound)
+            offset = uniform(rngs.params(), (d_out,), bound)
         else:
             kernel, offset = normal(rngs.params(), (d_in, d_out), gain * bound), jnp.zeros(d_out)
         if quantize:
@@ -111,7 +127,7 @@ class Linear(nnx.Module):
         self.lora = lora
         if lora:
             # PEFT's initialisation: A is kaiming-uniform(a=sqrt 5), that is U(+-1/sqrt d_in); B is 0.
-            a = jax.random.uniform(rngs.params(), (d_in, lora.rank), minval=-bound, maxval=bound)
+            a = uniform(rngs.params(), (d_in, lora.rank), bound)
             self.lora_a = nnx.LoRAParam(a, out_sharding=(axes[0], None))
             self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, d_out)), out_sharding=(None, axes[1]))
             if lora.dora:
@@ -294,9 +310,12 @@ def apply_rope(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Arr
 
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
     """n layers made by make(rngs), as one module whose arrays have a leading "layers" axis."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    keys = jax.random.split(rngs.params(), n)
-    state = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys)
+    graphdef, one = nnx.split(nnx.eval_shape(lambda: make(Blank())))
+    key = rngs.params()
+    if key is None:
+        state = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), one)
+    else:
+        state = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(jax.random.split(key, n))
     state = jax.tree.map(
         lambda v: v.replace(out_sharding=("layers", *v.out_sharding)), state, is_leaf=is_variable
     )

@@ -94,7 +94,7 @@ def load(
     options = {"base": base, "vision_tower": vision_tower, "allow_pickle": allow_pickle}
     options |= {"dtype": DTYPES[dtype], "template": template}
     beside = _beside(path, adapters, options) if adapters else {}  # before minutes of reading
-    checkpoint = load_checkpoint(path, mesh=mesh, need_tokenizer=True, **options)
+    checkpoint = load_checkpoint(path, mesh=mesh, need_tokenizer=True, lazy=True, **options)
     config = replace(checkpoint.config, quantize=quantize)
     return LlavaModel(
         config,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -49,13 +50,15 @@ def float_dtype(name: str) -> np.dtype:
 class Lazy:
     """One tensor: its shape and dtype, and `read`, which gives the values (often a mapped view).
 
-    `origin` says where it comes from, "file: name", for messages.
+    `origin` says where it comes from, "file: name", for messages. `release` gives back the memory of
+    pages that were read of a mapped file; they are read again where they are asked for again.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
     origin: str = ""
+    release: Callable[[], None] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -68,6 +71,7 @@ class Lazy:
             self.dtype if dtype is None else dtype,
             lambda: f(self.read()),
             self.origin,
+            self.release,
         )
 
 
@@ -80,7 +84,8 @@ def of_array(array: np.ndarray, origin: str = "") -> Lazy:
 class Leaf:
     """A parameter of the JAX model: one part, or one part per layer of a stack ([L, ...]).
 
-    `block`, where there is one, holds the same bytes already stacked.
+    `block`, where there is one, holds the same bytes already stacked. In place of an array it is read
+    whole, or layer by layer by its index.
     """
 
     parts: tuple[Lazy, ...]
@@ -112,6 +117,21 @@ class Leaf:
             row[...] = part.read()[index[1:]]
         return out
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.read(), dtype)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        return self.parts[layer].read()
+
+    def release(self) -> None:
+        """Gives back the memory of what was read of mapped files."""
+        for part in self.parts:
+            if part.release is not None:
+                part.release()
+
     def map(self, f: Callable[[Lazy], Lazy]) -> Leaf:
         """This leaf with `f` applied to each part."""
         return Leaf(tuple(f(p) for p in self.parts), self.stacked)
@@ -123,7 +143,8 @@ def leaf(name: str, lazy: Lazy) -> Leaf:
         return Leaf((lazy,), False)
 
     def layer(i: int) -> Lazy:
-        return Lazy(lazy.shape[1:], lazy.dtype, lambda: lazy.read()[i], f"{lazy.origin}[{i}]")
+        origin = f"{lazy.origin}[{i}]"
+        return Lazy(lazy.shape[1:], lazy.dtype, lambda: lazy.read()[i], origin, lazy.release)
 
     return Leaf(tuple(layer(i) for i in range(lazy.shape[0])), True, block=lazy)
 

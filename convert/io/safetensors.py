@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import struct
 import zlib
@@ -48,7 +49,7 @@ def read(path: Path) -> dict[str, Lazy]:
         raise WeightError(f"{path}: malformed safetensors header: {said}") from None
     header, start = _audit(path)
 
-    mapped = np.memmap(path, np.uint8, "r")
+    mapped: Any = np.memmap(path, np.uint8, "r")
 
     def lazy(name: str, entry: dict[str, Any]) -> Lazy:
         dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
@@ -58,7 +59,13 @@ def read(path: Path) -> dict[str, Lazy]:
             flat = np.frombuffer(mapped, dtype, count, at) if count else np.zeros(0, dtype)
             return flat.reshape(shape)
 
-        return Lazy(shape, dtype, view, f"{path.name}: {name}")
+        def release() -> None:
+            first = -(-at // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages of this tensor alone
+            size = (at + count * dtype.itemsize - first) // mmap.PAGESIZE * mmap.PAGESIZE
+            if size > 0 and hasattr(mmap, "MADV_DONTNEED"):
+                mapped._mmap.madvise(mmap.MADV_DONTNEED, first, size)
+
+        return Lazy(shape, dtype, view, f"{path.name}: {name}", release)
 
     return {name: lazy(name, entry) for name, entry in header.items()}
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -20,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from llava_jax import llava
 from llava_jax.config import LlavaConfig
-from llava_jax.layers import Compute
+from llava_jax.layers import Blank, Compute
 from llava_jax.llava import Llava
 from llava_jax.params import check_params, parameter_shapes
 from llava_jax.quant import quantize
@@ -35,7 +34,7 @@ def graph(config: LlavaConfig, compute: Compute, unrolled: bool) -> tuple[Any, n
     """(graphdef, abstract state) of the model; its decoder is a list of layers if `unrolled`."""
 
     def make():
-        model = Llava(config, compute, rngs=nnx.Rngs(0))
+        model = Llava(config, compute, rngs=Blank())
         if unrolled:
             model.language.unrolled()
         return model
@@ -66,7 +65,9 @@ def load(
     if mesh and config.quantize:
         shardings |= llava.param_shardings(config, mesh)
     placed: dict[str, jax.Array] = {}
-    for name in [*params, *factors]:
+    # The largest first: while it is read, its file's pages are in memory too, and least else.
+    sizes = {name: value.nbytes for kept in (params, factors) for name, value in kept.items()}
+    for name in sorted(sizes, key=lambda n: sizes[n], reverse=True):
         kept = factors if name in factors else params
         value = kept.pop(name) if consume and kept is params else kept[name]  # type: ignore[attr-defined]
         sharding = shardings.get(name)
@@ -81,6 +82,9 @@ def load(
                 if place is not None and key != name:
                     place = _of_layer(place)
                 placed[key.removesuffix("kernel") + last] = _put(part, _fitting(place, part.shape))
+        if hasattr(value, "release"):
+            jax.block_until_ready(list(placed.values())[-1])
+            value.release()
         del value
     graphdef, abstract = graph(config, compute, unrolled)
     filled = [
@@ -104,7 +108,9 @@ def replaced(
 
 
 def _put(value: Any, sharding: NamedSharding | None) -> jax.Array:
-    return jnp.asarray(value) if sharding is None else jax.device_put(value, sharding)
+    # Transposed values go as they lie: XLA transposes faster than numpy. Never a view of a file.
+    value = value if isinstance(value, jax.Array) else np.asarray(value)
+    return jax.device_put(value, sharding, may_alias=False)
 
 
 def _kept(
@@ -116,7 +122,7 @@ def _kept(
         return
     one = None if sharding is None else _of_layer(sharding)
     for i in range(len(value)):
-        layer = value[i] if isinstance(value, np.ndarray) else _pick(value, i)
+        layer = _pick(value, i) if isinstance(value, jax.Array) else value[i]
         yield f"{STACK}{i}.{name.removeprefix(STACK)}", _put(layer, one)
 
 
