@@ -292,6 +292,9 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     import jax
 
     from llava_jax.eval.run.model import load_model
+    from llava_jax.generate.compile_cache import use_compile_cache
+
+    use_compile_cache()
 
     how = {"mesh": args.mesh, "template": args.template, **loading_options(args)}
     model = load_model(args.model, **how)

@@ -1,4 +1,4 @@
-"""A cache of compiled programs on disk, for commands that a person waits for.
+"""A cache of compiled programs on disk, for every command that compiles some.
 
 Most of the time until a process's first answer is XLA's compilation; reading the program back takes
 a moment.
@@ -26,10 +26,13 @@ def use_compile_cache() -> Path | None:
 
     The folder is in $LLAVA_JAX_CACHE, else in llava_jax/compiled of $XDG_CACHE_HOME or ~/.cache.
     Does nothing and returns None if $LLAVA_JAX_CACHE is "off", jax has a cache already (such as
-    $JAX_COMPILATION_CACHE_DIR), or the folder is not writable.
+    $JAX_COMPILATION_CACHE_DIR), or the folder is not writable; nor in a run of several processes on CPUs,
+    whose collectives (gloo) have aborted with programs from a cache.
     """
     import jax
 
+    if jax.distributed.is_initialized() and jax.default_backend() == "cpu":
+        return None
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() == "off" or jax.config.values["jax_compilation_cache_dir"]:
         return None

@@ -29,6 +29,9 @@ def run(args: argparse.Namespace) -> int:
     from llava_jax.train.heap import keep_freed_memory
 
     keep_freed_memory()
+    from llava_jax.generate.compile_cache import use_compile_cache
+
+    use_compile_cache()
     from llava_jax.quickstart.run import quickstart
 
     quickstart(args.out, seed=args.seed, fast=args.fast, quiet=args.quiet)

@@ -141,9 +141,11 @@ def run(args: argparse.Namespace) -> int:
         launch(args, workdir)
         return 0
     keep_freed_memory()
+    from llava_jax.generate.compile_cache import use_compile_cache
     from llava_jax.train.distributed import initialize, is_main, leaving_lost_run
 
     initialize()
+    use_compile_cache()
     from llava_jax.train.stages import run_stages
 
     if args.profile:

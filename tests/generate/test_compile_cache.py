@@ -1,13 +1,16 @@
 """Where compiled programs are kept, and where they are not."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 PROGRAM = """
-import jax, jax.numpy as jnp
+import os, jax, jax.numpy as jnp
+if "JOINED" in os.environ:
+    jax.distributed.initialize(os.environ["JOINED"], 1, 0)
 from llava_jax.generate.compile_cache import use_compile_cache
 print(use_compile_cache())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -38,6 +41,10 @@ def test_nothing_is_kept_where_it_is_off_or_jax_has_a_cache_or_there_is_no_folde
     assert run(LLAVA_JAX_CACHE="off", XDG_CACHE_HOME=str(tmp_path)) == "None"
     theirs = tmp_path / "theirs"
     assert run(JAX_COMPILATION_CACHE_DIR=str(theirs), XDG_CACHE_HOME=str(tmp_path)) == "None"
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    assert run(JOINED=address, XDG_CACHE_HOME=str(tmp_path)) == "None"  # gloo aborts with a cache
     (tmp_path / "file").touch()
     assert run(LLAVA_JAX_CACHE=str(tmp_path / "file" / "x")) == "None"
     assert not (tmp_path / "llava_jax").exists()
