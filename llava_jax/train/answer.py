@@ -25,6 +25,7 @@ from llava_jax.train.evalsets import EvalSet
 from llava_jax.train.evaluate import Question, answers, questions_of, score
 from llava_jax.train.model_io import Opened
 from llava_jax.train.step import Params, computed_with
+from llava_jax.train.supervise import alive
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Asker:
     def _ask(self, step: int, model: LlavaModel, found: dict[str, Any], run_log: Any) -> None:
         try:
             for s in self._sets:
+                alive(steps=False)
                 if questions := self._asked.get(s.name):
                     result = score(questions, answers(model, questions, quiet=True))
                     found[s.name] |= {"exact_match": result["mean"] or 0.0, "asked": result["n"]}

@@ -79,7 +79,8 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=30.0,
         metavar="M",
-        help="how long no step may end before that is a hang (default: 30)",
+        help="how long no step may end before that is a hang; four times as long while it validates "
+        "or exports (default: 30)",
     )
     group = parser.add_argument_group("several hosts (schedulers need none of these)")
     group.add_argument(
@@ -131,15 +132,16 @@ def run(args: argparse.Namespace) -> int:
             "--max-failures is of --supervise and --launcher, and neither is given",
             fix="--supervise N, or --launcher ray",
         )
-    if args.supervise:
-        from llava_jax.train.supervise import supervise
+    from llava_jax.train.supervise import follow, supervise
 
+    if args.supervise:
         return supervise(args, _unsupervised(args), workdir)
     if args.launcher:
         from llava_jax.train.ray_launch import launch
 
         launch(args, workdir)
         return 0
+    follow()
     keep_freed_memory()
     from llava_jax.generate.compile_cache import use_compile_cache
     from llava_jax.train.distributed import initialize, is_main, leaving_lost_run

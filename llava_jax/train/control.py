@@ -7,7 +7,6 @@ with the step's metrics. So every process learns of them after the same step, wi
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from llava_jax.train.signals import stop_signals
 
 
 class Flags(NamedTuple):
@@ -55,22 +56,12 @@ def with_flags(step: Callable) -> Callable:
 
 @contextlib.contextmanager
 def stop_flag() -> Iterator[threading.Event]:
-    """Within the context, SIGTERM and SIGINT only set the event; a second one acts at once."""
-    stop, before = threading.Event(), {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            # None: not set from Python; jax.distributed puts one for SIGTERM into C++.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def ask(number, frame) -> None:
-        stop.set()
-        restore()
-
-    with contextlib.suppress(ValueError):  # not the main thread: the caller keeps its own handlers
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, ask)
-    try:
+    """Within the context, SIGTERM, SIGINT and SIGHUP only set the event; one that comes after that, and
+    not at once, acts as it did before."""
+    stop = threading.Event()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(
+            ValueError
+        ):  # not the main thread: the caller keeps its own handlers
+            stack.enter_context(stop_signals(stop.set))
         yield stop
-    finally:
-        restore()

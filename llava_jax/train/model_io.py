@@ -33,6 +33,7 @@ from llava_jax.text.vocabulary import load_fitting
 from llava_jax.train.distributed import is_main, together
 from llava_jax.train.select import rates, select, trainable_names
 from llava_jax.train.step import Params
+from llava_jax.train.supervise import alive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,6 +327,7 @@ class Stream:
 
     def _gather(self, number: int) -> jax.Array:
         """A whole tensor on every device, by every process."""
+        alive(steps=False)
         name, layer = self._places[number]
         if layer is None:
             return self._whole(self._params[name])

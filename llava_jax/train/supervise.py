@@ -2,8 +2,11 @@
 
 The supervisor imports no jax. It starts the same command line in --processes processes, gives each a pipe
 to say in that it lives (`alive`, after every step), and starts all of them again once one ended by a
-signal, by a bug, or has said nothing for --hang-minutes. Which checkpoint they go on from is decided
-where every run decides it. Over several machines this is the job of what started them: docs/scale.md.
+signal, by a bug, by a disk that failed, or has said nothing for --hang-minutes. Which checkpoint they go
+on from is decided where every run decides it. Each process leads a session of its own, so that the
+Ctrl-C of a terminal reaches the supervisor alone, which passes it on once; and has the end of another
+pipe, whose closing says that the supervisor is gone (`follow`). Over several machines this is the job of
+what started them: docs/scale.md.
 """
 
 from __future__ import annotations
@@ -12,39 +15,62 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, LlavaError, counted
+from llava_jax.train.signals import stop_signals
 from llava_jax.util import LineFile
 
 log = logging.getLogger(__name__)
 
 RESTARTS = "restarts.jsonl"
 COMMAND = (sys.executable, "-m", "llava_jax")
-FINAL = {0: "finished", 2: "bad input", 65: "diverged", 74: "nothing can be saved", 75: "stopped"}
+FINAL = {0: "finished", 2: "bad input", 65: "diverged", 75: "stopped"}
 """Exit codes (see llava_jax.cli) after which starting again would change nothing."""
+PASSING = {71: "was refused memory", 74: "met a disk or network that failed"}
+"""Those of what may pass by itself: the first new start waits too."""
+REST = 4
+"""So many times --hang-minutes may pass without a sign of life where no steps are made."""
+ORPHAN_SECONDS = 600.0
+"""How long a process whose supervisor is gone has to save and end."""
 GRACE = 2.0
 """Seconds that a process has for its last words, after another died or it hung, before SIGKILL."""
-_PIPE = "LLAVA_JAX_ALIVE"
+_PIPE, _LEASH = "LLAVA_JAX_ALIVE", "LLAVA_JAX_SUPERVISED"
 
 
 def alive(*, steps: bool = True) -> None:
     """Says to the supervisor, if there is one, that this process is getting on. Costs a system call.
 
-    steps: whether more of these follow soon; without, nothing counts as a hang until the next one.
+    steps: whether the next sign follows after a step; without, it may take REST times as long: a
+    batch of a validation, a file of an export.
     """
     if number := os.environ.get(_PIPE):
-        with contextlib.suppress(OSError):  # the supervisor was killed: training goes on without
+        with contextlib.suppress(OSError):  # the supervisor is gone: see `follow`
             os.write(int(number), b"." if steps else b"-")
+
+
+def follow() -> None:
+    """From now on this process, if it is supervised, stops as by SIGTERM once its supervisor is gone, and
+    is ended where that takes longer than ORPHAN_SECONDS."""
+
+    def wait(leash: int) -> None:
+        with contextlib.suppress(OSError):
+            os.read(leash, 1)  # nothing is ever written: it returns when the other end is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if number := os.environ.pop(_LEASH, None):
+        threading.Thread(target=wait, args=(int(number),), name="supervisor", daemon=True).start()
 
 
 def supervise(args: argparse.Namespace, words: Sequence[str], workdir: Path) -> int:
@@ -69,6 +95,9 @@ def supervise(args: argparse.Namespace, words: Sequence[str], workdir: Path) -> 
             record.add(
                 json.dumps({"time": at, "why": why, "checkpoint": saved, "failures": failures})
             )
+            if failures > args.max_failures and code in PASSING:
+                log.error("%s %s; it was started again %d times", why, PASSING[code], failures - 1)
+                return code
             if failures > args.max_failures:
                 raise LlavaError(
                     f"{why}; started again {counted(args.max_failures, 'time')} without a newer "
@@ -79,7 +108,17 @@ def supervise(args: argparse.Namespace, words: Sequence[str], workdir: Path) -> 
                 "%s; starting again from checkpoint %s (failure %d of at most %d without a newer one)",
                 *(why, saved or "0", failures, args.max_failures),
             )
-            stop.wait(min(60.0, 2.0 ** (failures - 1)) if failures > 1 else 0)
+            stop.wait(pause(code, failures))
+            if stop.asked:
+                log.warning("stopped before the next start; the same command goes on")
+                return 75
+
+
+def pause(code: int, failures: int) -> float:
+    """Seconds before the next start, after so many failures without a newer checkpoint."""
+    if code in PASSING:
+        return min(120.0, 5.0 * 2.0**failures)
+    return min(60.0, 2.0 ** (failures - 1)) if failures > 1 else 0.0
 
 
 def _newest(workdir: Path) -> str:
@@ -99,6 +138,7 @@ class Group:
 
     def __init__(self, words: Sequence[str], count: int, silence: float):
         self._silence, joined = silence, {}
+        leash, self._leash = os.pipe()
         if count > 1:
             with contextlib.closing(socket.socket()) as probe:
                 probe.bind(("localhost", 0))
@@ -108,13 +148,17 @@ class Group:
         for index in range(count):
             ours, theirs = os.pipe()
             os.set_blocking(theirs, False)
-            env = {**os.environ, **joined, _PIPE: str(theirs), "PYTHONFAULTHANDLER": "1"}
+            env = {**os.environ, **joined, _PIPE: str(theirs), _LEASH: str(leash)}
+            env["PYTHONFAULTHANDLER"] = "1"
             if count > 1:
                 env["JAX_PROCESS_ID"] = str(index)
             command = [*COMMAND, *words]
-            self._processes.append(subprocess.Popen(command, env=env, pass_fds=[theirs]))
+            self._processes.append(
+                subprocess.Popen(command, env=env, pass_fds=[theirs, leash], start_new_session=True)
+            )
             os.close(theirs)
             self._pipes.append(ours)
+        os.close(leash)
 
     def run(self, stop: Stop) -> tuple[int, str | None]:
         """(exit code, why they should be started again); None where they should not. None is left."""
@@ -122,36 +166,35 @@ class Group:
             why = self._watch(stop)
         finally:
             self._end()
-            for pipe in self._pipes:
+            for pipe in (*self._pipes, self._leash):
                 os.close(pipe)
         codes = [process.returncode for process in self._processes]
         if stop.asked or why is None:
             # Of several, the one that says most: a process whose peer failed only knows that.
             code = max(codes, key=lambda code: (code != 0, code))
             return (code if code >= 0 else 128 - code), None
-        return 1, why
+        return next((code for code in codes if code in PASSING), 1), why
 
     def _watch(self, stop: Stop) -> str | None:
         """Waits until all processes ended well, or one did not: then why."""
-        heard = [time.monotonic()] * len(self._processes)
-        told = False
+        heard = [Heard(self._silence) for _ in self._processes]
+        told = 0
         while True:
             for pipe in select.select(self._pipes, [], [], 0.2)[0]:
                 if said := os.read(pipe, 65536):
-                    steps = said.endswith(b".")
-                    heard[self._pipes.index(pipe)] = time.monotonic() if steps else math.inf
+                    heard[self._pipes.index(pipe)].hear(said)
                 else:
                     time.sleep(0.05)  # it ended, or closed the pipe: poll says which
             codes = [process.poll() for process in self._processes]
-            if stop.asked and not told:
-                told = True
+            if stop.asked > told:
+                told = stop.asked
                 self._signal(signal.SIGTERM)
             for index, code in enumerate(codes):
                 if code is not None and code not in FINAL and not stop.asked:
                     return f"{self._name(index)} {_ending(code)}"
-                if code is None and time.monotonic() - heard[index] > self._silence:
+                if code is None and heard[index].silent:
                     self._processes[index].send_signal(signal.SIGABRT)  # prints its stacks
-                    return f"{self._name(index)} said nothing for {self._silence:g} s"
+                    return f"{self._name(index)} said nothing for {heard[index].limit:g} s"
             if None not in codes:
                 return None
 
@@ -180,10 +223,30 @@ def _ending(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-class Stop:
-    """Whether the supervisor was asked to stop."""
+class Heard:
+    """When a process last gave a sign of life. limit: seconds until the next must come."""
 
-    asked = False
+    def __init__(self, silence: float):
+        self._silence = self.limit = silence
+        self._last = time.monotonic()
+
+    def hear(self, said: bytes) -> None:
+        """Takes what it wrote by `alive`."""
+        self._last = time.monotonic()
+        self.limit = self._silence * (1 if said.endswith(b".") else REST)
+
+    @property
+    def silent(self) -> bool:
+        return time.monotonic() - self._last > self.limit
+
+
+class Stop:
+    """How often the supervisor was asked to stop: each process gets as many SIGTERMs."""
+
+    asked = 0
+
+    def ask(self) -> None:
+        self.asked += 1
 
     def wait(self, seconds: float) -> None:
         """Sleeps, until it is asked to stop."""
@@ -194,16 +257,7 @@ class Stop:
 
 @contextlib.contextmanager
 def _stop_asked() -> Iterator[Stop]:
-    """Within the context SIGTERM and SIGINT ask to stop: the processes get a SIGTERM, once."""
-    stop, before = Stop(), {}
-
-    def ask(*_) -> None:
-        stop.asked = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, ask)
-    try:
+    """Within the context the signals that stop a run ask to stop."""
+    stop = Stop()
+    with stop_signals(stop.ask, stop.ask):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Where else a run is shown: TensorBoard, Weights & Biases, MLflow. metrics.jsonl is always written.
 
-A tracker that was opened never ends a run: what it raises later is logged, and it is left alone from
-then on.
+Each works in a thread of its own, behind a queue with an end: no tracker holds a step up or ends a run.
+One that raises, at its start or later, is given up with a warning.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ import importlib.util
 import json
 import logging
 import os
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from llava_jax.errors import ConfigError
+from llava_jax.errors import ConfigError, counted
 from llava_jax.report.files import TRACKED
 from llava_jax.util import need, read_object, write_json
 
 log = logging.getLogger(__name__)
 
+WAITING = 10_000
+"""Entries that wait for a tracker that is slow; more are left out, and counted."""
+CLOSE_SECONDS, STOP_SECONDS = 60.0, 4.0
+"""How long the end of a run waits for its trackers; and that of a run that ends by an error or a stop."""
 REOPEN_SECONDS = 60.0
 """How long TensorBoard is left alone after it met a full disk."""
+FLUSH_SECONDS = 10.0
 
 
 class Tracker(Protocol):
@@ -58,33 +65,76 @@ def open_trackers(
 ) -> Trackers:
     """The trackers of a run called `title` that goes on after step `start`; `settings` are shown there.
 
-    Raises ConfigError naming the extra of a package that is missing.
+    Returns before they are open. Raises ConfigError naming the extra of a package that is missing.
     """
-    return Trackers({name: OPEN[name](workdir, title, start, settings) for name in names})
+    check_trackers(names)
+    if "tensorboard" in names:
+        _tensorboard()  # hides torch from imports, also from those of other threads
+    return Trackers(
+        {name: functools.partial(OPEN[name], workdir, title, start, settings) for name in names}
+    )
 
 
 class Trackers:
-    """All of a run as one."""
+    """All of a run as one. openers: {a name: what opens it}, called in the tracker's own thread."""
 
-    def __init__(self, trackers: dict[str, Tracker]):
-        self._trackers = trackers
+    def __init__(self, openers: Mapping[str, Callable[[], Tracker]]):
+        self._served = [_Served(name, opener) for name, opener in openers.items()]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._all(lambda tracker: tracker.scalars(step, values))
+        for served in self._served:
+            served.call("scalars", step, dict(values))
 
     def picture(self, step: int, title: str, text: str, image: Path | None) -> None:
-        self._all(lambda tracker: tracker.picture(step, title, text, image))
+        for served in self._served:
+            served.call("picture", step, title, text, image)
 
     def close(self) -> None:
-        self._all(lambda tracker: tracker.close())
+        """Returns when all is written, or after CLOSE_SECONDS; STOP_SECONDS while an error ends the run."""
+        end = time.monotonic() + (STOP_SECONDS if sys.exc_info()[0] else CLOSE_SECONDS)
+        for served in self._served:
+            served.close(end)
 
-    def _all(self, call: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
-            try:
-                call(tracker)
-            except Exception as error:  # a server that is away, a disk that is full
-                log.warning("%s is given up: %s: %s", name, type(error).__name__, error)
-                del self._trackers[name]
+
+class _Served:
+    """A tracker in a daemon thread: whatever it waits for, nobody waits for it."""
+
+    def __init__(self, name: str, opener: Callable[[], Tracker]):
+        self._name, self._missed = name, 0
+        self._calls: queue.Queue[tuple[Any, ...] | None] = queue.Queue(WAITING)
+        self._thread = threading.Thread(
+            target=self._serve, args=(opener,), name=f"tracker {name}", daemon=True
+        )
+        self._thread.start()
+
+    def call(self, method: str, *args: Any) -> None:
+        """Has `method` called soon; not at all where too many calls wait or the tracker is given up."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self._calls.put_nowait((method, *args))
+        except queue.Full:
+            self._missed += 1
+            if self._missed == 1:
+                log.warning("%s does not keep up: it misses some of what is logged", self._name)
+
+    def close(self, end: float) -> None:
+        """Waits until all is written, at most until `end` by time.monotonic."""
+        with contextlib.suppress(queue.Full):
+            if self._thread.is_alive():
+                self._calls.put(None, timeout=max(0.0, end - time.monotonic()))
+            self._thread.join(max(0.0, end - time.monotonic()))
+        if missed := self._missed + (self._calls.qsize() if self._thread.is_alive() else 0):
+            log.warning("%s misses %s", self._name, counted(missed, "call"))
+
+    def _serve(self, opener: Callable[[], Tracker]) -> None:
+        try:
+            tracker = opener()
+            while call := self._calls.get():
+                getattr(tracker, call[0])(*call[1:])
+            tracker.close()
+        except Exception as error:  # a server that is away, say
+            log.warning("%s is given up: %s: %s", self._name, type(error).__name__, error)
 
 
 def _known(workdir: Path, name: str) -> str | None:
@@ -93,61 +143,84 @@ def _known(workdir: Path, name: str) -> str | None:
     return read_object(path).get(name) if path.exists() else None
 
 
+_REMEMBERS = threading.Lock()
+
+
 def _remember(workdir: Path, name: str, run: str) -> None:
     path = workdir / TRACKED
-    write_json(path, {**(read_object(path) if path.exists() else {}), name: run})
+    with _REMEMBERS:
+        write_json(path, {**(read_object(path) if path.exists() else {}), name: run})
 
 
-def _summary_writer() -> type:
-    """tensorboardX's SummaryWriter. It imports torch if that is installed: 1.5 s of a start, unused here."""
+@functools.cache
+def _tensorboard() -> tuple[Any, Any, Any]:
+    """tensorboardX's summaries, writer of records, and Event. It imports torch if that is installed:
+    1.5 s of a start, unused here."""
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
     finally:
         if hide:
             del sys.modules["torch"]
-    return SummaryWriter
+    return summary, event_file_writer.EventsWriter, vars(event_pb2)["Event"]
 
 
 class TensorBoard:
-    """Event files in workdir/tensorboard, by tensorboardX."""
+    """Event files in workdir/tensorboard, by tensorboardX.
+
+    Without its SummaryWriter, whose thread ends by a full disk, after which whoever puts something into
+    its queue, or closes it, waits for ever.
+    """
 
     def __init__(self, workdir: Path, title: str, start: int, settings: Mapping[str, Any]):
-        self._open = functools.partial(_summary_writer(), str(workdir / "tensorboard"))
-        self._board: Any = self._open(purge_step=start)
-        self._again = 0.0
+        self._summary, self._writer, self._event = _tensorboard()
+        self._folder, self._files = workdir / "tensorboard", 0
+        self._file: Any = None
+        self._again = self._flushed = 0.0
+        # What an earlier process logged after `start` is no longer shown.
+        self._add(step=start, file_version="brain.Event:2")
+        self._add(step=start, session_log={"status": 1})
         if not start:
-            self._board.add_text("settings", f"```\n{json.dumps(settings, indent=1)}\n```")
-
-    def _ready(self) -> bool:
-        """Whether its thread lives. A full disk ends that, and its full queue would then stop training;
-        a new one is tried every minute."""
-        if self._board.file_writer.event_writer._worker.is_alive():
-            return True
-        if time.monotonic() < self._again:
-            return False
-        self._again = time.monotonic() + REOPEN_SECONDS
-        with contextlib.suppress(OSError):
-            self._board = self._open()
-        return self._board.file_writer.event_writer._worker.is_alive()
+            text = f"```\n{json.dumps(settings, indent=1)}\n```"
+            self._add(step=0, summary=self._summary.text("settings", text))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if self._ready():
-                self._board.add_scalar(name, value, step)
+            self._add(step=step, summary=self._summary.scalar(name, value))
 
     def picture(self, step: int, title: str, text: str, image: Path | None) -> None:
-        if not self._ready():
-            return
         if image:
-            self._board.add_image(title, _pixels(image), step, dataformats="HWC")
-        self._board.add_text(title, text, step)
+            shown = self._summary.image(title, _pixels(image), dataformats="HWC")
+            self._add(step=step, summary=shown)
+        self._add(step=step, summary=self._summary.text(title, text))
+
+    def _add(self, **event: Any) -> None:
+        """Writes an event. A full disk loses it, and those of the next REOPEN_SECONDS; then follows a
+        new file, since nothing is read behind half of a record."""
+        now = time.monotonic()
+        try:
+            if self._file is None:
+                if now < self._again:
+                    return
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._files += 1
+                end = f".{os.getpid()}.{self._files}"
+                self._file = self._writer(str(self._folder / "events"), end)
+            self._file.write_event(self._event(wall_time=time.time(), **event))
+            if now - self._flushed >= FLUSH_SECONDS:
+                self._flushed = now
+                self._file.flush()
+        except OSError as error:
+            if not self._again:
+                log.warning("TensorBoard misses what is logged now: %s", error.strerror)
+            self._file, self._again = None, now + REOPEN_SECONDS
 
     def close(self) -> None:
-        if self._ready():
-            self._board.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Wandb:
@@ -203,7 +276,7 @@ class Mlflow:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         now, metric = int(time.time() * 1000), self._mlflow.entities.Metric
         metrics = [metric(_plain(name), value, now, step) for name, value in values.items()]
-        self._client.log_batch(self._id, metrics=metrics, synchronous=False)
+        self._client.log_batch(self._id, metrics=metrics)
 
     def picture(self, step: int, title: str, text: str, image: Path | None) -> None:
         folder = f"samples/{step:07d}"
@@ -212,7 +285,6 @@ class Mlflow:
             self._client.log_artifact(self._id, str(image), folder)
 
     def close(self) -> None:
-        self._mlflow.flush_async_logging()
         self._client.set_terminated(self._id)
 
 

@@ -201,6 +201,7 @@ class SetLoss:
         feed, total, tokens, samples = Feed(self.loader), 0.0, 0, 0
         for _ in range(self.loader.steps_per_epoch):
             batch, _ = feed.next()
+            alive(steps=False)
             asked = Flags(bool(stop and stop.is_set()), False, feed.error is not None)
             placed = put_batch(batch, self._mesh, self._micro), put_flags(asked, self._mesh)
             loss, count, seen, flags = jax.device_get(self._score(trained, frozen, *placed))

@@ -3,15 +3,17 @@
 import argparse
 import json
 import os
+import queue
 import signal
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.train import supervise as module
-from llava_jax.train.supervise import RESTARTS, supervise
+from llava_jax.train.supervise import RESTARTS, Heard, Stop, follow, supervise
 
 PROGRAM = """
 import os, signal, sys, time
@@ -34,7 +36,7 @@ if what in ("hang", "die"):
     time.sleep(60)
 if what == "stop":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    (folder / "ready").touch()
+    (folder / "ready").write_text(str(os.getpgid(0) == os.getpid()))
     time.sleep(60)
 sys.exit(int(what) if what.isdigit() else 0)
 """
@@ -73,7 +75,7 @@ def test_if_one_of_two_dies_both_are_started_again(run, tmp_path):
     assert lives == ["life-0-0", "life-0-1", "life-1-0", "life-1-1"]
 
 
-@pytest.mark.parametrize("code", [0, 2, 65, 74, 75])
+@pytest.mark.parametrize("code", [0, 2, 65, 75])
 def test_what_no_restart_would_mend_ends_it(run, tmp_path, code):
     assert run(str(code)) == code
     assert whys(tmp_path) == []
@@ -94,6 +96,46 @@ def test_asked_to_stop_it_stops_the_run(run, tmp_path):
     threading.Thread(target=ask).start()
     assert run("stop") == 75
     assert whys(tmp_path) == []
+    # Its own group: a terminal's Ctrl-C comes to the supervisor alone, which passes it on once.
+    assert (tmp_path / "ready").read_text() == "True"
+
+
+def test_what_may_pass_is_tried_again_with_a_pause_and_ends_with_its_own_code(
+    run, tmp_path, monkeypatch
+):
+    pauses = []
+    monkeypatch.setattr(Stop, "wait", lambda self, seconds: pauses.append(seconds))
+    assert run("74", "74", "74", "0") == 0
+    assert pauses == [10, 20, 40]
+    for life in tmp_path.glob("life-*"):
+        life.unlink()
+    assert run("71", failures=0) == 71
+
+
+def test_where_no_steps_are_made_a_hang_takes_longer_and_is_one(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    heard = Heard(10)
+    heard.hear(b"..-")
+    now[0] += 39
+    assert not heard.silent
+    now[0] += 2
+    assert heard.silent
+    heard.hear(b"-.")
+    now[0] += 11
+    assert heard.silent
+
+
+def test_a_process_stops_when_its_supervisor_is_gone(monkeypatch):
+    (ours, theirs), killed = os.pipe(), queue.Queue()
+    monkeypatch.setenv("LLAVA_JAX_SUPERVISED", str(ours))
+    monkeypatch.setattr(module, "ORPHAN_SECONDS", 0)
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.put((pid, number)))
+    follow()
+    os.close(theirs)
+    assert killed.get(timeout=10) == (os.getpid(), signal.SIGTERM)
+    assert killed.get(timeout=10) == (os.getpid(), signal.SIGKILL)
+    os.close(ours)
 
 
 def test_numbers_that_make_no_sense_are_refused(run):
