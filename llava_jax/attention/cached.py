@@ -24,12 +24,13 @@ class Places(NamedTuple):
 
     slots: int32[B], or None where row b is slot b, B is N and T is 1. write_at: int32[B], the entry that
     takes a row's first token; with slots the first of a block. blocks: int32[], how many key blocks are
-    looked at.
+    looked at. apart: static; rows one after another, each over its own blocks alone.
     """
 
     slots: jax.Array | None
     write_at: jax.Array
     blocks: jax.Array
+    apart: bool = False
 
 
 def write(cache_JNKCH: jax.Array, new_BTKH: jax.Array, places: Places) -> jax.Array:
@@ -61,8 +62,17 @@ def attend(
 
     positions_BT: int32. window: entries this far or further behind are not seen (Mistral).
     """
-    b, t, n, h = q_BTNH.shape
     kv, size = keys_JNKCH.shape[2:4]
+    if places.apart:
+
+        def one(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            slot, q, at = row
+            own = Places(slot[None], at[:1], at.max() // size + 1)
+            return attend(q[None], keys_JNKCH, values_JNKCH, at[None], own, window)[0]
+
+        slots = jnp.arange(len(q_BTNH)) if places.slots is None else places.slots
+        return jax.lax.map(one, (slots, q_BTNH, positions_BT))
+    b, t, n, h = q_BTNH.shape
     g = n // kv
     q = q_BTNH.reshape(b, t, kv, g, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
     q = q.reshape(b, kv, g * t, h)

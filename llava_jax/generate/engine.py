@@ -305,6 +305,9 @@ class Engine:
             np.int32(1 if any(constraints) else most),
             np.int32(enough),
             keep_logits=self.keep_logits,
+            # A server's slots are of all lengths, or free. For 8 of 65 to 636 positions on a CPU, attention
+            # in 8 layers takes 11 ms and not 17; where all have 200, 9.5 and not 6.5.
+            apart=self.fair and self.generator.on_cpu and self.generator.mesh is None,
         )
         self._take(jobs, given)
         quick = time.monotonic() - before < SECONDS_PER_PIECE

@@ -143,7 +143,7 @@ class Generator:
         self.copy = jax.jit(self._copy, **donated)
         self.mark = jax.jit(self._mark, **donated)
         self.read = jax.jit(self._read, static_argnames=("keep_logits",), **donated)
-        self.decode = jax.jit(self._decode, static_argnames=("keep_logits",), **donated)
+        self.decode = jax.jit(self._decode, static_argnames=("keep_logits", "apart"), **donated)
         self.beam = jax.jit(self._beam, static_argnames=("keep",), **donated)
 
     def set_params(self, params: Mapping[str, Any], *, consume: bool = False) -> None:
@@ -301,9 +301,18 @@ class Generator:
         )
 
     def _decode(
-        self, leaves, state: State, live_N, limits: Limits, most, enough, *, keep_logits
+        self,
+        leaves,
+        state: State,
+        live_N,
+        limits: Limits,
+        most,
+        enough,
+        *,
+        keep_logits,
+        apart=False,
     ) -> tuple[State, Given]:
-        """Gives each live slot up to `most` (and STEPS) further tokens.
+        """Gives each live slot up to `most` (and STEPS) further tokens. apart: see Places.
 
         Ends early when all are done, or `enough` have become so in this call.
         """
@@ -329,7 +338,7 @@ class Generator:
         def one(carry):
             state, out = carry
             before = state.alive
-            state, *found = self._step(model, state, limits)
+            state, *found = self._step(model, state, limits, apart)
             given: list[Any] = found
             i = out.count
             given[0] = jnp.where(before, given[0], -1)
@@ -340,7 +349,7 @@ class Generator:
         state, out = jax.lax.while_loop(more, one, (state, out))
         return state, _everywhere(out)
 
-    def _step(self, model: Llava, state: State, limits: Limits):
+    def _step(self, model: Llava, state: State, limits: Limits, apart: bool = False):
         """Reads the last chosen token of each slot and chooses the next."""
         # A slot that is not alive may be in the middle of its prompt: its key goes to the last entry,
         # which no request ever reads (an answer ends before it).
@@ -348,7 +357,7 @@ class Generator:
         capacity = keys[-5] * keys[-2]
         write_at = jnp.where(state.alive, state.positions, capacity - 1)
         seen = jnp.where(state.alive, state.positions, 0)  # [N]
-        places = Places(None, write_at, seen.max() // self.block + 1)
+        places = Places(None, write_at, seen.max() // self.block + 1, apart)
         hidden, cache = model.language(
             constrain(model.language.embed(state.token[:, None], self.compute.dtype), BATCH),
             seen[:, None],
