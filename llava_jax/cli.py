@@ -5,6 +5,7 @@ A room offers `add_arguments(parser)`, which must import nothing heavy (help ans
 """
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -18,16 +19,13 @@ from llava_jax import __version__
 from llava_jax.errors import Diverged, LlavaError, NotSaved, Stopped, did_you_mean
 from llava_jax.util import printable
 
-OK, BAD_INPUT, DIVERGED, BUG, NOT_SAVED, STOPPED, INTERRUPTED, BROKEN_PIPE = (
-    0,
-    2,
-    65,
-    70,
-    74,
-    75,
-    130,
-    141,
-)
+OK, BAD_INPUT, DIVERGED, BUG, NO_MEMORY, NOT_SAVED, STOPPED = 0, 2, 65, 70, 71, 74, 75
+INTERRUPTED, BROKEN_PIPE = 130, 141
+_PASSING = {
+    getattr(errno, name, None)
+    for name in ("ENOSPC EDQUOT EIO ESTALE EREMOTEIO ETIMEDOUT ECONNRESET ECONNABORTED").split()
+}
+"""Errors of a disk or network that may be gone the next time; a missing file or a permission is none."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,9 @@ exit codes:
   65   training stopped by itself: too many steps in a row had to be skipped
   69   another process of a run ended; the same command goes on from the last checkpoint
   70   a bug of ours
-  74   training could not write its last state or its model: the disk is full, say
+  71   the system has no memory left for it
+  74   a disk or network failed, or training could not write its last state or its model:
+       the disk is full, say
   75   a run was stopped by a signal and saved its state; the same command again resumes it
   130  interrupted (143 where SIGTERM came twice, or before the first step); Ctrl-C twice at
        the prompt of chat leaves it with 0
@@ -356,7 +356,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if isinstance(error, LlavaError):
         kinds = {Diverged: DIVERGED, NotSaved: NOT_SAVED}
-        return kinds.get(type(error), BAD_INPUT), one_line(str(error))
+        code = NOT_SAVED if _passes(error) else BAD_INPUT
+        return kinds.get(type(error), code), one_line(str(error))
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
@@ -364,13 +365,24 @@ def explain(error: BaseException) -> tuple[int, str]:
             return BAD_INPUT, f"this needs the package {package} ({extra})"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
-        return BAD_INPUT, one_line(f"{error.strerror[0].lower()}{error.strerror[1:]}{where}")
+        code = NO_MEMORY if error.errno == errno.ENOMEM else BAD_INPUT
+        text = one_line(f"{error.strerror[0].lower()}{error.strerror[1:]}{where}")
+        return NOT_SAVED if _passes(error) else code, text
     if isinstance(error, MemoryError):
-        return BAD_INPUT, "out of memory (use a smaller batch or a smaller model)"
+        return NO_MEMORY, "out of memory (use a smaller batch or a smaller model)"
     if "RESOURCE_EXHAUSTED" in str(error) and type(error).__module__.startswith(("jax", "jaxlib")):
         return BAD_INPUT, "out of device memory (use a smaller batch, or more devices)"
     text = one_line(f"{type(error).__name__}: {error}")
     return BUG, f"unexpected {text} (run again with --debug for the traceback, and report it)"
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether an error is, or was raised while handling, one of a disk or network that may pass."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def one_line(text: str) -> str:

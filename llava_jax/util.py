@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ def write_text(path: str | Path, text: str) -> None:
         raise
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Within it, an OSError that names no file, as those of an open file do not, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path) if error.filename is None else error.filename
+        raise
+
+
 class LineFile:
     """A text file that lines are added to. A full disk raises nothing and loses none of them.
 
@@ -50,6 +60,7 @@ class LineFile:
     """
 
     def __init__(self, path: str | Path):
+        self._path = path
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._left = b""
 
@@ -61,12 +72,13 @@ class LineFile:
 
     def sync(self) -> None:
         """Makes all lines durable. Raises OSError where there is no room."""
-        self._write()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._write()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file. Raises OSError where lines are left that cannot be written."""
-        with self._file:
+        with self._file, naming(self._path):
             self._write()
 
     def _write(self) -> None:
@@ -86,7 +98,8 @@ def sync_path(path: Path) -> None:
     """fsync of one file or folder; of a folder it makes the names in it durable."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        with naming(path):
+            os.fsync(fd)
     finally:
         os.close(fd)
 

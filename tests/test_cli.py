@@ -1,6 +1,7 @@
 """The command line: quick help, one-line errors, exit codes. The rooms test what commands do."""
 
 import argparse
+import errno
 import importlib.util
 import json
 import subprocess
@@ -85,11 +86,14 @@ def room(monkeypatch):
     return seen
 
 
+stale = ConfigError("data.json: cannot be read (Stale file handle)")
+stale.__context__ = OSError(errno.ESTALE, "Stale file handle")
 ERRORS = {
     "llava": ConfigError("model 'x' is unknown", fix="choose tiny"),
     "image": ImageError("a.png: truncated", code="truncated"),
     "file": FileNotFoundError(2, "No such file or directory", "data.json"),
     "full": OSError(28, "No space left on device", "out/x"),
+    "stale": stale,
     "torch": ModuleNotFoundError("No module named 'torch'", name="torch"),
     "module": ModuleNotFoundError("No module named 'nonesuch'", name="nonesuch"),
     "interrupt": KeyboardInterrupt(),
@@ -118,10 +122,11 @@ def test_overrides_reach_the_room(room):
         ("llava", 2, "model 'x' is unknown (choose tiny)"),
         ("image", 2, "a.png: truncated"),
         ("file", 2, "no such file or directory: data.json"),
-        ("full", 2, "no space left on device: out/x"),
+        ("full", 74, "no space left on device: out/x"),
+        ("stale", 74, "data.json: cannot be read (Stale file handle)"),
         ("torch", 2, "this needs the package torch (pip install 'llava_jax[torch]')"),
         ("interrupt", 130, "interrupted"),
-        ("memory", 2, "out of memory (use a smaller batch or a smaller model)"),
+        ("memory", 71, "out of memory (use a smaller batch or a smaller model)"),
         ("exit", 3, None),
         ("exit text", 2, "no more"),
         ("bug", 70, r"unexpected ValueError: a b <x object> \x1b[31m (run again with --debug"),

@@ -43,8 +43,11 @@ class Checkpointer:
 
     Keeps the newest `keep` steps. All processes call each method at the same point of the run. A save is
     `begin`, then `advance` after each step until it is no longer `open`, or `settle` at once. A failure
-    of the disk is logged, and raised by nothing but `settle`'s result: training goes on.
+    of the disk is logged, and raised by nothing but `settle`'s result: training goes on. ends: the
+    step after which the run ends, for the words of that line.
     """
+
+    ends = -1
 
     def __init__(self, folder: Path, *, keep: int = 2):
         import orbax.checkpoint as ocp
@@ -242,10 +245,11 @@ class Checkpointer:
     def _say_lost(self, step: int, error: BaseException | None) -> None:
         if error is not None:  # else another process's, which says it
             log.error(
-                "the checkpoint of step %d is not saved: %s (%s); training goes on",
+                "the checkpoint of step %d is not saved: %s (%s)%s",
                 step,
                 reason_of(error),
                 self._folder,
+                "" if step == self.ends else "; training goes on",
             )
 
 

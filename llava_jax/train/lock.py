@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from llava_jax.errors import ConfigError
 from llava_jax.train.distributed import gather, is_main, together
-from llava_jax.util import take_lock
+from llava_jax.util import naming, take_lock
 
 LOCK = "run.lock"
 BEAT = 5.0
@@ -61,10 +61,11 @@ def _take(path: Path) -> IO[str]:
         )
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-    file.truncate(0)
-    file.write(json.dumps({**mine, "run": secrets.token_hex(8)}))
-    file.flush()
-    os.fsync(file.fileno())
+    with naming(path):
+        file.truncate(0)
+        file.write(json.dumps({**mine, "run": secrets.token_hex(8)}))
+        file.flush()
+        os.fsync(file.fileno())
     return file
 
 

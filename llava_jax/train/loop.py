@@ -76,7 +76,7 @@ def train(
         # Resume.
         checkpoints = Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
         cleanup.callback(checkpoints.close)
-        done, meta = 0, {}
+        done, meta, checkpoints.ends = 0, {}, steps
         found = checkpoints.restore(program.state)
         if found is None:
             state = program.start(trained)
@@ -97,7 +97,7 @@ def train(
         run_log = open_log(config, workdir, done, steps, mesh.size, began, quiet=quiet)
         cleanup.callback(run_log.close)
         validation.resume(done, run_log)
-        profiler = Profile(profile if is_main() else "", workdir / "profile")
+        profiler = Profile(profile if is_main() else "", workdir / "profile", done, steps)
         cleanup.callback(profiler.close)
         feed = Feed(loader)
         skips = Skips(workdir, config.max_skipped, done, meta)
@@ -142,9 +142,11 @@ def train(
                         saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
             except LlavaError as error:  # Stopped is one
                 watch.drain()
+                checkpoints.ends = done
                 saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
                 saver.finish(error)
                 raise
+            checkpoints.ends = done
             saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
         alive(steps=False)
 

@@ -29,11 +29,25 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 class Profile:
-    """Traces steps `first` to `last` into `folder`, as they come; "" as steps: none."""
+    """Traces the steps "FROM:TO" into `folder`, as they come; "" as steps: none.
 
-    def __init__(self, steps: str, folder: Path):
+    A run goes on after step `start` of `total`: a warning says if that leaves out all or some of them.
+    """
+
+    def __init__(self, steps: str, folder: Path, start: int, total: int):
         self._first, self._last = parse_steps(steps) if steps else (0, 0)
-        self._folder, self._runs = folder, False
+        self._folder, self._runs, self._words = folder, False, f"--profile {steps}"
+        if self._first and (self._last <= start or self._first > total):
+            goes = (
+                f"the run has steps {start + 1:,} to {total:,}"
+                if start < total
+                else "no step is left"
+            )
+            log.warning("%s traces nothing: %s", self._words, goes)
+            self._first = 0
+        elif self._first and (self._first <= start or self._last > total):
+            first, last = max(self._first, start + 1), min(self._last, total)
+            log.warning("%s traces steps %d to %d only", self._words, first, last)
 
     def between(self, done: int, metrics: Any) -> None:
         """To be called after `done` steps, whose last gave `metrics`."""
@@ -46,11 +60,13 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is being made, and logs what took longest."""
+        """Ends a trace that is being made, and logs what took longest; or that there was none."""
         if self._runs:
             jax.profiler.stop_trace()
-            self._first, self._runs = 0, False
             log.info("what took longest:\n%s", dearest(self._folder))
+        elif self._first:
+            log.warning("%s traced nothing: the run ended before these steps", self._words)
+        self._first, self._runs = 0, False
 
 
 def dearest(folder: Path) -> str:

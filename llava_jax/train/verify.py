@@ -54,9 +54,14 @@ def written(given: Path) -> Iterator[Path]:
     """
     if not given.is_dir():
         raise LlavaError(f"{given} is not a folder" if given.exists() else f"no folder {given}")
-    count = 0
-    for base, folders, files in os.walk(given):
+    count, seen = 0, set()
+    for base, folders, files in os.walk(given, followlinks=True):
         folders.sort()
+        at = os.stat(base)
+        if (at.st_dev, at.st_ino) in seen:  # a link that leads back, or a second one
+            folders.clear()
+            continue
+        seen.add((at.st_dev, at.st_ino))
         if SUMS in files or _should_have(Path(base), files):
             folders.clear()
             count += 1

@@ -383,6 +383,9 @@ def test_a_disk_that_fills_up_pauses_saving_and_not_training(
     assert curve(tmp_path / "a") == curve(uninterrupted[0])
     assert [p.name for p in (tmp_path / "a" / "checkpoints").iterdir()] == ["12"]
     left[0] = 99
+    caplog.clear()
     with pytest.raises(NotSaved, match="the state after step 12 is not saved"):
         run_stages(config_of(made, **config), tmp_path / "b", quiet=True)
+    ends = [line.rpartition(")")[2] for line in caplog.messages if "is not saved: no" in line]
+    assert ends == ["; training goes on", "; training goes on", "", ""]
     assert (tmp_path / "b" / "export").exists()  # the model had room

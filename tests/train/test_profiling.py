@@ -35,7 +35,7 @@ def test_an_operation_counts_without_what_runs_inside_it():
 
 def test_the_steps_that_were_asked_for_are_traced(tmp_path, caplog):
     caplog.set_level("INFO", "llava_jax")
-    profile, product = Profile("2:2", tmp_path), jax.jit(lambda x: x @ x)
+    profile, product = Profile("2:2", tmp_path, 0, 4), jax.jit(lambda x: x @ x)
     x = product(jnp.ones((64, 64)))
     for done in range(4):
         profile.between(done, x)
@@ -44,6 +44,20 @@ def test_the_steps_that_were_asked_for_are_traced(tmp_path, caplog):
     assert list(tmp_path.rglob("*.xplane.pb"))
     assert "what took longest" in caplog.text
     profile.close()
+
+
+@pytest.mark.parametrize(
+    ("start", "total", "said"),
+    [
+        (0, 12, "--profile 14:16 traces nothing: the run has steps 1 to 12"),
+        (16, 20, "--profile 14:16 traces nothing: the run has steps 17 to 20"),
+        (14, 15, "--profile 14:16 traces steps 15 to 15 only"),
+        (0, 20, "--profile 14:16 traced nothing: the run ended before these steps"),
+    ],
+)
+def test_steps_that_a_run_has_not_are_named(tmp_path, caplog, start, total, said):
+    Profile("14:16", tmp_path, start, total).close()
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("text", ["3", "5:4", "0:2", "a:b"])
