@@ -142,12 +142,10 @@ def train(
                         saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
             except LlavaError as error:  # Stopped is one
                 watch.drain()
-                checkpoints.ends = done
-                saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
+                saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()}, last=True)
                 saver.finish(error)
                 raise
-            checkpoints.ends = done
-            saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
+            saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()}, last=True)
         alive(steps=False)
 
         # What the run was for. A disk without room for a checkpoint may have some for the model.

@@ -249,8 +249,15 @@ class Saver:
         """Takes the flags of all processes, after a step."""
         self._checkpoints.advance(flags.writing, flags.lost)
 
-    def save(self, done: int, state: TrainState, feed: Feed, meta: dict[str, Any]) -> None:
-        """Starts writing the state after `done` steps, whose metrics were logged, unless it is written."""
+    def save(
+        self, done: int, state: TrainState, feed: Feed, meta: dict[str, Any], *, last: bool = False
+    ) -> None:
+        """Starts writing the state after `done` steps, whose metrics were logged, unless it is written.
+
+        last: of this run, as the log should say.
+        """
+        if last:
+            self._checkpoints.ends = done
         with self._log.aside("save"):
             there = self._checkpoints.settle()
             if done <= self._begun and there:
