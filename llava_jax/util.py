@@ -241,7 +241,12 @@ def read_text(path: str | Path, error: type[LlavaError] = SampleError) -> str:
     except UnicodeDecodeError as e:
         kind = next((name for start, name in _PACKED.items() if data.startswith(start)), None)
         what = f"is a {kind} file, not" if kind else f"byte {e.start} cannot be read as"
-        raise error(f"{path}: {what} UTF-8 or UTF-16 text", fix="save it as UTF-8 JSON") from None
+        fix = (
+            '`llava-jax data build` reads parquet (source = "records")'
+            if kind == "parquet"
+            else "save it as UTF-8 JSON"
+        )
+        raise error(f"{path}: {what} UTF-8 or UTF-16 text", fix=fix) from None
 
 
 def refuse_special(path: str | Path, error: type[LlavaError] = SampleError) -> None:

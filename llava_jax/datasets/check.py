@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llava_jax.data import stored
 from llava_jax.data.image_files import missing_images
 from llava_jax.data.json_file import JsonFile
 from llava_jax.datasets import findings as f
@@ -126,6 +127,7 @@ def check(
     limits: of pictures, those of training by default. Raises SampleError where the file is no data.
     """
     limits = limits or Limits()
+    file = stored.records_path(file)
     checked = Checked(JsonFile(file), str(images))
     asked, pictures = _evaluations(checked, against, workers, limits)
     started = time.monotonic()
@@ -133,6 +135,9 @@ def check(
     checked.seconds["records"] = time.monotonic() - started
     if not checked.records:
         raise SampleError(f"{file}: there are no samples")
+    if Path(file).name == stored.RECORDS and stored.is_packed(str(Path(file).parent)):
+        log.warning("%s is packed: its pictures were checked before, or are not", file)
+        users = {}
     checked.pictures = len(users)
     started = time.monotonic()
     _pictures(checked, users, pictures, workers, limits)

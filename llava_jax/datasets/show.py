@@ -16,6 +16,7 @@ from PIL import Image
 from llava_jax.config import LlavaConfig
 from llava_jax.data.json_file import JsonFile
 from llava_jax.data.records import check_record
+from llava_jax.data.stored import records_path
 from llava_jax.datasets.prompt import maker_of, prompt_of
 from llava_jax.errors import SampleError
 from llava_jax.images.decode import open_image
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the samples, or writes them as a page."""
     tokenizer, config = prompt_of(args)
     make = maker_of(args, tokenizer, config)
+    args.file = records_path(args.file)
     records = JsonFile(args.file)
     found = find_records(records, args.samples)
     shown = [_shown(args, *found[wanted], make, config) for wanted in args.samples]

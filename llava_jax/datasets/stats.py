@@ -14,6 +14,7 @@ import numpy as np
 
 from llava_jax.data.json_file import JsonFile
 from llava_jax.data.packing import Sizes, fill_rows
+from llava_jax.data.stored import records_path
 from llava_jax.datasets.prompt import maker_of, prompt_of, workers_of
 from llava_jax.datasets.prompts import FREE, kind_of
 from llava_jax.errors import LlavaError, SampleError
@@ -72,6 +73,7 @@ def job(make: ExampleMaker) -> Callable[[Sequence[tuple[int, Any]]], Counts]:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the numbers; --report writes stats.json and stats.png too."""
+    args.file = records_path(args.file)
     tokenizer, config = prompt_of(args)
     counts = count(args.file, maker_of(args, tokenizer, config), workers_of(args))
     found = summarise(counts)

@@ -14,6 +14,7 @@ _ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT}
 USERS = tuple(name for name, role in _ROLES.items() if role == USER)
 """Who asks, in small letters."""
 _OTHER_TURNS = ("messages", "conversation", "turns", "dialog", "dialogue")
+_BUILD = 'llava-jax data build turns it into LLaVA\'s form: a recipe with source = "records"'
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a pair; UTF-8 cannot
 
 
@@ -29,7 +30,7 @@ def read_turns(record: Any, name: str) -> list[tuple[int, str]]:
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         other = next((k for k in _OTHER_TURNS if isinstance(record, Mapping) and k in record), None)
         instead = f", but `{other}`" if other else ""
-        fix = f"rename the key `{other}` to `conversations`" if other else None
+        fix = _BUILD if other else None
         raise SampleError(f"sample {name}: no list of conversations{instead}", fix=fix)
     if not turns:
         raise SampleError(f"sample {name}: the conversation is empty")
@@ -53,7 +54,7 @@ def _no_text(turn: Any, i: int, name: str) -> SampleError:
     if isinstance(turn, Mapping) and "content" in turn:
         return SampleError(
             f"sample {name}: turn {i} has no text in `value`, but `content`",
-            fix="rename `role` and `content` to `from` and `value`",
+            fix=_BUILD,
         )
     return SampleError(f"sample {name}: turn {i} has no text in `value`")
 

@@ -15,6 +15,7 @@ from llava_jax.datasets import check as module
 from llava_jax.datasets.check import check
 from llava_jax.datasets.findings import Looks, look_of
 from llava_jax.errors import LlavaError
+from llava_jax.store.write import pack
 from llava_jax.text.sample import ExampleMaker
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -240,6 +241,23 @@ def test_a_killed_worker_is_named_and_no_hang(tmp_path, monkeypatch, caplog):
     killed = "deadly.png: its process was killed by SIGKILL"
     assert rows == [("deadly.png", "deadly picture", killed)]
     assert "its work is done again" in caplog.text
+
+
+def test_of_packed_data_the_records_are_looked_at(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "good.png").write_bytes(encoded(picture(1), "PNG"))
+    rows = [record("good", "good.png"), record("unanswered", None, "Hi", "")]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    pytest.importorskip("array_record")
+    pack(str(tmp_path / "data.json"), str(tmp_path / "images"), str(tmp_path / "packed"))
+    for name in ("packed", "packed/records.jsonl"):
+        assert main(["data", "check", str(tmp_path / name)]) == 1
+        said = capsys.readouterr().out
+        assert "2 records, 0 pictures" in said
+        assert "no answer" in said
+        assert "missing picture" not in said
+    assert main(["data", "stats", str(tmp_path / "packed")]) == 0
+    assert main(["data", "show", str(tmp_path / "packed"), "0"]) == 0
 
 
 def test_a_broken_file_is_one_line(tmp_path, capsys):
