@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava_jax.errors import SampleError, counted
+from llava_jax.errors import SampleError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.conversation import ASSISTANT, USER
 
@@ -79,9 +79,11 @@ def check_turns(
     if any(role != i % 2 for i, (role, _) in enumerate(turns[first:])):
         raise SampleError(f"sample {name}: human and gpt do not alternate")
     if caption and (len(turns) - first != 2 or not images):
+        # Without numbers: samples are counted by the words of their reason.
+        found = "more turns or fewer" if images else "no image"
         raise SampleError(
-            f"sample {name}: a caption sample needs an image and two turns, "
-            f"not {counted(len(images), 'image')} and {counted(len(turns) - first, 'turn')}"
+            f"sample {name}: a caption sample needs an image and two turns (data.version plain), "
+            f"and this one has {found}"
         )
     if len(images) > 1:
         tags = sum(text.count(IMAGE_TAG) for _, text in turns[first:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,21 +79,34 @@ class Asker:
             self._asked[s.name], self._shown[s.name] = questions[: s.ask], shown
 
     def ask(
-        self, step: int, trained: Params, frozen: Params, found: dict[str, Any], run_log: Any
-    ) -> None:
-        """Adds the scores of each set to `found`, and writes what was said about the samples."""
+        self,
+        step: int,
+        trained: Params,
+        frozen: Params,
+        found: dict[str, Any],
+        run_log: Any,
+        stop: threading.Event,
+    ) -> bool:
+        """Adds the scores of each set to `found`, and writes what was said about the samples.
+
+        False where a process was asked to stop, which is looked at before each set.
+        """
         if not any((*self._asked.values(), *self._shown.values())) and not any(
             s.benchmark for s in self._sets
         ):
-            return
+            return True
         # The loop's mesh is not the generator's business, which sets its own.
         with jax.set_mesh(Mesh(np.empty((), object), ())):
-            self._ask(step, self._with(trained, frozen), found, run_log)
+            return self._ask(step, self._with(trained, frozen), found, run_log, stop)
 
-    def _ask(self, step: int, model: LlavaModel, found: dict[str, Any], run_log: Any) -> None:
+    def _ask(
+        self, step: int, model: LlavaModel, found: dict[str, Any], run_log: Any, stop: Any
+    ) -> bool:
         try:
             for s in self._sets:
                 alive(steps=False)
+                if any(gather(stop.is_set())):
+                    return False
                 if questions := self._asked.get(s.name):
                     result = score(questions, answers(model, questions, quiet=True))
                     found[s.name] |= {"exact_match": result["mean"] or 0.0, "asked": result["n"]}
@@ -102,6 +116,7 @@ class Asker:
                 said = answers(model, [x.question for x in shown], quiet=True, longest=LONGEST)
                 for sample, answer in zip(shown, said):
                     run_log.answer(self._row(step, s, sample, answer))
+            return True
         finally:
             model.generator.drop_params()
 

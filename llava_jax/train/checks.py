@@ -163,16 +163,23 @@ def check_remat(remat: str, device: Any) -> None:
 def check_data_files(stages: Stages) -> None:
     """`open_data` of every stage, for what it raises; what it logs is left to the stage itself."""
     seen: list[Any] = []
-    logger = logging.getLogger("llava_jax.data")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with _unsaid("llava_jax.data"):
         for name, config in stages:
             data = {**config.data, "batch_size": config.batch_size, "seed": config.seed}
             if data not in seen:
                 with _naming(name):
                     open_data(data)
                 seen.append(data)
+
+
+@contextlib.contextmanager
+def _unsaid(name: str) -> Iterator[None]:
+    """Within it, the logger of that name says nothing but errors."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         logger.setLevel(before)
 
@@ -180,12 +187,13 @@ def check_data_files(stages: Stages) -> None:
 def check_model(stages: Stages) -> None:
     """Raises ConfigError for settings of any stage that the model to start from cannot follow.
 
-    Only headers of its files are read.
+    Only headers of its files are read. What that logs is left to the stage itself, which may be done.
     """
     from llava_jax.train.model_io import fit_model, open_model
 
     (_, first), *later = stages
-    model = open_model(first).config
+    with _unsaid("llava_jax.convert"):
+        model = open_model(first).config
     for name, config in later:
         with _naming(name):
             model = fit_model(config, model)

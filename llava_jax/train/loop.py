@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from llava_jax.errors import LlavaError, Stopped
+from llava_jax.errors import Diverged, LlavaError, Stopped
 from llava_jax.sharding import make_mesh, put_batch
 from llava_jax.train.checkpoint import Checkpointer
 from llava_jax.train.control import put_flags, stop_flag
-from llava_jax.train.distributed import check_alike, is_main, on_main, together
+from llava_jax.train.distributed import check_alike, gather, is_main, on_main, together
 from llava_jax.train.log import open_log
 from llava_jax.train.model_io import compute_of, open_model, read_params, save_model, split_params
 from llava_jax.train.optim import exported_params
@@ -26,11 +27,11 @@ from llava_jax.train.overview import overview, write_facts
 from llava_jax.train.placement import placement
 from llava_jax.train.profiling import Profile
 from llava_jax.train.program import make_program
-from llava_jax.train.resume import begin, check_same, finish, finished
-from llava_jax.train.skips import Skips
+from llava_jax.train.resume import begin, check_same, finish, finished, goes_on
+from llava_jax.train.skips import LAST_GOOD, Skips
 from llava_jax.train.steps import Feed, Saver, make_metrics, open_loader, room_for
 from llava_jax.train.supervise import alive
-from llava_jax.train.validate import Validation
+from llava_jax.train.validate import Validation, stopped_early
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,8 @@ def train(
     began = time.perf_counter()
     with contextlib.ExitStack() as cleanup:
         changed = together(lambda: check_same(config, workdir))
-        earlier = finished(workdir)
-        if earlier and not {"steps", "epochs"} & set(changed):
-            log.info("%s: finished before, %d steps", workdir, earlier["steps"])
-            return earlier["steps"]
+        if (steps := _finished(config, workdir, changed)) is not None:
+            return steps
 
         # Everything that needs no weights comes first: mesh, headers, tokenizer, data.
         mesh = make_mesh(**config.mesh)
@@ -96,7 +95,7 @@ def train(
         # The loop.
         run_log = open_log(config, workdir, done, steps, mesh.size, began, quiet=quiet)
         cleanup.callback(run_log.close)
-        validation.resume(done, run_log)
+        validation.resume(done, steps, run_log)
         profiler = Profile(profile if is_main() else "", workdir / "profile", done, steps)
         cleanup.callback(profiler.close)
         feed = Feed(loader)
@@ -104,14 +103,17 @@ def train(
         watch = make_metrics(config, program, opened.config, steps, run_log, skips, meta, files)
         saver = Saver(checkpoints, run_log, config.save_minutes, done)
         metrics: Any = None
-        with stop_flag() as stop, jax.set_mesh(mesh):
+        stop = cleanup.enter_context(stop_flag())
+        with jax.set_mesh(mesh):
             try:
+                skips.check()  # a run that diverged goes no step further by itself
                 while True:
                     if validation.due(done, steps):
                         watch.drain()
                         if not watch.failed:
                             alive(steps=False)
-                            validation.run(done, state, frozen, stop)
+                            if not validation.run(done, state, frozen, stop):
+                                raise _stopped(f"at step {done} of {steps}, before its validation")
                     if done == steps or validation.over:
                         break
                     profiler.between(done, metrics)
@@ -134,32 +136,74 @@ def train(
                         feed.stop()
                     skips.check()
                     if flags.stop and done < steps:
-                        raise Stopped(
-                            f"stopped at step {done} of {steps}, state saved",
-                            fix="run the same command again to resume",
-                        )
+                        raise _stopped(f"at step {done} of {steps}")
                     if due:
                         saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()})
             except LlavaError as error:  # Stopped is one
                 watch.drain()
                 saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()}, last=True)
+                if isinstance(error, Diverged):
+                    _keep_last_good(workdir / LAST_GOOD, opened, state)
                 saver.finish(error)
                 raise
             saver.save(done, state, feed, {"loss": watch.loss, **skips.meta()}, last=True)
         alive(steps=False)
 
-        # What the run was for. A disk without room for a checkpoint may have some for the model.
-        with room_for(workdir):
-            save_model(workdir / "export", opened, exported_params(state.params, state.opt_state))
-            facts = {"loss": watch.loss, "steps": done, "skipped": skips.total}
-            _finish(workdir, feed, loader, facts)
-        saver.finish()
+        facts: dict[str, Any] = {"loss": watch.loss, "steps": done, "skipped": skips.total}
+        if done < steps:
+            facts["early"] = {"of": steps, "waited": validation.waited}
+        _export(workdir, opened, state, feed, saver, stop, facts)
+        validation.finish()
         return done
 
 
-def _finish(workdir: Path, feed: Feed, loader: Any, facts: dict[str, Any]) -> None:
-    """Records that the run is done, and what became of its data."""
-    report = feed.report()
-    for line in loader.cut_lines(report) if is_main() else ():
-        log.warning("%s", line)
-    on_main(lambda: finish(workdir, report, **facts))
+def _finished(config: Any, workdir: Path, changed: list[str]) -> int | None:
+    """The steps of a run that is done, and says so; None where there is something to train."""
+    done = finished(workdir)
+    if done is None or goes_on(done, config, changed):
+        return None
+    log.info("%s: finished before, %d steps", workdir, done["steps"])
+    if early := done.get("early"):
+        log.info("%s", stopped_early(done["steps"], early["of"], config.early_stop))
+    return done["steps"]
+
+
+def _export(
+    workdir: Path,
+    opened: Any,
+    state: Any,
+    feed: Feed,
+    saver: Saver,
+    stop: threading.Event,
+    facts: dict[str, Any],
+) -> None:
+    """What the run was for, and the record that it is done. A disk without room for a checkpoint may have
+    some for the model. Raises Stopped as `train` does; a stop while it writes waits for the model."""
+    saver.settle()  # the export may take long: the last step is to be on the disk before it begins
+    if any(gather(stop.is_set())):
+        saver.finish()
+        raise _stopped(f"after the last step, {facts['steps']}, before the export")
+    with room_for(workdir):
+        save_model(workdir / "export", opened, exported_params(state.params, state.opt_state))
+        report = feed.report()
+        for line in feed.loader.cut_lines(report) if is_main() else ():
+            log.warning("%s", line)
+        on_main(lambda: finish(workdir, report, **facts))
+    saver.finish()
+    if any(gather(stop.is_set())):
+        where = (
+            f"stopped after the last step, {facts['steps']}; the model is in {workdir / 'export'}"
+        )
+        raise Stopped(where, fix="run the same command again for what follows")
+
+
+def _stopped(where: str) -> Stopped:
+    return Stopped(f"stopped {where}, state saved", fix="run the same command again to resume")
+
+
+def _keep_last_good(folder: Path, opened: Any, state: Any) -> None:
+    """Saves the model before the steps that were skipped. A full disk hides no divergence."""
+    try:
+        save_model(folder, opened, exported_params(state.params, state.opt_state))
+    except (OSError, LlavaError) as error:
+        log.error("the model before the skipped steps is not saved: %s", error)

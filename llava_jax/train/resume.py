@@ -36,11 +36,20 @@ def finish(workdir: Path, report: dict[str, Any], **facts: Any) -> None:
 
 
 def finished(workdir: Path) -> dict[str, Any] | None:
-    """{"loss", "steps", "skipped"} of a run that is done; None where it is not, or its export can be made again."""
+    """{"loss", "steps", "skipped"} of a run that is done, and "early" ({"of", "waited"}) where early_stop ended
+    it; None where it is not, or its export can be made again."""
     done, export = workdir / DONE, workdir / "export"
     if not done.exists() or not (export.exists() or not any(workdir.glob("checkpoints/[0-9]*"))):
         return None
     return read_record(done)
+
+
+def goes_on(done: dict[str, Any], config: Any, changed: list[str]) -> bool:
+    """Whether a finished run trains further: it was given more steps, or early_stop ended it and no longer
+    would. done: as `finished` gives it. changed: as `check_same` does."""
+    early = done.get("early")
+    more = bool(early) and not 0 < config.early_stop <= early["waited"]
+    return more or bool({"steps", "epochs"} & set(changed))
 
 
 def shared_settings(config: Any) -> dict[str, Any]:
@@ -68,10 +77,17 @@ def check_same(config: Any, workdir: Path) -> list[str]:
         return changed
     shown = ", ".join(f"{n} was {before[n]!r} and is {now[n]!r}" for n in wrong[:3])
     more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    why = ""
+    if {"steps", "epochs"} >= set(wrong):
+        why = "; it cannot be made shorter"
+        if all(now[n] > before[n] for n in wrong):
+            why = (
+                "; its rate follows the number of steps, so with more it would have begun otherwise"
+            )
     done = "finished" if (workdir / DONE).exists() else "begun"
     export = f", with model.init={workdir / 'export'} to start from its model"
     raise ConfigError(
-        f"{workdir} holds a run {done} with other settings: {shown}{more}",
+        f"{workdir} holds a run {done} with other settings: {shown}{more}{why}",
         fix=f"name another --workdir{export if done == 'finished' else ''}, or set them back",
     )
 

@@ -10,9 +10,12 @@ from typing import Any
 import jax
 
 from llava_jax.errors import Diverged
-from llava_jax.util import LineFile, json_lines, write_text
+from llava_jax.report.files import keep_until
+from llava_jax.util import LineFile
 
 SKIPPED = "skipped.jsonl"
+LAST_GOOD = "last_good"
+"""The folder of the model before the skipped steps that ended a run."""
 
 
 class Skips:
@@ -29,12 +32,7 @@ class Skips:
         self._limit = limit
         self._file: LineFile | None = None
         self.total, self.row = meta.get("skipped", 0), meta.get("skipped_row", 0)
-        if self._path.exists():
-            lines = [line for _, line in json_lines(self._path.read_text("utf-8"))]
-            kept = [
-                line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start
-            ]
-            write_text(self._path, "".join(f"{line}\n" for line in kept))
+        keep_until(self._path, start)
 
     def meta(self) -> dict[str, int]:
         """What a checkpoint keeps: how many steps were skipped, and how many of them just now in a row."""
@@ -67,7 +65,10 @@ class Skips:
     def check(self) -> None:
         """Raises Diverged when too many steps in a row were skipped."""
         if self.row >= self._limit:
+            model = self._path.with_name(LAST_GOOD)
             raise Diverged(
                 f"{self.row} steps in a row were skipped; the last of them are in {self._path}",
-                fix="lower config.lr, or look at their samples with llava-jax data show",
+                fix=f"look at their samples with llava-jax data show; begin another --workdir with "
+                f"--config.model.init={model}, the model before them, and a lower --config.lr; "
+                f"or go on here with --config.max_skipped above {self.row}",
             )

@@ -266,6 +266,11 @@ class Saver:
             self._checkpoints.begin(done, state, meta, self._log.sync)
         self._begun, self._since = done, time.monotonic()
 
+    def settle(self) -> None:
+        """Waits for the last save, whatever becomes of it."""
+        with self._log.aside("save"):
+            self._checkpoints.settle()
+
     def finish(self, error: LlavaError | None = None) -> None:
         """Waits for the last save. Raises NotSaved, in every process, where it failed.
 

@@ -175,6 +175,10 @@ def test_a_run_that_fails_still_draws_its_curve(made, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     found = [(r["step"], r["why"], len(r["ids"])) for r in rows]
     assert found == [(1, "not finite", 8), (2, "not finite", 8), (3, "not finite", 4)]
+    with pytest.raises(Diverged, match=r"model\.init=.*last_good, .*max_skipped above 3"):
+        run_stages(config_of(made, save_every=1000, max_skipped=2), tmp_path, quiet=True)
+    assert len(curve(tmp_path)) == 3  # not a step further
+    load_checkpoint(tmp_path / "last_good")
 
 
 def _never_finite(state, frozen, batch):

@@ -13,6 +13,7 @@ from llava_jax.train.resume import (
     SETTINGS,
     begin,
     check_same,
+    goes_on,
     read_record,
     shared_settings,
 )
@@ -84,8 +85,20 @@ def test_more_steps_are_the_same_run_at_a_constant_rate_only(tmp_path):
     constant = ["warmup_ratio=0.0", "lr_end_ratio=1.0"]
     begin(config(*constant, "steps=5"), tmp_path)
     assert check_same(config(*constant, "steps=9"), tmp_path) == ["steps"]
-    with pytest.raises(ConfigError, match="steps was 5 and is 3"):
+    with pytest.raises(ConfigError, match="steps was 5 and is 3; it cannot be made shorter"):
         check_same(config(*constant, "steps=3"), tmp_path)
+    begin(config("steps=5"), tmp_path)
+    with pytest.raises(ConfigError, match="steps was 5 and is 9; its rate follows the number"):
+        check_same(config("steps=9"), tmp_path)
+
+
+def test_a_run_that_stopped_early_goes_on_where_it_no_longer_would():
+    done = {"early": {"of": 20, "waited": 2}}
+    assert not goes_on(done, config("early_stop=2"), [])
+    assert goes_on(done, config("early_stop=3"), ["early_stop"])
+    assert goes_on(done, config(), ["early_stop"])
+    assert not goes_on({}, config(), ["early_stop"])
+    assert goes_on({}, config(), ["steps"])
 
 
 def test_a_work_directory_may_be_moved_with_its_stages(tmp_path):

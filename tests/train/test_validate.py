@@ -1,17 +1,25 @@
 """Validation in a run: the loss is that of heldout.json, the best is kept, early stop, resuming."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from llava_jax import cli
 from llava_jax.convert import load_checkpoint
-from llava_jax.errors import ConfigError
+from llava_jax.errors import ConfigError, Stopped
 from llava_jax.report.files import EVAL, METRICS, SAMPLES, SYSTEM, read_rows
+from llava_jax.train import loop, validate
 from llava_jax.train.config import load_config
 from llava_jax.train.stages import run_stages
-from llava_jax.train.validate import Validation
+from llava_jax.train.validate import SetLoss, Validation, validation_line
 from tests.train.run import make_data, make_model, overrides
 
 SETS = (
@@ -150,11 +158,16 @@ def test_several_devices_validate_alike(made, trained, tmp_path):
             assert ours["sets"][name]["tokens"] == numbers["tokens"]
 
 
+def small(made, **changes):
+    """A run with one set, whose loss alone is computed."""
+    one = "('two path={2}/data/data.json images={2}/data',)".format(*made)
+    return config_of(made, **{"eval_samples": 0, "data.holdout": 0.0, "data.eval": one, **changes})
+
+
 def test_no_better_validation_ends_a_run_early(made, tmp_path, caplog):
     """At a rate of nothing the second validation is not better, and the third ends the run."""
-    changes = {"lr": 0.0, "early_stop": 2, "eval_every": 1, "steps": 50, "data.holdout": 0.0}
-    changes |= {"eval_samples": 0, "data.eval": "('two path={2}/data/data.json',)".format(*made)}
-    config = config_of(made, **changes)
+    changes = {"lr": 0.0, "early_stop": 2, "eval_every": 1, "steps": 5}
+    config = small(made, **changes)
     caplog.set_level("INFO", "llava_jax")
     export = run_stages(config, tmp_path, quiet=True)
     assert [row["waited"] for row in read_rows(tmp_path / EVAL)] == [0, 1, 2]
@@ -163,13 +176,48 @@ def test_no_better_validation_ends_a_run_early(made, tmp_path, caplog):
     shutil.rmtree(export)  # made again from the checkpoint, without a further step
     run_stages(config, tmp_path, quiet=True)
     assert len(read_rows(tmp_path / METRICS)) == 3
+    caplog.clear()
+    run_stages(config, tmp_path, quiet=True)
+    assert "early_stop=2 ended this run at step 3 of 5; --config.early_stop=0" in caplog.text
+    run_stages(small(made, **changes | {"early_stop": 0}), tmp_path, quiet=True)
+    assert [row["waited"] for row in read_rows(tmp_path / EVAL)] == [0, 1, 2, 3, 4]
+    assert len(read_rows(tmp_path / METRICS)) == 5
+    assert json.loads((tmp_path / "config.json").read_text())["early_stop"] == 0
+    assert "early" not in json.loads((tmp_path / "done.json").read_text())
+
+
+def test_a_stop_in_a_validation_or_the_export_loses_nothing(made, tmp_path, monkeypatch):
+    """Each attempt is stopped at the next of these places, and goes on as if it never was."""
+
+    def stopping(place, name, says):
+        original = getattr(place, name)
+
+        def ask(*args, **more):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return original(*args, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, ask)
+            with pytest.raises(Stopped, match=says):
+                run_stages(config, tmp_path / "run", quiet=True)
+
+    config = small(made)
+    run_stages(config, tmp_path / "whole", quiet=True)
+    stopping(SetLoss, "of", "at step 2 of 4, before its validation, state saved")
+    assert not (tmp_path / "run" / EVAL).exists()
+    assert read_rows(tmp_path / "run" / METRICS)[-1]["step"] == 2
+    stopping(SetLoss, "of", "at step 4 of 4, before its validation")
+    assert not (tmp_path / "run" / "done.json").exists()
+    stopping(loop, "save_model", "after the last step, 4; the model is in")
+    run_stages(config, tmp_path / "run", quiet=True)
+    assert read_rows(tmp_path / "run" / EVAL) == read_rows(tmp_path / "whole" / EVAL)
+    losses = [[r["loss"] for r in read_rows(tmp_path / n / METRICS)] for n in ("run", "whole")]
+    assert losses[0] == losses[1]
 
 
 def test_losses_choose_the_smallest_and_scores_the_largest():
     def judged(by, before, **numbers):
-        found = object.__new__(Validation)
-        found._config, found._rows = type("C", (), {"best_by": by}), before
-        return found._judged(9, {"a": numbers})
+        return bare(before, best_by=by)._judged(9, {"a": numbers})
 
     before = [{"best": {"step": 1, "value": 0.5}, "waited": 3}]
     assert judged("loss", before, loss=0.4)["waited"] == 0
@@ -178,6 +226,58 @@ def test_losses_choose_the_smallest_and_scores_the_largest():
     assert judged("a.exact_match", before, exact_match=0.4)["waited"] == 4
     assert judged("loss", before, loss=float("nan"))["best"]["step"] == 1
     assert judged("", [], loss=0.4) == {"value": None, "best": None, "waited": 1}
+
+
+def bare(rows=(), folder=Path(), **settings):
+    """A Validation without a model or sets."""
+    found: Any = object.__new__(Validation)
+    found._config = SimpleNamespace(**{"best_by": "loss", "early_stop": 2, **settings})
+    found._rows, found._steps, found._workdir = list(rows), 20, folder
+    found._measure = {"by": found._config.best_by, "on": "data"}
+    found.sets, found._asker, found._losses = [SimpleNamespace(name="a")], None, {}
+    found._compiled, found._opened = True, None
+    found._log = MagicMock()
+    return found
+
+
+def test_another_measure_or_other_data_begin_the_best_anew(tmp_path, caplog):
+    row = {"step": 4, "best": {"step": 2, "value": 0.5}, "waited": 2, "by": "loss", "on": "data"}
+    (tmp_path / EVAL).write_text(json.dumps(row) + "\n")
+    (tmp_path / "best").mkdir()
+    caplog.set_level("INFO", "llava_jax")
+    same = bare(folder=tmp_path)
+    same.resume(4, 20, None)
+    assert same.best == row["best"]
+    assert same.over
+    other = bare(folder=tmp_path, best_by="a.exact_match")
+    other.resume(4, 20, None)
+    assert (other.best, other.waited, other.over) == (None, 0, False)
+    assert other._judged(6, {"a": {"exact_match": 0.1}})["best"]["step"] == 6
+    assert "best/ and early_stop begin anew; the best until now is in" in caplog.text
+    assert [p.name for p in tmp_path.glob("best*")] == ["best.2"]
+    other = bare([row | {"on": "others"}])
+    assert (other.best, other.waited) == (None, 0)
+
+
+def test_a_best_model_that_is_not_saved_is_not_called_the_best(monkeypatch, caplog):
+    """Judged are losses of 0.5, 0.4 (which the disk does not take), 0.45 and 0.44."""
+    disk = iter([None, OSError(28, "No space left on device"), None, None])
+
+    def save(*_):
+        if error := next(disk):
+            raise error
+
+    monkeypatch.setattr(validate, "save_model", save)
+    monkeypatch.setattr(validate, "exported_params", lambda *_: {})
+    found = bare()
+    for step, loss in enumerate((0.5, 0.4, 0.45, 0.44), 1):
+        found._losses = {"a": SimpleNamespace(of=lambda *_, x=loss: {"loss": x})}
+        assert found.run(step, MagicMock(), {}, threading.Event())
+    assert [row["best"]["step"] for row in found._rows] == [1, 1, 3, 4]
+    assert found._rows[1]["unsaved"] == {"step": 2, "value": 0.4}
+    assert "(better than before, but not saved)" in validation_line(found._rows[1])
+    found.finish()
+    assert "step 2 was better (0.4000), but its model could not be saved" in caplog.text
 
 
 @pytest.mark.parametrize(
