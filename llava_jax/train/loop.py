@@ -110,10 +110,8 @@ def train(
                 while True:
                     if validation.due(done, steps):
                         watch.drain()
-                        if not watch.failed:
-                            alive(steps=False)
-                            if not validation.run(done, state, frozen, stop):
-                                raise _stopped(f"at step {done} of {steps}, before its validation")
+                        if not (watch.failed or validation.run(done, state, frozen, stop)):
+                            raise _stopped(f"at step {done} of {steps}, before its validation")
                     if done == steps or validation.over:
                         break
                     profiler.between(done, metrics)

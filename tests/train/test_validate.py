@@ -189,11 +189,13 @@ def test_no_better_validation_ends_a_run_early(made, tmp_path, caplog):
 def test_a_stop_in_a_validation_or_the_export_loses_nothing(made, tmp_path, monkeypatch):
     """Each attempt is stopped at the next of these places, and goes on as if it never was."""
 
-    def stopping(place, name, says):
-        original = getattr(place, name)
+    def stopping(place, name, says, number=1):
+        original, calls = getattr(place, name), []
 
         def ask(*args, **more):
-            os.kill(os.getpid(), signal.SIGTERM)
+            calls.append(args)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
             return original(*args, **more)
 
         with monkeypatch.context() as patched:
@@ -206,7 +208,7 @@ def test_a_stop_in_a_validation_or_the_export_loses_nothing(made, tmp_path, monk
     stopping(SetLoss, "of", "at step 2 of 4, before its validation, state saved")
     assert not (tmp_path / "run" / EVAL).exists()
     assert read_rows(tmp_path / "run" / METRICS)[-1]["step"] == 2
-    stopping(SetLoss, "of", "at step 4 of 4, before its validation")
+    stopping(SetLoss, "of", "at step 4 of 4, before its validation", number=2)
     assert not (tmp_path / "run" / "done.json").exists()
     stopping(loop, "save_model", "after the last step, 4; the model is in")
     run_stages(config, tmp_path / "run", quiet=True)
