@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llava_jax.report.files import EVAL, read_rows
+from llava_jax.report.runs import number, sets_of
 
 
 def plot_losses(curves: Mapping[str, Path], target: Path, *, dpi: int = 120) -> None:
@@ -19,14 +20,14 @@ def plot_losses(curves: Mapping[str, Path], target: Path, *, dpi: int = 120) -> 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss (mean over supervised tokens)")
     for i, (name, path) in enumerate(curves.items()):
-        rows = [r for r in read_rows(path) if r.get("loss") == r.get("loss") is not None]
+        rows = [r for r in read_rows(path) if number(r.get("step")) and number(r.get("loss"))]
         steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
         axes.plot(steps, losses, alpha=0.3, lw=0.8, color=f"C{i}")
         axes.plot(steps, smooth(losses), lw=1.8, color=f"C{i}", label=name)
-        found = read_rows(path.with_name(EVAL))
-        for n, held in enumerate(dict.fromkeys(s for row in found for s in row.get("sets", {}))):
-            points = [(r["step"], r["sets"][held]["loss"]) for r in found
-                      if "loss" in r.get("sets", {}).get(held, {})]  # fmt: skip
+        found = [r for r in read_rows(path.with_name(EVAL)) if number(r.get("step"))]
+        for n, held in enumerate(dict.fromkeys(s for row in found for s in sets_of(row))):
+            points = [(r["step"], numbers["loss"]) for r in found
+                      if number((numbers := sets_of(r).get(held, {})).get("loss"))]  # fmt: skip
             if points:
                 style = {"ls": "--", "marker": "os^Dv"[n % 5], "ms": 4, "color": f"C{i}"}
                 title = f"{name}, {held}" if len(curves) > 1 else held

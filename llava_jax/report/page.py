@@ -131,10 +131,13 @@ def _answer(row: dict[str, Any], truth: str) -> str:
 def _picture(run: Run, name: Any) -> str:
     """The picture of a sample, inside the page; nothing where its file is gone or outside of the run."""
     path = run.folder / str(name or "")
-    inside = path.resolve().is_relative_to((run.folder / "samples").resolve())
-    if not name or not inside or not path.is_file():
+    try:
+        inside = path.resolve().is_relative_to((run.folder / "samples").resolve())
+        if not name or not inside or not path.is_file():
+            return ""
+        data = base64.b64encode(path.read_bytes()).decode()
+    except (OSError, ValueError):  # cannot be read, or is no name of a file
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="the picture asked about" src="data:image/jpeg;base64,{data}">'
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llava_jax.errors import LlavaError
 from llava_jax.report.files import EVAL, FACTS, METRICS, SAMPLES, SYSTEM, read_rows
@@ -44,14 +44,15 @@ class Run:
         """Steps that changed nothing, with the ids of their samples where those are known."""
         ids: dict[Any, list[Any]] = {}
         for row in self.skips:
-            ids.setdefault(row.get("step"), []).extend(row.get("ids") or [])
+            if number(step := row.get("step")) and isinstance(row.get("ids"), list):
+                ids.setdefault(step, []).extend(row["ids"])
         found = [row for row in self.metrics if row.get("ok") is False]
         return [{**row, "ids": ids.get(row["step"], [])} for row in found]
 
     @property
     def sets(self) -> list[str]:
         """The names of its validation sets, in order."""
-        return list(dict.fromkeys(name for row in self.evals for name in _part(row, "sets")))
+        return list(dict.fromkeys(name for row in self.evals for name in sets_of(row)))
 
 
 def find_runs(paths: list[Path]) -> list[Run]:
@@ -102,9 +103,9 @@ def read_run(folder: Path, name: str) -> Run:
             problems.append(f"{file} is damaged: {error}")
             return {}
 
-    metrics = [row for row in rows(METRICS) if _number(row.get("step"))]
+    metrics = [row for row in rows(METRICS) if number(row.get("step"))]
     samples = {
-        (r.get("step"), r.get("set"), r.get("id"), r.get("question")): r for r in rows(SAMPLES)
+        str([r.get(key) for key in ("step", "set", "id", "question")]): r for r in rows(SAMPLES)
     }
     bad = {json.dumps(r, sort_keys=True): r for file in sorted(folder.glob("bad.jsonl*"))
            for r in rows(file.name)}  # fmt: skip
@@ -112,9 +113,9 @@ def read_run(folder: Path, name: str) -> Run:
         name,
         folder,
         metrics,
-        [row for row in rows(EVAL) if _number(row.get("step"))],
+        [row for row in rows(EVAL) if number(row.get("step"))],
         list(samples.values()),
-        [row for row in rows(SYSTEM) if _number(row.get("step"))],
+        [_timed(row) for row in rows(SYSTEM) if number(row.get("step"))],
         list(bad.values()),
         dict(flat(record("config.json"))),
         record(FACTS),
@@ -133,23 +134,23 @@ def curves(run: Run) -> dict[str, dict[str, list[Any]]]:
     hours: dict[int, float] = {}
     total = 0.0
     for row in run.metrics:
-        total += row.get("seconds", 0) / 3600
+        total += (row["seconds"] if number(row.get("seconds")) else 0) / 3600
         hours[row["step"]] = total
     found: dict[str, list[tuple[int, float]]] = {}
 
     def add(name: str, step: int, value: Any) -> None:
-        if _number(value):
+        if number(value):
             found.setdefault(name, []).append((step, value))
 
     for row in run.metrics:
         for key in ("loss", "grad_norm", "lr"):
             add(key, row["step"], row.get(key))
-        add("padding", row["step"], 1 - row["real"] if _number(row.get("real")) else None)
+        add("padding", row["step"], 1 - row["real"] if number(row.get("real")) else None)
         for group in ("losses", "lrs", "grad_norms", "update_norms"):
             for part, value in _part(row, group).items():
                 add(f"{group}/{part}", row["step"], value)
     for row in run.evals:
-        for name, numbers in _part(row, "sets").items():
+        for name, numbers in sets_of(row).items():
             for key, value in numbers.items():
                 if key not in ("samples", "tokens", "asked"):
                     add(f"eval/{name}/{key}", row["step"], value)
@@ -157,7 +158,7 @@ def curves(run: Run) -> dict[str, dict[str, list[Any]]]:
         for key, value in row.items():
             if key not in ("step", "time", "started"):
                 scale = 1e-9 if "memory" in key else 1
-                add(f"system/{key}", row["step"], value * scale if _number(value) else None)
+                add(f"system/{key}", row["step"], value * scale if number(value) else None)
     steps = sorted(hours)
     return {name: _thinned(points, hours, steps) for name, points in found.items()}
 
@@ -188,6 +189,19 @@ def _part(row: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _number(value: Any) -> bool:
-    """Whether a value of a row is a finite number."""
-    return type(value) in (int, float) and value - value == 0
+def sets_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{validation set: its numbers} of a row of eval.jsonl."""
+    return {name: v for name, v in _part(row, "sets").items() if isinstance(v, dict)}
+
+
+def _timed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of system.jsonl, without rates over no time, which earlier versions wrote."""
+    seconds = row.get("seconds")
+    if not number(seconds) or seconds >= 0.001:
+        return row
+    return {k: v for k, v in row.items() if k not in ("data", "mfu") and "_per_" not in k}
+
+
+def number(value: Any) -> TypeGuard[float]:
+    """Whether a value of a row is a finite number, of a size that can be drawn."""
+    return type(value) in (int, float) and abs(value) < 1e30

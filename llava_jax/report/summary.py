@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava_jax.report.markup import Raw, escape
-from llava_jax.report.runs import Run
+from llava_jax.report.runs import Run, number, sets_of
 from llava_jax.settings import TRAINING
 
 Table = tuple[Sequence[str], list[Sequence[str]]]
@@ -30,7 +30,7 @@ def summary_table(runs: Sequence[Run], colors: Sequence[str]) -> Table:
 def _shown_scores(runs: Sequence[Run]) -> list[str]:
     """The numbers of the last validations: "vqa loss", "vqa exact_match"."""
     found = (f"{name} {key}" for run in runs for row in run.evals
-             for name, numbers in row.get("sets", {}).items()
+             for name, numbers in sets_of(row).items()
              for key in numbers if key not in ("samples", "tokens", "asked"))  # fmt: skip
     return list(dict.fromkeys(found))[:6]
 
@@ -41,17 +41,17 @@ def _standing(run: Run, scores: Sequence[str]) -> list[str]:
     state = "finished" if run.done else "not finished" if run.metrics else "not a step yet"
     done = f"{last.get('step', 0):,}" + (f" of {total:,}" if isinstance(total, int) else "")
     last_part = run.metrics[-max(1, min(50, len(run.metrics) // 20)) :]
-    losses = [r["loss"] for r in last_part if isinstance(r.get("loss"), int | float)]
+    losses = _numbers(last_part, "loss")
     found = []
-    evals = run.evals[-1].get("sets", {}) if run.evals else {}
+    evals = sets_of(run.evals[-1]) if run.evals else {}
     for score in scores:
         name, _, key = score.partition(" ")
         found.append(_number(evals.get(name, {}).get(key)))
     best = run.evals[-1].get("best") if run.evals else None
-    best_words = f"{_number(best['value'])} at {best['step']:,}" if best else NO
-    rates = [r["tokens_per_second"] for r in run.system if "tokens_per_second" in r]
-    mfus = [r["mfu"] for r in run.system if "mfu" in r]
-    memory = [r.get("device_memory_peak") or r.get("host_memory") or 0 for r in run.system]
+    best = best if isinstance(best, dict) and number(best.get("step")) else {}
+    best_words = f"{_number(best.get('value'))} at {best['step']:,}" if best else NO
+    rates, mfus = _numbers(run.system, "tokens_per_second"), _numbers(run.system, "mfu")
+    memory = _numbers(run.system, "device_memory_peak") or _numbers(run.system, "host_memory")
     return [
         state,
         done,
@@ -61,26 +61,34 @@ def _standing(run: Run, scores: Sequence[str]) -> list[str]:
         f"{statistics.median(rates):,.0f}" if rates else NO,
         f"{statistics.median(mfus):.1%}" if mfus else NO,
         _goodput(run),
-        _time(sum(r.get("seconds", 0) for r in run.metrics)),
+        _time(sum(_numbers(run.metrics, "seconds"))),
         f"{max(memory) / 1e9:.1f} GB" if any(memory) else NO,
     ]
 
 
 def _goodput(run: Run) -> str:
     """Of all processes that trained this run: the time in steps that count, of the time they took."""
-    elapsed = {row.get("started"): row.get("elapsed_seconds", 0) for row in run.system}
-    whole = sum(elapsed.values())
-    compiled = {row.get("started"): row.get("compile_seconds", 0) for row in run.system}
-    trained = sum(row.get("seconds", 0) for row in run.metrics) - sum(compiled.values())
-    return f"{min(max(trained, 0) / whole, 1):.1%}" if whole else NO
+
+    def last(key: str) -> float:  # of each process, all in all
+        found = [r for r in run.system if number(r.get("started")) and number(r.get(key))]
+        return sum({row["started"]: row[key] for row in found}.values())
+
+    whole = last("elapsed_seconds")
+    trained = sum(_numbers(run.metrics, "seconds")) - last("compile_seconds")
+    return f"{min(max(trained, 0) / whole, 1):.1%}" if whole > 0 else NO
+
+
+def _numbers(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
+    """The values of `key` in the rows that have a number there."""
+    return [row[key] for row in rows if number(row.get(key))]
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else NO
+    return f"{value:.4g}" if number(value) else NO
 
 
 def _time(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds))) if seconds else NO
+    return str(datetime.timedelta(seconds=round(seconds))) if 0 < seconds < 1e12 else NO
 
 
 def facts_table(runs: Sequence[Run]) -> Table:
@@ -120,7 +128,8 @@ def _fact(value: Any) -> str:
 def difference(runs: Sequence[Run]) -> Table:
     """The settings that differ from the default, from the recipe or between runs: a row each."""
     names = sorted({name for run in runs for name in run.settings})
-    recipes = [run.facts.get("recipe_settings") or {} for run in runs]
+    recipes = [run.facts.get("recipe_settings") for run in runs]
+    recipes = [recipe if isinstance(recipe, dict) else {} for recipe in recipes]
     rows = []
     for name in names:
         values = [run.settings.get(name) for run in runs]

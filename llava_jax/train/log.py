@@ -19,7 +19,7 @@ from llava_jax.report.figure import plot_losses
 from llava_jax.report.files import EVAL, METRICS, SAMPLES, SYSTEM, keep_until
 from llava_jax.report.files import read_rows as read_metrics
 from llava_jax.train.distributed import is_main, together
-from llava_jax.train.meter import Compiling, Meter, device_memory
+from llava_jax.train.meter import Compiled, Compiling, Meter, device_memory
 from llava_jax.train.resume import shared_settings
 from llava_jax.train.trackers import open_trackers
 from llava_jax.util import LineFile
@@ -72,9 +72,9 @@ class RunLog:
         self._bar = progress(total, name, "step", quiet=quiet, initial=start)
         self._redirect = contextlib.ExitStack()
         self._redirect.enter_context(logging_redirect_tqdm())  # warnings stand above the bar
-        self._meter = meter
+        self._meter, self._compiled = meter, Compiled()
         self._rate: dict[str, float] = {}
-        self._steps = 0
+        self._steps, self._clean, self._said = 0, 0, False
         self._aside: defaultdict[str, float] = defaultdict(float)
         self._last, self._row = time.perf_counter(), {}
 
@@ -89,20 +89,30 @@ class RunLog:
         self._write(METRICS, row | {name: round(value, 4) for name, value in times.items()})
         self._trackers.scalars(row["step"], {key: row[key] for key in _EACH_STEP})
         self._steps += 1
-        if self._steps > 1:  # the first one compiles
-            step = {"seconds": seconds, "tokens": row["tokens"], "samples": row["samples"]}
-            old = self._rate or step
-            self._rate = {key: 0.9 * old[key] + 0.1 * step[key] for key in step}
+        compiled, clean = self._compiled.step(seconds)
+        # The first one compiles, or reads what was compiled before.
+        clean = clean and self._steps > 1 and seconds > 1e-9
+        if clean:
+            self._smooth({"seconds": seconds, "tokens": row["tokens"], "samples": row["samples"]})
         if self._meter:
-            self._meter.add(row, seconds, aside)
+            self._meter.add(row, seconds, aside, compiled, clean)
             if self._meter.due:
                 self._system()
         self._bar.set_postfix_str(status(row, self.total, self._rate), refresh=False)
         self._bar.update()
-        if self._steps == EXPECT:
+        if self._steps >= EXPECT and self._rate and not self._said:
+            self._said = True
             self.note(self._expected(row["step"]))
         if self._steps == 1:  # compiling took long: say that the run goes
             self._bar.refresh()
+
+    def _smooth(self, step: dict[str, float]) -> None:
+        """Takes a step into the rates: the mean of the first ten, from then on the last ones count most."""
+        self._clean += 1
+        new = max(0.1, 1 / self._clean)
+        self._rate = {
+            k: (1 - new) * self._rate.get(k, 0) + new * value for k, value in step.items()
+        }
 
     def _expected(self, step: int) -> str:
         """How long the run will take, and the memory it needs, now that some steps have run."""
@@ -138,8 +148,7 @@ class RunLog:
             yield
         finally:
             self._aside[what] += time.perf_counter() - start
-            if self._meter:
-                self._meter.compiled += Compiling.seconds - compiled
+            self._compiled.aside(Compiling.seconds - compiled)
 
     def note(self, text: str) -> None:
         """A line above the progress bar."""
@@ -178,7 +187,8 @@ class RunLog:
         if not row:
             return
         self._write(SYSTEM, row)
-        shown = {f"system/{n}": v for n, v in row.items() if n not in ("step", "time", "started")}
+        shown = {f"system/{n}": v for n, v in row.items()
+                 if v is not None and n not in ("step", "time", "started")}  # fmt: skip
         for key, title in _GROUPED.items():
             shown |= {f"{title}/{group}": v for group, v in self._row.get(key, {}).items()}
         self._trackers.scalars(row["step"], shown)

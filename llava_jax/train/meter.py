@@ -18,6 +18,9 @@ from llava_jax.flops import Work, count
 SECONDS = 5.0
 """The shortest time between two rows; it grows to a five-hundredth of the run's."""
 
+SHORTEST = 0.001
+"""Seconds; over less no rate is a rate."""
+
 
 class Compiling:
     """Seconds that jax spent on compiling in this process."""
@@ -36,6 +39,29 @@ class Compiling:
     def _heard(cls, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             cls.seconds += duration_secs
+
+
+class Compiled:
+    """Which steps compiled. A step is read once the next was handed to the device: what compiled since
+    the last one was read took the time of this step or of the next, so that neither says how fast steps are.
+    """
+
+    def __init__(self) -> None:
+        Compiling.listen()
+        self._known, self._left, self._before = Compiling.seconds, 0.0, False
+
+    def aside(self, seconds: float) -> None:
+        """So many seconds of compiling were not of steps."""
+        self._known += seconds
+
+    def step(self, seconds: float) -> tuple[float, bool]:
+        """(how many of the seconds of a step went to compiling, whether it and its neighbour compiled
+        nothing)."""
+        new, self._known = max(Compiling.seconds - self._known, 0.0), Compiling.seconds
+        taken = min(self._left + new, seconds)
+        self._left = min(self._left + new - taken, new)
+        clean, self._before = not (new or self._before), bool(new)
+        return taken, clean
 
 
 def flops_of_steps(
@@ -63,35 +89,37 @@ class Meter:
     """
 
     def __init__(self, devices: int, started: float):
-        Compiling.listen()
         local = jax.local_devices()
         peak = peak_of(local[0].device_kind)
         self._peak = peak * devices if peak else None
         self._local, self._started, self._last = local, started, time.perf_counter()
         self._since = time.time() - (time.perf_counter() - started)
         self._sums: Counter[str] = Counter()
+        self._timed: Counter[str] = Counter()  # of steps that no compiling disturbed
         self._aside: defaultdict[str, float] = defaultdict(float)
         self._trained = 0.0
-        self.compiled = (
-            Compiling.seconds
-        )  # of which the steps so far know, or which were not of steps
 
-    def add(self, row: Mapping[str, Any], seconds: float, aside: Mapping[str, float]) -> None:
-        """One step: its row of metrics.jsonl, how long it took, and what else took time before it."""
+    def add(
+        self,
+        row: Mapping[str, Any],
+        seconds: float,
+        aside: Mapping[str, float],
+        compiled: float = 0.0,
+        clean: bool = True,
+    ) -> None:
+        """One step: its row of metrics.jsonl, how long it took, and what else took time before it.
+
+        compiled, clean: of Compiled; a step that is not clean counts in no rate.
+        """
         for name, taken in aside.items():
             self._aside[name] += taken
-        compiled, self.compiled = Compiling.seconds - self.compiled, Compiling.seconds
         self._aside["compile"] += compiled
-        seconds = max(seconds - compiled, 0.0)
-        self._trained += seconds
-        self._sums.update(
-            {
-                "steps": 1,
-                "seconds": seconds,
-                "positions": row["tokens"] / row["real"] if row.get("real") else 0,
-                **{n: row.get(n, 0) for n in ("tokens", "samples", "flops", "data_seconds")},
-            }
-        )
+        self._trained += seconds - compiled
+        positions = row["tokens"] / row["real"] if row.get("real") else 0
+        self._sums.update({"steps": 1, "tokens": row["tokens"], "positions": positions})
+        if clean:
+            counts = ("tokens", "samples", "flops", "data_seconds")
+            self._timed.update({"seconds": seconds, **{n: row.get(n, 0) for n in counts}})
 
     @property
     def due(self) -> bool:
@@ -102,32 +130,38 @@ class Meter:
     def row(self, step: int) -> dict[str, Any] | None:
         """What the steps since the last row were like, JSON-ready; None if there were none.
 
-        Rates are over the seconds of steps, without compiling, saving and validation. data: the share
-        of them that the host waited for a batch. goodput: the part of all time since the run began in
+        Rates are over the `seconds` of steps that no compiling disturbed, without saving and validation;
+        None where those are no real interval. data: the share of them that the host waited for a batch. goodput: the part of all time since the run began in
         this process in which steps ran.
         """
         if not self._sums["steps"]:
             return None
         sums, self._sums, self._last = self._sums, Counter(), time.perf_counter()
-        seconds, whole = max(sums["seconds"], 1e-9), time.perf_counter() - self._started
+        timed, self._timed = self._timed, Counter()
+        seconds, whole = timed["seconds"], time.perf_counter() - self._started
+
+        def rate(name: str, digits: int, parts: float = 1.0) -> float | None:
+            return round(timed[name] / seconds / parts, digits) if seconds >= SHORTEST else None
+
+        waited = rate("data_seconds", 4)
         row = {
             "step": step,
             "time": round(time.time(), 1),
             "started": round(self._since, 1),
             "steps": sums["steps"],
             "seconds": round(seconds, 3),
-            "tokens_per_second": round(sums["tokens"] / seconds, 1),
-            "samples_per_second": round(sums["samples"] / seconds, 3),
+            "tokens_per_second": rate("tokens", 1),
+            "samples_per_second": rate("samples", 3),
             "padding": round(1 - sums["tokens"] / sums["positions"], 4) if sums["positions"] else 0,
-            "data": round(sums["data_seconds"] / seconds, 4),
-            "goodput": round(self._trained / whole, 4),
+            "data": None if waited is None else min(waited, 1.0),
+            "goodput": round(self._trained / max(whole, self._trained, SHORTEST), 4),
             "trained_seconds": round(self._trained, 1),
             "elapsed_seconds": round(whole, 1),
             **{f"{name}_seconds": round(value, 1) for name, value in sorted(self._aside.items())},
             "host_memory": host_memory(),
         }
         if self._peak:
-            row["mfu"] = round(sums["flops"] / seconds / self._peak, 4)
+            row["mfu"] = rate("flops", 4, self._peak)
         return row | device_memory(self._local)
 
 

@@ -106,6 +106,35 @@ def test_a_damaged_or_running_work_directory_is_shown_as_far_as_it_goes(tmp_path
     assert "data:image/jpeg" not in report_page([read_run(run, "run")], "x")
 
 
+@pytest.mark.parametrize("bad", [None, "x", [1], {"a": 1}, float("nan"), True, -1e400, 10**400])
+def test_any_damaged_value_leaves_the_rest(tmp_path, bad):
+    run = make_run(tmp_path / "run", steps=2)
+    before = {path: path.read_text() for path in run.glob("*.json*")}
+    for path, text in before.items():
+        first = json.loads(text.splitlines()[0])
+        for key in first:
+            rest = text.splitlines()[1:]
+            path.write_text("\n".join([json.dumps({**first, key: bad}), *rest]) + "\n")
+            assert "What ran" in report_page([read_run(run, "run")], "x"), (path.name, key)
+        path.write_text(text)
+    (run / "eval.jsonl").write_text(
+        json.dumps({"step": 1, "sets": {"vqa": bad, "b": {"loss": bad}}, "best": {"value": bad}})
+    )
+    (run / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, "loss": bad}) + "\n" + json.dumps({"loss": bad})
+    )
+    assert main(["report", str(run), "--png", str(tmp_path / "x.png")]) == 0
+
+
+def test_rates_over_no_time_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run", steps=3)
+    row = {"step": 1, "seconds": 0.0, "tokens_per_second": 3.1e11, "data": 5.7e7, "goodput": 0.5}
+    (run / "system.jsonl").write_text(json.dumps(row) + "\n")
+    found = curves(read_run(run, "run"))
+    assert "system/goodput" in found
+    assert not {"system/tokens_per_second", "system/data"} & found.keys()
+
+
 def test_values_that_are_no_numbers_are_left_out(tmp_path):
     run = make_run(tmp_path / "run", steps=3)
     with (run / "metrics.jsonl").open("a") as file:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from llava_jax.report.figure import smooth
+from llava_jax.report.files import SYSTEM
 from llava_jax.train.log import METRICS, RunLog, read_metrics, status
+from llava_jax.train.meter import Compiling, Meter
 
 
 def row(step, loss=2.0):
@@ -52,6 +54,23 @@ def test_a_save_is_not_in_the_time_of_a_step(tmp_path, clock):
     assert [r["seconds"] for r in rows] == [50, 2, 2]
     assert [r.get("save_seconds") for r in rows] == [None, None, 30]
     assert log._rate["seconds"] == pytest.approx(2.0)
+
+
+def test_compiling_is_in_no_rate(tmp_path, clock, monkeypatch):
+    """A row is read when the next step was begun: what that compiled is in the time of either."""
+    log = RunLog(tmp_path, start=0, total=9, name="run", quiet=True, meter=Meter(1, clock.now))
+    for step in range(1, 6):
+        clock.tick(10.04 if step < 3 else 0.04)
+        if step == 1:
+            monkeypatch.setattr(Compiling, "seconds", Compiling.seconds + 20)
+        log.step({**row(step), "data_seconds": 0.01})
+    log.close()
+    *early, last = read_metrics(tmp_path / SYSTEM)
+    assert [row["step"] for row in early] == [1, 2]
+    assert {r[key] for r in early for key in ("tokens_per_second", "data")} == {None}
+    assert last["tokens_per_second"] == pytest.approx(2500)
+    assert last["data"] == pytest.approx(0.25)
+    assert log._rate["seconds"] == pytest.approx(0.04)
 
 
 def test_the_rate_is_that_of_many_steps_not_of_a_small_one(tmp_path, clock, capsys):
