@@ -52,8 +52,7 @@ def keep_until(path: Path, step: int, known: Collection[int] | None = None) -> l
     moved to `path`.damaged, with a warning; a last one torn by a kill is dropped.
     """
     rows, kept, bad = [], [], []
-    lines = _lines(path)
-    for number, line in lines:
+    for number, line in _lines(path):
         row = _row(line)
         if row is None and not line.endswith(b"\n"):
             continue
@@ -68,7 +67,7 @@ def keep_until(path: Path, step: int, known: Collection[int] | None = None) -> l
             file.writelines(line.rstrip(b"\n") + b"\n" for _, line in bad)
         numbers = _numbers([number for number, _ in bad])
         log.warning("%s: %s is no row of a run; moved to %s", path, numbers, aside.name)
-    if kept != [line for _, line in lines]:
+    if path.exists():
         write_text(path, b"".join(kept).decode("utf-8"))
     return rows
 
