@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,22 +66,25 @@ def is_variable(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Variable)
 
 
-class Blank:
-    """In place of nnx.Rngs where a model is only described: its values are zeros, and tracing is quick."""
-
+class _Blank:
     def params(self) -> None:
         """No key."""
 
 
+def no_rngs() -> nnx.Rngs:
+    """In place of nnx.Rngs where a model is only described: its values are zeros, and tracing is quick."""
+    return cast(nnx.Rngs, _Blank())
+
+
 def normal(key: jax.Array | None, shape: tuple[int, ...], std: float) -> jax.Array:
-    """float32[shape] of N(0, std^2); zeros without a key, see Blank."""
+    """float32[shape] of N(0, std^2); zeros without a key, see no_rngs."""
     if key is None:
         return jnp.zeros(shape)
     return jax.random.normal(key, shape, jnp.float32) * std
 
 
 def uniform(key: jax.Array | None, shape: tuple[int, ...], bound: float) -> jax.Array:
-    """float32[shape] of U(-bound, bound); zeros without a key, see Blank."""
+    """float32[shape] of U(-bound, bound); zeros without a key, see no_rngs."""
     if key is None:
         return jnp.zeros(shape)
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
@@ -310,7 +313,7 @@ def apply_rope(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Arr
 
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
     """n layers made by make(rngs), as one module whose arrays have a leading "layers" axis."""
-    graphdef, one = nnx.split(nnx.eval_shape(lambda: make(Blank())))
+    graphdef, one = nnx.split(nnx.eval_shape(lambda: make(no_rngs())))
     key = rngs.params()
     if key is None:
         state = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), one)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from llava_jax.clip import ClipVision
 from llava_jax.config import LlavaConfig
-from llava_jax.layers import Blank, Compute, linears_of, splits_positions
+from llava_jax.layers import Compute, linears_of, no_rngs, splits_positions
 from llava_jax.llama import Llama
 from llava_jax.params import check_params
 from llava_jax.sharding import IMAGES, LOOKED_UP, SEQUENCE, constrain, state_shardings
@@ -174,7 +174,7 @@ def abstract_model(config: LlavaConfig, compute: Compute | None = None):
     Kept, since a run asks several times; not to be changed.
     """
     with nnx.use_eager_sharding(False):
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: Llava(config, compute, rngs=Blank())))
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: Llava(config, compute, rngs=no_rngs())))
 
     def held(x):  # in float32, unless it is codes
         floats = jnp.issubdtype(x.dtype, jnp.floating)

@@ -107,7 +107,8 @@ def overlay(
         if options.dtype is None and old is not None and p.ours.startswith("language."):
             mine = [t and _of_type(t, old.dtype, where) for t in mine]
         if any(mine):
-            parts = [p.move.to_ours(t) if t else old and old.parts[i] for i, t in enumerate(mine)]
+            kept = old.parts if old is not None else [None] * len(mine)
+            parts = [p.move.to_ours(t) if t else kept[i] for i, t in enumerate(mine)]
             leaves[p.ours] = Leaf(tuple(t for t in parts if t), p.stacked)
         elif old is None:
             lacking |= dict.fromkeys(p.theirs, p.their_shape)

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from llava_jax import llava
 from llava_jax.config import LlavaConfig
-from llava_jax.layers import Blank, Compute
+from llava_jax.layers import Compute, no_rngs
 from llava_jax.llava import Llava
 from llava_jax.params import check_params, parameter_shapes
 from llava_jax.quant import quantize
@@ -34,7 +34,7 @@ def graph(config: LlavaConfig, compute: Compute, unrolled: bool) -> tuple[Any, n
     """(graphdef, abstract state) of the model; its decoder is a list of layers if `unrolled`."""
 
     def make():
-        model = Llava(config, compute, rngs=Blank())
+        model = Llava(config, compute, rngs=no_rngs())
         if unrolled:
             model.language.unrolled()
         return model

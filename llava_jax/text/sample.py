@@ -239,7 +239,7 @@ def _tokenise(tokenizer: Tokenizer, version: TrainingVersion, rounds: Sequence[R
 @functools.lru_cache(8192)
 def _alone(
     tokenizer: Tokenizer, version: TrainingVersion, question: tuple[Part], answer: tuple[Part]
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     arrays = _tokenise(tokenizer, version, [(list(question), list(answer))])
     for array in arrays:
         array.flags.writeable = False
