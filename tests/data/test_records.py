@@ -90,8 +90,8 @@ def test_other_keys_are_left_alone():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"messages": []}, "no list of conversations, but `messages` .*to `conversations`"),
-        ({"conversations": [{"role": "user", "content": "x"}]}, "`content` .*`from` and `value`"),
+        ({"messages": []}, "no list of conversations, but `messages` .*llava-jax data build"),
+        ({"conversations": [{"role": "user", "content": "x"}]}, "`content` .*llava-jax data build"),
         ({"conversations": [{"from": "gpt", "value": "a\ud800"}]}, "half of a surrogate pair"),
     ],
 )
