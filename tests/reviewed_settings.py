@@ -41,6 +41,7 @@ ROWS = [
     Row(
         "model.allow_pickle", "rehearsal/test_recipes.py", "the documented line of stage 1 sets it"
     ),
+    Row("name", "train/test_validate.py", "is the name of a set there, not the setting"),
     Row("model.base", "documents/test_lines.py", "is looked for in a document's line, not set"),
     # Sizes of models and data.
     Row(

@@ -309,6 +309,7 @@ def test_the_tokenizer_must_fit_the_model():
         LlavaModel(config, params(config), tokenizer())
 
 
+@pytest.mark.slow  # without text: tests/generate/test_engine.py::test_eight_devices_give_the_tokens_of_one
 def test_a_model_on_a_mesh_gives_the_same_answers(tmp_path):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from llava_jax import sharding
 from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError
 from llava_jax.llava import abstract_params, param_shardings
@@ -68,6 +69,7 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes):
 
 
 def test_what_does_not_divide_stays_whole_and_is_said_once(caplog):
+    sharding._say_once.cache_clear()  # another test may have heard it
     mesh = make_mesh(fsdp=2, tensor=4)
     assert spec((6, 8), ("embed", "mlp"), make_mesh(fsdp=4, tensor=2), {}) == P(None, "tensor")
     with caplog.at_level(logging.WARNING):

@@ -130,6 +130,7 @@ def _as_two_processes(words: list[str], **options) -> list[str]:
     return told
 
 
+@pytest.mark.slow  # on other data: tests/train/test_processes.py::test_two_processes_are_one_run
 def test_two_processes_train_one_model(mix, model, trained, tmp_path):
     words = train_words("finetune_7b", tmp_path, _settings(mix, model, dtype="float32"))
     told = _as_two_processes(words)
@@ -167,6 +168,7 @@ def test_two_processes_of_four_devices_account_for_every_record(mix, model, tmp_
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
 
 
+@pytest.mark.slow  # without a run: tests/train/test_lock.py
 def test_two_launches_into_one_workdir_are_refused(mix, model, tmp_path: Path):
     """The second is told of the first, and the first goes on unharmed."""
     from tests.rehearsal.command import refused, run

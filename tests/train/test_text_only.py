@@ -97,7 +97,7 @@ def mixed(tmp_path_factory):
     return make_model(folder, data), data
 
 
-@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("pack", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_mixture_grouped_by_modality_trains(mixed, tmp_path, pack):
     config = load_config("finetune_7b", overrides(*mixed, **{"batch_size": 8, "data.pack": pack}))
     with config.unlocked():  # the defaults, which the other runs of these tests change
