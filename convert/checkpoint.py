@@ -64,7 +64,7 @@ def open_source(path: str | Path, options: Options | None = None) -> Source:
     path = hub.resolve(path, options.allow_pickle)
     kind = identify(path)
     if kind in COMPLETE and options.base is not None:
-        log.warning("%s is complete: its base %s is not used", path, options.base)
+        log.warning("%s is complete: nothing is read of %s", path, options.base)
     if kind in COMPLETE and options.vision_tower is not None:
         raise WeightError(
             f"{path} holds its vision tower: {options.vision_tower} cannot take its place",

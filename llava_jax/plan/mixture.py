@@ -61,6 +61,8 @@ def lay_out(settings: DataSettings, image_tokens: int, means: Means = UNKNOWN) -
     sources = CAPTIONS_558K if settings.version == "plain" else MIX_665K
     longest = settings.max_length or settings.length_buckets[-1]
     sizes = draw_sizes(sources, means=means, image_tokens=image_tokens, longest=longest)
+    if settings.target_buckets and not settings.pack:  # who sets them has no sample that needs more
+        sizes = sizes._replace(targets=np.minimum(sizes.targets, settings.target_buckets[-1]))
     layout, records = _layout(settings, sizes, image_tokens)
     count, shapes, positions = layout.steps(1), set(), 0
     alike = count if settings.pack == "fill" else 1  # steps

@@ -280,6 +280,14 @@ def test_what_is_known_of_the_data_replaces_the_mixture():
     assert mixture.keys > mixture.tokens / 2  # long samples have more
 
 
+def test_small_buckets_mean_small_samples():
+    """Whose config has them, has no sample as long as the mixture's."""
+    config = finetune_7b.get_config()
+    config.data.length_buckets, config.data.max_length = (256, 1024), 1024
+    config.data.target_buckets = (8, 16)
+    assert steps_of(config, means=Means(samples=2000)).shape.targets == 16
+
+
 @pytest.mark.parametrize(
     ("init", "layers"),
     [
