@@ -65,6 +65,7 @@ def run_task(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] | 
       The result as written to result.json; None where it cannot be scored here and now: other parts
       are still out, a judge must read the answers first, or only a server has the truth.
     Raises:
+      DataError: its truth is missing or wrong, and no upload can be made of the answers, which stay.
       AnswerError: another process asks the same questions into this folder, or see `predict`.
     """
     index, count = settings.chunk
@@ -205,6 +206,7 @@ def _score(
             print(f"{task.title}: upload {upload}")
         except LlavaError as no:
             logger.warning("%s: no upload file either: %s", task.title, no)
+            raise e from None  # a run without a figure or a file is no success; its answers stay
         return None
     if settings.limit is None:
         return complete(scored)

@@ -264,6 +264,19 @@ def test_run_without_truth_writes_the_upload(vqa, capsys, caplog):
     assert "not scored here" in caplog.text
 
 
+def test_run_without_truth_or_upload_is_no_success(vqa, monkeypatch):
+    (vqa / "data" / "vqav2" / "v2_annotations.json").unlink()
+    task = get_task("vqav2")
+
+    def none(*_):
+        raise DataError("no upload")
+
+    monkeypatch.setattr(type(task), "submission", none)
+    with pytest.raises(DataError, match="annotations"):
+        run_task(Echo(right), task, settings(vqa))
+    assert len(read_answers(vqa / "out" / "vqav2" / "answers.jsonl").rows) == 6
+
+
 def test_run_of_images_inside_a_table(tmp_path):
     mmbench_table(tmp_path / "mmbench_dev_20230712.tsv", ROWS)
     seen = []
