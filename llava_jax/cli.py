@@ -22,8 +22,9 @@ from llava_jax.util import printable
 OK, BAD_INPUT, DIVERGED, BUG, NO_MEMORY, NOT_SAVED, STOPPED = 0, 2, 65, 70, 71, 74, 75
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _PASSING = {
-    getattr(errno, name, None)
-    for name in ("ENOSPC EDQUOT EIO ESTALE EREMOTEIO ETIMEDOUT ECONNRESET ECONNABORTED").split()
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EIO ESTALE EREMOTEIO ETIMEDOUT ECONNRESET ECONNABORTED".split()
+    if hasattr(errno, name)  # a None here would stand for every error without a number
 }
 """Errors of a disk or network that may be gone the next time; a missing file or a permission is none."""
 

@@ -1,4 +1,6 @@
-"""MMBench (dev 20230712) and MMBench-CN (dev 20231003), circular: a question counts if it is right in every rotation of its options.
+"""MMBench (dev 20230712) and MMBench-CN (dev 20231003), circular.
+
+A question counts if it is right in every rotation of its options.
 
 Scorer: VLMEvalKit dataset/utils/multiple_choice.py and utils/matching_util.py at exact matching
 (no GPT): an answer whose option cannot be inferred counts as Z, wrong. LLaVA uploads an Excel file

@@ -27,9 +27,8 @@ class RealWorldQA(SimpleTask):
     def item(self, row: dict[str, Any], number: int) -> Item:
         asked, truth = _OWN.sub("", row["question"].strip()), truths.text(row["answer"])
         options = tuple(text.strip() for _, text in _OPTION.findall(asked))
-        options = (
-            options if len(options) > 1 else ()
-        )  # of one line that holds them all none is read
+        if len(options) < 2:  # one line that holds them all: none is read
+            options = ()
         truth = None if truth is None else truth.strip()
         if lettered := truth is None or bool(_LETTERED.fullmatch(truth)):
             truth = truths.letter(truth, LETTERS[: len(options)] or "ABCD")

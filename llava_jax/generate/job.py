@@ -36,8 +36,8 @@ class Job:
 
     text: makes text of the ids and knows stop strings; None where only ids are wanted.
     bias: added to logits, by token. tops: alternatives per token to keep. priority: lower goes first.
-    adapter: the one it goes through, "" for none. live: somebody watches, so that tokens are wanted soon. on_news: called, on the engine's thread,
-    after tokens came or the answer ended.
+    adapter: the one it goes through, "" for none. live: somebody watches, so that tokens are wanted
+    soon. on_news: called, on the engine's thread, after tokens came or the answer ended.
 
     ids, logprobs, tops, logits: of the answer; pieces: its text, not taken yet.
     reason: why it ended, "" until then: "stop", "length", "cancelled" or "error" (see `error`).

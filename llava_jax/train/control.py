@@ -60,8 +60,7 @@ def stop_flag() -> Iterator[threading.Event]:
     not at once, acts as it did before."""
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(
-            ValueError
-        ):  # not the main thread: the caller keeps its own handlers
+        # Not the main thread: the caller keeps its own handlers.
+        with contextlib.suppress(ValueError):
             stack.enter_context(stop_signals(stop.set))
         yield stop
