@@ -10,12 +10,13 @@ questions. Where a number does otherwise, `Coverage.lines` says so.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from llava_jax.errors import counted
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import TABLES, read_rows
+from llava_jax.eval.questions import same_question
 
 ID_KEYS = ("question_id", "questionId", "id", "index", "image")
 TEXT_KEYS = ("text", "answer", "caption")
@@ -187,7 +188,8 @@ def join(
     answers: AnswerFile,
     *,
     scored: Iterable[str] | None = None,
-    images: Mapping[str, str] | None = None,
+    images: Mapping[str, Sequence[str]] | None = None,
+    asked: Mapping[str, str] | None = None,
     leaves_out: bool = False,
     strict: bool = False,
     **how: Any,
@@ -197,12 +199,14 @@ def join(
     Args:
       ids: the benchmark's ids, unique, in order.
       scored: those of them that must be answered; all by default.
-      images: id -> image name; an answer row that names another image raises.
+      images, asked: id -> names of its pictures, and its question; an answer row that names another
+        picture, prompt or question raises.
       leaves_out: questions without an answer are not in the score (reviews, captions).
       strict: raise where anything is missing, duplicated, unknown or unreadable.
       how: left_out_of, all_rows_count, open_end, see Coverage.
     Raises:
-      AnswerError: not one id fits, or an answer names the wrong image.
+      AnswerError: not one id fits, they are numbered from 0 where the benchmark counts from 1, or an
+        answer is for another picture or question.
     """
     wanted, joined = dict.fromkeys(ids), Joined()
     scored = list(wanted) if scored is None else list(scored)
@@ -214,15 +218,32 @@ def join(
             continue
         if a.id in joined:
             coverage.duplicated.setdefault(a.id, [joined[a.id].line]).append(a.line)
-        if images and a.row.get("image") not in (None, images.get(a.id)):
-            what = f"the answer is for image {a.row['image']!r}, the question's is {images[a.id]!r}"
+        names, question = (images or {}).get(a.id, ()), (asked or {}).get(a.id, "")
+        if wrong := _of_another(a.row, names, question):
+            own = f"{', '.join(names) or 'a picture'} and {question[:60]!r}"
+            what = f"the answer is for {wrong}, not for {own}"
             raise AnswerError(f"{answers.path} line {a.line}, id {a.id}: {what}")
         joined[a.id] = a
     if not joined:
         what = f"none of its {len(answers.rows)} ids is in the benchmark"
         sample, own = answers.rows[0].id, next(iter(wanted), "none at all")
         raise AnswerError(f"{answers.path}: {what} (file: {sample!r}, benchmark: {own!r})")
+    if "0" in coverage.unknown and all(map(str.isdecimal, wanted)):
+        what = f"{answers.path}: its ids begin at 0; those of the benchmark at {next(iter(wanted))}"
+        raise AnswerError(what, fix="write the ids of llava-jax eval questions")
     coverage.missing = [i for i in scored if i not in joined]
     coverage.answered = coverage.expected - len(coverage.missing)
     coverage.check(answers.path, strict)
     return joined, coverage
+
+
+def _of_another(row: Mapping[str, Any], images: Sequence[str], question: str) -> str:
+    """What of an answer's row names another picture or question, "" for nothing."""
+    image, stems = row.get("image"), [PurePath(name).stem for name in images]
+    if stems and isinstance(image, str) and len(image) < 300 and PurePath(image).stem not in stems:
+        return f"image {image!r}"
+    for name in ("prompt", "question") if question else ():
+        said = row.get(name)
+        if isinstance(said, str) and question not in said and not same_question(said, question):
+            return f"{name} {said[:60]!r}"
+    return ""

@@ -20,7 +20,7 @@ from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import check_folder, read_yaml
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
 from llava_jax.eval.rules import RULES
-from llava_jax.eval.simple import Item, SimpleTask, check_rows, choices
+from llava_jax.eval.simple import Item, SimpleTask, asked_of, choices
 from llava_jax.eval.task import DEFAULT, TASKS, Result, Task, TaskSettings, register
 
 ENTRY_POINTS = "llava_jax.eval_tasks"
@@ -120,8 +120,8 @@ class YamlTask(SimpleTask):
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
         """(id, judge's message, which is MM-Vet's) per question; all must be answered."""
         items = self.items(data)
-        joined, found = join([i.key for i in items], self.read(answers, DEFAULT), strict=True)
-        check_rows(answers, items, joined, found)
+        how = {"strict": True, **asked_of(items)}
+        joined, _ = join([i.key for i in items], self.read(answers, DEFAULT), **how)
         return [(i.key, mmvet_message(i.prompt, str(i.truth), joined[i.key].text)) for i in items]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:

@@ -6,17 +6,17 @@ answer is read. Scores of groups (both questions of a pair right) come from `Ite
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_jax.errors import LlavaError, counted
 from llava_jax.eval import truths
-from llava_jax.eval.answers import Coverage, Joined
+from llava_jax.eval.answers import Joined
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import find_all, read_rows
-from llava_jax.eval.questions import LETTER, Question, question, same_question
+from llava_jax.eval.questions import LETTER, Question, question
 from llava_jax.eval.rules import LETTERS, RULES
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 
@@ -108,6 +108,7 @@ class SimpleTask(Task):
             what = f"{data}: questions are in several folders: {', '.join(sorted(folders))}"
             raise DataError(what, fix="--data names one of them")
         if found:
+            shards(found)
             return found
         where = f" for split {settings.split!r}" if settings.split else ""
         what = " or ".join(files)
@@ -116,13 +117,9 @@ class SimpleTask(Task):
 
     def lacks(self, data: Path, settings: TaskSettings, items: list[Item]) -> str:
         """What of the whole set is known not to be in the data, "" for nothing."""
-        there: dict[tuple[str, str], set[str]] = {}
-        for path in self.paths(data, settings):
-            if shard := _SHARD.match(path.name):
-                there.setdefault((str(path.parent / shard[1]), shard[3]), set()).add(shard[2])
         reasons = [
             f"{len(numbers)} of the {int(count)} files {name}-*-of-{count} are there"
-            for (name, count), numbers in there.items()
+            for name, (count, numbers) in shards(self.paths(data, settings)).items()
             if len(numbers) < int(count)
         ]
         kind, whole = self.parts
@@ -150,8 +147,8 @@ class SimpleTask(Task):
             what = f"{data}: {len(absent)} of {len(items)} questions have no answers, first"
             raise DataError(f"{what} {absent[0].key} (such a split is scored by a server)")
         end = self.lacks(data, settings, items)
-        joined, coverage = self.join([i.key for i in items], answers, settings, open_end=end)
-        check_rows(answers, items, joined, coverage)
+        how = {"open_end": end, **asked_of(items)}
+        joined, coverage = self.join([i.key for i in items], answers, settings, **how)
         samples = {i.key: self._sample(i, joined) for i in items}
         return self.result(items, samples, Result(self, {}, samples, coverage))
 
@@ -195,27 +192,26 @@ class SimpleTask(Task):
         return Sample(score, text, item.truth, parsed, item.prompt, image, groups)
 
 
-def check_rows(path: Path, items: list[Item], joined: Joined, coverage: Coverage) -> None:
-    """Raises AnswerError for answer rows of another picture or question, or numbered from 0 where the
-    benchmark counts from 1."""
-    if "0" in coverage.unknown and all(i.key.isdecimal() for i in items):
-        what = f"{path}: its ids begin at 0; those of the benchmark at {items[0].key}"
-        raise AnswerError(what, fix="write the ids of llava-jax eval questions")
-    for item in items:
-        answer = joined.get(item.key)
-        row = answer.row if answer else {}
-        image = row.get("image")
-        names = [PurePath(i).stem for i in item.images if isinstance(i, str)]
-        wrong = []
-        if isinstance(image, str) and len(image) < 300 and names:
-            wrong += [f"image {image!r}"] if PurePath(image).stem not in names else []
-        for name in ("prompt", "question"):
-            if isinstance(said := row.get(name), str) and not same_question(said, item.prompt):
-                wrong.append(f"{name} {said[:60]!r}")
-        if answer and wrong:
-            where = f"{path} line {answer.line}, id {item.key}"
-            own = f"{', '.join(names) or 'a picture'} and {item.prompt[:60]!r}"
-            raise AnswerError(f"{where}: the answer is for {wrong[0]}, not for {own}")
+def shards(paths: Iterable[Path]) -> dict[str, tuple[str, set[str]]]:
+    """Of files NAME-00000-of-00006, …: NAME -> how many there should be, and those that are there.
+
+    Raises DataError where the counts differ: the rows of two downloads would be read twice."""
+    found: dict[str, tuple[str, set[str]]] = {}
+    for path in paths:
+        if shard := _SHARD.match(path.name):
+            name = str(path.parent / shard[1])
+            count, numbers = found.setdefault(name, (shard[3], set()))
+            if count != shard[3]:
+                what = f"{name}: files of two downloads, -of-{count} and -of-{shard[3]}"
+                raise DataError(what, fix="keep those of one")
+            numbers.add(shard[2])
+    return found
+
+
+def asked_of(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
+    """What `answers.join` compares answers with: the items' pictures and prompts."""
+    images = {i.key: [x for x in i.images if isinstance(x, str)] for i in items}
+    return {"images": images, "asked": {i.key: i.prompt for i in items}}
 
 
 def weigh(scores: Sequence[Sample], kind: str, share: dict[str, float] | None = None) -> None:

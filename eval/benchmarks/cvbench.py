@@ -2,12 +2,14 @@
 
 Owner's formula (nyu-visionx/CV-Bench, and lmms-eval@75571cf tasks/cv_bench/utils.py): half the mean
 of ADE20K and COCO, half Omni3D, by `source`. The letter is the answer's first character after
-"(" and blanks, whatever the case: "Both" is B, "The answer is A" is T and wrong.
+"(" and blanks, whatever the case: "Both" is B, "The answer is A" is T and wrong. Asked as the owner does
+(cambrian-mllm/cambrian@a220b3f eval/eval/ade/ade_eval.py): the row's own `prompt`, whose options are "(A) 3".
 """
 
 from typing import Any
 
 from llava_jax.eval import truths
+from llava_jax.eval.questions import LETTER
 from llava_jax.eval.rules import LETTERS
 from llava_jax.eval.simple import Item, SimpleTask, choices
 
@@ -29,4 +31,5 @@ class CVBench(SimpleTask):
         image = row.get("image") or row["filename"]
         truth = truths.letter(row["answer"], LETTERS[: len(options)])
         key = f"{row['type']}_{row['idx']}" if "type" in row else str(row["idx"])
-        return Item(key, choices(row["question"], options), truth, (image,), options, groups)
+        prompt = row["prompt"] + LETTER if "prompt" in row else choices(row["question"], options)
+        return Item(key, prompt, truth, (image,), options, groups)

@@ -38,7 +38,8 @@ class GQA(Task):
         questions = _read_truth(data, settings)
         # Unbalanced questions only serve the consistency metric: eval.py does not ask for them.
         balanced = [i for i, q in questions.items() if q.get("isBalanced", True)]
-        joined, coverage = self.join(questions, answers, settings, scored=balanced)
+        asked = {i: q["question"] for i, q in questions.items()}
+        joined, coverage = self.join(questions, answers, settings, scored=balanced, asked=asked)
         predicted = {i: gqa_prediction(a.row, a.text) for i, a in joined.items()}
         lenient = dict.fromkeys(balanced, 0.0)  # and lmms-eval counts all that were asked
         for i, a in joined.items():

@@ -83,7 +83,8 @@ class LlavaWild(Task):
         references = {str(r["question_id"]): r for r in rows}
         rules = read_object(find(data, ("rule.json",), "judge's rules"), DataError)
         given = self.read(answers, DEFAULT)
-        joined, _ = join((str(q["question_id"]) for q in questions), given, strict=True)
+        asked = {str(q["question_id"]): q["text"] for q in questions}
+        joined, _ = join(asked, given, asked=asked, strict=True)
         for n, q in enumerate(questions, 1):
             key, category = str(q["question_id"]), self.prefix + q["category"]
             tables = {"rule.json": (category, rules), context.name: (q["image"], contexts)}

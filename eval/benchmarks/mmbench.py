@@ -40,6 +40,7 @@ class MMBench(Task):
     suffix = LETTER
     takes_split = True
     files = ("mmbench_dev_2*.tsv", "MMBench_DEV_EN*.tsv", "*.tsv")
+    chinese = False
     id_keys = ("index", "question_id")
     text_keys = ("text",)
 
@@ -68,9 +69,11 @@ class MMBench(Task):
         given = self.read(answers, settings)
         truths, complete = self._truth(given, data, settings)
         truth = {_index(r["index"]): r for r in truths}
-        table = find_optional(data, self.files, "table", settings.split)
+        table = self._find(data, settings)
         end = "" if complete else "the truth is the answer file's own"
-        joined, coverage = join(truth, given, open_end=end, strict=settings.strict)
+        how: dict[str, Any] = {"open_end": end, "strict": settings.strict}
+        asked = {key: str(row["question"]) for key, row in truth.items()}
+        joined, coverage = join(truth, given, asked=asked, **how)
         rows: dict[str, Sample] = {}
         for key, row in truth.items():
             inferred = read_letter(joined[key].text, _options(row)) if key in joined else "Z"
@@ -145,7 +148,7 @@ class MMBench(Task):
     ) -> tuple[list[dict[str, Any]], bool]:
         """Rows with options and answer, and whether these are all: the tsv's are, those that the
         answer file itself carries (as VLMEvalKit's result files and the upload file do) may not be."""
-        if table := find_optional(data, self.files, "table", settings.split):
+        if table := self._find(data, settings):
             rows = self._table(data, settings)
             if not _no_value(rows[0].get("answer")):
                 return rows, True
@@ -158,8 +161,16 @@ class MMBench(Task):
             a.row.setdefault("index", a.id)
         return list({a.id: a.row for a in given.rows}.values()), False
 
+    def _find(self, data: Path, settings: TaskSettings) -> Path | None:
+        path = find_optional(data, self.files, "table", settings.split)
+        name = path.name.lower() if path else ""
+        if name.startswith("mmbench") and ("_cn" in name) != self.chinese:
+            what = f"{path}: by its name, not the table of {self.title}"
+            raise DataError(what, fix="--tasks mmbench is the English one, mmbench_cn the Chinese")
+        return path
+
     def _table(self, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
-        path = find(data, self.files, "table", settings.split)
+        path = self._find(data, settings) or find(data, self.files, "table", settings.split)
         rows = [row for _, row in read_rows(path)]
         if not rows or not {"index", "question", "A", "B"} <= rows[0].keys():
             raise DataError(f"{path}: no columns index, question, A, B")
@@ -171,6 +182,7 @@ class MMBenchCN(MMBench):
     data_files = "mmbench_dev_cn_20231003.tsv (images inside)"
     suffix = "\n请直接回答选项字母。"
     files = ("mmbench_dev_cn_*.tsv", "MMBench_DEV_CN*.tsv", "*.tsv")
+    chinese = True
 
 
 def _options(row: dict[str, Any]) -> dict[str, str]:

@@ -84,19 +84,21 @@ class MMVet(Task):
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> dict[str, str]:
         """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}."""
-        rows = self.read(answers, settings).rows
-        return {a.id if a.id.startswith("v1_") else f"v1_{a.id}": a.text for a in rows}
+        return {a.id: a.text for a in self._given(answers, settings).rows}
+
+    def _given(self, answers: Path, settings: TaskSettings) -> AnswerFile:
+        """An answer file with the ids of mm-vet.json."""
+        return self.read(answers, settings).with_ids(lambda a: f"v1_{a.id.removeprefix('v1_')}")
 
     def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
         """(id, judge's message) per question; all must be answered."""
         path, truth = _read_file(data, "mm-vet.json")
         for key, row in truth.items():
             expect(row, f"{path}: {key}", {"question": str, "answer": str})
-        given = self.upload(answers, data, DEFAULT)
-        if absent := [i for i in truth if i not in given]:
-            what = f"no answer to {', '.join(absent[:5])} ({len(absent)} in all)"
-            raise AnswerError(f"{answers}: {what}")
-        return [(i, mmvet_message(r["question"], r["answer"], given[i])) for i, r in truth.items()]
+        asked = {key: row["question"] for key, row in truth.items()}
+        joined, _ = join(truth, self._given(answers, DEFAULT), asked=asked, strict=True)
+        said = {key: answer.text for key, answer in joined.items()}
+        return [(k, mmvet_message(r["question"], r["answer"], said[k])) for k, r in truth.items()]
 
 
 def _read_file(data: Path, *patterns: str) -> tuple[Path, dict[str, Any]]:

@@ -37,7 +37,7 @@ class Pope(Task):
         every = [(split, r) for split, rows in labels.items() for r in rows]
         truth = {(s, r["image"], _question(r["text"])): _yes_no(r["label"]) for s, r in every}
         given = self.read(answers, settings)
-        how: dict[str, Any] = {"images": {key: image for key, (_, image, _) in asked.items()}}
+        how: dict[str, Any] = {"images": {key: [image] for key, (_, image, _) in asked.items()}}
         how |= {"left_out_of": ("f1_llava_script",), "strict": settings.strict}
         joined, coverage = join(asked, given, **how)
         samples: dict[str, Sample] = {}

@@ -38,7 +38,8 @@ class RefCoco(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         truth = _read_truth(data, settings)
-        joined, coverage = self.join(truth, answers, settings)
+        asked = {key: row["expression"] for key, row in truth.items()}
+        joined, coverage = self.join(truth, answers, settings, asked=asked)
         samples = {}
         for key, row in truth.items():
             box = read_box(joined.text(key))

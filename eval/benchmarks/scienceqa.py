@@ -51,7 +51,9 @@ class ScienceQA(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         problems = _read_problems(data, settings)
-        joined, coverage = self.join(problems, answers, settings, left_out_of=("img_acc",))
+        asked = {pid: str(p.get("question", "")) for pid, p in problems.items()}
+        how = {"left_out_of": ("img_acc",), "asked": asked}
+        joined, coverage = self.join(problems, answers, settings, **how)
         samples = {pid: _sample(joined.get(pid), pid, p) for pid, p in problems.items()}
         scores = list(samples.values())
         img = [s for i, s in samples.items() if i in joined and s.details["is_multimodal"]]

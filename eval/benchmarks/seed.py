@@ -64,16 +64,17 @@ class Seed(Task):
         types = {number: name for name, number in meta["question_type"].items()}
         truth = {str(q["question_id"]): q for q in meta["questions"]}
         kept = {k: q for k, q in truth.items() if not _left_out(q, settings)}
-        joined, coverage = self.join(truth, answers, settings, scored=kept)
+        asked = {key: str(q.get("question", "")) for key, q in truth.items()}
+        joined, coverage = self.join(truth, answers, settings, scored=kept, asked=asked)
         samples = {}
         for key, q in kept.items():
             text = joined.text(key)
             first, number = text.strip()[:1], q["question_type_id"]
-            right, asked = float(key in joined and text == q["answer"]), str(q.get("question", ""))
+            right = float(key in joined and text == q["answer"])
             image = _image(q) if "data_id" in q or q["data_type"] == "video" else ""
             groups = {"question_type": types.get(number, str(number)), "data_type": q["data_type"]}
             details = {"lmms_eval": float(first.lower() == q["answer"].lower())}
-            how = (first.upper(), asked, image, groups, details)
+            how = (first.upper(), asked[key], image, groups, details)
             samples[key] = Sample(right, text, q["answer"], *how)
         scores = samples.values()
         per_type = by_group(scores, "question_type", digits=2)

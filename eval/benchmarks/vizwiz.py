@@ -47,7 +47,9 @@ class VizWiz(Task):
             raise DataError(what, fix="write the upload with llava-jax eval submit")
         given = self._by_image(answers, data, settings)
         share = ("unanswerable_share",)
-        joined, coverage = join(truth, given, left_out_of=share, strict=settings.strict)
+        asked = {image: row["question"] for image, row in truth.items()}
+        how: dict[str, Any] = {"left_out_of": share, "asked": asked, "strict": settings.strict}
+        joined, coverage = join(truth, given, **how)
         samples = {image: _sample(joined.get(image), row) for image, row in truth.items()}
         scores = list(samples.values())
         said = [samples[image].details["says_unanswerable"] for image in truth if image in joined]

@@ -38,7 +38,7 @@ class VQAv2(Task):
         asked = find_optional(data, QUESTIONS, "questions file", settings.split)
         asked_rows = read_list(asked, "questions", FIELDS)[1] if asked else []
         prompts = {str(q["question_id"]): q["question"] for q in asked_rows}
-        joined, coverage = self.join(truth, answers, settings)
+        joined, coverage = self.join(truth, answers, settings, asked=prompts)
         samples = {}
         for key, row in truth.items():
             text = joined.text(key)

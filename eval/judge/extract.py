@@ -21,7 +21,7 @@ from llava_jax.eval.judge import store
 from llava_jax.eval.judge.endpoint import Asked, Endpoint
 from llava_jax.eval.questions import LETTER, SHORT
 from llava_jax.eval.rules import named_letters
-from llava_jax.eval.simple import SimpleTask, check_rows
+from llava_jax.eval.simple import asked_of
 from llava_jax.eval.task import DEFAULT, Result, Task, TaskSettings
 
 EXTRACT_TOKENS = 128
@@ -36,9 +36,8 @@ def open_answers(
     items = {i.key: i for i in found if task.letters(i) or task.free_answers}
     if not items:
         raise LlavaError(f"{task.name} has no answers that a model could extract")
-    joined, coverage = join([i.key for i in found], task.read(answers, settings))  # some must fit
-    if isinstance(task, SimpleTask):
-        check_rows(answers, found, joined, coverage)
+    given = task.read(answers, settings)
+    joined, _ = join([i.key for i in found], given, **asked_of(found))  # some must fit
     kinds = ("option", "answer")
     forms = {k: Path(__file__).with_name(f"extract_{k}.txt").read_text("utf-8") for k in kinds}
     letters, read, asked = {}, {}, {}

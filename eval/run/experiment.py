@@ -73,7 +73,8 @@ def tasks_of(
       split: of the tasks that have splits and name none.
       options: name, or task.name, -> value; each goes to the tasks that take it.
     Raises:
-      LlavaError: an unknown task, or a split or an option that no task takes.
+      LlavaError: an unknown task, one with two splits or sets of options, whose results would be one
+        file, or a split or an option that no task takes.
     """
     if isinstance(tasks, str):
         tasks = [name for name in tasks.replace(" ", "").split(",") if name]
@@ -103,7 +104,12 @@ def tasks_of(
         split_here = split if task.has_splits or task.takes_split else None
         how = {"split": own.split or split_here, "options": own.options | mine}
         chosen[n] = (task, replace(own, **how))
-    return chosen
+    once: dict[str, tuple[Task, TaskSettings]] = {}
+    for task, own in chosen:
+        if once.setdefault(task.name, (task, own))[1] != own:
+            what = f"--tasks names {task.name} twice, with different splits or options"
+            raise LlavaError(what, fix="ask each into an --out of its own")
+    return [*once.values()]
 
 
 def experiment_of(args: argparse.Namespace, task: Task, settings: TaskSettings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import locked
 from llava_jax.eval.questions import Question
+from llava_jax.params import parameter_shapes
 from llava_jax.util import installed_versions, read_object, take_lock, write_json
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ PACKAGES = ("llava_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers
 
 def model_identity(model: "LlavaModel") -> dict[str, Any]:
     """What a loaded model is: a digest of config, tokenizer and every parameter, and how many
-    parameters. Copies, shardings and folder names do not change it; another type (bf16) does."""
+    parameters it has, however many bits they are held in. Copies, shardings and folder names do not
+    change it; another type (bf16) does."""
     import jax
 
     leaves = jax.tree_util.tree_leaves_with_path(model.generator.leaves)
@@ -41,7 +44,8 @@ def model_identity(model: "LlavaModel") -> dict[str, Any]:
         "params": {k: [list(a.shape), str(a.dtype), *map(int, sums[k])] for k, a in arrays.items()},
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-    return {"fingerprint": digest, "parameters": sum(a.size for a in arrays.values())}
+    shapes = parameter_shapes(dataclasses.replace(model.config, lora=None))
+    return {"fingerprint": digest, "parameters": sum(map(math.prod, shapes.values()))}
 
 
 def _checksum(x: Any) -> Any:
@@ -79,7 +83,7 @@ def check_run(path: Path, run: dict[str, Any], own: str) -> None:
       AnswerError: the folder belongs to another model or other settings, which it names.
     """
     if not path.exists():
-        if _holds_answers(path.parent):
+        if _holds_answers(path.parent) or path.with_name("result.json").exists():
             what = f"{path.parent}: holds answers, but no run.json that says whose they are"
             raise AnswerError(what, fix=ELSEWHERE)
         path.parent.mkdir(parents=True, exist_ok=True)

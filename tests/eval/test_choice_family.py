@@ -64,7 +64,9 @@ def problem(answer=0, image=None, hint="", grade="grade2", subject="natural scie
 
 
 def test_scienceqa_letter_beyond_the_choices_is_wrong(tmp_path):
-    result = sqa(tmp_path, {"1": problem(1)}, [{"question_id": "1", "text": "C", "prompt": "x"}])
+    result = sqa(
+        tmp_path, {"1": problem(1)}, [{"question_id": "1", "text": "C", "prompt": "Which?"}]
+    )
     assert (result.totals["acc"], result.samples["1"].parsed) == (0.0, "C")
 
 
@@ -371,3 +373,12 @@ def test_the_middle_frame_of_each_kind_of_video(tmp_path):
     (tmp_path / "videos" / VIDEOS[10] / "v.webm").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"v\.webm: no middle frame can be read"):
         get_task("seed").questions(tmp_path)
+
+
+def test_a_table_of_the_other_language_is_refused(tmp_path):
+    mmbench_table(tmp_path / "mmbench_dev_cn_20231003.tsv", ROWS)
+    with pytest.raises(DataError, match="not the table of MMBench .--tasks mmbench is"):
+        get_task("mmbench").questions(tmp_path)
+    (tmp_path / "mmbench_dev_cn_20231003.tsv").rename(tmp_path / "MMBench_DEV_EN.tsv")
+    with pytest.raises(DataError, match="not the table of MMBench-CN"):
+        get_task("mmbench_cn").questions(tmp_path)

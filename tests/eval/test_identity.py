@@ -20,10 +20,11 @@ from llava_jax.eval.run.identity import Digests, model_identity
 from llava_jax.eval.run.predict import choose
 from llava_jax.eval.task import TaskSettings, get_task
 from llava_jax.generate.request import Reply
+from llava_jax.model import LlavaModel
 from tests.eval.test_choice_family import ROWS, mmbench_table
 from tests.eval.test_run import Echo, right, settings, vqa  # noqa: F401
 from tests.eval.test_vqa_family import dump
-from tests.generate.tiny import model
+from tests.generate.tiny import model, params
 
 
 def test_a_model_is_its_numbers():
@@ -40,6 +41,18 @@ def test_a_model_is_its_numbers():
             generator=SimpleNamespace(leaves=jax.tree_util.tree_unflatten(tree, new)),
         )
         assert (model_identity(asked) == one) == same
+
+
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_a_model_in_few_bits_has_its_own_size(quantize):
+    """By which the report finds its row of the paper: codes and scales are no parameters."""
+    plain = model()
+    few = LlavaModel(
+        replace(plain.config, quantize=quantize), params(plain.config), plain.tokenizer
+    )
+    held, own = model_identity(few), model_identity(plain)
+    assert held["parameters"] == own["parameters"] == sum(x.size for x in plain.generator.leaves)
+    assert held["fingerprint"] != own["fingerprint"]
 
 
 def again(folder, **more):
@@ -95,6 +108,9 @@ def test_answers_without_run_json_are_nobodys(vqa):  # noqa: F811
     task = get_task("vqav2")
     run_task(Echo(right), task, settings(vqa))
     (vqa / "out" / "vqav2" / "run.json").unlink()
+    with pytest.raises(AnswerError, match="holds answers, but no run.json"):
+        run_task(Echo(right), task, settings(vqa))
+    (vqa / "out" / "vqav2" / "answers.jsonl").unlink()  # the figure of another may be left
     with pytest.raises(AnswerError, match="holds answers, but no run.json"):
         run_task(Echo(right), task, settings(vqa))
 
@@ -267,6 +283,21 @@ def test_splits_and_options_per_task():
     ):
         with pytest.raises(LlavaError):
             tasks_of(wrong, None, {})
+
+
+def test_one_task_twice_is_asked_once_or_refused():
+    """Its two results would be one file, and the second refused after the first was asked."""
+    assert [task.name for task, _ in tasks_of("sqa,pope,scienceqa", None, {})] == [
+        "scienceqa",
+        "pope",
+    ]
+    for both in (
+        "vqav2:val2014,vqav2:test2015",
+        ["vqav2", "vqav2:val"],
+        {"vqa:a": {}, "vqav2": {}},
+    ):
+        with pytest.raises(LlavaError, match="names vqav2 twice.*an --out of its own"):
+            tasks_of(both, None, {})
 
 
 def test_a_result_carries_what_asks_it_again(vqa):  # noqa: F811

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from llava_jax.eval.errors import DataError
+from llava_jax.eval.questions import LETTER
 from llava_jax.eval.report.stats import headline_of
 from llava_jax.eval.report.text import complete
 from llava_jax.eval.run.command import RunSettings, run_task
@@ -107,6 +108,10 @@ def test_cvbench(tmp_path):
     result = scored("cvbench", tmp_path, answers)
     assert result["totals"]["accuracy"] == pytest.approx(100 * ((1 + 0.5) / 2 + 0.5) / 2)
     assert result["totals"]["mean_over_questions"] == 60.0
+    asked = "How many?\nSelect from the following choices.\n(A) 1\n(B) 2"  # the owner's own column
+    lines(tmp_path / "r.jsonl", [{**rows[0], "prompt": asked}])
+    (q,) = get_task("cvbench").questions(tmp_path)
+    assert q.prompt == asked + LETTER
     lines(tmp_path / "r.jsonl", [{**rows[0], "source": "x"}])
     with pytest.raises(DataError, match=r"r\.jsonl row 1: .*the source 'x' is none of ADE20K"):
         get_task("cvbench").questions(tmp_path)
