@@ -294,6 +294,15 @@ def read_checked(path: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [expect(row, f"{path} line {line}", fields) for line, row in read_rows(path)]
 
 
+def by_id(rows: Iterable[dict[str, Any]], key: str, path: Path) -> dict[str, dict[str, Any]]:
+    """Rows by their ids; raises DataError where two have one: a truth would be lost in silence."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if found.setdefault(str(row[key]), row) is not row:
+            raise DataError(f"{path}: {key} {row[key]!r} stands twice")
+    return found
+
+
 def read_list(path: Path, key: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """A JSON file's object, and the objects in its list `key`, checked as in `read_checked`."""
     value = read_json(path, DataError)

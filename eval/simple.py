@@ -208,7 +208,7 @@ def shards(paths: Iterable[Path]) -> dict[str, tuple[str, set[str]]]:
     return found
 
 
-def asked_of(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
+def asked_of(items: Iterable[Item]) -> dict[str, Any]:
     """What `answers.join` compares answers with: the items' pictures and prompts."""
     images = {i.key: [x for x in i.images if isinstance(x, str)] for i in items}
     return {"images": images, "asked": {i.key: i.prompt for i in items}}

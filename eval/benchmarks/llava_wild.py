@@ -12,7 +12,7 @@ from typing import Any
 
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import ID, find, read_checked
+from llava_jax.eval.files import ID, by_id, find, read_checked
 from llava_jax.eval.judge.reviews import UNREAD, message, read_reviews, summary
 from llava_jax.eval.questions import Question, llava_questions
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings
@@ -76,11 +76,11 @@ class LlavaWild(Task):
         patterns = ("questions.jsonl", "qa90_questions.jsonl", "*questions.jsonl")
         questions = read_checked(find(data, patterns, "questions file"), fields)
         context = find(data, ("context.jsonl", "caps_boxes_*.jsonl"), "context file")
-        contexts = {row["image"]: row for row in read_checked(context, {"image": str})}
+        contexts = by_id(read_checked(context, {"image": str}), "image", context)
         patterns = ("answers_gpt4.jsonl", "gpt4_answers.jsonl", "*gpt4_answer*.jsonl")
         gpt4 = find(data, patterns, "reference answers")
         rows = read_checked(gpt4, {"question_id": ID, "text": str})
-        references = {str(r["question_id"]): r for r in rows}
+        references = by_id(rows, "question_id", gpt4)
         rules = read_object(find(data, ("rule.json",), "judge's rules"), DataError)
         given = self.read(answers, DEFAULT)
         asked = {str(q["question_id"]): q["text"] for q in questions}

@@ -16,7 +16,7 @@ from typing import Any
 
 from llava_jax.eval.answers import AnswerFile, Coverage, as_id, join
 from llava_jax.eval.errors import AnswerError, DataError
-from llava_jax.eval.files import TABLES, find, find_optional, read_rows, write_xlsx
+from llava_jax.eval.files import TABLES, by_id, find, find_optional, read_rows, write_xlsx
 from llava_jax.eval.questions import LETTER, Question
 from llava_jax.eval.rules import read_letter
 from llava_jax.eval.simple import Item, choices
@@ -174,6 +174,7 @@ class MMBench(Task):
         rows = [row for _, row in read_rows(path)]
         if not rows or not {"index", "question", "A", "B"} <= rows[0].keys():
             raise DataError(f"{path}: no columns index, question, A, B")
+        by_id(rows, "index", path)
         return rows
 
 

@@ -35,7 +35,11 @@ class Pope(Task):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         labels, asked = _read_labels(data), self._asked(data)
         every = [(split, r) for split, rows in labels.items() for r in rows]
-        truth = {(s, r["image"], _question(r["text"])): _yes_no(r["label"]) for s, r in every}
+        truth: dict[Place, str] = {}
+        for split, r in every:
+            place, label = (split, r["image"], _question(r["text"])), _yes_no(r["label"])
+            if truth.setdefault(place, label) != label:
+                raise DataError(f"{data}: {split}, {r['image']}: {r['text']!r} is yes and no")
         given = self.read(answers, settings)
         how: dict[str, Any] = {"images": {key: [image] for key, (_, image, _) in asked.items()}}
         how |= {"left_out_of": ("f1_llava_script",), "strict": settings.strict}

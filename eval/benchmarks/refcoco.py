@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, find, find_optional, read_checked
+from llava_jax.eval.files import ID, by_id, find, find_optional, read_checked
 from llava_jax.eval.questions import Question, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, percent
 from llava_jax.reader import is_number
@@ -63,12 +63,13 @@ def _read_truth(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]
         return _from_refs(refs, data, settings.split or "val")
     path = find(data, ("samples.jsonl", "*refcoco*.json*"), "samples file")
     truth = {}
-    for r in read_checked(path, {"id": ID, "expression": str, "bbox_xyxy_norm": list}):
+    rows = read_checked(path, {"id": ID, "expression": str, "bbox_xyxy_norm": list})
+    for key, r in by_id(rows, "id", path).items():
         box = r["bbox_xyxy_norm"]
         if len(box) != 4 or not all(map(is_number, box)):
             raise DataError(f"{path}: {r['id']}: {box!r} is not a box of four numbers")
         image = str(r.get("image", ""))
-        truth[str(r["id"])] = {"expression": r["expression"], "box": box, "image": image}
+        truth[key] = {"expression": r["expression"], "box": box, "image": image}
     return truth
 
 

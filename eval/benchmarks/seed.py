@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, expect, find, read_list
+from llava_jax.eval.files import ID, by_id, expect, find, read_list
 from llava_jax.eval.questions import Question, question
 from llava_jax.eval.simple import Item, choices
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
@@ -96,7 +96,8 @@ class Seed(Task):
 def _read_truth(data: Path) -> dict[str, Any]:
     path = find(data, FILES, "annotation file")
     fields = {"question_id": ID, "answer": str, "data_type": str, "question_type_id": int}
-    meta, _ = read_list(path, "questions", fields)
+    meta, rows = read_list(path, "questions", fields)
+    by_id(rows, "question_id", path)
     expect(meta, str(path), {"question_type": dict})
     types = meta["question_type"]
     expect(types, f"{path}: question_type", dict.fromkeys(types, int))

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import expect, find, read_checked
+from llava_jax.eval.files import by_id, expect, find, read_checked
 from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
 from llava_jax.eval.questions import SHORT, Question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
@@ -41,7 +41,7 @@ class VizWiz(Task):
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         path = find(data, FILES, "annotation file", settings.split)
-        truth = {row["image"]: row for row in read_checked(path, FIELDS)}
+        truth = by_id(read_checked(path, FIELDS), "image", path)
         if not all(isinstance(row.get("answers"), list) for row in truth.values()):
             what = f"{path}: has no answers (the test split is scored by the server)"
             raise DataError(what, fix="write the upload with llava-jax eval submit")

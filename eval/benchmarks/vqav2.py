@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.errors import DataError
-from llava_jax.eval.files import ID, expect, find, find_optional, read_list
+from llava_jax.eval.files import ID, by_id, expect, find, find_optional, read_list
 from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
 from llava_jax.eval.questions import SHORT, Question, llava_questions, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
@@ -34,7 +34,7 @@ class VQAv2(Task):
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         path = find(data, ("*annotations*.json",), "annotations file", settings.split)
         meta, rows = read_list(path, "annotations", {"question_id": ID, "answers": list})
-        truth = {str(a["question_id"]): a for a in rows}
+        truth = by_id(rows, "question_id", path)
         asked = find_optional(data, QUESTIONS, "questions file", settings.split)
         asked_rows = read_list(asked, "questions", FIELDS)[1] if asked else []
         prompts = {str(q["question_id"]): q["question"] for q in asked_rows}

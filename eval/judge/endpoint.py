@@ -208,13 +208,7 @@ def in_parallel(work: Callable[[A], B], items: Sequence[A], threads: int) -> Ite
     """The results of `work` in the order of `items`, so many at a time; the first error stops all
     that has not begun."""
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            for future in futures:
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        yield from pool.map(work, items)
 
 
 def answer_of(choice: Any) -> tuple[str, str]:

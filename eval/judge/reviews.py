@@ -17,7 +17,8 @@ SYSTEM = "You are a helpful and precise assistant for checking the quality of th
 
 
 UNREAD = [-1.0, -1.0]
-_LABEL = re.compile(r"assistant\s*[12]|/\s*10\b", re.IGNORECASE)
+_LABEL = re.compile(r"assistant\s*[12]|/\s*10\b|\b[12]\s*[:)]", re.IGNORECASE)
+_TURNED = re.compile(r"assistant\s*2.*assistant\s*1|\b2\s*[:)].*\b1\s*[:)]", re.IGNORECASE)
 _SCORE = re.compile(r"(?<![\w.-])\d+(?:\.\d+)?(?![\w%])")
 
 
@@ -35,12 +36,13 @@ def parse_score(review: str) -> list[float]:
 
 def read_scores(reply: str) -> list[float] | None:
     """The scores of a review that a judge gives now: LLaVA's rule, else the only two numbers from 0
-    to 10 of its first line ("8, 9", "Assistant 1: 8/10 Assistant 2: 9/10"), else None."""
+    to 10 of its first line ("8, 9", "Assistant 1: 8/10 Assistant 2: 9/10") in this order, else None."""
     scores = parse_score(reply := reply.strip())
     if all(0 <= x <= 10 for x in scores):
         return scores
-    found = [float(x) for x in _SCORE.findall(_LABEL.sub(" ", reply.split("\n")[0]))]
-    return found if len(found) == 2 and all(x <= 10 for x in found) else None
+    line = reply.split("\n")[0]
+    found = [float(x) for x in _SCORE.findall(_LABEL.sub(" ", line))]
+    return found if len(found) == 2 and max(found) <= 10 and not _TURNED.search(line) else None
 
 
 def read_reviews(

@@ -42,7 +42,7 @@ class ModelResult:
     def remark(self) -> str:
         """What a reader of the number must know: what it is not comparable in, what is missing."""
         answered = answered_of(self.file["coverage"])
-        parts = [self.comparable, answered if answered.endswith("!") else ""]
+        parts = [self.comparable, self.otherwise, answered if answered.endswith("!") else ""]
         return "; ".join(filter(None, parts))
 
     @property
@@ -64,6 +64,18 @@ class ModelResult:
         if self.task in ("llava_wild", "mmvet"):
             return f"judge: {self.file['totals'].get('judge', 'unknown')}"
         return ""
+
+    @property
+    def otherwise(self) -> str:
+        """What was asked for in place of the paper's way ("quantize nf4, ocr=no"), or ""."""
+        run = self.file.get("experiment")
+        run = run if isinstance(run, dict) else {}
+        found = [f"{n} {run[n]}" for n in ("quantize", "template", "max_new_tokens") if run.get(n)]
+        tasks = run.get("tasks")
+        own = tasks.get(self.task) if isinstance(tasks, dict) else None
+        options = own.get("set") if isinstance(own, dict) else None
+        options = options if isinstance(options, dict) else {}
+        return ", ".join(found + [f"{k}={v}" for k, v in options.items()])
 
     def difference(self, row: str) -> tuple[float, bool] | None:
         """Ours less the paper's, and whether that is more than noise: outside the bootstrap

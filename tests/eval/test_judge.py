@@ -310,6 +310,10 @@ def test_known_shapes_of_replies():
         "0 10": [0, 10],
         "80 90%": None,
         "": None,
+        "1: 8": None,  # a label and one score
+        "1) 8 2) 9": [8.0, 9.0],
+        "Assistant 2: 9, Assistant 1: 8": None,
+        "2: 9, 1: 8": None,
     }
     assert {k: read_scores(k) for k in scores} == scores
 

@@ -359,6 +359,21 @@ def test_answers_to_another_question_are_refused_everywhere(tmp_path, name):
         task.score(answers(tmp_path, [{**row, "prompt": "Who?\nIn one word."}]), tmp_path)
 
 
+@pytest.mark.parametrize("name", OLDER)
+def test_a_truth_that_stands_twice_is_named(tmp_path, name):
+    """Of two the last would count, and the set be smaller."""
+    file, truth = OLDER[name]
+    if name == "gqa":
+        (tmp_path / file).write_text('{"1": {"question": "?"}, "1": {"question": "!"}}')
+    elif isinstance(truth, list):
+        (lines if file.endswith("l") else dump)(tmp_path / file, truth * 2)
+    else:
+        rows = {k: v * 2 if isinstance(v, list) else v for k, v in truth.items()}
+        dump(tmp_path / file, rows)
+    with pytest.raises(LlavaError, match="twice|duplicated"):
+        get_task(name).score(answers(tmp_path, [{"question_id": 1, "text": "x"}]), tmp_path)
+
+
 def test_files_of_two_downloads_are_not_read_as_one(tmp_path):
     row = {"question": "Which?", "options": ["x", "y"], "answer": "0", "image": b"png"}
     for name in ("test-00000-of-00001", "test-00000-of-00002", "test-00001-of-00002"):

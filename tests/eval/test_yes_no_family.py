@@ -1,5 +1,7 @@
 """POPE and MME on hand-checked cases of odd answers."""
 
+import json
+
 import pytest
 
 from llava_jax.eval.benchmarks.mme import mme_answer
@@ -76,6 +78,16 @@ def test_pope_labels_found_by_question_not_place(tmp_path):
     assert result.totals["f1"] == 100.0
     assert result.totals["f1_llava_script"] < 100
     assert result.notes == ["the label files hold 2 questions that were not asked"]
+
+
+def test_pope_labels_that_differ_are_named(tmp_path):
+    rows = pope_data(tmp_path)
+    path = tmp_path / "coco_pope_random.json"
+    first = json.loads(path.read_text().split("\n")[0])
+    other = {**first, "label": "no" if first["label"] == "yes" else "yes"}
+    path.write_text(path.read_text() + json.dumps(other) + "\n")
+    with pytest.raises(DataError, match="random, random.jpg: 'Is there .*is yes and no"):
+        get_task("pope").score(lines(tmp_path / "a.jsonl", rows), tmp_path)
 
 
 def test_pope_missing_and_foreign(tmp_path):
