@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import AnswerFile, as_id, join, read_answers
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import find, read_list, read_rows, write_xlsx
+from llava_jax.eval.task import get_task
+from tests.eval.test_vqa_family import dump, lines
 
 
 def write(path, text):
@@ -192,3 +195,63 @@ def test_what_counts_is_said():
     _, partly = join(["1", "2"], given, left_out_of=("img_acc",))
     said = "1 of 2 questions have no answer and count as wrong (left out of img_acc): 2"
     assert partly.lines()[0] == said
+
+
+QA = {"question": "Which?", "choice_a": "x", "choice_b": "y", "choice_c": "z", "choice_d": "w"}
+OLDER = {
+    "gqa": ("questions.json", {"1": {"question": "Which?", "answer": "x"}}),
+    "refcoco": ("samples.jsonl", [{"id": 1, "expression": "Which?", "bbox_xyxy_norm": [0, 0, 1, 1]}]),
+    "vizwiz": ("val.json", [{"image": "1", "question": "Which?", "answers": [{"answer": "x"}]}]),
+    "seed": (
+        "SEED-Bench.json",
+        {"question_type": {"a": 1}, "questions": [
+            {**QA, "question_id": 1, "answer": "A", "data_type": "image", "question_type_id": 1}]},
+    ),
+    "vqav2": (
+        "v2_annotations.json",
+        {"annotations": [{"question_id": 1, "answers": [{"answer": "x"}]}]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_answers_to_another_question_are_refused_everywhere(tmp_path, name):
+    file, truth = OLDER[name]
+    if file.endswith("l"):
+        lines(tmp_path / file, truth)
+    else:
+        dump(tmp_path / file, truth)
+    if name == "vqav2":
+        dump(
+            tmp_path / "v2_questions.json",
+            {"questions": [{"question_id": 1, "question": "Which?"}]},
+        )
+    task, row = get_task(name), {"question_id": 1, "image": "1", "text": "x"}
+    said = "Context: it\nwhich?\nIn one word."
+    assert (
+        task.score(
+            lines(tmp_path / "a" / "a.jsonl", [{**row, "prompt": said}]), tmp_path
+        ).coverage.answered
+        == 1
+    )
+    with pytest.raises(AnswerError, match="line 1, id 1: the answer is for prompt 'Who"):
+        task.score(
+            lines(tmp_path / "a" / "a.jsonl", [{**row, "prompt": "Who?\nIn one word."}]), tmp_path
+        )
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_truth_that_stands_twice_is_named(tmp_path, name):
+    """Of two the last would count, and the set be smaller."""
+    file, truth = OLDER[name]
+    if name == "gqa":
+        (tmp_path / file).write_text('{"1": {"question": "?"}, "1": {"question": "!"}}')
+    elif isinstance(truth, list):
+        (lines if file.endswith("l") else dump)(tmp_path / file, truth * 2)
+    else:
+        rows = {k: v * 2 if isinstance(v, list) else v for k, v in truth.items()}
+        dump(tmp_path / file, rows)
+    with pytest.raises(LlavaError, match="twice|duplicated"):
+        get_task(name).score(
+            lines(tmp_path / "a" / "a.jsonl", [{"question_id": 1, "text": "x"}]), tmp_path
+        )

@@ -14,6 +14,7 @@ from llava_jax.eval.answers import read_answers
 from llava_jax.eval.benchmarks.mme import mme_answer
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.questions import Question
+from llava_jax.eval.report.collect import collect, summary_rows
 from llava_jax.eval.run.command import RunSettings, run_task, task_folder
 from llava_jax.eval.run.experiment import experiment_of, resolve, tasks_of
 from llava_jax.eval.run.identity import Digests, model_identity
@@ -22,6 +23,7 @@ from llava_jax.eval.task import TaskSettings, get_task
 from llava_jax.generate.request import Reply
 from llava_jax.model import LlavaModel
 from tests.eval.test_choice_family import ROWS, mmbench_table
+from tests.eval.test_report import result
 from tests.eval.test_run import Echo, right, settings, vqa  # noqa: F401
 from tests.eval.test_vqa_family import dump
 from tests.generate.tiny import model, params
@@ -321,3 +323,20 @@ def test_the_command_line_has_precedence_over_the_file(tmp_path):
     told = experiment_of(args, get_task("pope"), TaskSettings())
     assert told["shuffle_seed"] == 0
     assert "dtype" not in told
+
+
+def test_what_was_not_asked_as_the_paper_did_is_remarked(tmp_path):
+    run = {
+        "model": "m",
+        "quantize": "nf4",
+        "template": "plain",
+        "tasks": {"textvqa": {"set": {"ocr": "no"}}},
+    }
+    for experiment, remark in (
+        (run, "quantize nf4, template plain, ocr=no"),
+        ({"model": "m", "tasks": {"textvqa": {"split": "val"}}}, ""),
+        ({"tasks": 5, "max_new_tokens": 5}, "max_new_tokens 5"),
+    ):
+        value = result([1.0], "textvqa", experiment=experiment)
+        value["coverage"] |= {"answered": 5_000, "expected": 5_000}
+        assert summary_rows(collect([dump(tmp_path / "r.json", value)]))[0][-1] == remark

@@ -323,57 +323,6 @@ def test_answers_of_other_data_are_refused(tmp_path):
         task.score(zero, tmp_path)
 
 
-QA = {"question": "Which?", "choice_a": "x", "choice_b": "y", "choice_c": "z", "choice_d": "w"}
-OLDER = {
-    "gqa": ("questions.json", {"1": {"question": "Which?", "answer": "x"}}),
-    "refcoco": ("samples.jsonl", [{"id": 1, "expression": "Which?", "bbox_xyxy_norm": [0, 0, 1, 1]}]),
-    "vizwiz": ("val.json", [{"image": "1", "question": "Which?", "answers": [{"answer": "x"}]}]),
-    "seed": (
-        "SEED-Bench.json",
-        {"question_type": {"a": 1}, "questions": [
-            {**QA, "question_id": 1, "answer": "A", "data_type": "image", "question_type_id": 1}]},
-    ),
-    "vqav2": (
-        "v2_annotations.json",
-        {"annotations": [{"question_id": 1, "answers": [{"answer": "x"}]}]},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", OLDER)
-def test_answers_to_another_question_are_refused_everywhere(tmp_path, name):
-    file, truth = OLDER[name]
-    if file.endswith("l"):
-        lines(tmp_path / file, truth)
-    else:
-        dump(tmp_path / file, truth)
-    if name == "vqav2":
-        dump(
-            tmp_path / "v2_questions.json",
-            {"questions": [{"question_id": 1, "question": "Which?"}]},
-        )
-    task, row = get_task(name), {"question_id": 1, "image": "1", "text": "x"}
-    said = "Context: it\nwhich?\nIn one word."
-    assert task.score(answers(tmp_path, [{**row, "prompt": said}]), tmp_path).coverage.answered == 1
-    with pytest.raises(AnswerError, match="line 1, id 1: the answer is for prompt 'Who"):
-        task.score(answers(tmp_path, [{**row, "prompt": "Who?\nIn one word."}]), tmp_path)
-
-
-@pytest.mark.parametrize("name", OLDER)
-def test_a_truth_that_stands_twice_is_named(tmp_path, name):
-    """Of two the last would count, and the set be smaller."""
-    file, truth = OLDER[name]
-    if name == "gqa":
-        (tmp_path / file).write_text('{"1": {"question": "?"}, "1": {"question": "!"}}')
-    elif isinstance(truth, list):
-        (lines if file.endswith("l") else dump)(tmp_path / file, truth * 2)
-    else:
-        rows = {k: v * 2 if isinstance(v, list) else v for k, v in truth.items()}
-        dump(tmp_path / file, rows)
-    with pytest.raises(LlavaError, match="twice|duplicated"):
-        get_task(name).score(answers(tmp_path, [{"question_id": 1, "text": "x"}]), tmp_path)
-
-
 def test_files_of_two_downloads_are_not_read_as_one(tmp_path):
     row = {"question": "Which?", "options": ["x", "y"], "answer": "0", "image": b"png"}
     for name in ("test-00000-of-00001", "test-00000-of-00002", "test-00001-of-00002"):

@@ -413,23 +413,6 @@ def test_difference_is_to_the_row_of_the_models_own_size(tmp_path):
     assert summary_rows(collect([dump(tmp_path / "r.json", value)]))[0][-2] == ""
 
 
-def test_what_was_not_asked_as_the_paper_did_is_remarked(tmp_path):
-    run = {
-        "model": "m",
-        "quantize": "nf4",
-        "template": "plain",
-        "tasks": {"textvqa": {"set": {"ocr": "no"}}},
-    }
-    for experiment, remark in (
-        (run, "quantize nf4, template plain, ocr=no"),
-        ({"model": "m", "tasks": {"textvqa": {"split": "val"}}}, ""),
-        ({"tasks": 5, "max_new_tokens": 5}, "max_new_tokens 5"),
-    ):
-        value = result([1.0], "textvqa", experiment=experiment)
-        value["coverage"] |= {"answered": 5_000, "expected": 5_000}
-        assert summary_rows(collect([dump(tmp_path / "r.json", value)]))[0][-1] == remark
-
-
 def test_questions_about_one_picture_are_drawn_together():
     scores = [float(n % 2) for n in range(200) for _ in range(9)]
     alone = rows(scores)
