@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from llava_jax.errors import counted
-from llava_jax.eval.errors import AnswerError
+from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import TABLES, read_rows
 from llava_jax.eval.questions import same_question
 
@@ -206,10 +206,12 @@ def join(
       how: left_out_of, all_rows_count, open_end, see Coverage.
     Raises:
       AnswerError: not one id fits, they are numbered from 0 where the benchmark counts from 1, or an
-        answer is for another picture or question.
+        answer is for another picture or question. DataError: there is nothing to score.
     """
     wanted, joined = dict.fromkeys(ids), Joined()
     scored = list(wanted) if scored is None else list(scored)
+    if not scored:  # 0 of nothing
+        raise DataError(f"{answers.path}: the benchmark's data hold no question to score it by")
     how |= {"bad_lines": answers.bad_lines, "missing_left_out": leaves_out}
     coverage = Coverage(len(scored), **how)
     for a in answers.rows:

@@ -68,6 +68,9 @@ def _read_truth(data: Path, settings: TaskSettings) -> dict[str, dict[str, Any]]
         box = r["bbox_xyxy_norm"]
         if len(box) != 4 or not all(map(is_number, box)):
             raise DataError(f"{path}: {r['id']}: {box!r} is not a box of four numbers")
+        if not (box[0] < box[2] and box[1] < box[3] and min(box) >= -0.1 and max(box) <= 1.1):
+            what = "is empty, or not fractions of the image"
+            raise DataError(f"{path}: {r['id']}: the box {box} {what}, which no answer can meet")
         image = str(r.get("image", ""))
         truth[key] = {"expression": r["expression"], "box": box, "image": image}
     return truth

@@ -255,3 +255,17 @@ def test_a_truth_that_stands_twice_is_named(tmp_path, name):
         get_task(name).score(
             lines(tmp_path / "a" / "a.jsonl", [{"question_id": 1, "text": "x"}]), tmp_path
         )
+
+
+def test_nothing_to_score_is_no_result(tmp_path):
+    dump(tmp_path / "questions.json", {"1": {"question": "?", "answer": "x", "isBalanced": False}})
+    given = lines(tmp_path / "a" / "a.jsonl", [{"question_id": 1, "text": "x"}])
+    with pytest.raises(DataError, match="no question to score it by"):
+        get_task("gqa").score(given, tmp_path)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 0, 0], [0.5, 0.5, 0.1, 0.9], [10, 10, 200, 300]])
+def test_a_box_that_no_answer_can_meet_is_refused(tmp_path, box):
+    lines(tmp_path / "samples.jsonl", [{"id": 1, "expression": "it", "bbox_xyxy_norm": box}])
+    with pytest.raises(DataError, match="1: the box .* no answer can meet"):
+        get_task("refcoco").questions(tmp_path)
