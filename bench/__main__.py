@@ -25,6 +25,7 @@ ENTRIES: dict[str, tuple[str, str]] = {
     "load": ("bench.start", "weights read from a file, and the memory that takes, beside transformers"),
     "start": ("bench.start", "process start to loaded model and first token, compile cache cold and warm"),
     "compile": ("bench.compile", "compile time, and the programs of mixed requests"),
+    "aot": ("bench.aot", "bytes of a decoded token in programs compiled for absent TPUs and GPUs"),
     "checkpoint": ("bench.checkpoint", "a checkpoint of 1 GB saved and restored, beside orbax"),
 }  # fmt: skip
 """{name: (module, what it measures)}. A module's main takes the name and the words after it."""

@@ -7,9 +7,9 @@ same in NNX's graph mode and its coming tree mode. Parameters carry logical axis
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llava_jax import quant
 from llava_jax.attention import PLAIN, Choice
 from llava_jax.config import LoraConfig, LoraSet, RopeScaling
+from llava_jax.products import matmul, quantized
 
 OFFLOADED = "pinned_host"
 """The kind of memory that remat "offload" uses."""
@@ -36,7 +37,8 @@ class Compute:
         layer's input alone, "offload" that input in the host's memory.
     unroll: run layer stacks as a straight line instead of a scan (longer compile; faster on CPU).
     attention: the kernel, see llava_jax.attention. turns: whether independent turns may occur; a kernel
-        that does not know them is for runs without.
+        that does not know them is for runs without. few: how nf4 kernels are multiplied in decoding, see
+        llava_jax.products.
     """
 
     dtype: Any = jnp.float32
@@ -44,6 +46,7 @@ class Compute:
     unroll: bool = False
     attention: Choice = PLAIN
     turns: bool = True
+    few: str = ""
 
 
 LAYER_INPUT, ATTENTION = "layer input", "attention"  # names of activations that a policy may keep
@@ -94,7 +97,7 @@ class Linear(nnx.Module):
     """y = x @ kernel (+ bias) (+ scale * (dropout(x) @ lora_a) @ lora_b). kernel [d_in, d_out].
 
     quantize: "nf4" or "int8" holds the kernel as the codes and scales of llava_jax.quant; such a kernel
-    has no gradient. DoRA (lora.dora) has the columns' magnitudes in lora_m [d_out].
+    has no gradient. few: see products.quantized. DoRA (lora.dora) has the columns' magnitudes in lora_m [d_out].
     init: "fan_in" N(0, gain^2 / d_in) with a zero bias, or "torch" for nn.Linear's default
     U(-1/sqrt(d_in), 1/sqrt(d_in)) of kernel and bias, which the original's projector starts from.
     """
@@ -110,9 +113,10 @@ class Linear(nnx.Module):
         init: str = "fan_in",
         lora: LoraConfig | None = None,
         quantize: str = "",
+        few: str = "",
         rngs: nnx.Rngs,
     ):
-        self.d_in = d_in
+        self.d_in, self.few = d_in, few
         bound = d_in**-0.5
         if init == "torch":
             kernel = uniform(rngs.params(), (d_in, d_out), bound)
@@ -122,7 +126,8 @@ class Linear(nnx.Module):
         if quantize:
             codes, scales = quant.quantize(kernel, quantize)
             self.codes = nnx.Param(codes, out_sharding=axes)
-            self.scales = nnx.Param(scales, out_sharding=axes)
+            over = axes[0] if len(scales) > 1 else None
+            self.scales = nnx.Param(scales, out_sharding=(over, axes[1]))
         else:
             self.kernel = nnx.Param(kernel, out_sharding=axes)
         if bias:
@@ -174,9 +179,7 @@ class Linear(nnx.Module):
         if hasattr(self, "kernel"):
             return matmul(x, self.kernel[...])
         # Recomputed in the backward pass, so that only the codes of a layer outlive its forward pass.
-        product = jax.checkpoint(
-            lambda x, codes, scales: matmul(x, quant.dequantize(codes, scales, self.d_in, x.dtype))
-        )
+        product = jax.checkpoint(partial(quantized, d_in=self.d_in, few=self.few))
         return product(x, self.codes[...], jax.lax.stop_gradient(self.scales[...]))
 
     def _magnitude_ratio(self, scale: float) -> jax.Array:
@@ -199,31 +202,15 @@ def column_norms(kernel: jax.Array) -> jax.Array:
 
 
 def linears_of(
-    place: str, lora: LoraConfig | None, quantize: str = "", *, rngs: nnx.Rngs
+    place: str, lora: LoraConfig | None, quantize: str = "", few: str = "", *, rngs: nnx.Rngs
 ) -> Callable[..., Linear]:
     """linear(name, d_in, d_out, axes, ...): the Linear called `place`.name, adapted where lora says so."""
 
     def linear(name: str, *sizes: Any, **options: Any) -> Linear:
         own = lora if lora and f"{place}.{name}" in lora.targets else None
-        return Linear(*sizes, lora=own, quantize=quantize, rngs=rngs, **options)
+        return Linear(*sizes, lora=own, quantize=quantize, few=few, rngs=rngs, **options)
 
     return linear
-
-
-def splits_positions() -> bool:
-    """Whether the mesh that is set (jax.set_mesh) splits the positions of a row."""
-    return jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1
-
-
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., d_in] @ kernel [d_in, d_out] in x's dtype."""
-    if splits_positions():
-        # Rows and positions that are both split cannot be one axis: XLA would gather x first.
-        return x @ kernel.astype(x.dtype)
-    # Two-dimensional on purpose: XLA's CPU gradient of a 3-D matmul is 2.6 times slower.
-    # math.prod and not -1: with no rows (a batch without images) -1 cannot be inferred.
-    y = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ kernel.astype(x.dtype)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:

@@ -32,6 +32,7 @@ from llava_jax.layers import (
     stack_layers,
     unstack_layers,
 )
+from llava_jax.products import matmul
 
 
 class KVCache(NamedTuple):
@@ -92,7 +93,7 @@ class LlamaAttention(nnx.Module):
         else:  # a pair [J, N, K, C, H]
             positions, places, window = seen
             cache = write(cache[0], k, places), write(cache[1], v, places)
-            y = attend(q, cache[0], cache[1], positions, places, window)  # [B, T, N, H]
+            y = attend(q, *cache, positions, places, window, kernel)  # [B, T, N, H]
         y = take_positions(y.reshape(b, t, q.shape[2] * q.shape[3]), at_GP)  # [B, T, N * H]
         return checkpoint_name(self.o(y, keys[3]), ATTENTION), cache  # [B, T, D]
 
@@ -115,9 +116,15 @@ class LlamaLayer(nnx.Module):
     """One pre-norm decoder block. With `at`, its output at those positions alone: [G, P, D]."""
 
     def __init__(
-        self, config: LanguageConfig, lora: LoraConfig | None, quantize: str, *, rngs: nnx.Rngs
+        self,
+        config: LanguageConfig,
+        lora: LoraConfig | None,
+        quantize: str,
+        few: str,
+        *,
+        rngs: nnx.Rngs,
     ):
-        linear = linears_of("language.layers", lora, quantize, rngs=rngs)
+        linear = linears_of("language.layers", lora, quantize, few, rngs=rngs)
         self.attn_norm = RMSNorm(config.width, config.norm_eps)
         self.attn = LlamaAttention(config, linear)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
@@ -146,7 +153,7 @@ class Llama(nnx.Module):
         self.config, self.compute = config, compute
         self.embed = Embed(config.vocab_size, config.width, rngs=rngs)
         self.layers = stack_layers(
-            lambda r: LlamaLayer(config, lora, quantize, rngs=r), config.layers, rngs
+            lambda r: LlamaLayer(config, lora, quantize, compute.few, rngs=r), config.layers, rngs
         )
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied_head:
@@ -215,11 +222,8 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32[..., V]."""
         kernel = self.embed.embedding[...].T if self.config.tied_head else self.head.kernel[...]
-        flat = hidden.reshape(
-            math.prod(hidden.shape[:-1]), hidden.shape[-1]
-        )  # 2-D: see layers.matmul
-        y = jnp.matmul(flat, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return y.reshape(*hidden.shape[:-1], kernel.shape[-1])
+        flat = hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1])
+        return matmul(flat, kernel, jnp.float32).reshape(*hidden.shape[:-1], kernel.shape[-1])
 
     def unrolled(self) -> Llama:
         """Replaces the stacked layers with a list of layers, in place, and returns self."""

@@ -18,9 +18,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from llava_jax.clip import ClipVision
 from llava_jax.config import LlavaConfig
-from llava_jax.layers import Compute, linears_of, no_rngs, splits_positions
+from llava_jax.layers import Compute, linears_of, no_rngs
 from llava_jax.llama import Llama
 from llava_jax.params import check_params
+from llava_jax.products import splits_positions
 from llava_jax.sharding import IMAGES, LOOKED_UP, SEQUENCE, constrain, state_shardings
 
 

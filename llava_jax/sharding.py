@@ -109,6 +109,11 @@ def _in_slices(devices: Sequence[Any], sizes: Sequence[int], slices: int) -> np.
     return create_hybrid_device_mesh(tuple(sizes), across, devices, process_is_granule=by_process)
 
 
+def alone() -> bool:
+    """Whether the mesh that is set (jax.set_mesh) is of one device, or none is set."""
+    return jax.sharding.get_abstract_mesh().size <= 1
+
+
 # Parameters ----------------------------------------------------------------------------------------
 
 

@@ -69,12 +69,14 @@ def quantized_model(kind, **lora):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_over_codes_equals_its_dequantised_base_to_the_bit(kind):
+def test_a_model_over_codes_equals_its_dequantised_base(kind):
+    """nf4 to the bit; products of int8 are scaled after they are summed."""
     config, params, plain = quantized_model(kind)
     batch = random_batch(4)
     without = {n: v for n, v in plain.items() if ".lora_" not in n}
     wanted = jax.jit(lambda: build(CONFIG, without)(batch))()
-    np.testing.assert_array_equal(jax.jit(lambda: build(config, params)(batch))(), wanted)
+    found = jax.jit(lambda: build(config, params)(batch))()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=0 if kind == "nf4" else 1e-5)
 
 
 def test_gradients_of_adapters_over_codes_are_those_over_the_dequantised_base():

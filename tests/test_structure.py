@@ -29,7 +29,7 @@ BASE = {
     "util",
 }
 BASE |= {"setting", "settings", "chips", "flops"}
-NETWORK = {"quant", "attention", "layers", "clip", "llama", "llava"}
+NETWORK = {"quant", "products", "attention", "layers", "clip", "llama", "llava"}
 MAY_IMPORT = {
     "digests": set(),
     "errors": set(),
@@ -50,10 +50,11 @@ MAY_IMPORT = {
     "quant": set(),
     "sharding": set(),
     "attention": {"sharding"},
-    "layers": {"attention", "quant"},
+    "products": {"quant", "sharding"},
+    "layers": {"attention", "products", "quant"},
     "clip": {"attention", "layers", "sharding"},
-    "llama": {"attention", "layers"},
-    "llava": {"layers", "sharding", "clip", "llama"},
+    "llama": {"attention", "layers", "products"},
+    "llava": {"layers", "products", "sharding", "clip", "llama"},
     "data": {"text", "images", "batch"},
     "store": {"data", "images"},
     "datasets": {"text", "images", "data", "convert", "store"},

@@ -5,6 +5,7 @@ the key of position i. Blocks come first so that what a step of the loop takes o
 copies, lies in one piece: for 8 slots on a CPU that is a third faster than slots first. A block of which
 a query sees nothing changes no bit of its result, so that what a row gives depends neither on the length
 of the cache nor on how far the other rows have come: the loop runs as far as the longest of them needs.
+On a GPU the host would wait for each turn of such a loop: there one kernel reads each row's own blocks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llava_jax.attention.choice import PLAIN, Choice
+from llava_jax.attention.kernels import flash_decode
 from llava_jax.attention.plain import MASKED
 
 _FLOOR = 0.1 * MASKED  # where the running maximum starts: above MASKED, so that exp gives 0 there
@@ -57,21 +60,30 @@ def attend(
     positions_BT: jax.Array,
     places: Places,
     window: int | None,
+    choice: Choice = PLAIN,
 ) -> jax.Array:
     """Softmax attention with float32 weights over the entries up to each query's position -> [B, T, N, H].
 
     positions_BT: int32. window: entries this far or further behind are not seen (Mistral).
     """
+    if places.slots is None and not places.apart and choice.decode == "flash":
+        how = {"window": window, "interpret": choice.interpret}
+        return flash_decode(q_BTNH, keys_JNKCH, values_JNKCH, positions_BT, **how)
+    if not places.apart:
+        return _looped(q_BTNH, keys_JNKCH, values_JNKCH, positions_BT, places, window)
+
+    def one(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        slot, q, at = row
+        own = Places(slot[None], at[:1], at.max() // keys_JNKCH.shape[3] + 1)
+        return _looped(q[None], keys_JNKCH, values_JNKCH, at[None], own, window)[0]
+
+    slots = jnp.arange(len(q_BTNH)) if places.slots is None else places.slots
+    return jax.lax.map(one, (slots, q_BTNH, positions_BT))
+
+
+def _looped(q_BTNH, keys_JNKCH, values_JNKCH, positions_BT, places: Places, window: int | None):
+    """`attend` by a loop over the key blocks."""
     kv, size = keys_JNKCH.shape[2:4]
-    if places.apart:
-
-        def one(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-            slot, q, at = row
-            own = Places(slot[None], at[:1], at.max() // size + 1)
-            return attend(q[None], keys_JNKCH, values_JNKCH, at[None], own, window)[0]
-
-        slots = jnp.arange(len(q_BTNH)) if places.slots is None else places.slots
-        return jax.lax.map(one, (slots, q_BTNH, positions_BT))
     b, t, n, h = q_BTNH.shape
     g = n // kv
     q = q_BTNH.reshape(b, t, kv, g, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]

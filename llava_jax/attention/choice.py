@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_jax.errors import ConfigError
+from llava_jax.sharding import alone
 
 _CHUNKED = {"plain_up_to": 1024, "block": 512}  # not measured
 _CHUNKED_ON_CPU = {"plain_up_to": 256, "block": 128}
@@ -31,6 +32,11 @@ class Choice:
     def at(self, length: int) -> str:
         """The kernel for sequences of this length."""
         return self.kernel if length > self.plain_up_to else "plain"
+
+    @property
+    def decode(self) -> str:
+        """How a new token attends over a slot cache on the same device: "flash", one kernel, or "loop"."""
+        return "flash" if self.kernel in ("triton", "cudnn") and alone() else "loop"
 
     def __str__(self) -> str:
         short = f", plain up to {self.plain_up_to} positions" if self.plain_up_to else ""

@@ -95,3 +95,46 @@ def cudnn(q_BTNH, k_BSKH, v_BSKH, query: Tokens, key: Tokens, *, form: Form) -> 
         local_window_size=window,
         implementation="cudnn",
     )
+
+
+def flash_decode(
+    q_BTNH: jax.Array,
+    keys_JNKCH: jax.Array,
+    values_JNKCH: jax.Array,
+    positions_BT: jax.Array,
+    window: int | None,
+    interpret: bool,
+) -> jax.Array:
+    """One new token a slot over a slot cache (attention.cached), by jax.experimental.pallas.ops.gpu.
+
+    Its kernel takes each block of the cache, where it lies, as a sequence of its own and skips those that
+    the query does not see; what the blocks give is then put together as in flash decoding.
+    """
+    from jax.experimental.pallas.ops.gpu.decode_attention import mqa
+
+    blocks, slots, kv, size, h = keys_JNKCH.shape
+    groups = q_BTNH.shape[2] // kv
+    q = jnp.broadcast_to(q_BTNH.reshape(slots, kv, groups, h), (blocks, slots, kv, groups, h))
+    first = jnp.arange(blocks)[:, None, None] * size
+    position = jnp.broadcast_to(positions_BT[:, 0, None], (blocks, slots, kv))  # [J, N, K]
+    start = 0 if window is None else jnp.maximum(position - window + 1, 0)
+
+    def each(x):  # every block of every slot and head is a row
+        return x.reshape(blocks * slots * kv, *x.shape[3:])
+
+    mixed, (total, largest) = mqa(
+        *map(each, (q, keys_JNKCH, values_JNKCH)),
+        each(jnp.clip(start - first, 0, size) + 0 * position),
+        each(jnp.clip(position + 1 - first, 0, size)),
+        block_k=min(size, 128),
+        k_splits=1,
+        interpret=interpret,
+        return_residuals=True,
+        normalize_output=False,
+    )  # [J * N * K, G, H], [J * N * K, G] twice
+    mixed, total, largest = (
+        x.reshape(blocks, slots, kv, *x.shape[1:]) for x in (mixed, total, largest)
+    )
+    keep = jnp.exp(largest - largest.max(0))  # [J, N, K, G]
+    mixed = (mixed.astype(jnp.float32) * keep[..., None]).sum(0) / (total * keep).sum(0)[..., None]
+    return mixed.astype(q_BTNH.dtype).reshape(q_BTNH.shape)

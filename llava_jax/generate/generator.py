@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llava_jax import products
 from llava_jax.attention import Need, choose
 from llava_jax.attention.cached import Places
 from llava_jax.config import LlavaConfig
@@ -96,7 +97,7 @@ class Generator:
     config, params: the model, parameters flat and stacked as in llava_jax.llava.
     compute: dtype of activations and cache; by default that of the parameters. Attention by device.
     mesh: parameters lie as llava.param_shardings says, slots over data and fsdp.
-    unroll: decoder layers one by one instead of a scan; by default on CPU only.
+    unroll: decoder layers one by one, by default, instead of a scan, which copies weights and cache.
     consume: empties `params` on the way, so that a large model is never held twice.
     eos_ids: tokens that end an answer; by default the config's.
     chunk: positions of a prompt that are read at once; by default of the device.
@@ -112,7 +113,7 @@ class Generator:
         *,
         compute: Compute | None = None,
         mesh: Mesh | None = None,
-        unroll: bool | None = None,
+        unroll: bool = True,
         consume: bool = False,
         eos_ids: Sequence[int] | None = None,
         chunk: int | None = None,
@@ -124,11 +125,13 @@ class Generator:
             window = config.language.sliding_window is not None
             context = 1 if mesh is None else mesh.shape.get("context", 1)
             need = Need(dtype.name, window=window, context=context)
-            compute = Compute(dtype, attention=choose(device, need))
+            compute = Compute(
+                dtype, attention=choose(device, need), few=products.choose(device, dtype)
+            )
         self.config, self.compute, self.mesh = config, compute, mesh
         self.eos_ids = tuple(eos_ids or config.language.eos_ids)
         self.on_cpu = device.platform == "cpu"
-        self.unrolled = self.on_cpu if unroll is None else unroll
+        self.unrolled = unroll
         self.chunk = chunk or _CHUNK.get(device.platform, _OTHERWISE)
         self.block = math.gcd(self.chunk, _BLOCK.get(device.platform, _OTHERWISE))
         self.adapters = Adapters(config, adapters or {})

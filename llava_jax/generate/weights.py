@@ -1,7 +1,7 @@
-"""Parameters for generation: placed on the devices, decoder layers unstacked where that is faster.
+"""Parameters for generation: placed on the devices, decoder layers unstacked.
 
-A scan over stacked layers copies each layer's weights out of the stack for every decoded token. On
-CPU that costs more than the arithmetic; separate layers are read in place.
+A scan over stacked layers copies each layer's weights out of the stack for every decoded token (CPU,
+GPU) and the whole cache (GPU, TPU); separate layers are read, and their cache written, in place.
 """
 
 from __future__ import annotations

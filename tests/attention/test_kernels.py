@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llava_jax.attention import PLAIN, Causal, Choice, attention
+from llava_jax.attention.cached import Places, attend
 
 CHUNKED = Choice("chunked", block=64)
 SPLASH, TRITON = (Choice(kernel, interpret=True) for kernel in ("splash", "triton"))
@@ -164,3 +165,15 @@ def test_gpu_kernels_are_as_near_to_float32_as_plain(kernel, causal):
     got, plain = run(Choice(kernel), jnp.bfloat16), run(PLAIN, jnp.bfloat16)
     for a, b, wanted in zip(got, plain, exact):
         assert jnp.abs(a - wanted).max() <= 2 * jnp.abs(b - wanted).max()
+
+
+@pytest.mark.parametrize(("groups", "window"), [(1, None), (2, 20)])
+def test_a_new_token_by_the_gpu_kernel_equals_the_loop(groups, window):
+    """Over a slot cache of three blocks of 16: slots that are new, full and between."""
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(4, 1, 2 * groups, 8)), jnp.float32)
+    cache = jnp.asarray(rng.normal(size=(2, 3, 4, 2, 16, 8)), jnp.float32)
+    at = jnp.asarray([[0], [16], [33], [47]], jnp.int32)
+    places = Places(None, at[:, 0], jnp.int32(3))
+    wanted = attend(q, *cache, at, places, window)
+    np.testing.assert_allclose(attend(q, *cache, at, places, window, TRITON), wanted, atol=1e-6)

@@ -44,7 +44,7 @@ def check_answers(kind: str, **how) -> None:
     assert (alone.ids, alone.logprobs) == (got[0].ids, got[0].logprobs)
 
 
-def test_answers_are_those_of_the_kernels_written_out_to_the_bit_among_neighbours():
+def test_answers_are_those_of_the_kernels_written_out_and_to_the_bit_alone():
     check_answers("int8")
 
 
