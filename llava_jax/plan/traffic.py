@@ -172,7 +172,7 @@ def _moved(module: Module, computation: dict[str, Instruction], one: Instruction
         inner = module.computations[called[0]]
         if any('"AsyncCollectiveDone"' in part.rest for part in inner.values()):
             return 0.0
-        return _read(inner, operands) + _written(inner, one)
+        return _read(module, inner, operands) + _written(inner, one)
     return sum(map(_slow, operands)) + _slow(one)
 
 
@@ -181,13 +181,9 @@ def _slow(one: Instruction) -> float:
     return float(sum(array.bytes for array in one.arrays if not array.fast))
 
 
-def _read(inner: dict[str, Instruction], operands: list[Instruction]) -> float:
+def _read(module: Module, inner: dict[str, Instruction], operands: list[Instruction]) -> float:
     """What a fused kernel reads of its operands."""
-    total = 0.0
-    users: dict[str, list[Instruction]] = defaultdict(list)
-    for one in inner.values():
-        for name in one.operands:
-            users[name].append(one)
+    total, users = 0.0, _users(inner)
     for one in inner.values():
         if (
             one.op != "parameter"
@@ -196,18 +192,38 @@ def _read(inner: dict[str, Instruction], operands: list[Instruction]) -> float:
         ):
             continue
         whole = _slow(operands[int(one.argument)])
-        total += min(whole, sum(_part(one, user, users, whole) for user in users[one.name]))
+        parts = sum(_part(module, one, user, users, whole) for user in users[one.name])
+        total += min(whole, parts)
     return total
 
 
+def _users(computation: dict[str, Instruction]) -> dict[str, list[Instruction]]:
+    users: dict[str, list[Instruction]] = defaultdict(list)
+    for one in computation.values():
+        for name in one.operands:
+            users[name].append(one)
+    return users
+
+
 def _part(
-    one: Instruction, user: Instruction, users: dict[str, list[Instruction]], whole: float
+    module: Module,
+    one: Instruction,
+    user: Instruction,
+    users: dict[str, list[Instruction]],
+    whole: float,
 ) -> float:
     """What `user` reads of `one`."""
     if user.op == "tuple":  # handed on
         return 0.0
     if user.op == "bitcast":
-        return sum(_part(user, next_user, users, whole) for next_user in users[user.name])
+        return sum(_part(module, user, after, users, whole) for after in users[user.name])
+    if user.op == "fusion" and (called := user.called("calls")):  # kernels of TPUs have such within
+        inner = module.computations[called[0]]
+        taken = [at for at, name in enumerate(user.operands) if name == one.name]
+        own = [p for p in inner.values() if p.op == "parameter" and p.argument.isdigit()]
+        places, within = [p for p in own if int(p.argument) in taken], _users(inner)
+        parts = (_part(module, p, after, within, whole) for p in places for after in within[p.name])
+        return min(whole, sum(parts) or whole)  # 0: a bitcast alone, for what comes after
     if user.op in _SLICES and user.operands[0] == one.name:
         return float(user.bytes)
     if user.op == "dynamic-update-slice" and user.operands[0] == one.name:
