@@ -24,7 +24,7 @@ from llava_jax.eval.report.text import as_text, complete
 from llava_jax.eval.run.experiment import experiment_of, resolve, tasks_of
 from llava_jax.eval.run.identity import Digests, check_run, held, model_identity, versions
 from llava_jax.eval.run.model import alone
-from llava_jax.eval.run.predict import Line, answered_lines, choose, merge, predict
+from llava_jax.eval.run.predict import Line, answered_lines, check_asked, choose, merge, predict
 from llava_jax.eval.task import DEFAULT, TASKS, Task, TaskSettings
 from llava_jax.progress import progress
 from llava_jax.settings import loading_options
@@ -87,6 +87,7 @@ def _run_alone(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] 
     run = _run_of(task, settings, model.config.template)
     if settings.writes:
         check_run(folder / "run.json", run, f"run.{index}.json")
+    folders = image_folders(settings, data, task)
     quiet = not (settings.writes and settings.show_progress)
     # Time per answer over the whole run, so that the first compilations do not mislead for long.
     with progress(len(part), task.title, "q", quiet=quiet, smoothing=0.05) as bar:
@@ -97,7 +98,7 @@ def _run_alone(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] 
             model_id=settings.model_id,
             max_new_tokens=run["max_new_tokens"],
             batch=settings.batch,
-            folders=image_folders(settings, data, task),
+            folders=folders,
             digests=Digests(folder / f"pictures-{index}-of-{count}.json"),
             others=[p for p in parts if p != parts[index]],
             progress=bar.update,
@@ -108,6 +109,10 @@ def _run_alone(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] 
     lines = {key: line for p in parts for key, line in answered_lines(p, repair=False).items()}
     if any(q.key not in lines for q in chosen):
         return None
+    for n, path in enumerate(parts):  # another machine may have other data
+        if n != index:
+            digests = Digests(folder / f"pictures-{n}-of-{count}.json")
+            check_asked(path, answered_lines(path, repair=False), chosen, folders, digests)
     merge(parts, questions, folder / "answers.jsonl")
     asked = {q.key: lines[q.key] for q in chosen}
     with tempfile.TemporaryDirectory() as scratch:

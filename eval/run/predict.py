@@ -245,23 +245,28 @@ def predict(
     return len(todo)
 
 
-def _still_true(
+def check_asked(
     out: Path, done: dict[str, Line], asked: Sequence[Question], folders: Sequence[Path], digests: Digests
-) -> dict[str, Line]:  # fmt: skip
-    """The answers in `done`; rows without one are taken out, to be asked again. Raises AnswerError
-    where a question or a picture changed under its answer."""
-    changed, again = [], set()
-    for q, line in ((q, done[q.key]) for q in asked if q.key in done):
-        if line.error:
-            again.add(q.key)
-            continue
-        with suppress(DataError):  # pictures that are no longer there: nothing to compare with
-            if digests.of(q, image_paths(q, folders)) != line.asked:
+) -> None:  # fmt: skip
+    """Raises AnswerError where a question or a picture changed under its answer in `done`, those of the
+    file `out`; of pictures that are no longer there nothing is known."""
+    changed = []
+    for q in (q for q in asked if q.key in done and not done[q.key].error):
+        with suppress(DataError):
+            if digests.of(q, image_paths(q, folders)) != done[q.key].asked:
                 changed.append(q.key)
     if changed:
         what = f"{counted(len(changed), 'answer')} to another prompt or about other pictures than"
         raise AnswerError(f"{out}: {what} are there now, first {changed[0]!r}", fix=ELSEWHERE)
-    if again:
+
+
+def _still_true(
+    out: Path, done: dict[str, Line], asked: Sequence[Question], folders: Sequence[Path], digests: Digests
+) -> dict[str, Line]:  # fmt: skip
+    """The answers in `done`, compared with what is asked now; rows that say why there is none are taken
+    out, to be asked again."""
+    check_asked(out, done, asked, folders, digests)
+    if again := {q.key for q in asked if q.key in done and done[q.key].error}:
         done = {key: line for key, line in done.items() if key not in again}
         write_text(out, "".join(f"{line.text}\n" for line in done.values()))
     return done

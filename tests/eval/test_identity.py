@@ -88,6 +88,19 @@ def test_other_pictures_and_prompts_are_refused(vqa):  # noqa: F811
         run_task(Echo(right), task, settings(vqa))
 
 
+def test_parts_about_other_pictures_are_not_joined(vqa):  # noqa: F811
+    """A machine of an array may have another copy of the data."""
+    task, parts = get_task("vqav2"), [again(vqa, chunk=(k, 2)) for k in (0, 1)]
+    assert run_task(Echo(right), task, parts[0]) is None
+    first = task.questions(vqa / "data" / "vqav2")[0].images[0]
+    kept = (vqa / "images" / first).read_bytes()
+    (vqa / "images" / first).write_bytes(b"another")
+    with pytest.raises(AnswerError, match="answers-0-of-2.jsonl: 1 answer .* about other pictures"):
+        run_task(Echo(right), task, parts[1])
+    (vqa / "images" / first).write_bytes(kept)
+    assert run_task(Echo(right), task, parts[1])["totals"]["overall"] == 100.0
+
+
 def test_a_limit_is_raised_without_asking_again(vqa):  # noqa: F811
     task, echo = get_task("vqav2"), Echo(right)
     assert len(run_task(echo, task, settings(vqa, limit=2))["per_sample"]) == 2
@@ -343,7 +356,7 @@ def test_what_was_not_asked_as_the_paper_did_is_remarked(tmp_path):
 
 
 def test_a_later_set_of_fewer_questions_is_not_the_papers(tmp_path):
-    """SEED-Bench's file of today lacks a third of the video questions, 9 % of all."""
+    """SEED-Bench's file of today has fewer video questions than the paper's 5,009."""
     value = result([1.0], "seed", settings={"parameters": 7_063_427_072})
     value["coverage"] |= {"answered": 17_990, "expected": 17_990}
     (row,) = summary_rows(collect([dump(tmp_path / "r.json", value)]))
