@@ -21,6 +21,8 @@ ENTRIES: dict[str, tuple[str, str]] = {
     "train": ("bench.train", "an optimizer step, beside transformers"),
     "prefill": ("bench.infer", "prompts read, tower included, beside transformers"),
     "decode": ("bench.infer", "a decoded token, beside transformers and the bandwidth's limit"),
+    "budgets": ("bench.budget", "fewer features of a picture: prefill, cache, requests a second, right answers"),
+    "lookup": ("bench.lookup", "a token with prompt lookup, and how many one pass gives, by kind of question"),
     "pictures": ("bench.data", "JPEG bytes to normalised pixels, beside transformers"),
     "load": ("bench.start", "weights read from a file, and the memory that takes, beside transformers"),
     "start": ("bench.start", "process start to loaded model and first token, compile cache cold and warm"),

@@ -130,7 +130,9 @@ class Ours:
         self.args, self.turn, self.engines = args, 0, {}
         short = {"float32": "fp32", "bfloat16": "bf16"}[args.dtype]
         checkpoint = load_checkpoint(args.folder, dtype=short)
-        self.config = replace(checkpoint.config, quantize=args.quantize)
+        self.config = replace(
+            checkpoint.config, quantize=args.quantize, budget=getattr(args, "budget", None)
+        )
         self.generator = generate.Generator(
             self.config, checkpoint.params, consume=True, eos_ids=(-1,)
         )
@@ -149,14 +151,17 @@ class Ours:
             )
         return self.engines[key]
 
-    def _jobs(self, batch: int, seed: int, tokens: int, keep_logits: bool = False) -> list[Any]:
+    def _jobs(
+        self, batch: int, seed: int, tokens: int, keep_logits: bool = False, **how: Any
+    ) -> list[Any]:
         import numpy as np
 
         from llava_jax.generate import Job
         from llava_jax.settings import SamplingSettings
         from llava_jax.text.example import Example
 
-        engine, settings = self._engine(batch, keep_logits), SamplingSettings(max_new_tokens=tokens)
+        engine = self._engine(batch, keep_logits)
+        settings = SamplingSettings(max_new_tokens=tokens, **how)
         pixels, text = prompts(self.config, self.args, batch, seed)
         jobs = [
             engine.submit(Job(Example(np.array([-200, *t], np.int32), (p,)), settings))

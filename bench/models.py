@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-SIZES = ("tiny", "65m", "7b", "13b")
+SIZES = ("tiny", "65m", "65m-336", "7b", "13b")
 IMAGE = -1  # transformers' placeholder: the last token of the vocabulary
 
 
 def model_config(size: str, positions: int = 0) -> Any:
-    """LlavaConfig of a size, with room for so many positions. 65m: tower 256 x 8, decoder 512 x 8."""
+    """LlavaConfig of a size, with room for so many positions. 65m: tower 256 x 8, decoder 512 x 8.
+
+    65m-336: with pictures of 336 pixels, so 576 features as the 7B has.
+    """
     from llava_jax.config import LanguageConfig, LlavaConfig, VisionConfig
 
     small = LlavaConfig(
@@ -23,6 +26,7 @@ def model_config(size: str, positions: int = 0) -> Any:
     made = {
         "tiny": LlavaConfig.tiny(),
         "65m": small,
+        "65m-336": replace(small, vision=replace(small.vision, image_size=336)),
         "7b": LlavaConfig.v15_7b(),
         "13b": LlavaConfig.v15_13b(),
     }[size]

@@ -171,11 +171,15 @@ def image_bucket(images: int) -> int:
 # Arrays -------------------------------------------------------------------------------------------
 
 
-def expand(example: Example, image_tokens: int) -> dict[str, np.ndarray]:
+def expand(
+    example: Example, image_tokens: int, image_span: int | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of one example, unpadded: int32[t], and int32[p] for target_at and targets.
 
-    Every image slot becomes `image_tokens` positions, as in prepare_inputs_labels_for_multimodal
-    (llava/model/llava_arch.py). Raises SampleError for independent turns out of order.
+    Every image slot becomes `image_tokens` entries, as in prepare_inputs_labels_for_multimodal
+    (llava/model/llava_arch.py). image_span: RoPE positions that an image takes, where it is more: what
+    follows is so far behind, and the image's own entries have its first position, from which the
+    network counts. Raises SampleError for independent turns out of order.
     """
     is_slot = example.ids == IMAGE_TOKEN  # [ids]
     repeat = np.where(is_slot, image_tokens, 1)  # [ids]
@@ -189,6 +193,12 @@ def expand(example: Example, image_tokens: int) -> dict[str, np.ndarray]:
         "positions": _positions(turns, example.id),
         "turns": turns,
     }
+    if image_span not in (None, image_tokens):
+        taken = np.cumsum(is_image) - is_image  # features before each entry
+        arrays["positions"] += (taken // image_tokens * (image_span - image_tokens)).astype(
+            np.int32
+        )
+        arrays["positions"] -= np.where(is_image, taken % image_tokens, 0).astype(np.int32)
     if example.labels is not None:
         labels = np.where(is_image, IGNORE, np.repeat(example.labels, repeat))  # [t]
         arrays["target_at"], arrays["targets"] = _targets(labels, turns)
@@ -253,7 +263,7 @@ def collate(
             p = m = 0
         t = 0  # positions of the row that are taken
         for n, example in enumerate(row, 1):
-            one = expand(example, config.image_tokens)
+            one = expand(example, config.image_tokens, config.image_span)
             here = slice(t, t + len(one["tokens"]))
             for name in ("tokens", "positions", "turns"):
                 batch[name][r, here] = one[name]
@@ -305,10 +315,10 @@ def check_prompt(prompt: Example, config: LlavaConfig, name: str = "the prompt")
     for image in prompt.images:
         if image.shape != (size, size, 3):
             raise PromptError(f"{name}: an image is {image.shape}, not ({size}, {size}, 3)")
-    length, limit = prompt.length(config.image_tokens), config.language.max_positions
+    length, limit = prompt.length(config.image_span), config.language.max_positions
     if length >= limit:
         images = len(prompt.images)
-        of_images = f", {images * config.image_tokens} of them for {counted(images, 'image')}"
+        of_images = f", {images * config.image_span} of them for {counted(images, 'image')}"
         part = of_images if images else ""
         raise PromptError(
             f"{name} takes {length} positions{part}; the model has {limit}, the answer included",

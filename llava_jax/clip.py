@@ -81,6 +81,15 @@ class ClipAttention(nnx.Module):
         y = attention(q, k, v, None, kernel)  # [M, S, N, H]
         return checkpoint_name(self.out(y.reshape(x_MSD.shape), keys[3]), ATTENTION)  # [M, S, D]
 
+    def looks(self, x_MSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(the class token's attention summed over heads, float32[M, S]; the heads' mean key [M, S, H])."""
+        m, s, d = x_MSD.shape
+        k = self.k(x_MSD, None).reshape(m, s, self.heads, d // self.heads)
+        q = self.q(x_MSD[:, :1], None).reshape(m, self.heads, d // self.heads)
+        scores = jnp.einsum("mnh,msnh->mns", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * (d // self.heads) ** -0.5)
+        return weights.sum(1), k.mean(2)
+
 
 class ClipMlp(nnx.Module):
     """Two linear layers with CLIP's activation between them."""
@@ -150,13 +159,7 @@ class ClipVision(nnx.Module):
 
         dropout_key: turns LoRA dropout on (training).
         """
-        dtype = self.compute.dtype
-        x = self.patch_embed(images_MHWC.astype(dtype))  # [M, patches, D]
-        class_token = jnp.broadcast_to(self.class_embed[...].astype(dtype), (len(x), 1, x.shape[2]))
-        x = jnp.concatenate([class_token, x], axis=1)  # [M, 1 + patches, D]
-        # Else XLA takes the split of pos_embed for that of x: every device runs all images.
-        x = constrain(x + self.pos_embed[...].astype(dtype), IMAGES)  # [M, 1 + patches, D]
-        x = self.pre_norm(x)
+        x = self._embedded(images_MHWC)
         if not hasattr(self, "layers"):
             return x
 
@@ -165,3 +168,25 @@ class ClipVision(nnx.Module):
 
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.layers_run)
         return run_layers(self.layers, apply, x, keys, self.compute)[0]
+
+    def with_looks(self, images_MHWC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The features, and ClipAttention.looks of the layer that gives them."""
+
+        def apply(layer, carry, _):  # what the last layer is given stays, beside what it gives
+            return (layer(carry[0], self.compute.attention), carry[0]), None
+
+        x = self._embedded(images_MHWC)
+        (x, given), _ = run_layers(self.layers, apply, (x, x), None, self.compute)
+        graphdef, stack = nnx.split(self.layers)
+        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stack))
+        return (x, *last.attn.looks(last.norm1(given)))
+
+    def _embedded(self, images_MHWC: jax.Array) -> jax.Array:
+        """dtype[M, 1 + patches, D]: what the first layer is given."""
+        dtype = self.compute.dtype
+        x = self.patch_embed(images_MHWC.astype(dtype))  # [M, patches, D]
+        class_token = jnp.broadcast_to(self.class_embed[...].astype(dtype), (len(x), 1, x.shape[2]))
+        x = jnp.concatenate([class_token, x], axis=1)  # [M, 1 + patches, D]
+        # Else XLA takes the split of pos_embed for that of x: every device runs all images.
+        x = constrain(x + self.pos_embed[...].astype(dtype), IMAGES)  # [M, 1 + patches, D]
+        return self.pre_norm(x)

@@ -23,6 +23,7 @@ RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # P
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 """The linear layers of a decoder layer."""
 QUANTIZED = ("", "nf4", "int8")  # how frozen kernels may be held; see llava_jax.quant
+BUDGETED_BY, PLACED = ("visionzip", "divprune", "pool"), ("consecutive", "original")
 _MLP = re.compile(r"mlp([1-9][0-9]?)x_gelu")
 
 
@@ -81,9 +82,14 @@ class VisionConfig:
         return self.image_mean, self.image_std
 
     @property
+    def side(self) -> int:
+        """Patches in a row of an image."""
+        return self.image_size // self.patch_size
+
+    @property
     def patches(self) -> int:
         """Patches per image, the CLS token not counted."""
-        return (self.image_size // self.patch_size) ** 2
+        return self.side**2
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,23 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True)
+class TokenBudget:
+    """How many features of an image the decoder reads, by which rule; see llava_jax.budget.
+
+    by: of BUDGETED_BY. positions: of PLACED; original: those that they have among all of them.
+    """
+
+    tokens: int
+    by: str = "visionzip"
+    positions: str = "consecutive"
+
+    def grid(self, side: int) -> tuple[int, int] | None:
+        """(rows, columns) of so many areas of side x side patches, nearest to a square; None: there are none."""
+        found = [(r, self.tokens // r) for r in range(1, side + 1) if not self.tokens % r]
+        return max((g for g in found if g[0] <= g[1] <= side), default=None)
+
+
+@dataclass(frozen=True)
 class LlavaConfig:
     """A whole LLaVA: vision tower, projector, language model, and how prompts and images meet."""
 
@@ -187,6 +210,7 @@ class LlavaConfig:
     tokenizer_legacy: bool = False
     lora: LoraConfig | None = None
     quantize: str = ""  # how the decoder's frozen kernels are held in memory; "" in every file
+    budget: TokenBudget | None = None  # of image features, to answer with; in no file
 
     def __post_init__(self):
         if self.projector not in ("linear", "identity") and not _MLP.fullmatch(self.projector):
@@ -210,6 +234,31 @@ class LlavaConfig:
                 "would not fit the tower"
             )
         self.vision_layers_run  # noqa: B018  raises when the feature layer does not exist
+        if self.budget is not None:
+            self._check_budget(self.budget)
+
+    def _check_budget(self, budget: TokenBudget) -> None:
+        count, most, side = budget.tokens, self.image_features, self.vision.side
+        least = 2 if budget.by == "visionzip" else 1  # the class token, and one merged
+        if not least <= count < most:
+            raise ConfigError(
+                f"image_tokens is {count}, but {budget.by} takes from {least} to {most - 1} of the "
+                f"{most} features that this tower gives of an image"
+            )
+        if budget.by == "visionzip" and not self.vision_layers_run:
+            what = (
+                f"feature_layer {self.feature_layer} has no attention, by which visionzip chooses"
+            )
+            raise ConfigError(what, fix="use image_tokens_by divprune or pool")
+        if budget.by == "pool" and (self.feature_select != "patch" or not budget.grid(side)):
+            what = f"pool makes rows times columns of {side} x {side} patches, not {count} features"
+            if self.feature_select != "patch":
+                what = "pool has no place for the class token that feature_select cls_patch keeps"
+            raise ConfigError(what, fix="use image_tokens_by visionzip or divprune")
+        if budget.positions == "original" and self.language.sliding_window is not None:
+            raise ConfigError(
+                "image_positions original does not go with a sliding window, which counts positions"
+            )
 
     @property
     def vision_layers_run(self) -> int:
@@ -221,9 +270,20 @@ class LlavaConfig:
         return run
 
     @property
-    def image_tokens(self) -> int:
-        """Feature vectors one image contributes to the sequence (576 for 336 px, patch)."""
+    def image_features(self) -> int:
+        """Feature vectors that the tower gives of an image (576 for 336 px, patch)."""
         return self.vision.patches + (self.feature_select == "cls_patch")
+
+    @property
+    def image_tokens(self) -> int:
+        """Feature vectors one image contributes to the sequence: all, or its budget."""
+        return self.budget.tokens if self.budget else self.image_features
+
+    @property
+    def image_span(self) -> int:
+        """Positions (RoPE) that an image takes: image_tokens, unless they keep their original ones."""
+        original = self.budget is not None and self.budget.positions == "original"
+        return self.image_features if original else self.image_tokens
 
     @property
     def projector_depth(self) -> int:
@@ -282,8 +342,8 @@ class LlavaConfig:
     # As plain data -------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dicts, JSON-ready; `from_dict` gives back an equal config."""
-        return dataclasses.asdict(self)
+        """Nested plain dicts, JSON-ready; `from_dict` gives back an equal config, without a budget."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "budget" or v}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LlavaConfig:
@@ -309,7 +369,7 @@ _MAY_BE_NONE = ("rope_scaling", "lora")
 
 def _build(cls: type, data: Mapping[str, Any], where: str):
     """A dataclass of this file from plain data; lists become tuples."""
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = {f.name for f in dataclasses.fields(cls)} - {"budget"}
     unknown = sorted(set(data) - known)
     if unknown:
         raise ConfigError(f"{where}: unknown setting {unknown[0]!r}", fix=f"known: {sorted(known)}")

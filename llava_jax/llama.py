@@ -91,9 +91,9 @@ class LlamaAttention(nnx.Module):
         if cache is None:
             y = attention(q, k, v, seen, kernel)  # [B, T, N, H]
         else:  # a pair [J, N, K, C, H]
-            positions, places, window = seen
+            entries, places, window = seen
             cache = write(cache[0], k, places), write(cache[1], v, places)
-            y = attend(q, *cache, positions, places, window, kernel)  # [B, T, N, H]
+            y = attend(q, *cache, entries, places, window, kernel)  # [B, T, N, H]
         y = take_positions(y.reshape(b, t, q.shape[2] * q.shape[3]), at_GP)  # [B, T, N * H]
         return checkpoint_name(self.o(y, keys[3]), ATTENTION), cache  # [B, T, D]
 
@@ -167,6 +167,7 @@ class Llama(nnx.Module):
         turns_BT: jax.Array | None = None,
         *,
         cache: KVCache | None = None,
+        entries_BT: jax.Array | None = None,
         places: Places | None = None,
         dropout_key: jax.Array | None = None,
         at_GP: jax.Array | None = None,
@@ -177,7 +178,7 @@ class Llama(nnx.Module):
 
         segments_BT, turns_BT: int32, who sees whom among the T tokens, see attention.Causal.
         cache, places: in their place, where the tokens go in a slot cache, of which each then sees the
-        entries up to its own position.
+        entries up to its own: entries_BT, where they are not the positions.
         dropout_key: turns LoRA dropout on (training).
         at_GP: positions to give hidden states of, as take_positions takes them: [G, P, D] and no cache.
         prune: do what follows the last layer's attention at those positions alone.
@@ -187,7 +188,8 @@ class Llama(nnx.Module):
         rope = rope_table(
             positions_BT, rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling)
         )
-        seen: Any = (positions_BT, places, c.sliding_window)
+        entries = positions_BT if entries_BT is None else entries_BT
+        seen: Any = (entries, places, c.sliding_window)
         if segments_BT is not None:
             causal = Causal(segments_BT, positions_BT, turns_BT, c.sliding_window)
             seen = settled(causal, compute.attention)

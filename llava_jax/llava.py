@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from llava_jax import budget
 from llava_jax.clip import ClipVision
 from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute, linears_of, no_rngs
@@ -73,6 +74,12 @@ def merge_images(text_BTD: jax.Array, features_GRD: jax.Array, slots_BT: jax.Arr
     return jnp.where((slots_BT >= 0)[..., None], rows.reshape(text_BTD.shape), text_BTD)
 
 
+def places_at(places_GR: jax.Array, slots_BT: jax.Array) -> jax.Array:
+    """int32[B, T]: how far behind its image's first position a feature stands; 0 for a text token."""
+    nothing = jnp.zeros((*slots_BT.shape, 1), places_GR.dtype)
+    return merge_images(nothing, places_GR[..., None], slots_BT)[..., 0]
+
+
 class Llava(nnx.Module):
     """The whole model. Parameter names are listed in docs/architecture.md."""
 
@@ -99,8 +106,41 @@ class Llava(nnx.Module):
         features = self.vision(self.normalize(images_MHWC), dropout_key)  # [M, 1 + patches, width]
         return features[:, 1:] if self.config.feature_select == "patch" else features
 
-    def embed(self, tokens_BT, slots_BT, images_GMHWC, dropout_key=None) -> jax.Array:
-        """Token embeddings with the projected features of each group's images spliced in."""
+    def read(self, images_MHWC: jax.Array, keys: Any = (None, None)) -> tuple[jax.Array, Any]:
+        """Images -> (what the decoder reads of each, dtype[M, I, D]; where in the image that stands).
+
+        The second is int32[M, I], positions behind the image's first, for a budget that keeps original
+        ones; else None. keys: of dropout, in the tower and the projector.
+        """
+        c = self.config
+        if c.budget is None:
+            return self.projector(self.image_features(images_MHWC, keys[0]), keys[1]), None
+        if c.budget.by == "divprune":  # by what the decoder would read
+            kept, places = budget.divprune(
+                self.projector(self.image_features(images_MHWC)), c.budget.tokens
+            )
+        elif c.budget.by == "pool":
+            grid: Any = c.budget.grid(c.vision.side)  # the config was checked
+            kept, places = budget.pool(self.image_features(images_MHWC), grid)
+        else:
+            seen = self.vision.with_looks(self.normalize(images_MHWC))
+            kept, places = budget.visionzip(*seen, c.budget.tokens)
+            if c.feature_select == "patch":  # the class token has no place of its own
+                places = jnp.maximum(places - 1, 0)
+        if c.budget.positions == "original":
+            order = jnp.argsort(places, axis=1)[..., None]
+            kept = jnp.take_along_axis(kept, order, axis=1)
+            places = jnp.sort(places, axis=1)
+        kept = kept if c.budget.by == "divprune" else self.projector(kept)
+        return kept, places if c.budget.positions == "original" else None
+
+    def embed(
+        self, tokens_BT, slots_BT, images_GMHWC, dropout_key=None, positions_BT=None
+    ) -> tuple[jax.Array, Any]:
+        """(token embeddings with the projected features of each group's images spliced in, positions).
+
+        positions_BT: as the batch has them; what is given has places within images added.
+        """
         text = self.language.embed(tokens_BT, self.compute.dtype)  # [B, T, D]
         if (
             splits_positions()
@@ -108,15 +148,16 @@ class Llava(nnx.Module):
             text = constrain(text, LOOKED_UP)
         g, m = images_GMHWC.shape[:2]
         if not m:
-            return text
+            return text, positions_BT
         images_NHWC = images_GMHWC.reshape(g * m, *images_GMHWC.shape[2:])  # N = G * M
         images_NHWC = constrain(images_NHWC, IMAGES)
         # The decoder's keys come from `dropout_key` itself.
         keys = [None if dropout_key is None else jax.random.fold_in(dropout_key, i) for i in (1, 2)]
-        features = self.image_features(images_NHWC, keys[0])
-        projected = self.projector(features, keys[1])  # [N, I, D]
+        projected, places = self.read(images_NHWC, keys)  # [N, I, D]
         rows = projected.reshape(g, m * projected.shape[1], projected.shape[-1])  # [G, M * I, D]
-        return merge_images(text, rows, slots_BT)
+        if places is not None and positions_BT is not None:
+            positions_BT = positions_BT + places_at(places.reshape(g, -1), slots_BT)
+        return merge_images(text, rows, slots_BT), positions_BT
 
     def __call__(
         self,
@@ -129,11 +170,11 @@ class Llava(nnx.Module):
 
         at_GP, prune: for hidden dtype[G, P, D] at those positions, see Llama.
         """
-        x = constrain(
-            self.embed(batch["tokens"], batch["slots"], batch["images"], dropout_key), SEQUENCE
-        )  # [B, T, D]
+        given = batch["tokens"], batch["slots"], batch["images"], dropout_key
+        x, positions = self.embed(*given, positions_BT=batch["positions"])
+        x = constrain(x, SEQUENCE)  # [B, T, D]
         turns = batch.get("turns") if self.compute.turns else None
-        places = batch["positions"], batch["segments"], turns
+        places = positions, batch["segments"], turns
         at = {"at_GP": at_GP, "prune": prune}
         return self.language(x, *places, dropout_key=dropout_key, **at)[0]
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from llava_jax.batch import batch_bucket, check_prompt
-from llava_jax.config import QUANTIZED, LlavaConfig
+from llava_jax.config import QUANTIZED, LlavaConfig, TokenBudget
 from llava_jax.errors import ConfigError, LlavaError, PromptError
 from llava_jax.generate import Detokenizer, Engine, Generator, Job
 from llava_jax.generate import beam as search
@@ -36,6 +36,7 @@ from llava_jax.generate.request import Image, Messages, Reply, Request
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits
 from llava_jax.images.pixels import pixels_of
 from llava_jax.progress import progress as progress_bar
+from llava_jax.settings import BudgetSettings
 from llava_jax.text.conversation import find_template
 from llava_jax.text.example import Example
 from llava_jax.text.prompt import build_prompt
@@ -61,6 +62,9 @@ def load(
     limits: Limits = DEFAULT_LIMITS,
     template: str | None = None,
     quantize: str = "",
+    image_tokens: int = 0,
+    image_tokens_by: str = "visionzip",
+    image_positions: str = "consecutive",
     adapters: Mapping[str, str | Path] | None = None,
 ) -> LlavaModel:
     """Loads a model: a checkpoint folder of any supported layout, a hub id, or "tiny".
@@ -73,13 +77,41 @@ def load(
     the one that the checkpoint's files say.
     quantize: "int8" or "nf4" (4 bits) holds the decoder's kernels in fewer bits, quantised as they are
     placed; such a model answers and is not saved.
+    image_tokens: the decoder reads so many features of an image, by "visionzip", "divprune" or "pool", at
+    "consecutive" or "original" positions (BudgetSettings); 0: all. Such a model is not saved either.
     adapters: LoRA adapters of this model, {name: folder}, that requests may name; they stay unmerged.
     "tiny" is the small checkpoint that comes with this package: it knows coloured shapes.
     Raises WeightError or ConfigError, naming the file or key.
     """
-    from jax.sharding import Mesh
-
     from llava_jax.convert import load_checkpoint
+
+    dtype = _checked(path, mesh, limits, dtype, quantize)
+    budget = BudgetSettings(
+        image_tokens=image_tokens, image_tokens_by=image_tokens_by, image_positions=image_positions
+    )
+    options = {"base": base, "vision_tower": vision_tower, "allow_pickle": allow_pickle}
+    options |= {"dtype": DTYPES[dtype], "template": template}
+    beside = _beside(path, adapters, options) if adapters else {}  # before minutes of reading
+    checkpoint = load_checkpoint(path, mesh=mesh, need_tokenizer=True, lazy=True, **options)
+    config = replace(checkpoint.config, quantize=quantize)
+    if image_tokens not in (0, config.image_features):
+        chosen = TokenBudget(image_tokens, budget.image_tokens_by, budget.image_positions)
+        config = replace(config, budget=chosen)
+    return LlavaModel(
+        config,
+        checkpoint.params,
+        load_fitting(checkpoint.tokenizer, config.language.vocab_size, path),
+        mesh=mesh,
+        source=checkpoint,
+        consume=True,
+        limits=limits,
+        adapters=beside,
+    )
+
+
+def _checked(path: Any, mesh: Any, limits: Any, dtype: str | None, quantize: str) -> str:
+    """The dtype, by device where there is none. Raises ConfigError for what `load` cannot take."""
+    from jax.sharding import Mesh
 
     kinds = (str | os.PathLike, Mesh | None, Limits)
     for name, value, kind in zip(("path", "mesh", "limits"), (path, mesh, limits), kinds):
@@ -91,21 +123,7 @@ def load(
         if value not in known:
             fix = f"one of {', '.join(filter(None, known))}"
             raise ConfigError(f"{name} {value!r} is unknown", fix=fix)
-    options = {"base": base, "vision_tower": vision_tower, "allow_pickle": allow_pickle}
-    options |= {"dtype": DTYPES[dtype], "template": template}
-    beside = _beside(path, adapters, options) if adapters else {}  # before minutes of reading
-    checkpoint = load_checkpoint(path, mesh=mesh, need_tokenizer=True, lazy=True, **options)
-    config = replace(checkpoint.config, quantize=quantize)
-    return LlavaModel(
-        config,
-        checkpoint.params,
-        load_fitting(checkpoint.tokenizer, config.language.vocab_size, path),
-        mesh=mesh,
-        source=checkpoint,
-        consume=True,
-        limits=limits,
-        adapters=beside,
-    )
+    return dtype
 
 
 def _beside(path: Any, adapters: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Adapter]:
@@ -278,6 +296,11 @@ class LlavaModel:
         if self.config.quantize:
             what = f"a model held in {self.config.quantize} cannot be saved"
             raise ConfigError(what, fix="load it without quantize")
+        if self.config.budget:
+            what = (
+                f"a model that reads {self.config.image_tokens} features of an image is not saved"
+            )
+            raise ConfigError(what, fix="load it without image_tokens")
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save(folder)
             source = self._source or Checkpoint(self.config, {}, Path(folder))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
+from llava_jax.config import BUDGETED_BY, PLACED
 from llava_jax.errors import ConfigError
 from llava_jax.setting import (
     PATTERN,
@@ -51,6 +52,8 @@ class SamplingSettings:
         low=-100, high=100)
     frequency_penalty: float = setting(0.0, "off the logit of a token, each time the answer has it",
         low=-100, high=100)
+    prompt_lookup: int = setting(0,
+        "tokens of a greedy answer to guess from prompt and answer, and check at once; 0: none", low=0, high=16)
     seed: int | None = setting(None, "makes a sampled answer repeatable; None: a new one",
         low=-(2**63), below=2**63)
     stop: str | tuple[str, ...] = setting((), "strings that end the answer, besides the template's")
@@ -59,6 +62,25 @@ class SamplingSettings:
 
     def __post_init__(self):
         check_all(SAMPLING, {name: getattr(self, name) for name in SAMPLING})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings:
+    """How much of an image the language model reads."""
+
+    image_tokens: int = setting(0, "features of an image that the language model reads; 0: all", low=0)
+    image_tokens_by: str = setting("visionzip",
+        "which: the ones most looked at and the others merged (visionzip), the most unlike (divprune), means of areas (pool)",
+        choices=BUDGETED_BY, needs="image_tokens")
+    image_positions: str = setting("consecutive",
+        "their positions: one after the other, or those that they have among all features",
+        choices=PLACED, needs="image_tokens")
+
+    def __post_init__(self):
+        check_all(BUDGET, {name: getattr(self, name) for name in BUDGET})
+        for name, row in BUDGET.items():
+            if row.needs and not self.image_tokens and getattr(self, name) != row.default:
+                raise ConfigError(f"{name} has no effect without image_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +332,7 @@ class TrainSettings:
 
 # fmt: on
 SAMPLING = rows(SamplingSettings)
+BUDGET = rows(BudgetSettings)
 SERVING = rows(ServeSettings)
 TRAINING = rows(TrainSettings)
 
@@ -348,6 +371,7 @@ def add_loading_options(parser: argparse.ArgumentParser, adapters: bool = True) 
     group.add_argument(
         "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
     )
+    add_options(group, BUDGET, BUDGET)
     parser.set_defaults(adapter=[])
     if adapters:
         unmerged = "a LoRA adapter of the model, kept unmerged (again for more)"
@@ -370,13 +394,15 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
                 f"--adapter {given[:100]!r} {why}", fix="--adapter NAME=DIR, names once"
             )
         adapters[name] = folder
-    return {**{name: getattr(args, name) for name in names}, "adapters": adapters}
+    budget = {name: getattr(args, name, None) for name in BUDGET}
+    budget = {name: value for name, value in budget.items() if value is not None}
+    return {**{name: getattr(args, name) for name in names}, **budget, "adapters": adapters}
 
 
 def page() -> str:
     """docs/settings.md."""
     parts = [_HEAD]
-    for title, table in (("Training", TRAINING), ("Generation", SAMPLING), ("Serving", SERVING)):
+    for title, table in _PAGE:
         groups = dict.fromkeys(name.rpartition(".")[0] for name in table)
         for group in groups:
             members = [row for name, row in table.items() if name.rpartition(".")[0] == group]
@@ -386,6 +412,12 @@ def page() -> str:
     return "\n".join(parts)
 
 
+_PAGE = {
+    "Training": TRAINING,
+    "Generation": SAMPLING,
+    "Loading": BUDGET,
+    "Serving": SERVING,
+}.items()
 _HEAD = """# Settings
 
 Made by `python -m llava_jax.settings > docs/settings.md` from the tables of llava_jax/settings.py.
@@ -393,7 +425,8 @@ Made by `python -m llava_jax.settings > docs/settings.md` from the tables of lla
 Settings of training stand in a config file (`c.data.pack = "exact"`) or on the command line
 (`--config.data.pack=exact`); see [training.md](training.md). Those marked with a star may differ when a
 run is resumed. Settings of generation are arguments of `Request` and options of `llava-jax chat`; see
-[generation.md](generation.md). Settings of serving are options of `llava-jax serve`; see
+[generation.md](generation.md). Settings of loading are arguments of `llava_jax.load` and options of chat, serve, demo and
+eval. Settings of serving are options of `llava-jax serve`; see
 [serving.md](serving.md)."""
 
 

@@ -28,7 +28,7 @@ X = -200  # an image slot
 _ = -100  # not trained
 
 
-MODEL = SimpleNamespace(image_tokens=2, vision=SimpleNamespace(image_size=2))
+MODEL = SimpleNamespace(image_tokens=2, image_span=2, vision=SimpleNamespace(image_size=2))
 
 
 def example(ids, labels, turns=None, images=None) -> Example:
@@ -66,6 +66,13 @@ def test_two_images_and_none():
     ]
     sample = expand(example([1, 5, 6], [_, 5, 6]), 2)
     assert lists(sample, "slots", "target_at", "targets") == [[-1, -1, -1], [0, 1], [5, 6]]
+
+
+def test_an_image_may_span_more_positions_than_it_has_entries():
+    sample = expand(Example([1, X, 7, X, 8], ["a", "b"]), 2, 5)
+    assert sample["slots"].tolist() == [-1, 0, 1, -1, 2, 3, -1]
+    # The network adds where in the image each feature stands.
+    assert sample["positions"].tolist() == [0, 1, 1, 6, 7, 7, 12]
 
 
 def test_a_question_has_no_targets():

@@ -29,7 +29,7 @@ BASE = {
     "util",
 }
 BASE |= {"setting", "settings", "chips", "flops"}
-NETWORK = {"quant", "products", "attention", "layers", "clip", "llama", "llava"}
+NETWORK = {"quant", "products", "attention", "layers", "clip", "budget", "llama", "llava"}
 MAY_IMPORT = {
     "digests": set(),
     "errors": set(),
@@ -54,7 +54,8 @@ MAY_IMPORT = {
     "layers": {"attention", "products", "quant"},
     "clip": {"attention", "layers", "sharding"},
     "llama": {"attention", "layers", "products"},
-    "llava": {"layers", "products", "sharding", "clip", "llama"},
+    "budget": set(),
+    "llava": {"layers", "products", "sharding", "clip", "budget", "llama"},
     "data": {"text", "images", "batch"},
     "store": {"data", "images"},
     "datasets": {"text", "images", "data", "convert", "store"},

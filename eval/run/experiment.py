@@ -20,7 +20,8 @@ OPTIONS: dict[str, type] = {
     "model": str, "endpoint": str, "tasks": str, "data": Path, "images": Path, "include": Path,
     "dtype": str, "base": str, "vision_tower": str, "allow_pickle": bool, "quantize": str, "name": str,
     "template": str, "mesh": str, "batch_size": int, "limit": int, "shuffle_seed": int,
-    "max_new_tokens": int, "key_env": str, "per_minute": float,
+    "max_new_tokens": int, "key_env": str, "per_minute": float, "image_tokens": int,
+    "image_tokens_by": str, "image_positions": str,
 }  # fmt: skip
 DEFAULTS = {"batch_size": 16, "key_env": "OPENAI_API_KEY", "allow_pickle": False, "quantize": ""}
 PLACES = ("data", "images", "include", "model", "base", "vision_tower")

@@ -39,7 +39,7 @@ def model_identity(model: "LlavaModel") -> dict[str, Any]:
     arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     sums = jax.device_get(jax.jit(lambda x: jax.tree.map(_checksum, x))(arrays))
     facts = {
-        "config": dataclasses.asdict(model.config),
+        "config": model.config.to_dict(),
         "tokenizer": model.tokenizer.digest,
         "params": {k: [list(a.shape), str(a.dtype), *map(int, sums[k])] for k, a in arrays.items()},
     }

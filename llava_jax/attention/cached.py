@@ -1,7 +1,7 @@
 """Attention of new tokens over a slot cache, in key blocks of one size.
 
 A cache is [J, N, K, C, H]: J blocks of C entries, of N slots. Entry i of a slot, C entries a block, holds
-the key of position i. Blocks come first so that what a step of the loop takes out of the cache, which XLA
+the key of its i-th token or feature. Blocks come first so that what a step of the loop takes out of the cache, which XLA
 copies, lies in one piece: for 8 slots on a CPU that is a third faster than slots first. A block of which
 a query sees nothing changes no bit of its result, so that what a row gives depends neither on the length
 of the cache nor on how far the other rows have come: the loop runs as far as the longest of them needs.
@@ -25,8 +25,8 @@ _FLOOR = 0.1 * MASKED  # where the running maximum starts: above MASKED, so that
 class Places(NamedTuple):
     """Where the T new tokens of B rows go in a cache of N slots.
 
-    slots: int32[B], or None where row b is slot b, B is N and T is 1. write_at: int32[B], the entry that
-    takes a row's first token; with slots the first of a block. blocks: int32[], how many key blocks are
+    slots: int32[B], or None where row b is slot b and B is N. write_at: int32[B], the entry that takes a
+    row's first token; with slots the first of a block. blocks: int32[], how many key blocks are
     looked at. apart: static; rows one after another, each over its own blocks alone.
     """
 
@@ -41,10 +41,11 @@ def write(cache_JNKCH: jax.Array, new_BTKH: jax.Array, places: Places) -> jax.Ar
     size = cache_JNKCH.shape[3]
     new = new_BTKH.astype(cache_JNKCH.dtype)
     if places.slots is None:
-        rows = jnp.arange(len(new))
-        return cache_JNKCH.at[places.write_at // size, rows, :, places.write_at % size].set(
-            new[:, 0]
-        )
+        rows, entry = jnp.arange(len(new)), places.write_at
+        if new.shape[1] == 1:
+            return cache_JNKCH.at[entry // size, rows, :, entry % size].set(new[:, 0])
+        entry = entry[:, None] + jnp.arange(new.shape[1])  # [B, T]; beyond the cache: dropped
+        return cache_JNKCH.at[entry // size, rows[:, None], :, entry % size].set(new)
     b, t, kv, h = new.shape
     new = jnp.pad(new, [(0, 0), (0, -t % size), (0, 0), (0, 0)])
     new = new.reshape(b, -1, size, kv, h).swapaxes(2, 3)  # [B, ceil(T / C), K, C, H]
@@ -57,20 +58,21 @@ def attend(
     q_BTNH: jax.Array,
     keys_JNKCH: jax.Array,
     values_JNKCH: jax.Array,
-    positions_BT: jax.Array,
+    entries_BT: jax.Array,
     places: Places,
     window: int | None,
     choice: Choice = PLAIN,
 ) -> jax.Array:
-    """Softmax attention with float32 weights over the entries up to each query's position -> [B, T, N, H].
+    """Softmax attention with float32 weights over the entries up to each query's own -> [B, T, N, H].
 
-    positions_BT: int32. window: entries this far or further behind are not seen (Mistral).
+    entries_BT: int32. window: entries this far or further behind are not seen (Mistral).
     """
-    if places.slots is None and not places.apart and choice.decode == "flash":
+    one_each = places.slots is None and q_BTNH.shape[1] == 1
+    if one_each and not places.apart and choice.decode == "flash":
         how = {"window": window, "interpret": choice.interpret}
-        return flash_decode(q_BTNH, keys_JNKCH, values_JNKCH, positions_BT, **how)
+        return flash_decode(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, **how)
     if not places.apart:
-        return _looped(q_BTNH, keys_JNKCH, values_JNKCH, positions_BT, places, window)
+        return _looped(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, places, window)
 
     def one(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         slot, q, at = row
@@ -78,10 +80,10 @@ def attend(
         return _looped(q[None], keys_JNKCH, values_JNKCH, at[None], own, window)[0]
 
     slots = jnp.arange(len(q_BTNH)) if places.slots is None else places.slots
-    return jax.lax.map(one, (slots, q_BTNH, positions_BT))
+    return jax.lax.map(one, (slots, q_BTNH, entries_BT))
 
 
-def _looped(q_BTNH, keys_JNKCH, values_JNKCH, positions_BT, places: Places, window: int | None):
+def _looped(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, places: Places, window: int | None):
     """`attend` by a loop over the key blocks."""
     kv, size = keys_JNKCH.shape[2:4]
     b, t, n, h = q_BTNH.shape
@@ -102,7 +104,7 @@ def _looped(q_BTNH, keys_JNKCH, values_JNKCH, positions_BT, places: Places, wind
         largest, total, mixed = carry
         k, v = (block(c, j).astype(q.dtype) for c in (keys_JNKCH, values_JNKCH))  # [B, K, C, H]
         scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) * h**-0.5
-        behind = positions_BT[:, :, None] - (j * size + jnp.arange(size))  # [B, T, C]
+        behind = entries_BT[:, :, None] - (j * size + jnp.arange(size))  # [B, T, C]
         seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
         grouped = scores.reshape(b, kv, g, t, size)
         scores = jnp.where(seen[:, None, None], grouped, MASKED).reshape(scores.shape)

@@ -18,7 +18,6 @@ from llava_jax.errors import ConfigError
 from llava_jax.generate.engine import Engine
 from llava_jax.generate.job import Job
 from llava_jax.generate.request import Request
-from llava_jax.settings import SAMPLING
 
 MOST = 64
 """Answers or beams of one request."""
@@ -45,11 +44,7 @@ def check(request: Request, n: int, beams: int, length_penalty: float) -> None:
         return
     if n > beams:
         raise ConfigError(f"n is {n}, but there are {beams} beams", fix="raise num_beams")
-    others = ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty")
-    given = [name for name in others if getattr(request, name) != SAMPLING[name].default]
-    given += [
-        name for name in ("logit_bias", "top_logprobs", "response_format") if getattr(request, name)
-    ]
+    given = request.not_greedy() + ["prompt_lookup"] * bool(request.prompt_lookup)
     if given:
         raise ConfigError(f"{given[0]} cannot be given with num_beams", fix="leave one of them out")
 

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from llava_jax.generate.adapters import Adapter, Adapters
 from llava_jax.generate.sampling import TOPS, Controls, Said, alternatives, choose_token
 from llava_jax.layers import Compute
 from llava_jax.llama import KVCache, init_cache
-from llava_jax.llava import Llava, merge_images
+from llava_jax.llava import Llava, merge_images, places_at
 from llava_jax.params import is_lora
 from llava_jax.sharding import BATCH, constrain
 
@@ -48,9 +49,11 @@ class State(NamedTuple):
 
     cache: KVCache
     features: jax.Array  # dtype[F, I, D], of pictures
+    stands: jax.Array  # int32[F, I], how many positions behind its picture's first each stands
     positions: jax.Array  # int32[N], where `token` stands
     token: jax.Array  # int32[N], the last chosen token: not in the cache yet
     alive: jax.Array  # bool[N]: is being answered
+    ahead: jax.Array  # int32[N], by how much a slot's RoPE positions are ahead of its entries
     step: jax.Array  # int32[N], tokens given so far
     controls: Controls  # [N]
     counts: jax.Array  # int32[N, V]
@@ -61,12 +64,15 @@ class State(NamedTuple):
 class Chunk(NamedTuple):
     """The next C positions of B prompts. Rows may repeat each other.
 
-    places: rows of the picture features, F * I of them; -1: a token.
+    places: rows of the picture features, F * I of them; -1: a token. positions: as in batch.
+    ahead: how far the position after the prompt is ahead of its entry.
     length: of what is real in `tokens`. last: whether the prompt ends here.
     """
 
     tokens: Any  # int32[B, C]
     places: Any  # int32[B, C]
+    positions: Any  # int32[B, C]
+    ahead: Any  # int32[B]
     slots: Any  # int32[B]
     start: Any  # int32[B]
     length: Any  # int32[B]
@@ -89,6 +95,7 @@ class Given(NamedTuple):
     top_logprobs: Any  # float32[B, n, TOPS]
     logits: Any  # float32[B, n, V] if asked for
     count: Any  # int32[]
+    passes: Any = None  # int32[]: how often the model ran for them, where that is fewer
 
 
 class Generator:
@@ -119,6 +126,8 @@ class Generator:
         chunk: int | None = None,
         adapters: Mapping[str, Adapter] | None = None,
     ):
+        from llava_jax.generate import lookup  # which takes its types from here
+
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         if compute is None:
             dtype = jnp.dtype(params["language.embed.embedding"].dtype)
@@ -147,6 +156,7 @@ class Generator:
         self.mark = jax.jit(self._mark, **donated)
         self.read = jax.jit(self._read, static_argnames=("keep_logits",), **donated)
         self.decode = jax.jit(self._decode, static_argnames=("keep_logits", "apart"), **donated)
+        self.lookup = jax.jit(partial(lookup.decode, self), static_argnames=("count",), **donated)
         self.beam = jax.jit(self._beam, static_argnames=("keep",), **donated)
 
     def set_params(self, params: Mapping[str, Any], *, consume: bool = False) -> None:
@@ -226,7 +236,8 @@ class Generator:
         return State(
             self._sharded(cache),
             jnp.zeros((pictures, c.image_tokens, c.language.width), dtype),
-            *(ints, ints, jnp.zeros(slots, bool), ints),
+            jnp.zeros((pictures, c.image_tokens), jnp.int32),
+            *(ints, ints, jnp.zeros(slots, bool), ints, ints),
             jax.tree.map(jnp.asarray, Controls.rows(slots)),
             jnp.zeros((slots, vocab), jnp.int32),
             jnp.zeros((slots, vocab), bool),
@@ -236,11 +247,11 @@ class Generator:
     def _see(self, leaves, state: State, images_MHWC, at_M) -> State:
         """Puts the projected features of M pictures into their places."""
         self.compiled["see"] += 1
-        model = self.model(leaves)
-        features = model.projector(model.image_features(images_MHWC))  # [M, I, D]
-        return state._replace(
-            features=state.features.at[at_M].set(features.astype(state.features.dtype))
-        )
+        features, stands = self.model(leaves).read(images_MHWC)  # [M, I, D], [M, I]
+        features = state.features.at[at_M].set(features.astype(state.features.dtype))
+        if stands is not None:
+            state = state._replace(stands=state.stands.at[at_M].set(stands))
+        return state._replace(features=features)
 
     def _copy(self, state: State, source, target) -> State:
         """One slot's keys and values into another."""
@@ -267,7 +278,8 @@ class Generator:
         self.compiled["read"] += 1
         model = self.model(leaves)
         b, t = chunk.tokens.shape
-        positions = chunk.start[:, None] + jnp.arange(t)  # [B, C]
+        entries = chunk.start[:, None] + jnp.arange(t)  # [B, C]
+        positions = chunk.positions + places_at(state.stands.reshape(1, -1), chunk.places)
         features = state.features.reshape(1, -1, state.features.shape[-1])  # [1, F * I, D]
         text = model.language.embed(chunk.tokens, self.compute.dtype)  # [B, C, D]
         x = constrain(merge_images(text, features, chunk.places), BATCH)
@@ -275,7 +287,12 @@ class Generator:
         blocks = (ends.max() + self.block - 1) // self.block
         places = Places(chunk.slots, chunk.start, blocks)
         hidden, cache = model.language(
-            x, positions, cache=state.cache, places=places, adapter_B=self._through(controls)
+            x,
+            positions,
+            cache=state.cache,
+            entries_BT=entries,
+            places=places,
+            adapter_B=self._through(controls),
         )
         logits = model.logits(hidden[jnp.arange(b), chunk.length - 1])  # [B, V]
         zero = jnp.zeros((b, logits.shape[-1]), jnp.int32)
@@ -294,12 +311,13 @@ class Generator:
             positions=put(state.positions, ends),
             token=put(state.token, token),
             alive=put(state.alive, alive),
+            ahead=put(state.ahead, chunk.ahead),
             step=put(state.step, 1),
             controls=jax.tree.map(put, state.controls, controls),
             counts=put(state.counts, zero.at[jnp.arange(b), token].set(1)),
         )
         one: Any = (token, logprob, *tops, logits if keep_logits else None)
-        return state, _everywhere(
+        return state, everywhere(
             Given(*[None if x is None else x[:, None] for x in one], count=jnp.int32(1))
         )
 
@@ -346,11 +364,11 @@ class Generator:
             i = out.count
             given[0] = jnp.where(before, given[0], -1)
             given[4] = given[4] if keep_logits else None
-            kept: Any = jax.tree.map(lambda old, new: old.at[:, i].set(new), out[:-1], tuple(given))
+            kept: Any = jax.tree.map(lambda old, new: old.at[:, i].set(new), out[:5], tuple(given))
             return state, Given(*kept, count=i + 1)
 
         state, out = jax.lax.while_loop(more, one, (state, out))
-        return state, _everywhere(out)
+        return state, everywhere(out)
 
     def _step(self, model: Llava, state: State, limits: Limits, apart: bool = False):
         """Reads the last chosen token of each slot and chooses the next."""
@@ -363,8 +381,9 @@ class Generator:
         places = Places(None, write_at, seen.max() // self.block + 1, apart)
         hidden, cache = model.language(
             constrain(model.language.embed(state.token[:, None], self.compute.dtype), BATCH),
-            seen[:, None],
+            (seen + state.ahead)[:, None],
             cache=state.cache,
+            entries_BT=seen[:, None],
             places=places,
             adapter_B=self._through(state.controls),
         )
@@ -390,6 +409,7 @@ class Generator:
         state = state._replace(
             cache=jax.tree.map(lambda x: jnp.take(x, source_N, axis), state.cache),
             positions=state.positions[source_N],
+            ahead=state.ahead[source_N],
             token=token_N,
             alive=jnp.ones(n, bool),
             controls=jax.tree.map(jnp.asarray, Controls.rows(n))._replace(
@@ -400,7 +420,7 @@ class Generator:
         free = Limits(jnp.zeros(n, bool), jnp.zeros((n, words), jnp.uint32))
         state, *_, logits = self._step(self.model(leaves), state, free)
         values, tokens = jax.lax.top_k(jax.nn.log_softmax(logits), keep)
-        return state, *_everywhere((values, tokens))
+        return state, *everywhere((values, tokens))
 
     def _ended(self, token_B, step_B, controls: Controls):
         return jnp.isin(token_B, jnp.asarray(self.eos_ids)) | (step_B >= controls.budget)
@@ -415,6 +435,6 @@ class Generator:
         return jax.tree.map(lambda x: constrain(x, partition), cache)
 
 
-def _everywhere(given: Any) -> Any:
+def everywhere(given: Any) -> Any:
     """A copy on every device, so that every process can read it."""
     return jax.tree.map(lambda x: constrain(x, P()), given)

@@ -15,6 +15,7 @@ from llava_jax.settings import SamplingSettings
 from llava_jax.text.example import Example
 
 if TYPE_CHECKING:
+    from llava_jax.config import LlavaConfig
     from llava_jax.generate.detokenize import Detokenizer
 
 
@@ -70,6 +71,8 @@ class Job:
     reused: int = 0  # of them, those that an earlier request read
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    ahead: int = 0  # of `length`: the position after the prompt
     pictures: list[bytes] = field(default_factory=list)  # a key for each image
     chunks: list[bytes] = field(default_factory=list)  # a key for each whole chunk
 
@@ -78,15 +81,18 @@ class Job:
         """Whether the answer has ended."""
         return bool(self.reason)
 
-    def prepare(self, image_tokens: int, chunk: int, sight: bytes = b"") -> None:
+    def prepare(self, config: LlavaConfig, chunk: int, sight: bytes = b"") -> None:
         """Lays the prompt out, and names its pictures and whole chunks.
 
         A chunk's key holds the adapter and all that comes before it: where keys are equal, so are keys
         and values. sight: of an adapter that sees pictures with other weights than the model's.
         """
-        laid = expand(self.prompt, image_tokens)
+        image_tokens = config.image_tokens
+        laid = expand(self.prompt, image_tokens, config.image_span)
         self.tokens, self.rows = laid["tokens"], laid["slots"]
+        self.positions = laid["positions"]
         self.length = len(self.tokens)
+        self.ahead = len(self.prompt.images) * (config.image_span - image_tokens)
         self.pictures = [sight + picture_key(image) for image in self.prompt.images]
         key = hashlib.sha256(self.adapter.encode()).digest() if self.adapter else b""
         # The last position is always read: its logits give the first token.

@@ -67,6 +67,17 @@ class Request(SamplingSettings):
                 "stop cannot be given with response_format: JSON ends by itself",
                 fix="leave one of them out",
             )
+        if self.prompt_lookup and (given := self.not_greedy()):
+            raise ConfigError(
+                f"{given[0]} cannot be given with prompt_lookup", fix="leave one of them out"
+            )
+
+    def not_greedy(self) -> list[str]:
+        """The settings by which a token is not simply the likeliest one, or more than it is asked for."""
+        names = ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        given = [name for name in names if getattr(self, name) != SAMPLING[name].default]
+        more = ("logit_bias", "top_logprobs", "response_format")
+        return [*given, *(name for name in more if getattr(self, name))]
 
     @classmethod
     def of(cls, messages: Messages, images: Any, settings: Mapping[str, Any]) -> Request:

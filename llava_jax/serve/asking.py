@@ -151,7 +151,7 @@ def _check_text(model: LlavaModel, texts: Sequence[str]) -> None:
 
 def _check_length(model: LlavaModel, example: Example) -> None:
     """Before pictures are decoded: a prompt that leaves no room for an answer."""
-    context, length = model.config.language.max_positions, example.length(model.config.image_tokens)
+    context, length = model.config.language.max_positions, example.length(model.config.image_span)
     if length >= context:
         raise PromptError(
             f"the prompt takes {length:,} positions; there are {context:,}, the answer included",

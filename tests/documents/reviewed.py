@@ -47,6 +47,8 @@ SLOW = {
     r"^python -m bench train": "tests/train/test_compiled.py: the step that it measures",
     r"^python -m bench pictures": "tests/images/test_resample.py: that pixels are Pillow's",
     r"^python -m bench (decode|prefill)": "tests/generate/test_engine.py: what it measures, on a tiny model",
+    r"^python -m bench budgets": "tests/generate/test_budget.py: what it measures, on a tiny model",
+    r"^python -m bench lookup": "tests/generate/test_lookup.py: what it measures, on a tiny model",
 }
 
 # Programs beside `llava-jax`: pattern -> what is appended to make them small. Each is a new process.
@@ -58,6 +60,15 @@ PROGRAMS = {
     r"^python -m bench train": ("--size=tiny", "--rows=8", "--length=40", "--repeats=1"),
     r"^python -m bench pictures": ("--count", "1", "--repeats", "1"),
     r"^python -m bench (decode|prefill)": ("--size=tiny", "--tokens", "2", "--repeats", "1"),
+    r"^python -m bench budgets": (
+        "--size=tiny",
+        "--budgets",
+        "8",
+        "--repeats",
+        "1",
+        "--pictures",
+        "0",
+    ),
     r"^python bench/quantize\.py": ("--pictures", "1"),
 }
 
