@@ -23,6 +23,7 @@ ENTRIES: dict[str, tuple[str, str]] = {
     "decode": ("bench.infer", "a decoded token, beside transformers and the bandwidth's limit"),
     "budgets": ("bench.budget", "fewer features of a picture: prefill, cache, requests a second, right answers"),
     "lookup": ("bench.lookup", "a token with prompt lookup, and how many one pass gives, by kind of question"),
+    "requests": ("bench.infer", "requests a second over slots that are taken anew, beside transformers"),
     "pictures": ("bench.data", "JPEG bytes to normalised pixels, beside transformers"),
     "load": ("bench.start", "weights read from a file, and the memory that takes, beside transformers"),
     "start": ("bench.start", "process start to loaded model and first token, compile cache cold and warm"),

@@ -1,24 +1,28 @@
 #!/usr/bin/env bash
-# Everything worth measuring on one H100 or H200, with random weights and no download.
+# Everything worth measuring on one H100 or H200, with random weights and no download, within 15 minutes.
 #
-#   bash bench/gpu.sh OUT           # 7B in bfloat16; parts are done one by one, each has its own time limit
+#   bash bench/gpu.sh OUT           # 7B in bfloat16, part by part, and a table beside the limits
 #   bash bench/gpu.sh OUT decode    # one part
 #   SIZE=tiny bash bench/gpu.sh OUT # the same commands at tiny size, on a CPU as well
 #
-# jax, torch and transformers must be installed. OUT gets a JSON file and a log of each part.
+# jax, torch and transformers must be installed. OUT gets a JSON file and a log of each part, and what a
+# second run would compile again. A part ends at its own limit, all of them after BUDGET seconds (840); a
+# part whose JSON is there is not measured again, so that the same command goes on where one was cut off.
 set -uo pipefail
 out=${1:?a folder for the results}
 only=${2:-}
 size=${SIZE:-7b}
+budget=${BUDGET:-840}
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 weights=${WEIGHTS:-$out/weights-$size}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch is on the same GPU
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$out/compiled}
 if [ "$size" = tiny ]; then
-  rows=2 length=40 batches="1 2" many=2 tokens=4 repeats=1
+  rows=2 length=40 layers=2 many=2 tokens=4 text=8 answer=4 requests=4 repeats=1
 else
-  rows=8 length=2048 batches="1 8" many=64 tokens=256 repeats=5
+  rows=8 length=2048 layers=16 many=64 tokens=256 text=60 answer=100 requests=192 repeats=5
 fi
 failed=0
 
@@ -26,19 +30,28 @@ part() { # NAME SECONDS WORDS...: one benchmark
   local name=$1 limit=$2
   shift 2
   [ -z "$only" ] || [ "$only" = "$name" ] || return 0
+  [ ! -s "$out/$name.json" ] || { echo "== $name: is there"; return 0; }
+  local left=$((budget - SECONDS))
+  [ "$left" -ge 20 ] || { echo "== $name: no time is left"; failed=$((failed + 1)); return 0; }
   echo "== $name: python -m bench $*"
-  timeout "$limit" python -m bench "$@" --repeats "$repeats" --out "$out/$name.json" 2>&1 | tee "$out/$name.log" ||
-    { echo "$name failed"; failed=$((failed + 1)); }
+  timeout "$((limit < left ? limit : left))" python -m bench "$@" --out "$out/$name.json" 2>&1 |
+    tee "$out/$name.log" || { echo "$name failed"; failed=$((failed + 1)); }
 }
 
-infer="--size $size --folder $weights --tokens $tokens"
-part machine 120 machine
-part decode 300 decode $infer --batch $batches
-part decode_many 240 decode $infer --batch $many --systems llava_jax
-part decode_int8 180 decode $infer --batch 1 --systems llava_jax --quantize int8
-part decode_nf4 180 decode $infer --batch 1 --systems llava_jax --quantize nf4
-part prefill 240 prefill $infer --batch 1
-part stage1 240 train --size "$size" --train projector --rows "$rows" --length "$length"
-part stage2_lora 300 train --size "$size" --train lora --rows "$rows" --length "$length" --systems llava_jax
-part stage2 300 train --size "$size" --train full --rows "$rows" --length "$length" --systems llava_jax
+infer="--size $size --folder $weights --repeats $repeats"
+ours="--systems llava_jax"
+train="--size $size --repeats $repeats --rows $rows --length $length"
+part machine 60 machine
+part decode 180 decode $infer --batch 1 --tokens "$tokens"
+part decode_int8 100 decode $infer --batch 1 --tokens "$tokens" $ours --quantize int8
+part decode_nf4 100 decode $infer --batch 1 --tokens "$tokens" $ours --quantize nf4
+part prefill 120 prefill $infer --batch 1 --tokens 1 --text "$text"
+part decode_many 120 decode $infer --batch "$many" --tokens "$tokens" $ours
+part stage1 150 train $train --train projector
+# AdamW on all of 7B takes 108 GB: half of the layers do the same work for each weight and token.
+part stage2 150 train $train --train full --layers "$layers" $ours
+part requests 150 requests $infer --batch "$many" --tokens "$answer" --text "$text" --requests "$requests" $ours
+part stage2_lora 150 train $train --train lora $ours
+part decode_batches 150 decode $infer --batch 8 --tokens "$tokens"
+python -m bench.gpu "$out"
 exit "$failed"

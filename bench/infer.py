@@ -1,12 +1,14 @@
-"""Prefill with the tower, and decoding, beside Hugging Face transformers, eager and compiled.
+"""Prefill with the tower, decoding, and many requests, beside Hugging Face transformers.
 
     python -m bench prefill decode                # 65 M parameters, batches of 1 and 8
     python -m bench decode --size 7b --batch 1 64 # on a GPU, in bfloat16
+    python -m bench requests --batch 8            # 16 requests over 8 slots
 
 Random weights, the same for all from one file. A prompt is one picture and `--text` tokens, and every turn
 has pictures and texts of its own. Before anything is timed, all systems must have chosen the same tokens,
 in float32 with logits equal to 1e-4. A decode step is an answer of `--tokens` + 1 tokens less one of 1,
-divided by `--tokens`. The limit of a step is its weights and keys at the bandwidth of this machine's
+divided by `--tokens`. `requests` answers `--requests` prompts, of ours as slots become free, of transformers
+in batches, from pixels to tokens. The limit of a step is its weights and keys at the bandwidth of this machine's
 matvec (copy on a GPU), measured in the same run.
 """
 
@@ -27,12 +29,13 @@ KINDS = {
 
 
 def main(name: str, words: list[str]) -> int:
-    """Prints the table of "prefill" or "decode". Ends the program if the systems answer differently."""
+    """Prints the table of `name`. Ends the program if the systems answer differently."""
     parser = frame.parser(__doc__)
     parser.add_argument("--size", choices=models.SIZES, default="65m")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--text", type=int, default=64, help="tokens of text in a prompt")
     parser.add_argument("--tokens", type=int, default=64, help="that a timed answer has")
+    parser.add_argument("--requests", type=int, default=16, help="that are answered in a turn")
     parser.add_argument("--quantize", default="", help="of ours: int8 or nf4")
     parser.add_argument("--systems", nargs="+", choices=KINDS, default=["llava_jax", "torch"])
     parser.add_argument("--folder", type=Path, help="keeps the weights here")
@@ -57,6 +60,9 @@ def _run(systems: frame.Systems, args: argparse.Namespace, name: str) -> int:
         checks[batch] = _compare(systems.each("check", batch), args)
         if name == "prefill":
             found[batch] = systems.take_turns(args.repeats, "answer", batch, 1)
+        elif name == "requests":
+            asked = batch, args.tokens, args.requests
+            found[batch] = systems.take_turns(args.repeats, "answer", *asked)
         else:
             found[batch] = _steps(systems, args, batch)
         rows += frame.compared(f"batch {batch}, ms", found[batch], 1e3)
@@ -70,6 +76,11 @@ def _run(systems: frame.Systems, args: argparse.Namespace, name: str) -> int:
             part = floor / frame.clock(found[batch]["llava_jax"])["min"]
             limits.append([batch, floor * 1e3, f"{part:.1%}"])
         frame.show(["batch", "limit of a step, ms", "ours reaches"], limits)
+    if name == "requests":
+        for batch, times in found.items():
+            each = {n: args.requests / frame.clock(t)["median"] for n, t in times.items()}
+            limits += [[batch, n, rate, rate * args.tokens] for n, rate in each.items()]
+        frame.show(["slots", "system", "requests/s", "tokens/s"], limits)
     frame.show(
         ["system", "peak memory, GB"], [[n, r["peak_memory_gb"]] for n, r in reports.items()]
     )
@@ -152,7 +163,13 @@ class Ours:
         return self.engines[key]
 
     def _jobs(
-        self, batch: int, seed: int, tokens: int, keep_logits: bool = False, **how: Any
+        self,
+        batch: int,
+        seed: int,
+        tokens: int,
+        keep_logits: bool = False,
+        many: int = 0,
+        **how: Any,
     ) -> list[Any]:
         import numpy as np
 
@@ -162,7 +179,7 @@ class Ours:
 
         engine = self._engine(batch, keep_logits)
         settings = SamplingSettings(max_new_tokens=tokens, **how)
-        pixels, text = prompts(self.config, self.args, batch, seed)
+        pixels, text = prompts(self.config, self.args, many or batch, seed)
         jobs = [
             engine.submit(Job(Example(np.array([-200, *t], np.int32), (p,)), settings))
             for p, t in zip(pixels, text)
@@ -173,31 +190,35 @@ class Ours:
     def check(self, batch: int) -> dict[str, Any]:
         """Tokens of whole answers, and the logits of their first."""
         self._jobs(batch, 0, self.args.tokens + 1)  # compiled
-        jobs = self._jobs(batch, 0, 8, keep_logits=True)
-        self.engines.pop((batch, True))
+        jobs = []
+        if self.args.dtype == "float32":  # a program of its own, compiled for this
+            jobs = self._jobs(batch, 0, 8, keep_logits=True)
+            self.engines.pop((batch, True))
         whole = self._jobs(batch, 0, self.args.tokens + 1)
         return {
             "ids": [job.ids for job in whole],
             "logits": [job.logits[0].astype(float).tolist() for job in jobs],
         }
 
-    def answer(self, batch: int, tokens: int) -> int:
-        """Answers prompts that were not asked before."""
+    def answer(self, batch: int, tokens: int, requests: int = 0) -> int:
+        """Answers prompts that were not asked before, so many as slots or `requests`."""
         self.turn += 1
-        return len(self._jobs(batch, self.turn, tokens)[0].ids)
+        return len(self._jobs(batch, self.turn, tokens, many=requests)[0].ids)
 
     def report(self) -> dict[str, Any]:
         """Memory, and what a step must read at which bandwidth."""
         import jax
 
         from bench.machine import bandwidth
+        from llava_jax.llava import flatten
 
         skip = (
             ("vision", "projector")
             if self.config.language.tied_head
             else ("vision", "projector", "language.embed")
         )
-        weights = sum(x.nbytes for n, x in self.generator.params() if not n.startswith(skip))
+        held = flatten(self.generator.state)
+        weights = sum(x.nbytes for n, x in held.items() if not n.startswith(skip))
         keys = self.config.image_tokens + self.args.text + self.args.tokens // 2
         stats = jax.devices()[0].memory_stats() or {}
         return {
@@ -257,10 +278,12 @@ class Theirs:
             "logits": whole.logits[0].double().tolist(),
         }
 
-    def answer(self, batch: int, tokens: int) -> int:
-        """Answers prompts that were not asked before."""
-        self.turn += 1
-        return self._generate(batch, self.turn, tokens).sequences.shape[1]
+    def answer(self, batch: int, tokens: int, requests: int = 0) -> int:
+        """Answers prompts that were not asked before, `requests` of them in batches."""
+        for _ in range(-(-requests // batch) or 1):
+            self.turn += 1
+            length = self._generate(batch, self.turn, tokens).sequences.shape[1]
+        return length
 
     def report(self) -> dict[str, Any]:
         """Memory."""

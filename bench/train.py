@@ -51,6 +51,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = frame.parser(__doc__, epilog="--config.NAME=VALUE: a setting of ours")
     parser.add_argument("--size", choices=models.SIZES, default="65m")
     parser.add_argument("--train", choices=TRAIN, default="full", help="what learns")
+    parser.add_argument("--layers", type=int, help="of the decoder, fewer than the size has")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=256, help="positions of a row")
     parser.add_argument("--supervised", type=float, default=0.16, help="share of the positions")

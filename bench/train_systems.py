@@ -22,11 +22,13 @@ TRAIN = {
 
 
 def model_config(args: argparse.Namespace) -> Any:
-    """LlavaConfig of `--size` and `--train`, with room for `--length`."""
+    """LlavaConfig of `--size` and `--train`, of `--layers`, with room for `--length`."""
     from llava_jax.config import LoraConfig
 
     lora = LoraConfig(128, 256.0, 0.0) if args.train == "lora" else None
-    return replace(models.model_config(args.size, args.length), lora=lora)
+    config = models.model_config(args.size, args.length)
+    layers = args.layers or config.language.layers
+    return replace(config, language=replace(config.language, layers=layers), lora=lora)
 
 
 class System:

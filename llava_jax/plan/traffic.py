@@ -135,6 +135,8 @@ _FREE = {
     *("call", "after-all", "iota", "partition-id", "opt-barrier", "copy-done", "async-done"),
 }
 _SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+"""{what writes a part of its first operand in place: which operand is that part}"""
 
 
 def hbm_bytes(module: Module) -> float:
@@ -166,8 +168,8 @@ def _moved(module: Module, computation: dict[str, Instruction], one: Instruction
         )
     if one.op in _SLICES:
         return 2 * _slow(one)
-    if one.op == "dynamic-update-slice":
-        return 2 * _slow(operands[1])
+    if one.op in _UPDATES:
+        return 2 * _slow(operands[_UPDATES[one.op]])
     if one.op == "fusion" and (called := one.called("calls")):
         inner = module.computations[called[0]]
         if any('"AsyncCollectiveDone"' in part.rest for part in inner.values()):
@@ -226,7 +228,7 @@ def _part(
         return min(whole, sum(parts) or whole)  # 0: a bitcast alone, for what comes after
     if user.op in _SLICES and user.operands[0] == one.name:
         return float(user.bytes)
-    if user.op == "dynamic-update-slice" and user.operands[0] == one.name:
+    if user.op in _UPDATES and user.operands[0] == one.name:
         return 0.0
     return whole
 
@@ -245,6 +247,6 @@ def _written(inner: dict[str, Instruction], fusion: Instruction) -> float:
     for part in parts:
         if part.op == "parameter":  # handed on
             continue
-        in_place = part.op == "dynamic-update-slice" and part.operands[1] in inner
-        total += inner[part.operands[1]].bytes if in_place else part.bytes
+        new = inner.get(part.operands[_UPDATES[part.op]]) if part.op in _UPDATES else part
+        total += (new or part).bytes
     return min(whole, total)
