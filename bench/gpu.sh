@@ -51,6 +51,7 @@ part stage1 150 train $train --train projector
 # AdamW on all of 7B takes 108 GB: half of the layers do the same work for each weight and token.
 part stage2 150 train $train --train full --layers "$layers" $ours
 part requests 150 requests $infer --batch "$many" --tokens "$answer" --text "$text" --requests "$requests" $ours
+part prefill_1024 120 prefill $infer --batch 1 --tokens 1 --text "$text" $ours --chunk 1024
 part stage2_lora 150 train $train --train lora $ours
 part decode_batches 150 decode $infer --batch 8 --tokens "$tokens"
 python -m bench.gpu "$out"

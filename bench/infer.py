@@ -36,6 +36,7 @@ def main(name: str, words: list[str]) -> int:
     parser.add_argument("--text", type=int, default=64, help="tokens of text in a prompt")
     parser.add_argument("--tokens", type=int, default=64, help="that a timed answer has")
     parser.add_argument("--requests", type=int, default=16, help="that are answered in a turn")
+    parser.add_argument("--chunk", type=int, help="of ours: positions of a prompt read at once")
     parser.add_argument("--quantize", default="", help="of ours: int8 or nf4")
     parser.add_argument("--systems", nargs="+", choices=KINDS, default=["llava_jax", "torch"])
     parser.add_argument("--folder", type=Path, help="keeps the weights here")
@@ -145,7 +146,7 @@ class Ours:
             checkpoint.config, quantize=args.quantize, budget=getattr(args, "budget", None)
         )
         self.generator = generate.Generator(
-            self.config, checkpoint.params, consume=True, eos_ids=(-1,)
+            self.config, checkpoint.params, consume=True, eos_ids=(-1,), chunk=args.chunk
         )
 
     def _engine(self, batch: int, keep_logits: bool = False) -> Any:

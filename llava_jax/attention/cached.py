@@ -1,11 +1,12 @@
 """Attention of new tokens over a slot cache, in key blocks of one size.
 
 A cache is [J, N, K, C, H]: J blocks of C entries, of N slots. Entry i of a slot, C entries a block, holds
-the key of its i-th token or feature. Blocks come first so that what a step of the loop takes out of the cache, which XLA
-copies, lies in one piece: for 8 slots on a CPU that is a third faster than slots first. A block of which
+the key of its i-th token or feature. Blocks come first so that what a step of the loop takes out of the
+cache, which XLA copies, lies in one piece: for 8 slots on a CPU that is a third faster than slots first. A block of which
 a query sees nothing changes no bit of its result, so that what a row gives depends neither on the length
 of the cache nor on how far the other rows have come: the loop runs as far as the longest of them needs.
-On a GPU the host would wait for each turn of such a loop: there one kernel reads each row's own blocks.
+On a GPU the host waits for each turn of a loop whose end is not known: there one kernel takes a new token over
+each row's own blocks, and a prompt's chunk goes over all blocks.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def attend(
     if one_each and not places.apart and choice.decode == "flash":
         how = {"window": window, "interpret": choice.interpret}
         return flash_decode(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, **how)
+    if choice.decode == "flash":  # a loop whose end is known: the host waits for none of its turns
+        places = places._replace(blocks=len(keys_JNKCH))
     if not places.apart:
         return _looped(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, places, window)
 

@@ -177,3 +177,6 @@ def test_a_new_token_by_the_gpu_kernel_equals_the_loop(groups, window):
     places = Places(None, at[:, 0], jnp.int32(3))
     wanted = attend(q, *cache, at, places, window)
     np.testing.assert_allclose(attend(q, *cache, at, places, window, TRITON), wanted, atol=1e-6)
+    chunk = Places(jnp.asarray([2, 0]), jnp.asarray([16, 0]), jnp.int32(2))
+    rows = q.reshape(2, 2, *q.shape[2:]), *cache, jnp.asarray([[16, 17], [0, 1]], jnp.int32), chunk
+    np.testing.assert_array_equal(attend(*rows, window, TRITON), attend(*rows, window))

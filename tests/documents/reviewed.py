@@ -19,6 +19,7 @@ NOT_RUN = {
     r"--profile": "more steps than are run here; tests/train/test_profiling.py traces one",
     r"--supervise": "starts processes; tests/train/test_supervise.py runs it",
     r"^python -m bench (checkpoint|load|start|compile|machine|--all)|^python -m bench .*--records": "minutes; tests/test_bench.py runs the frame",
+    r"^python -m bench aot": "compiles for minutes; tests/test_bench_aot.py counts a program",
     r"^llava-jax chat .*--folder": "needs a folder; tests/chat/test_folder.py has one",
     r"^python -m bench\.survival": "minutes to hours; tests/train hold the short form of each part",
     r"^python bench/plan\.py": "compiles for an hour; tests/plan holds what its rows say",
