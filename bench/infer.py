@@ -146,7 +146,11 @@ class Ours:
             checkpoint.config, quantize=args.quantize, budget=getattr(args, "budget", None)
         )
         self.generator = generate.Generator(
-            self.config, checkpoint.params, consume=True, eos_ids=(-1,), chunk=args.chunk
+            self.config,
+            checkpoint.params,
+            consume=True,
+            eos_ids=(-1,),
+            chunk=getattr(args, "chunk", None),
         )
 
     def _engine(self, batch: int, keep_logits: bool = False) -> Any:
