@@ -197,7 +197,10 @@ def reading(topology: Any, args: argparse.Namespace) -> dict[str, Any]:
     shapes = Shapes(topology, "bfloat16", args)
     generator = shapes.generator
     tokens, row = np.zeros((1, generator.chunk), np.int32), np.zeros(1, np.int32)
-    chunk = Chunk(tokens, tokens, row, row, row, row > 0)
+    chunk = Chunk(
+        **{"tokens": tokens, "places": tokens, "positions": tokens, "ahead": row},
+        **{"slots": row, "start": row, "length": row, "last": row > 0},
+    )
     controls = jax.tree.map(np.asarray, Controls.rows(1))
     with generator.scope():
         lowered = generator.read.lower(
