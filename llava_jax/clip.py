@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +179,7 @@ class ClipVision(nnx.Module):
         x = self._embedded(images_MHWC)
         (x, given), _ = run_layers(self.layers, apply, (x, x), None, self.compute)
         graphdef, stack = nnx.split(self.layers)
-        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stack))
+        last: Any = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stack))
         return (x, *last.attn.looks(last.norm1(given)))
 
     def _embedded(self, images_MHWC: jax.Array) -> jax.Array:
