@@ -24,7 +24,10 @@ TOWER = (
     r"(.*vision_tower.*layers\.[01]|.*language_model.*)\..*(q_proj|v_proj|out_proj|fc1|down_proj)"
 )
 KINDS = {
-    "rslora": (DECODER, {"use_rslora": True}),
+    "rslora, projector whole": (
+        DECODER,
+        {"use_rslora": True, "modules_to_save": ["multi_modal_projector"]},
+    ),
     "dora": (DECODER, {"use_dora": True}),
     "dora and rslora, tower and projector": (
         rf"{TOWER}|.*multi_modal_projector\.linear_[12]",
@@ -46,7 +49,7 @@ def adapted(targets, switches):
     torch.manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "lora_" in name:
+            if "lora_" in name or "modules_to_save" in name:
                 p.mul_(1.1).add_(torch.randn_like(p) * 0.05)
     return model
 
