@@ -117,7 +117,9 @@ def _need(make: Any, rule: Rule, record: Any, name: str) -> tuple[int, int, int,
             check_trained(cut, rule.max_length)
     except LlavaError:
         return 0, len(image_paths(record)), 0, 0  # for what replaces it
-    lost = bool({TRUNCATED, LEFT_OUT} & cut.notes.keys())
+    # Where turns are drawn, of the longest of them: the whole record is never shown.
+    long = rule.max_length is not None and length > rule.max_length
+    lost = long or bool({TRUNCATED, LEFT_OUT} & example.notes.keys())
     return min(length, cut.length(rule.image_tokens)), len(cut.images), targets, lost
 
 

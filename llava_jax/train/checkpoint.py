@@ -82,7 +82,10 @@ class Checkpointer:
             if not damaged[step]:
                 for bad, problems in list(damaged.items())[:-1]:
                     self._set_aside(bad, problems)
-                return self._read(step, like)
+                found = self._read(step, like)
+                if is_main():
+                    self._remove_old()  # a kill between a commit and a removal left one more
+                return found
         if steps and all(problems == [f"{SUMS} is missing"] for problems in damaged.values()):
             raise LlavaError(
                 f"{self._folder}: no checkpoint has {SUMS}; an earlier version wrote them, or it was "
@@ -202,16 +205,11 @@ class Checkpointer:
     def _make_folder(self) -> None:
         """Makes the folder, without what a killed run began to write or to remove."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._clear()
+        clear(self._folder)
 
     def _make_work(self, work: Path) -> None:
-        self._clear()
+        clear(self._folder)
         (work / STATE).mkdir(parents=True)
-
-    def _clear(self) -> None:
-        """Removes what no save or removal is at any more: a folder that was read-only kept it."""
-        for path in self._folder.glob(".*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
 
     def _finish(self, step: int, meta: dict[str, Any]) -> bool:
         """Commits what all processes wrote; False, and a line in the log, where that fails."""
@@ -227,16 +225,16 @@ class Checkpointer:
             self._say_lost(step, error)
             return self._drop(step, meta)
         log.debug("saved step %d", step)
-        for old in self.steps()[: -self._keep]:
-            self._remove(old)
+        self._remove_old()
         return True
 
-    def _remove(self, step: int) -> None:
-        """Removes an old step. It loses its name first: half of one would look like a damaged one."""
-        gone = self._folder / f".{step}.tmp"
-        with contextlib.suppress(OSError):
-            (self._folder / str(step)).rename(gone)
-            shutil.rmtree(gone)
+    def _remove_old(self) -> None:
+        """Removes all steps but the newest. They lose their names first: half of one would look damaged."""
+        for step in self.steps()[: -self._keep]:
+            gone = self._folder / f".{step}.tmp"
+            with contextlib.suppress(OSError):
+                (self._folder / str(step)).rename(gone)
+                shutil.rmtree(gone)
 
     def _drop(self, step: int, meta: dict[str, Any]) -> bool:
         shutil.rmtree(self._folder / f".{step}.tmp", ignore_errors=True)
@@ -251,6 +249,12 @@ class Checkpointer:
                 self._folder,
                 "" if step == self.ends else "; training goes on",
             )
+
+
+def clear(folder: Path) -> None:
+    """Removes what no save or removal is at any more: a kill left it, or a folder that was read-only."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def reason_of(error: BaseException) -> str:

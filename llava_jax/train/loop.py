@@ -17,7 +17,7 @@ import jax
 
 from llava_jax.errors import Diverged, LlavaError, Stopped
 from llava_jax.sharding import make_mesh, put_batch
-from llava_jax.train.checkpoint import Checkpointer
+from llava_jax.train.checkpoint import Checkpointer, clear
 from llava_jax.train.control import put_flags, stop_flag
 from llava_jax.train.distributed import check_alike, gather, is_main, on_main, together
 from llava_jax.train.log import open_log
@@ -160,6 +160,8 @@ def _finished(config: Any, workdir: Path, changed: list[str]) -> int | None:
     done = finished(workdir)
     if done is None or goes_on(done, config, changed):
         return None
+    if is_main():
+        clear(workdir / "checkpoints")
     log.info("%s: finished before, %d steps", workdir, done["steps"])
     if early := done.get("early"):
         log.info("%s", stopped_early(done["steps"], early["of"], config.early_stop))

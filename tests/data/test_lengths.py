@@ -94,6 +94,12 @@ def test_drawn_turns_count_with_the_longest(count):
     good = whole.length > 0
     assert (drawn.length[good] <= whole.length[good]).all()
     assert (drawn.targets[good] < whole.targets[good]).any()
+    # Only what is drawn can be cut, not the whole record.
+    limit = int(drawn.length.max())
+    assert limit < whole.length.max()
+    short, *_ = count(turns="independent", turns_per_sample=1, max_length=limit)
+    assert not short.cut.any()
+    np.testing.assert_array_equal(short.length[good], drawn.length[good])
 
 
 def test_a_folder_that_cannot_be_written_to_leaves_the_users_cache(count, tmp_path, monkeypatch):

@@ -50,6 +50,12 @@ def restored(folder, like=None) -> Any:
         checkpoints.close()
 
 
+def test_what_a_kill_left_to_be_removed_is_removed_at_the_next_start(tmp_path):
+    saved(tmp_path, 1, 2, 3, keep=3)
+    assert restored(tmp_path)[1] == {"step": 3}
+    assert names(tmp_path) == ["2", "3"]
+
+
 def names(folder):
     return sorted(p.name for p in folder.iterdir())
 

@@ -100,9 +100,13 @@ def test_a_run_leaves_log_curve_board_model_and_report(uninterrupted, made):
 def test_a_finished_run_is_not_run_again(uninterrupted, made):
     workdir, export = uninterrupted
     stamp = (export / "llava_jax.json").stat().st_mtime_ns
+    # What a folder that became read-only in the middle of a removal kept.
+    half = workdir / "checkpoints" / ".2.tmp" / "state"
+    half.mkdir(parents=True)
     config = config_of(made, **{"mesh.fsdp": 1, "mesh.data": 8})
     assert run_stages(config, workdir, quiet=True) == export
     assert (export / "llava_jax.json").stat().st_mtime_ns == stamp
+    assert not half.parent.exists()
 
 
 def test_an_export_that_is_gone_is_made_again(uninterrupted, made, tmp_path):
