@@ -34,4 +34,4 @@ def test_easy_vqa(tmp_path):
     )
     scored = json.loads((tmp_path / "easy_vqa" / "exact_match.json").read_text())
     assert scored["n"] > 0
-    assert scored["mean"] > 0.95, scored["kinds"]
+    assert scored["mean"] >= 0.995, scored["kinds"]
