@@ -48,7 +48,7 @@ def test_easy_vqa_trains_to_the_same_losses(tmp_path):
             for stage in ("stage1", "stage2")
             for line in (work / stage / "metrics.jsonl").read_text().splitlines()
         ]
-        held = json.loads((work / "stage2" / "heldout.json").read_text())
+        held = json.loads((work / "heldout.json").read_text())
         losses.append(([(row["step"], row["loss"]) for row in rows if "loss" in row], held["loss"]))
     assert losses[0] == losses[1]
     assert len(losses[0][0]) > 2
