@@ -7,6 +7,7 @@ Scorer: LLaVA eval_pope.py = the owner's evaluate.py. It zips answers to labels 
 from pathlib import Path
 from typing import Any
 
+from llava_jax.errors import counted
 from llava_jax.eval.answers import Answer, join
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import ID, expect, find, read_checked
@@ -36,10 +37,11 @@ class Pope(Task):
         labels, asked = _read_labels(data), self._asked(data)
         every = [(split, r) for split, rows in labels.items() for r in rows]
         truth: dict[Place, str] = {}
+        both: dict[Place, None] = {}
         for split, r in every:
             place, label = (split, r["image"], _question(r["text"])), _yes_no(r["label"])
             if truth.setdefault(place, label) != label:
-                raise DataError(f"{data}: {split}, {r['image']}: {r['text']!r} is yes and no")
+                both[place], truth[place] = None, label
         given = self.read(answers, settings)
         how: dict[str, Any] = {"images": {key: [image] for key, (_, image, _) in asked.items()}}
         how |= {"left_out_of": ("f1_llava_script",), "strict": settings.strict}
@@ -65,6 +67,10 @@ class Pope(Task):
         notes = []
         if unasked := len(every) - len(asked):
             notes.append(f"the label files hold {unasked} questions that were not asked")
+        if both:
+            split, image, text = next(iter(both))
+            found = f"{counted(len(both), 'question')} labelled yes and no: the last label counts"
+            notes.append(f"{found} ({split}, {image}: {text!r})")
         if len(ours) < len(SPLITS):
             notes.append(f"splits in it: {', '.join(ours)}")
         tables = {"per split": ours, "LLaVA script (zip by position)": script}
