@@ -23,9 +23,9 @@ from bench import frame, models
 
 HELD = ("bfloat16", "int8", "nf4")
 HEAD = (
-    *("hardware", "held", "batch", "must read, MB", "moves, MB", "share", "kernels"),
-    *("temporary, MB", "at least, ms", "compiled in, s"),
-)
+    "hardware", "held", "batch", "must read, MB", "moves, MB", "share", "kernels",
+    "temporary, MB", "at least, ms", "compiled in, s",
+)  # fmt: skip
 
 
 def main(name: str, words: list[str]) -> int:
@@ -171,13 +171,16 @@ def decoding(topology: Any, held: str, batch: int, args: argparse.Namespace) -> 
     moved, kernels = _moved(module, loop)
     moved += batch * whole_blocks * entry
     return {
-        **{"hardware": topology.name, "held": held, "batch": batch},
-        **{"must read, MB": must / 1e6, "moves, MB": moved / 1e6, "share": must / moved},
-        **{
-            "kernels": kernels,
-            "temporary, MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,
-        },
-        **{"at least, ms": moved / topology.chip.hbm * 1e3, "compiled in, s": seconds},
+        "hardware": topology.name,
+        "held": held,
+        "batch": batch,
+        "must read, MB": must / 1e6,
+        "moves, MB": moved / 1e6,
+        "share": must / moved,
+        "kernels": kernels,
+        "temporary, MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "at least, ms": moved / topology.chip.hbm * 1e3,
+        "compiled in, s": seconds,
         "weights, MB": shapes.weights() / 1e6,
     }
 
@@ -198,8 +201,14 @@ def reading(topology: Any, args: argparse.Namespace) -> dict[str, Any]:
     generator = shapes.generator
     tokens, row = np.zeros((1, generator.chunk), np.int32), np.zeros(1, np.int32)
     chunk = Chunk(
-        **{"tokens": tokens, "places": tokens, "positions": tokens, "ahead": row},
-        **{"slots": row, "start": row, "length": row, "last": row > 0},
+        tokens=tokens,
+        places=tokens,
+        positions=tokens,
+        ahead=row,
+        slots=row,
+        start=row,
+        length=row,
+        last=row > 0,
     )
     controls = jax.tree.map(np.asarray, Controls.rows(1))
     with generator.scope():
@@ -218,8 +227,11 @@ def reading(topology: Any, args: argparse.Namespace) -> dict[str, Any]:
     flops = 2 * products * generator.chunk
     seconds = max(moved / topology.chip.hbm, flops / topology.chip.flops)
     return {
-        **{"hardware": topology.name, "tokens": generator.chunk, "moves, MB": moved / 1e6},
-        **{"weights, MB": shapes.weights() / 1e6, "at least, ms": seconds * 1e3},
+        "hardware": topology.name,
+        "tokens": generator.chunk,
+        "moves, MB": moved / 1e6,
+        "weights, MB": shapes.weights() / 1e6,
+        "at least, ms": seconds * 1e3,
         "temporary, MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,
     }
 
@@ -263,11 +275,11 @@ def _moved(module: Any, name: str) -> tuple[float, int]:
             more = _moved(module, one.called("to_apply")[0])
         elif one.op == "while":  # attention by XLA; its keys are counted by the caller
             more = 0.0, sum(_moved(module, body)[1] for body in one.called("body"))
-        elif one.op in traffic._FREE or one.op.endswith("-done"):
+        elif one.op in traffic.FREE or one.op.endswith("-done"):
             continue
         elif "mha_forward" in one.rest:  # attention by Pallas
             more = 0.0, 1
         else:
-            more = traffic._moved(module, computation, one), 1
+            more = traffic.moved_by(module, computation, one), 1
         total, kernels = total + more[0], kernels + more[1]
     return total, kernels

@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from bench import frame, models
-from bench.infer import Ours
+from bench.infer import Ours, ours_alone
 
 RULES = ("visionzip", "divprune", "pool")
 SMALL = (12, 8, 4)  # of the shipped model's 16
@@ -35,15 +34,10 @@ def main(name: str, words: list[str]) -> int:
     parser.add_argument(
         "--pictures", type=int, default=40, help="that questions are about; 0: none"
     )
-    parser.set_defaults(quantize="", systems=["llava_jax"])
     args = parser.parse_args(words)
-    args.dtype = "float32" if frame.ON_CPU else "bfloat16"
-    with tempfile.TemporaryDirectory() as folder:
-        args.folder = folder
-        models.save_random(args.size, Path(folder), args.dtype)
-        with frame.Systems({"llava_jax": "bench.budget:Budgets"}, args) as systems:
-            speed = _speed(systems, args)
-            right = systems.ask("llava_jax", "right")["gave"] if args.pictures else []
+    with ours_alone("bench.budget:Budgets", args) as systems:
+        speed = _speed(systems, args)
+        right = systems.ask("llava_jax", "right")["gave"] if args.pictures else []
     head = ["features", "positions", "cache, MB", "prefill", "median", "of all", "requests a second", "median"]  # fmt: skip
     frame.show(head, speed)
     frame.show(["features", *(f"{by}, {at}" for by in RULES for at in ("consecutive", "original"))], right)  # fmt: skip

@@ -15,7 +15,9 @@ matvec (copy on a GPU), measured in the same run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,20 @@ def main(name: str, words: list[str]) -> int:
         models.save_random(args.size, Path(args.folder), args.dtype)
         with frame.Systems(kinds, args) as systems:
             return _run(systems, args, name)
+
+
+@contextlib.contextmanager
+def ours_alone(kind: str, args: argparse.Namespace) -> Iterator[frame.Systems]:
+    """Ours in one process, as `kind` ("module:Class"), with random weights of `args.size`.
+
+    Sets what Ours reads of args and has no option: dtype, folder, quantize, systems.
+    """
+    args.dtype = "float32" if frame.ON_CPU else "bfloat16"
+    args.quantize, args.systems = "", ["llava_jax"]
+    with tempfile.TemporaryDirectory() as args.folder:
+        models.save_random(args.size, Path(args.folder), args.dtype)
+        with frame.Systems({"llava_jax": kind}, args) as systems:
+            yield systems
 
 
 def peers() -> bool:

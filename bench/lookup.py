@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from bench import frame, models
-from bench.infer import Ours
+from bench.infer import Ours, ours_alone
 
 
 def main(name: str, words: list[str]) -> int:
@@ -29,19 +28,12 @@ def main(name: str, words: list[str]) -> int:
     parser.add_argument("--text", type=int, default=64, help="tokens of text in a prompt")
     parser.add_argument("--tokens", type=int, default=64, help="that a timed answer has")
     parser.add_argument("--pictures", type=int, default=20, help="that questions are about")
-    parser.set_defaults(quantize="", systems=["llava_jax"])
     args = parser.parse_args(words)
-    args.dtype = "float32" if frame.ON_CPU else "bfloat16"
-    with tempfile.TemporaryDirectory() as folder:
-        args.folder = folder
-        models.save_random(args.size, Path(folder), args.dtype)
-        with frame.Systems({"llava_jax": "bench.lookup:Lookup"}, args) as systems:
-            rows = [row for batch in args.batch for row in _rows(systems, args, batch)]
-            kinds = (
-                systems.ask("llava_jax", "kinds", max(args.guesses))["gave"]
-                if args.pictures
-                else []
-            )
+    with ours_alone("bench.lookup:Lookup", args) as systems:
+        rows = [row for batch in args.batch for row in _rows(systems, args, batch)]
+        kinds = []
+        if args.pictures:
+            kinds = systems.ask("llava_jax", "kinds", max(args.guesses))["gave"]
     frame.show(["rows", "guesses", "tokens a pass", "a token, ms", "median", "of none"], rows)
     frame.show(["kind of question", "tokens", "passes", "tokens a pass"], kinds)
     frame.record(name, args, rows=rows, kinds=kinds)

@@ -14,8 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_along = partial(jnp.take_along_axis, axis=1)
 _exact = partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
+
+
+def _pick(x_MSD: jax.Array, at_MT: jax.Array) -> jax.Array:
+    """Rows of each image -> [M, T, D]."""
+    return jnp.take_along_axis(x_MSD, at_MT[..., None], axis=1)
 
 
 def merged_of(tokens: int) -> int:
@@ -42,13 +46,12 @@ def visionzip(
     target, other = rest[:, every], rest[:, np.delete(np.arange(rest.shape[1]), every)]
     keys = keys_MSH.astype(jnp.float32)
     keys = keys / jnp.linalg.norm(keys, axis=-1, keepdims=True)
-    pick = lambda x, at: _along(x, at[..., None])  # noqa: E731
-    near = _exact("moh,mth->mot", pick(keys, other), pick(keys, target))
+    near = _exact("moh,mth->mot", _pick(keys, other), _pick(keys, target))
     joins = jax.nn.one_hot(near.argmax(-1), merged)  # [M, O, T]
-    total = _exact("mot,mod->mtd", joins, pick(states_MSD, other).astype(jnp.float32))
+    total = _exact("mot,mod->mtd", joins, _pick(states_MSD, other).astype(jnp.float32))
     mean = total / jnp.maximum(joins.sum(1), 1)[..., None]
     places = jnp.concatenate([order[:, :first], target], axis=1)
-    kept = pick(states_MSD, places)
+    kept = _pick(states_MSD, places)
     return kept.at[:, first:].add(mean.astype(kept.dtype)), places
 
 
@@ -75,7 +78,7 @@ def divprune(features_MID: jax.Array, tokens: int) -> tuple[jax.Array, jax.Array
     begin = take(jnp.zeros((m, tokens), jnp.int32), apart[rows, first], 0, first)
     places, _ = jax.lax.fori_loop(1, tokens, choose, begin)
     places = jnp.sort(places, axis=1)
-    return _along(features_MID, places[..., None]), places
+    return _pick(features_MID, places), places
 
 
 def pool(patches_MPD: jax.Array, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
@@ -90,13 +93,12 @@ def pool(patches_MPD: jax.Array, grid: tuple[int, int]) -> tuple[jax.Array, jax.
 
 
 def _areas(side: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(float32[count, side], int32[count]): weights of the means of `count` areas, and their middles."""
-    at = np.arange(count)
-    first, last = (
-        at * side // count,
-        -(-(at + 1) * side // count),
-    )  # overlapping where it does not divide
-    inside = (np.arange(side) >= first[:, None]) & (np.arange(side) < last[:, None])
-    return inside.astype(np.float32) / (last - first)[:, None], ((first + last - 1) // 2).astype(
-        np.int32
-    )
+    """(float32[count, side], int32[count]): weights of the means of `count` areas, and their middles.
+
+    Where `count` does not divide `side`, neighbouring areas overlap.
+    """
+    at, patches = np.arange(count), np.arange(side)
+    first, last = at * side // count, -(-(at + 1) * side // count)
+    inside = (patches >= first[:, None]) & (patches < last[:, None])
+    weights = inside.astype(np.float32) / (last - first)[:, None]
+    return weights.astype(np.float32), ((first + last - 1) // 2).astype(np.int32)

@@ -130,10 +130,11 @@ def replica_groups(attributes: str, total: int) -> np.ndarray:
 
 # HBM -----------------------------------------------------------------------------------------------
 
-_FREE = {
+FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "iota", "partition-id", "opt-barrier", "copy-done", "async-done"),
 }
+"""Operations that move no bytes of their own."""
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """{what writes a part of its first operand in place: which operand is that part}"""
@@ -152,13 +153,13 @@ def hbm_bytes(module: Module) -> float:
             continue
         computation = module.computations[name]
         for one in computation.values():
-            if one.op in _FREE or one.op.endswith("-done"):
+            if one.op in FREE or one.op.endswith("-done"):
                 continue
-            total += times.times * _moved(module, computation, one)
+            total += times.times * moved_by(module, computation, one)
     return total
 
 
-def _moved(module: Module, computation: dict[str, Instruction], one: Instruction) -> float:
+def moved_by(module: Module, computation: dict[str, Instruction], one: Instruction) -> float:
     operands = [computation[name] for name in one.operands if name in computation]
     if one.op in ("copy-start", "slice-start", "collective-permute-start", "all-gather-start"):
         # Its shape holds the operand too; a slice is moved alone.

@@ -76,7 +76,7 @@ def test_bytes_in_hbm_take_no_longer_than_libtpu_expects_of_its_kernels(monkeypa
         for one in () if times.fused else computation.values():
             cycles = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
             if cycles:
-                seconds = traffic._moved(module, computation, one) / bandwidth
+                seconds = traffic.moved_by(module, computation, one) / bandwidth
                 moved += times.times * min(seconds, int(cycles[1]) / 1.5e9)
                 counted += times.times * seconds
                 expected += times.times * int(cycles[1]) / 1.5e9
