@@ -149,7 +149,7 @@ class DataGroup(ImageLimits):
         "folder of the images, on a disk or gs://..., s3://...: one for all files, or one per file", resume=True, host=True,
         aliases="data_root image_dir images")
     weights: tuple[float, ...] = setting((), "how often an epoch shows each file; empty: once",
-        low=0)
+        low=0, high=1000)
     version: str = setting("v1", "conversation template: plain, v1, llama_2, mpt, ...")
     turns: str = setting("conversation",
         "independent: questions about an image do not see each other",

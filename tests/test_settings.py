@@ -68,7 +68,7 @@ def test_parts_that_learn_are_those_that_training_knows():
         ("system", 3, "system is 3, not a string"),
         ("data.length_buckets", (), "data.length_buckets is empty"),
         ("data.length_buckets", (4, 4), "data.length_buckets (4, 4) must be in rising order"),
-        ("data.weights", (1.0, -1.0), "data.weights is (1.0, -1.0), but must be at least 0"),
+        ("data.weights", (1.0, -1.0), "data.weights is (1.0, -1.0), but must be from 0 to 1,000"),
         (
             "remat",
             "ful",

@@ -95,6 +95,11 @@ def _refuse_weight(key: str, value: Any, where: str = "") -> None:
         raise SampleError(f"{where}`{key}` is {value!r:.60}: every answer counts once", fix=fix)
 
 
+def is_picture_key(key: Any, value: Any) -> bool:
+    """Whether a key is called as those of pictures are, and its value may be one."""
+    return isinstance(key, str) and bool(_PICTURE_KEYS.fullmatch(key)) and _holds(value)
+
+
 def _holds(value: Any) -> bool:
     """Whether a value may be pictures, and is no number of them."""
     return isinstance(value, (str, bytes, list, dict))

@@ -33,7 +33,7 @@ from llava_jax.images.decode import Limits
 from llava_jax.processes import Lost, in_processes
 from llava_jax.progress import progress
 from llava_jax.storage import is_address
-from llava_jax.text.records import USERS, image_paths
+from llava_jax.text.records import USERS, image_paths, record_id
 from llava_jax.text.sample import ExampleMaker
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,11 @@ def check(
     if not checked.records:
         raise SampleError(f"{file}: there are no samples")
     if Path(file).name == stored.RECORDS and stored.is_packed(str(Path(file).parent)):
-        log.warning("%s is packed: its pictures were checked before, or are not", file)
+        log.warning("%s is packed: no picture in it is looked at, only which were missing", file)
+        for row in sorted(stored.Packed(str(Path(file).parent)).missing - checked.bad_records):
+            checked.bad_records.add(row)
+            finding = Finding(f.MISSING, "when the data were packed")
+            checked.add(row, record_id(checked.data[row], row), finding)
         users = {}
     checked.pictures = len(users)
     started = time.monotonic()

@@ -138,7 +138,8 @@ def _check_form(form: str, default: str, where: str) -> None:
     except ValueError as e:
         raise ConfigError(f"{where} is {form!r}: {e}") from None
     apart = set(used) & ({"id"} if "id" in known else set(known))  # of one picture from another
-    if default and not (apart and set(used) <= set(known)):
+    many = used.count("") > known.count("")
+    if default and (many or not (apart and set(used) <= set(known))):
         names = " and ".join("{" + name + "}" for name in known)
         raise ConfigError(f"{where} is {form!r}, and needs {names}", fix=f"as in {default!r}")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_jax.data.records import picture_key, refuse_unknown
+from llava_jax.data.records import is_picture_key, picture_key, refuse_unknown
 from llava_jax.datasets import stream
 from llava_jax.datasets.source import Record
 from llava_jax.errors import SampleError
@@ -26,6 +26,8 @@ ROLES = {
 }
 _TURNS = ("conversations", "messages", "conversation")
 _PICTURES = ("image", "images")
+_PART = ("image", "image_url", "url", "path")
+"""The keys of an image part that may hold its picture."""
 _SUFFIX = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 
 Save = Callable[[bytes], str]
@@ -156,19 +158,35 @@ def _turn(turn: Any, placed: list[Any]) -> tuple[str, str]:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if isinstance(part, str) or kind == "text":
-            text = part if isinstance(part, str) else part.get("text") or ""
+            text = part if isinstance(part, str) else part.get("text")
             if not isinstance(text, str):
                 raise SampleError(f"a part of a turn has no text but {text!r:.60}")
+            own = part if isinstance(part, Mapping) else {}
+            if key := next((k for k, v in own.items() if v and is_picture_key(k, v)), None):
+                raise SampleError(f"a part of a turn is a text, and has a picture under `{key}`")
             parts.append(text)
         elif kind in ("image", "image_url"):
-            own = next(
-                (part[k] for k in ("image", "image_url", "url", "path") if part.get(k)), None
-            )
-            placed.append(own["url"] if isinstance(own, Mapping) and "url" in own else own)
+            placed.append(_part_picture(part, len(placed)))
             parts.append(f"{IMAGE_TAG}\n")
         else:
             raise SampleError(f"a part of a turn is {kind!r}, which is neither text nor image")
     return role, "".join(parts)
+
+
+def _part_picture(part: Mapping[str, Any], place: int) -> Any:
+    """The picture of an image part, None where it stands beside the turns. place: among all of them."""
+    keys = [k for k, v in part.items() if v and (k in _PART or is_picture_key(k, v))]
+    own = part[keys[0]] if keys else None
+    if part.get("text"):
+        raise SampleError(f"a part of a turn is an image, and has the text {part['text']!r:.60}")
+    if any(part[key] != own for key in keys):
+        raise SampleError(f"a part of a turn has pictures under {' and '.join(keys)}")
+    if keys and keys[0] not in _PART:
+        fix = f"rename the key `{keys[0]}` to `image`"
+        raise SampleError(f"the picture of a part of a turn is under `{keys[0]}`", fix=fix)
+    if (index := part.get("index")) is not None and index != place:
+        raise SampleError(f"image part {place} of its turns has index {index!r:.60}")
+    return own["url"] if isinstance(own, Mapping) and "url" in own else own
 
 
 def _pictures(row: Mapping[str, Any], placed: list[Any]) -> list[Any]:

@@ -68,6 +68,14 @@ class Source:
         """All files that are read."""
         return [self.path(which) for which in self.files]
 
+    def image_path(self, *values: Any, **named: Any) -> str:
+        """`image` with what names a picture. Raises ValueError for a value that it does not take."""
+        try:
+            return self.image.format(*values, **named)
+        except (ValueError, TypeError, LookupError, AttributeError) as e:
+            given = ", ".join(f"{v!r:.60}" for v in (*values, *named.values()))
+            raise ValueError(f"image = {self.image!r} does not take {given} ({e})") from None
+
     def rows(self, path: Path, key: str | None = None) -> Iterator[Any]:
         """`stream.rows` of a file; an error about a row then names it."""
         for n, row in enumerate(stream.rows(path, key, told=self.told, doubled=True)):
@@ -129,8 +137,13 @@ def about_image(id_: str, image: str, pairs: Pairs, prompt: str = "") -> Record:
     return {"id": id_, "image": image, "conversations": conversation([(first, answer), *pairs[1:]])}
 
 
-def capital(text: str) -> str:
-    """A text with a capital at its start, as all short answers of the published file have it."""
+def capital(text: Any) -> str:
+    """A text with a capital at its start, as all short answers of the published file have it.
+
+    Raises ValueError for what is no text.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"an answer is {text!r:.60}, not a text")
     text = text.strip()
     return text[:1].upper() + text[1:]
 

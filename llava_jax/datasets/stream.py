@@ -43,6 +43,7 @@ def rows(
                     yield from text.elements()
                 else:
                     text.value()
+            text.end()
             if not found:
                 raise SampleError(f"{path}: there is no list under {key!r}")
 
@@ -58,6 +59,7 @@ def entries(path: str | Path, *, told: Told | None = None) -> Iterator[tuple[str
                     yield name, element
             else:
                 yield name, text.value()
+        text.end()
 
 
 class _Text:

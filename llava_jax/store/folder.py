@@ -78,7 +78,11 @@ def refuse_other(job: Job) -> None:
         except LlavaError:
             same = False
         if not same:
-            raise LlavaError(f"{folder} holds {name}, which is of other data", fix=fix)
+            raise LlavaError(
+                f"{folder} holds {name}, which is not of this JSON, --images (as it was written then) and "
+                f"--per-shard",
+                fix=fix,
+            )
     others = sorted(p.name for p in folder.iterdir() if not _TEMPORARY.fullmatch(p.name))
     if others and not ours:
         raise LlavaError(f"{folder} holds {others[0]}, which data pack did not make", fix=fix)
@@ -101,9 +105,9 @@ def hold(job: Job) -> Iterator[None]:
 
 def clean(job: Job) -> None:
     """Removes what only a folder that is not finished needs, and what killed processes left."""
-    for number in range(job.shards):
-        job.facts(number).unlink(missing_ok=True)
-    (Path(job.out) / BEGUN).unlink(missing_ok=True)
+    for path in (*map(job.facts, range(job.shards)), Path(job.out) / BEGUN):
+        if path.exists():  # a finished folder may be read-only
+            path.unlink(missing_ok=True)
     for path in Path(job.out).glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)

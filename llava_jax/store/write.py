@@ -245,8 +245,9 @@ def _unchanged(job: Job, source: JsonFile, rows: dict[int, dict[str, Any]]) -> d
             if lost is not None:
                 good[row["shard"]] = row
     if gone:
-        what = f"{counted(gone, 'packed record')} lack a picture in {job.images or 'the current folder'} today"
-        log.warning("%s: their shards stay as they are", what)
+        where = job.images or "the current folder"
+        what = f"in {where} today, pictures of {counted(gone, 'packed record')} are missing"
+        log.warning("%s: their shards stay, whatever else of them has changed", what)
     return good
 
 

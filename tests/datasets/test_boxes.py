@@ -1,10 +1,14 @@
 """Boxes in pixels, on the padded square and in thousandths."""
 
+import math
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_jax.datasets import boxes
+from llava_jax.datasets.sources.regions import region_pair
 from llava_jax.errors import SampleError
 
 
@@ -20,6 +24,11 @@ def test_text_of_a_box_has_two_decimals_and_no_zero_at_the_end():
     assert boxes.box_text((0.284, 0.8, 0.476, 1)) == "[0.28, 0.8, 0.48, 1.0]"
     assert boxes.read_box("It is at [0.28, 0.8,0.48, 1.0].") == (0.28, 0.8, 0.48, 1.0)
     assert boxes.read_box("nowhere [1, 2, 3]") is None
+
+
+@pytest.mark.parametrize("box", [(math.nan, 0, 9, 9), (5, 5, 5, 9), (9, 9, 5, 5), (-9, -9, 0, 0)])
+def test_a_box_without_an_area_is_no_region(box):
+    assert region_pair("a cat", box, 64, 48, random.Random(0)) is None
 
 
 def test_thousandths_are_of_the_picture_itself():

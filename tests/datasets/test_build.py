@@ -136,6 +136,8 @@ def test_a_set_of_ones_own(raw, tmp_path):
         ("[[set]]\nsource='records'\npaths=['a']\nprompt='x'", "'prompt' is not a field"),
         ("[[set]]\nsource='records'\npaths=[5]", "paths is [5], not a list of names"),
         ("[[set]]\nsource='records'\npaths=['a']\npictures='../..'", "not the name of a folder"),
+        ("[[set]]\nsource='records'\npaths=['a', 'b', 'a']", "paths has 'a' twice"),
+        ("[[set]]\nsource='gqa'\nimage='{}{}'", "image is '{}{}', and needs {}"),
         ("[[set]]\nsource='none.py'", "none.py has no SOURCE"),
         ("[[set]]\nsource='raises.py'", "raises.py: ZeroDivisionError"),
     ],

@@ -247,15 +247,17 @@ def test_of_packed_data_the_records_are_looked_at(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "good.png").write_bytes(encoded(picture(1), "PNG"))
     rows = [record("good", "good.png"), record("unanswered", None, "Hi", "")]
+    rows.append(record("lacking", "gone.png"))
     (tmp_path / "data.json").write_text(json.dumps(rows))
     pytest.importorskip("array_record")
     pack(str(tmp_path / "data.json"), str(tmp_path / "images"), str(tmp_path / "packed"))
     for name in ("packed", "packed/records.jsonl"):
         assert main(["data", "check", str(tmp_path / name)]) == 1
         said = capsys.readouterr().out
-        assert "2 records, 0 pictures" in said
+        assert "3 records, 0 pictures" in said
         assert "no answer" in said
-        assert "missing picture" not in said
+        assert "BAD         1  missing picture" in said
+        assert "[2] lacking: when the data were packed" in said
     assert main(["data", "stats", str(tmp_path / "packed")]) == 0
     assert main(["data", "show", str(tmp_path / "packed"), "0"]) == 0
 

@@ -146,6 +146,13 @@ PART = [{"type": "image", "path": "u.jpg"}, {"type": "text", "text": "q"}]
         ({"messages": [ASK, ANSWER], "conversations": OURS}, "conversations and messages"),
         ({"messages": [{**ASK, "from": "gpt"}, ANSWER]}, "both `from` and `role`"),
         ({"messages": [ANSWER]}, "no turn is from a user"),
+        ({"messages": [{**ASK, "content": [{"type": "text", "value": "q"}]}, ANSWER]}, "no text but None"),
+        ({"messages": [{**ASK, "content": [{**PART[1], "image": "a.jpg"}]}, ANSWER]}, "under `image`"),
+        ({"messages": [{**ASK, "content": [{**PART[0], "text": "q"}]}, ANSWER]}, "has the text 'q'"),
+        ({"messages": [{**ASK, "content": [{**PART[0], "image": "b"}]}, ANSWER]}, "path and image"),
+        ({"messages": [{**ASK, "content": [{**PART[0], "index": 1}]}, ANSWER]}, "has index 1"),
+        ({"messages": [{**ASK, "content": [{"type": "image", "image_path": "b"}]}, ANSWER],
+          "images": ["a"]}, "under `image_path`"),
         ({"messages": [{**ANSWER, "content": "<image>"}, ASK, ANSWER], "image": "a"}, "in an answer"),
     ],
 )  # fmt: skip

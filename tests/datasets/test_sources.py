@@ -224,7 +224,7 @@ def test_files_that_are_not_of_the_owner(raw, tmp_path):
     with pytest.raises(SampleError) as info:
         records(tmp_path, "aokvqa")
     assert str(info.value).startswith(
-        "aokvqa: aokvqa_v1p0_train.json[0] is not in the owner's form: no 'choices'"
+        "aokvqa: aokvqa_v1p0_train.json[image_id 1] is not in the owner's form: no 'choices'"
     )
 
 
@@ -242,6 +242,10 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
         ("vqav2", 1, '"question_id": 6', '"question_id": 0', "question_id 0 has two annotations"),
         ("vqav2", 0, '"question_id": 6', '"question_id": 0', "question_id 0 is there twice"),
         ("vqav2", 0, '"question": "', '"question": "", "question": "', "'question' is duplicated"),
+        ("vqav2", 1, '"question_id": 0', '"question_id": 99', "no question with question_id 99"),
+        ("vqav2", 1, '"multiple_choice_answer": "', '"multiple_choice_answer": 1, "x": "', "an answer is 1"),
+        ("vqav2", 1, '"image_id": ', '"image_id": "a", "x": ',
+         r"annotations.json\[image_id 'a'\] is not in the owner's form: image = .* does not take 'a'"),
         ("scienceqa", 0, '"answer": 0', '"answer": -1', "answer is -1 of"),
         ("scienceqa", 0, '"answer": 0', '"answer": 9', "answer is 9 of"),
     ],

@@ -1,6 +1,7 @@
 """Large JSON files read one value at a time."""
 
 import json
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -97,3 +98,7 @@ def test_what_is_not_there(file, tmp_path):
     file.write_text('{"a": 1}')
     with pytest.raises(SampleError, match="no list under 'data'"):
         list(stream.rows(file, "data"))
+    file.write_text('{"data": [1]}\n{"data": [2]}')  # what was appended would be passed over
+    for read in (partial(stream.rows, key="data"), stream.entries):
+        with pytest.raises(SampleError, match="not JSON at line 2"):
+            list(read(file))

@@ -196,7 +196,7 @@ def test_a_torn_shard_is_made_again(source, packed, tmp_path, monkeypatch):
 
 
 def test_another_build_is_not_mixed_in(source, packed):
-    with pytest.raises(LlavaError, match="which is of other data"):
+    with pytest.raises(LlavaError, match="which is not of this JSON"):
         pack(str(source), "elsewhere", str(packed), per_shard=10)
     before = (packed / MANIFEST).stat().st_mtime_ns
     pack(str(source), str(source.parent / "img"), str(packed), per_shard=10)

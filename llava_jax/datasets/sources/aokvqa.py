@@ -31,10 +31,11 @@ class AOKVQA(Source):
         for row in self.rows(self.path("train")):
             of[row["image_id"]].append(row)
         for image_id, questions in of.items():
+            self.at = f"{self.path('train').name}[image_id {image_id!r}]"
             for turn in range(max(len(q["choices"]) for q in questions)):
                 pairs = [rotated(q, turn) for q in questions]
                 name = f"aokvqa_{image_id}_{turn}"
-                yield about_image(name, self.image.format(image_id), pairs, self.prompt)
+                yield about_image(name, self.image_path(image_id), pairs, self.prompt)
 
 
 def rotated(row: dict[str, Any], by: int) -> tuple[str, str]:

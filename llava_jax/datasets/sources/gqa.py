@@ -28,7 +28,8 @@ class GQA(Source):
         for _, row in self.entries(self.path("questions")):
             of[row["imageId"]].append((asked(row["question"]), capital(row["answer"])))
         for image_id, pairs in of.items():
-            yield about_image(f"gqa_{image_id}", self.image.format(image_id), pairs, self.prompt)
+            self.at = f"{self.path('questions').name}[imageId {image_id!r}]"
+            yield about_image(f"gqa_{image_id}", self.image_path(image_id), pairs, self.prompt)
 
 
 SOURCE = GQA

@@ -33,7 +33,7 @@ class OCRVQA(Source):
                 if answer.strip()
             ]
             if pairs:
-                yield about_image(key, self.image.format(key), pairs, self.prompt)
+                yield about_image(key, self.image_path(key), pairs, self.prompt)
             else:
                 self.skipped["no answer"] += 1
 

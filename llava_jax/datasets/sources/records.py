@@ -25,6 +25,9 @@ class Records(Source):
             raise ConfigError("records: paths is empty", fix='paths = ["mine.jsonl"]')
         if not all(isinstance(path, str) and path for path in self.paths):
             raise ConfigError(f"records: paths is {list(self.paths)!r:.60}, not a list of names")
+        if len(set(self.paths)) < len(self.paths):
+            twice = next(path for path in self.paths if self.paths.count(path) > 1)
+            raise ConfigError(f"records: paths has {twice!r} twice", fix="weight says how often")
         if self.pictures and (
             self.pictures in (".", "..") or Path(self.pictures).name != self.pictures
         ):

@@ -54,6 +54,7 @@ class RefCOCO(Source):
         for path in map(self.path, self.refs):
             self._read(path, of, sizes)
         for image_id, said in of.items():
+            self.at = f"image_id {image_id!r}"
             rng = random.Random(f"{self.seed} refcoco {image_id}")
             rng.shuffle(said)
             made = [region_pair(text, box, *sizes[image_id], rng) for text, box in said]
@@ -61,7 +62,7 @@ class RefCOCO(Source):
             self.skipped["no area or no text"] += len(made) - len(pairs)
             for n, at in enumerate(range(0, len(pairs), TURNS)):
                 name = f"refcoco_{image_id}_{n}"
-                yield about_image(name, self.image.format(image_id), pairs[at : at + TURNS])
+                yield about_image(name, self.image_path(image_id), pairs[at : at + TURNS])
 
     def _read(self, path: Path, of: dict[int, list], sizes: dict[int, tuple[int, int]]) -> None:
         """Takes the sentences of train, with boxes in pixels, and sizes of pictures, from one set."""

@@ -21,7 +21,7 @@ def region_pair(
     """
     text = text.strip().rstrip(".").rstrip()
     padded: Box = to_padded(box, width, height)
-    if not text or padded[0] >= padded[2] or padded[1] >= padded[3]:
+    if not (text and padded[0] < padded[2] and padded[1] < padded[3]):  # NaN is not less
         return None
     written = box_text(padded)
     if rng.random() < 0.5:

@@ -41,7 +41,7 @@ class ScienceQA(Source):
             question, answer = qcm_lea(problem)
             record: Record = {"id": pid}
             if problem["image"]:
-                record["image"] = self.image.format(id=pid, file=problem["image"])
+                record["image"] = self.image_path(id=pid, file=problem["image"])
                 question = f"{question}\n<image>"
             yield record | {"conversations": conversation([(question, answer)])}
 

@@ -35,7 +35,7 @@ class TextCaps(Source):
             seen.add(name)
             read = OCR.format(", ".join(words.get(name, ()))).strip()
             pair = f"{self.prompt}\n{read}", sentence(row["caption_str"])
-            yield about_image(name, self.image.format(name), [pair])
+            yield about_image(name, self.image_path(name), [pair])
 
 
 SOURCE = TextCaps

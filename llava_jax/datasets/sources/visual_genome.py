@@ -50,7 +50,7 @@ class VisualGenome(Source):
             if not pairs:
                 self.skipped["no region"] += 1
                 continue
-            path = self.image.format(folder=folder, id=image_id)
+            path = self.image_path(folder=folder, id=image_id)
             yield about_image(f"VG_{image_id}", path, pairs)
 
 

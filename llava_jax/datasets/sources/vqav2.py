@@ -37,16 +37,17 @@ class VQAv2(Source):
         of: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
         answered: set[int] = set()
         for row in self.rows(self.path("annotations"), "annotations"):
-            question = texts[row["question_id"]]
+            if (question := texts.get(row["question_id"])) is None:
+                raise ValueError(f"there is no question with question_id {row['question_id']}")
             if row["question_id"] in answered:
                 raise ValueError(f"question_id {row['question_id']} has two annotations")
             answered.add(row["question_id"])
             of[row["image_id"]].append((question, capital(self.answer(row))))
         self.skipped["question without annotation"] += len(texts) - len(answered)
         for image_id, pairs in of.items():
-            yield about_image(
-                f"{self.name}_{image_id}", self.image.format(image_id), pairs, self.prompt
-            )
+            self.at = f"{self.path('annotations').name}[image_id {image_id!r}]"
+            name = f"{self.name}_{image_id}"
+            yield about_image(name, self.image_path(image_id), pairs, self.prompt)
 
     def answer(self, row: dict[str, Any]) -> str:
         """What is trained of an annotation."""
