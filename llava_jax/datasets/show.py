@@ -6,6 +6,8 @@ import argparse
 import base64
 import html
 import io
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,8 @@ from llava_jax.text.sample import ExampleMaker
 from llava_jax.text.show import pieces, show_example, summary, wants_colour
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.util import printable, write_text
+
+log = logging.getLogger(__name__)
 
 COLUMNS = 56
 """How wide a picture is on a terminal, in characters."""
@@ -65,10 +69,12 @@ def find_records(records: JsonFile, wanted: Sequence[str]) -> dict[str, tuple[in
     """
     ids: dict[str, tuple[int, Any]] = {}
     indices: dict[int, Any] = {}
+    alike: Counter[str] = Counter()
     numbers = {int(w) for w in wanted if w.lstrip("-").isdigit()}
     for i, record in enumerate(records.scan()):
         if (name := record_id(record, i)) in wanted:
             ids.setdefault(name, (i, record))
+            alike[name] += 1
         if i in numbers:
             indices[i] = record
     count = len(records)
@@ -79,6 +85,9 @@ def find_records(records: JsonFile, wanted: Sequence[str]) -> dict[str, tuple[in
         at = int(name) if name.lstrip("-").isdigit() else count
         if name in ids:
             found[name] = ids[name]
+            if alike[name] > 1:
+                told = f"{alike[name]:,} samples have the id {name!r}"
+                log.warning("%s: %s; the first is shown", records.path, told)
         elif -count <= at < count:
             found[name] = at % count, indices[at] if at >= 0 else records[at % count]
         else:

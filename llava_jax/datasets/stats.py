@@ -17,6 +17,7 @@ from llava_jax.data.packing import Sizes, fill_rows
 from llava_jax.data.stored import records_path
 from llava_jax.datasets.prompt import maker_of, prompt_of, workers_of
 from llava_jax.datasets.prompts import FREE, kind_of
+from llava_jax.datasets.writer import refuse_there
 from llava_jax.errors import LlavaError, SampleError
 from llava_jax.processes import Lost, in_processes
 from llava_jax.progress import progress
@@ -30,6 +31,7 @@ MEGABYTE = 1_000_000
 WIDTHS = (2048, 4096, 8192)
 BATCH = 16
 """Samples that are padded to the longest of them, where nothing is packed."""
+REPORTS = "stats.json", "stats.png"
 JOB = "llava_jax.datasets.stats:job"
 CHUNK, SECONDS = 200, 120.0
 
@@ -73,6 +75,8 @@ def job(make: ExampleMaker) -> Callable[[Sequence[tuple[int, Any]]], Counts]:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the numbers; --report writes stats.json and stats.png too."""
+    for name in REPORTS if args.report else ():  # before hours of work
+        refuse_there(Path(args.report) / name, "give another --report")
     args.file = records_path(args.file)
     tokenizer, config = prompt_of(args)
     counts = count(args.file, maker_of(args, tokenizer, config), workers_of(args))
@@ -81,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         folder = Path(args.report)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "stats.json", {"file": args.file, **found}, indent=1)
-        plot(counts, found, folder / "stats.png")
+        write_json(folder / REPORTS[0], {"file": args.file, **found}, indent=1)
+        plot(counts, found, folder / REPORTS[1])
     return 0
 
 

@@ -60,6 +60,13 @@ def test_whose_tokens_they_are_is_said_where_nobody_chose(model, data, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_an_id_that_is_there_twice_is_said(model, data, capsys, caplog):
+    data.write_text(json.dumps([RECORDS[0], RECORDS[2], {**RECORDS[2], "id": "first"}]))
+    assert main(["data", "show", str(data), "first", "--model", str(model)]) == 0
+    assert "2 samples have the id 'first'; the first is shown" in caplog.text
+    assert "What is it?" in capsys.readouterr().out
+
+
 def test_sample_in_colour_and_as_tokens(model, data, capsys):
     words = ["data", "show", str(data), "--model", str(model), "--color", "always", "--tokens"]
     assert main(words) == 0

@@ -42,6 +42,8 @@ def test_numbers(model, tmp_path, capsys):
         assert row["packed"] > 0.9
         assert row["cut"] == 0
     assert (tmp_path / "out" / "stats.png").stat().st_size > 10_000
+    assert main(words) == 2
+    assert "stats.json is there already, and is not replaced" in capsys.readouterr().err
 
 
 def test_nothing_to_count(model, tmp_path, capsys):
