@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,10 +47,10 @@ def choose(device: Any, dtype: Any) -> str:
 def compiler_options(platform: str) -> dict[str, str] | None:
     """What XLA is told, beside its defaults, of a program whose products have few rows.
 
-    On a CPU, its products of 4 to 16 rows take 1.2 to 2 times as long by YNNPACK, the default, as by Eigen.
-    None: nothing, also where this jaxlib has no such choice.
+    On a CPU without AVX-512, products of 4 to 16 rows take 1.2 to 2 times as long by YNNPACK, the default,
+    as by Eigen (docs/performance.md). None: nothing, also where this jaxlib has no such choice.
     """
-    if platform != "cpu":
+    if platform != "cpu" or _avx512():
         return None
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
@@ -58,6 +59,14 @@ def compiler_options(platform: str) -> dict[str, str] | None:
     except jax.errors.JaxRuntimeError:
         return None
     return options
+
+
+def _avx512() -> bool:
+    """Whether this processor has AVX-512; True where that cannot be known."""
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].split()
+    except OSError:  # not Linux
+        return True
 
 
 def splits_positions() -> bool:
