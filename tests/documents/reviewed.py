@@ -44,6 +44,7 @@ SLOW = {
     r"--config configs/(easy_vqa|quickstart)\.py": "tests/examples/test_tiny.py, and the 7B's configs",
     r"--config finetune_task_lora_7b --workdir runs/mine": "README.md's line with the file's path",
     r"--config finetune_7b --config\.data\.pack=fill": "tests/rehearsal/test_layouts.py: packed rows",
+    r"^srun --nodes=4 ": "tests/train/test_processes.py: processes that SLURM numbers",
     r"^python bench/attention\.py": "tests/attention/test_kernels.py: what it measures",
     r"^python -m bench train": "tests/train/test_compiled.py: the step that it measures",
     r"^python -m bench pictures": "tests/images/test_resample.py: that pixels are Pillow's",
