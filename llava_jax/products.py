@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,32 +40,6 @@ def choose(device: Any, dtype: Any) -> str:
     capability = str(getattr(device, "compute_capability", ""))  # of an AMD GPU it reads gfx942
     major = capability.partition(".")[0]
     return "triton" if major.isdigit() and int(major) >= 8 else ""
-
-
-@cache
-def compiler_options(platform: str) -> dict[str, str] | None:
-    """What XLA is told, beside its defaults, of a program whose products have few rows.
-
-    On a CPU without AVX-512, products of 4 to 16 rows take 1.2 to 2 times as long by YNNPACK, the default,
-    as by Eigen (docs/performance.md). None: nothing, also where this jaxlib has no such choice.
-    """
-    if platform != "cpu" or _avx512():
-        return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    try:
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            jax.jit(lambda: 0, compiler_options=options)()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options
-
-
-def _avx512() -> bool:
-    """Whether this processor has AVX-512; True where that cannot be known."""
-    try:
-        return "avx512f" in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].split()
-    except OSError:  # not Linux
-        return True
 
 
 def splits_positions() -> bool:

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_jax import products
 from llava_jax.products import FEW_ROWS, choose, quantized
 from llava_jax.quant import dequantize, halves, quantize
 
@@ -58,14 +57,3 @@ class Device:
 )
 def test_the_way_of_a_device(device, dtype, few):
     assert choose(device, dtype) == few
-
-
-@pytest.mark.parametrize(("wide", "told"), [(True, False), (False, True)])
-def test_a_cpu_without_avx512_multiplies_few_rows_by_eigen(wide, told, monkeypatch):
-    monkeypatch.setattr(products, "_avx512", lambda: wide)
-    ask = products.compiler_options.__wrapped__  # without its cache
-    assert bool(ask("cpu")) == told
-    assert ask("tpu") is None
-    x, kernel = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((8, 64), (64, 96)))  # fmt: skip
-    got = jax.jit(jnp.matmul, compiler_options=ask("cpu"))(x, kernel)
-    np.testing.assert_allclose(got, x.astype(np.float64) @ kernel, rtol=0, atol=1e-5)

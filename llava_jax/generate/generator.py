@@ -155,10 +155,9 @@ class Generator:
         self.copy = jax.jit(self._copy, **donated)
         self.mark = jax.jit(self._mark, **donated)
         self.read = jax.jit(self._read, static_argnames=("keep_logits",), **donated)
-        few: Any = {**donated, "compiler_options": products.compiler_options(device.platform)}
-        self.decode = jax.jit(self._decode, static_argnames=("keep_logits", "apart"), **few)
-        self.lookup = jax.jit(partial(lookup.decode, self), static_argnames=("count",), **few)
-        self.beam = jax.jit(self._beam, static_argnames=("keep",), **few)
+        self.decode = jax.jit(self._decode, static_argnames=("keep_logits", "apart"), **donated)
+        self.lookup = jax.jit(partial(lookup.decode, self), static_argnames=("count",), **donated)
+        self.beam = jax.jit(self._beam, static_argnames=("keep",), **donated)
 
     def set_params(self, params: Mapping[str, Any], *, consume: bool = False) -> None:
         """Answers with other parameters of the same shapes and types from now on; compiles nothing."""
