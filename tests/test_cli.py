@@ -39,6 +39,13 @@ def probe(words):
     return told["code"], done.stdout, set(told["modules"]), told["seconds"]
 
 
+def bare_start() -> float:
+    """Processor seconds in which Python starts, with what any command line imports."""
+    code = "import argparse, dataclasses, json, pathlib, time; print(time.process_time())"
+    words = [sys.executable, "-c", code]
+    return min(float(subprocess.check_output(words, timeout=60)) for _ in range(3))
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["--version"], *([c, "--help"] for c in cli.COMMANDS)]
 )
@@ -48,7 +55,8 @@ def test_help_is_quick_and_imports_nothing_heavy(words):
         assert code == 0
         assert out
         assert not HEAVY & modules
-    assert min(seconds for *_, seconds in runs) < 0.5
+    # Half a second of a usual core; what a slow one needs to start Python tells how slow it is.
+    assert min(seconds for *_, seconds in runs) < max(0.5, 8 * bare_start())
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -43,8 +43,8 @@ def adapted(kind: str, **changed):
     )
     config = replace(base.config, lora=lora)
     for name, shape in parameter_shapes(config).items():
-        if is_lora(name):
-            base.params[name] = rng.normal(0, 0.2, shape).astype(np.float32)
+        if is_lora(name):  # small beside the kernels, as trained ones are: 1e-5 holds on every CPU
+            base.params[name] = rng.normal(0, 0.1, shape).astype(np.float32)
     kernel = base.params["projector.linear_0.kernel"]
     if trained:
         noise = rng.normal(0, 0.05, kernel.shape).astype(np.float32)
@@ -91,14 +91,15 @@ def bits(model: LlavaModel, requests: list[Request], engine: Engine | None = Non
 
 def test_an_adapter_answers_as_its_merged_model(model, plain, folders):
     replies = {kind: model.generate_batch([asked(kind)])[0] for kind in folders}
-    own = dict(plain.generator.params())
+    own, wanted = dict(plain.generator.params()), {}
     for kind, folder in folders.items():
         found = load_checkpoint(folder, base="tiny", merge=True, dtype="fp32", allow_pickle=True)
         plain.generator.set_params(found.params)
-        want = plain.generate_batch([asked()])[0]
+        wanted[kind] = plain.generate_batch([asked()])[0]
+    plain.generator.set_params(own)
+    for kind, want in wanted.items():
         assert replies[kind].ids == want.ids, kind
         assert replies[kind].logprobs == pytest.approx(want.logprobs, abs=1e-5), kind
-    plain.generator.set_params(own)
     assert len({reply.logprobs for reply in replies.values()}) == len(KINDS)
 
 
