@@ -58,7 +58,8 @@ class WeightError(LlavaError):
 
 def counted(number: int, noun: str) -> str:
     """ "1 image", "2 images", "1,000 images": for messages."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -265,12 +265,19 @@ class Fill:
     def remark(self) -> str:
         if (empty := self._shape_rows - self.step_rows) and self.share < LOW_FILL:
             return (
-                f"data.pack=fill: {counted(self.step_rows, 'row')} hold the samples of a step, so "
+                f"data.pack=fill: the samples of a step need {counted(self.step_rows, 'row')}, so "
                 f"{empty} of {self._shape_rows} are empty, for micro-batches times devices to divide "
                 "them (use a larger batch_size, a shorter data.pack_length, or fewer of either)"
             )
         if self.share >= LOW_FILL or self._ends[0] == 1:
             return ""
+        last = len(self[0]) - (self._ends[0] - 1) * self.step_rows
+        if self.share * self._ends[0] * self._shape_rows >= LOW_FILL * len(self[0]):
+            return (
+                f"data.pack=fill: only {self.share:.1%} of positions are real tokens: the last of an "
+                f"epoch's {self._ends[0]} steps has {last} of {counted(self.step_rows, 'row')} (another "
+                "data.pack_rows or batch_size may divide them better)"
+            )
         middle, length = float(np.median(self._sizes.length)), self._settings.pack_length
         better = -(-math.ceil(middle * -(-length // middle)) // 128) * 128
         return (

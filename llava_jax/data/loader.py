@@ -223,9 +223,12 @@ class Loader:
         for name, value in state["data"].items():
             value = current(TRAINING[f"data.{name}"], value) if name == "pack" else value
             if ours.get(name) != value:
+                again = "restore it"
+                if name == "pack_rows":
+                    again = f"--config.data.pack_rows={value}"
                 raise ConfigError(
                     f"data.{name} is {ours.get(name)!r} but was {value!r} when this run began",
-                    fix="restore it, or start in a new work directory",
+                    fix=f"{again}, or start in a new work directory",
                 )
         self._bad.restore([row for row in state.get("bad", ()) if self._still_bad(row["index"])])
         self._step = int(state["step"])

@@ -111,11 +111,11 @@ class DataSettings(DataGroup):
         parts = math.lcm(row_parts, process_count)
         if not self.pack and self.batch_size % process_count:
             raise ConfigError(
-                f"data.batch_size {self.batch_size} is not a multiple of the {process_count} hosts"
+                f"batch_size {self.batch_size} is not a multiple of the {process_count} hosts"
             )
         if not self.pack and self.batch_size % parts:  # packed rows are filled up
             raise ConfigError(
-                f"data.batch_size {self.batch_size} cannot be cut into {parts} equal parts "
+                f"batch_size {self.batch_size} cannot be cut into {parts} equal parts "
                 "(micro-batches times devices along the batch)",
                 fix="change batch_size, grad_accum or mesh",
             )
@@ -136,7 +136,7 @@ class DataSettings(DataGroup):
         """Raises ConfigError for settings that data.pack cannot follow."""
         if self.pack and 0 < self.pack_length < longest:
             raise ConfigError(
-                f"data.pack_length {self.pack_length} is shorter than the longest sample, {longest}",
+                f"data.pack_length {self.pack_length} is below the {longest} positions at which samples are cut",
                 fix="raise it, or lower data.max_length",
             )
         if self.pack != "fill":

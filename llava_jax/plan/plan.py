@@ -184,12 +184,14 @@ def _target(topology: Topology, devices: list[Any]) -> str:
 
 def _memory(setup: Setup, compiled: dict[str, Any], topology: Topology) -> dict[str, Any]:
     """Bytes of one device by kind; device: what it has, None where that is not known."""
-    memory = setup.memory
+    memory, peak = setup.memory, compiled["peak"]
+    if setup.program.mesh.devices.flat[0].platform == "cpu":  # whose own peak has no temporaries
+        peak = max(peak, compiled["arguments"] + compiled["temporary"])
     return {
         **asdict(memory),
         "temporary": max(compiled["temporary"] - memory.gradients, 0),
         "host": compiled["host"],
-        "peak": compiled["peak"] + memory.unused,
+        "peak": peak + memory.unused,
         "device": topology.chip.memory if topology.chip else None,
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llava_jax.chips import GIB
+from llava_jax.errors import counted
 
 Row = dict[str, Any]
 
@@ -39,7 +40,7 @@ def _lines(row: Row) -> Iterable[tuple[str, str]]:
     groups = shape["groups"] or shape["rows"]
     yield (
         "mesh",
-        f"{mesh}, {row['grad_accum']} micro-batches a step, remat {row['remat']}, attention {row['attention']}",
+        f"{mesh}, {counted(row['grad_accum'], 'micro-batch')} a step, remat {row['remat']}, attention {row['attention']}",
     )
     yield (
         "a step",
@@ -56,16 +57,16 @@ def _lines(row: Row) -> Iterable[tuple[str, str]]:
     )
     yield (
         "FLOPs",
-        f"{f['sample'] / 1e12:.1f} T a sample (tower {f['tower'] / 1e12:.2f}), {f['stage']:.3g} the "
-        f"stage; a step executes {f['executed'] / 1e15:.2f} P, recomputing {f['recomputed'] / 1e15:.2f}",
+        f"{few(f['sample'] / 1e12)} T a sample (tower {few(f['tower'] / 1e12)}), {f['stage']:.3g} the "
+        f"stage; a step executes {few(f['executed'] / 1e15)} P, recomputing {few(f['recomputed'] / 1e15)}",
     )
     if row["traffic"]:
         sent = ", ".join(
-            f"{flow['collective']} {flow['bytes'] / 1e9:.1f} over {flow['axes']}"
+            f"{flow['collective']} {few(flow['bytes'] / 1e9)} over {flow['axes']}"
             + (" (DCN)" if flow["dcn"] else "")
             for flow in row["traffic"]["links"]
         )
-        yield "sends GB", f"{sent or 'nothing'}; HBM {row['traffic']['hbm'] / 1e9:,.0f}"
+        yield "sends GB", f"{sent or 'nothing'}; HBM {few(row['traffic']['hbm'] / 1e9)}"
     if line := row.get("roofline"):
         yield (
             "at least",
@@ -103,6 +104,11 @@ def _cells(row: Row) -> str:
         " / ".join(f"{h:.1f}" for h in row.get("hours", {}).values()) if row["fits"] else "",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def few(number: float) -> str:
+    """12.3, 0.00123 or 1,234: three digits at least."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def gib(size: float) -> str:

@@ -251,6 +251,15 @@ class Checkpointer:
             )
 
 
+def newest_meta(folder: Path) -> dict[str, Any]:
+    """The meta of the newest step in `folder`, before anything is restored; {} where none can be read."""
+    steps = [path for path in folder.glob("*") if path.name.isdigit()]
+    for step in sorted(steps, key=lambda path: -int(path.name)):
+        with contextlib.suppress(LlavaError, OSError):
+            return read_object(step / RUN)
+    return {}
+
+
 def clear(folder: Path) -> None:
     """Removes what no save or removal is at any more: a kill left it, or a folder that was read-only."""
     for path in folder.glob(".*.tmp"):

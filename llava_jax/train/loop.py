@@ -29,7 +29,7 @@ from llava_jax.train.profiling import Profile
 from llava_jax.train.program import make_program
 from llava_jax.train.resume import begin, check_same, finish, finished, goes_on
 from llava_jax.train.skips import LAST_GOOD, Skips
-from llava_jax.train.steps import Feed, Saver, make_metrics, open_loader, room_for
+from llava_jax.train.steps import Feed, Saver, kept_rows, make_metrics, open_loader, room_for
 from llava_jax.train.supervise import alive
 from llava_jax.train.validate import Validation, stopped_early
 
@@ -57,7 +57,8 @@ def train(
         mesh = make_mesh(**config.mesh)
         opened = together(lambda: open_model(config))
         bad = str(workdir / "bad.jsonl")
-        loader = together(lambda: open_loader(config, opened, mesh, bad_report=bad))
+        rows = together(lambda: kept_rows(config, workdir / "checkpoints"))
+        loader = together(lambda: open_loader(config, opened, mesh, bad_report=bad, **rows))
         cleanup.callback(loader.close)
         check_alike({f"data.{name}": value for name, value in loader.identity().items()})
         steps = config.steps or loader.steps(config.epochs)

@@ -22,7 +22,7 @@ from llava_jax.data.loader import Loader, make_loader
 from llava_jax.data.settings import DataSettings, padded_lengths
 from llava_jax.errors import LlavaError, NotSaved, Stopped
 from llava_jax.sharding import check_lengths, counted_row_parts, own_row_parts, row_parts
-from llava_jax.train.checkpoint import Checkpointer, reason_of
+from llava_jax.train.checkpoint import Checkpointer, newest_meta, reason_of
 from llava_jax.train.control import Flags
 from llava_jax.train.distributed import gather, is_main, together
 from llava_jax.train.meter import flops_of_steps
@@ -60,6 +60,17 @@ def open_loader(config: Any, model: Opened, mesh: Mesh, *, say: bool = True, **d
         epochs=config.epochs,
         steps=config.steps,
     )
+
+
+def kept_rows(config: Any, checkpoints: Path) -> dict[str, Any]:
+    """{"pack_rows": those of the run's own plan}, where its settings leave them to the devices: on others,
+    the number that is best for those would be another plan. {} where there is nothing to go on with."""
+    if config.data.pack != "fill" or config.data.pack_rows:
+        return {}
+    found: Any = newest_meta(checkpoints)
+    for key in ("data", "data", "pack_rows"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return {"pack_rows": found} if isinstance(found, int) else {}
 
 
 class Feed:

@@ -362,7 +362,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
     [
         ({"group_by_modality": True}, r"data\.group_by_modality makes batches"),
         ({"turns": "independent", "turns_per_sample": 2}, r"data\.turns_per_sample draws"),
-        ({"pack_length": 1024}, r"data\.pack_length 1024 is shorter than the longest sample, 2048"),
+        ({"pack_length": 1024}, r"data\.pack_length 1024 is below the 2048 positions"),
     ],
 )
 def test_what_full_rows_cannot_be_made_of_is_refused(changes, says):

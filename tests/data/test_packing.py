@@ -176,6 +176,9 @@ def test_rows_that_are_far_from_full_are_remarked_on_with_a_length_that_suits():
     assert "only 85." in found.remark()
     better = int(found.remark().partition("data.pack_length=")[2].partition(",")[0])
     assert not layout(captions, pack="fill", pack_length=better, batch_size=256).remark()
+    few = Sizes(*(np.full(36, n, np.int32) for n in (64, 1, 5)))
+    found = layout(few, length=64, pack="fill", pack_length=256, pack_rows=8, batch_size=32)
+    assert "the last of an epoch's 2 steps has 1 of 8 rows" in found.remark()
     long = Sizes(*(np.full(64, n, np.int32) for n in (1100, 1, 5)))
     assert "only 53.7% of positions" in layout(long, pack="exact", batch_size=8).remark()
     assert not layout(

@@ -136,6 +136,7 @@ def test_here_is_another_machine_where_other_devices_are(row):
     kept = Kept(None)
     kept.add(row)
     assert (row["devices"], row["target"]) == (8, "here: 8 x cpu")
+    assert row["memory"]["peak"] > row["memory"]["temporary"]
     with pytest.raises(pytest.fail.Exception):  # neither the row nor its program is taken
         plan.make_row(question(), jax.devices()[:1], kept)
 
@@ -155,7 +156,7 @@ def test_what_cannot_fit_is_not_compiled(monkeypatch):
     ("words", "said"),
     [
         (["data.pack=fill"], "data.group_by_modality makes batches of similar samples"),
-        (["data.pack=exact", "data.pack_length=64"], "shorter than the longest sample"),
+        (["data.pack=exact", "data.pack_length=64"], "positions at which samples are cut"),
         (["quantize=nf4"], "'language' is in trainable"),
         (["loss_average=micro", "data.pack=exact", "grad_accum=2"], "deals a step's samples"),
         (["lora_rank=4"], "'lora' is not in trainable"),

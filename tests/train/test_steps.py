@@ -1,5 +1,6 @@
 """The steps of several processes: what one of them fails to make counts for none."""
 
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from llava_jax.data.account import COUNTS
 from llava_jax.errors import SampleError
 from llava_jax.train import steps
 from llava_jax.train.log import NoLog
-from llava_jax.train.steps import Feed, Saver
+from llava_jax.train.steps import Feed, Saver, kept_rows
 
 
 class Fake:
@@ -79,3 +80,25 @@ def test_a_save_is_due_by_the_clock_and_each_step_saved_once(monkeypatch):
         saver.save(step, feed, feed, {"loss": 0.5})
     assert saved == [3]
     assert not late(saver)
+
+
+def test_a_packed_run_goes_on_in_its_own_rows_where_no_number_is_set(tmp_path):
+    """Of the newest checkpoint that can be read; the number is else chosen for the devices of today."""
+
+    def rows(pack="fill", pack_rows=0):
+        data = SimpleNamespace(pack=pack, pack_rows=pack_rows)
+        return kept_rows(SimpleNamespace(data=data), tmp_path)
+
+    assert rows() == {}
+    for step, text in {
+        "9": json.dumps({"data": {"data": {"pack_rows": 24}}}),
+        "10": json.dumps({"data": {"data": {"pack_rows": 32}}}),
+        "11": "{torn",
+        "12.damaged": json.dumps({"data": {"data": {"pack_rows": 1}}}),
+    }.items():
+        (tmp_path / step).mkdir()
+        (tmp_path / step / "run.json").write_text(text)
+    assert rows() == {"pack_rows": 32}
+    assert rows(pack_rows=8) == rows(pack="exact") == rows(pack="") == {}
+    (tmp_path / "11" / "run.json").write_text('{"data": []}')
+    assert rows() == {}
