@@ -234,7 +234,7 @@ def check_lengths(lengths: Iterable[int], mesh: Mesh) -> None:
     if odd:
         raise ConfigError(
             f"rows of {odd[0]} positions cannot be split over mesh.context={parts}",
-            fix=f"data.length_buckets and data.max_length must be multiples of {parts}",
+            fix=f"make data.length_buckets and data.max_length, packed data.pack_length, multiples of {parts}",
         )
 
 

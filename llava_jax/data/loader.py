@@ -223,6 +223,11 @@ class Loader:
         for name, value in state["data"].items():
             value = current(TRAINING[f"data.{name}"], value) if name == "pack" else value
             if ours.get(name) != value:
+                if name == "content":
+                    raise ConfigError(
+                        "the records of data.path, or their order, are not those that this run began with",
+                        fix="restore them, or start in a new work directory",
+                    )
                 again = "restore it"
                 if name == "pack_rows":
                     again = f"--config.data.pack_rows={value}"

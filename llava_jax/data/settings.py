@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_jax.errors import ConfigError, did_you_mean
+from llava_jax.errors import ConfigError, counted, did_you_mean
 from llava_jax.images.decode import LIMITS, Limits
 from llava_jax.setting import current
 from llava_jax.settings import DataGroup, TrainSettings, check, rows, setting
@@ -56,7 +56,7 @@ def data_files(data: Any) -> list[DataFile]:
         )
     if weights and len(weights) != len(paths):
         raise ConfigError(
-            f"data.weights has {len(weights)} numbers for {len(paths)} files of data.path",
+            f"data.weights has {counted(len(weights), 'number')} for {len(paths)} files of data.path",
             fix="give one for each file",
         )
     if weights and not any(weights):

@@ -55,7 +55,7 @@ def _batch(config: Any, mesh: Any) -> str:
     """How a batch is split."""
     across = row_parts(mesh, 1)
     if config.data.pack:
-        return f"packed rows, in {counted(config.grad_accum, 'micro-batch')} over {across} parts"
+        return f"packed rows, in {counted(config.grad_accum, 'micro-batch')} over {counted(across, 'part')}"
     rows = config.batch_size // row_parts(mesh, config.grad_accum)
     micro = f"{config.grad_accum} micro-batches x " if config.grad_accum > 1 else ""
     return f"{config.batch_size} = {micro}{across} parts of the mesh x {counted(rows, 'sample')}"

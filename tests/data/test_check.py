@@ -244,7 +244,7 @@ def test_files_of_weight_0_are_not_opened(folder):
     [
         ({"path": ""}, "data.path is empty"),
         ({"image_folder": "x,y,z"}, "image_folder names 3 folders for 2 files"),
-        ({"weights": (1,)}, "weights has 1 numbers for 2 files"),
+        ({"weights": (1,)}, "weights has 1 number for 2 files"),
         ({"weights": (1, -1)}, "but must be from 0 to 1,000"),
         ({"weights": (1, float("nan"))}, "not a tuple of numbers"),
         ({"weights": (1, "a")}, "not a tuple of numbers"),
