@@ -41,6 +41,7 @@ SLOW = {
     r"--config configs/\w+_13b\.py": "the same line with the 7B's config",
     r"--config configs/(pretrain|finetune)_7b\.py": "tests/rehearsal/test_recipes.py: an epoch of it",
     r"--config configs/finetune_(lora|task)_7b\.py": "README.md's line with finetune_task_lora_7b",
+    r"--config configs/finetune_task_lora_7b\.py --workdir runs/task": "README.md's line with that config",
     r"--config configs/(easy_vqa|quickstart)\.py": "tests/examples/test_tiny.py, and the 7B's configs",
     r"--config finetune_task_lora_7b --workdir runs/mine": "README.md's line with the file's path",
     r"--config finetune_7b --config\.data\.pack=fill": "tests/rehearsal/test_layouts.py: packed rows",

@@ -59,6 +59,7 @@ def test_killed_and_run_again(settings, whole, tmp_path):
     _same_end(tmp_path, whole)
 
 
+@pytest.mark.slow  # quick: tests/train/test_loop.py::test_asked_to_stop_it_saves_first
 def test_stopped_and_run_again(settings, whole, tmp_path):
     words = words_of("finetune_lora_7b", tmp_path, settings | {"save_every": 1000})
     done = stop_at(start(*words), tmp_path, 3, signal.SIGTERM)

@@ -19,8 +19,6 @@ LAYOUTS = {
     "data": {"mesh.data": 8, "mesh.fsdp": 1},
     "tensor": {"mesh.fsdp": 4, "mesh.tensor": 2},
 }
-# tests/train/test_layouts.py compares the other meshes, gradients included.
-SHORT = ["fsdp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "tensor"))]
 FEEDS = {
     "shuffled": {"data.group_by_modality": False},
     "packed": {"data.pack": "exact"},
@@ -59,7 +57,8 @@ def trained(mix, model, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("layout", SHORT)
+@pytest.mark.slow  # quick, gradients included: tests/train/test_layouts.py
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_are_equal_on_eight_devices(layout, trained):
     one = trained(dtype="float32")
     eight = trained(8, dtype="float32", **LAYOUTS[layout])
@@ -77,7 +76,8 @@ def test_losses_are_equal_in_bfloat16_on_every_mesh(layout, trained):
     np.testing.assert_allclose(trained(8, **LAYOUTS[layout]), trained(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("feed", ["packed", "accumulated"])
+# Quick of the accumulated: tests/train/test_compiled.py, gradients included.
+@pytest.mark.parametrize("feed", ["packed", pytest.param("accumulated", marks=pytest.mark.slow)])
 def test_the_same_samples_give_the_same_loss(feed, trained):
     """Packing and accumulation change rows, not samples: the token mean stays."""
     np.testing.assert_allclose(

@@ -182,6 +182,7 @@ def test_it_answers_on_the_command_line(stage2, mix):
     assert done.out.strip()
 
 
+@pytest.mark.slow  # quick: tests/documents runs README's line, tests/eval/test_run_model.py the rest
 def test_it_is_evaluated(stage2, mix, tmp_path):
     folder = _pope(tmp_path / "benchmarks" / "pope", mix)
     out = tmp_path / "eval"

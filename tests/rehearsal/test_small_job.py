@@ -56,7 +56,11 @@ def test_lora_on_ones_own_data(data, model, tmp_path):
     assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("config", ["finetune_lora_7b", "finetune_task_lora_7b"])
+# The second as README has it: tests/documents runs the line.
+AGAIN = pytest.param("finetune_task_lora_7b", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("config", ["finetune_lora_7b", AGAIN])
 def test_its_first_steps(config, data, model, tmp_path):
     """Two steps of the same line, so that the ordinary suite has it too."""
     ok(*train_words(config, tmp_path, _settings(data, model) | {"batch_size": 16, "steps": 2}))

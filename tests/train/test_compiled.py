@@ -58,13 +58,20 @@ def whole_loss(params, batch):
     return jnp.where(held, nll, 0).sum() / held.sum()
 
 
+# Three recompute nothing, little, or by unrolled layers; the others differ in what is kept.
+QUICK = ("none", "minimal")
+MARKED = [
+    c if c.unroll or c.remat in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in COMPUTES
+]
+
+
 @pytest.fixture(scope="module")
 def whole():
     batch = grouped(batch_of(), 1)
     return jax.jit(jax.value_and_grad(whole_loss))(random_params(CONFIG, 1), batch)
 
 
-@pytest.mark.parametrize("compute", COMPUTES, ids=lambda c: "unrolled" if c.unroll else c.remat)
+@pytest.mark.parametrize("compute", MARKED, ids=lambda c: "unrolled" if c.unroll else c.remat)
 def test_supervised_positions_and_recomputation_give_loss_and_gradients_of_the_whole(
     compute, whole
 ):

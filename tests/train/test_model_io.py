@@ -109,6 +109,7 @@ def test_a_new_adapter_is_made_where_it_lies(made):
     assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
 
 
+@pytest.mark.slow  # quick: tests/train/test_loop.py::test_qlora_leaves_the_base_to_the_bit_and_exports_the_moving_average
 def test_new_adapters_change_nothing_over_a_quantised_base(made):
     changes = {"lora_rank": 4, "trainable": "lora", "quantize": "nf4", "lora_dora": True}
     changes["lora_targets"] = r"language,projector,re:vision\.layers\.attn\.[qv]"

@@ -101,7 +101,11 @@ def test_micro_average_weighs_batches_alike():
 
 
 @pytest.mark.parametrize(
-    ("groups", "optimizer"), [(("projector", "language"), "muon"), (("vision",), "adamw")]
+    ("groups", "optimizer"),
+    [
+        (("projector", "language"), "muon"),
+        pytest.param(("vision",), "adamw", marks=pytest.mark.slow),
+    ],
 )
 def test_only_the_chosen_groups_move(groups, optimizer):
     losses, state, start = run(CONFIG, groups, optimizer=optimizer, steps=3)
@@ -144,6 +148,7 @@ def test_mean_loss_of_nothing_is_zero():
     assert float(mean_loss(jnp.zeros((2, 3)), jnp.full((2, 3), -100))) == 0.0
 
 
+@pytest.mark.slow  # quick: the recipes of tests/rehearsal run in bfloat16
 def test_bf16_runs_and_keeps_fp32_masters():
     losses, state, _ = run(
         CONFIG, ("projector", "language"), compute=Compute(jnp.bfloat16, remat="full")

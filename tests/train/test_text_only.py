@@ -97,7 +97,8 @@ def mixed(tmp_path_factory):
     return make_model(folder, data), data
 
 
-@pytest.mark.parametrize("pack", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # quick: stage 2 of tests/rehearsal/test_recipes.py groups its mixture
+@pytest.mark.parametrize("pack", [False, True])
 def test_a_mixture_grouped_by_modality_trains(mixed, tmp_path, pack):
     config = load_config("finetune_7b", overrides(*mixed, **{"batch_size": 8, "data.pack": pack}))
     with config.unlocked():  # the defaults, which the other runs of these tests change

@@ -185,6 +185,7 @@ def test_no_better_validation_ends_a_run_early(made, tmp_path, caplog):
     assert "early" not in json.loads((tmp_path / "done.json").read_text())
 
 
+@pytest.mark.slow  # quick, killed: test_a_run_that_was_cut_off_validates_and_decides_as_the_whole_one
 def test_a_stop_in_a_validation_or_the_export_loses_nothing(made, tmp_path, monkeypatch):
     """Each attempt is stopped at the next of these places, and goes on as if it never was."""
 
