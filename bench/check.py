@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.data import photograph
 
 WORDS = (
     "what is the color of this thing in picture where are people doing left right red blue".split()
@@ -43,7 +46,7 @@ def main() -> int:
         (images / "bad").unlink(missing_ok=True)
         (images / "bad").symlink_to(args.bad.absolute())
         bad = sorted(p.relative_to(args.bad) for p in args.bad.rglob("*") if p.is_file())
-        for file, instead in zip(bad, records[:: max(1, len(records) // len(bad))]):
+        for file, instead in zip(bad, records[:: max(1, len(records) // max(1, len(bad)))]):
             instead["image"] = f"bad/{file}"
     path = args.folder / "records.json"
     path.write_text(json.dumps(records), encoding="utf-8")
@@ -64,22 +67,10 @@ def pictures(folder: Path, count: int) -> list[str]:
         quality = chosen.randrange(70, 90)
         if (folder / name).exists():
             continue
-        field = field or photograph()
+        field = field or photograph(np.random.RandomState(0), SIDE, SIDE)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         field.crop((x, y, x + 640, y + 480)).save(folder / name, quality=quality)
     return names
-
-
-def photograph() -> Image.Image:
-    """Noise of SIDE x SIDE pixels, whose strength falls as one over the frequency."""
-    made, layers = np.random.RandomState(0), []
-    frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
-    frequency[0, 0] = 1
-    for _ in range(3):
-        noise = np.fft.rfft2(made.normal(size=(SIDE, SIDE))) / frequency
-        layer = np.fft.irfft2(noise, s=(SIDE, SIDE))
-        layers.append((layer - layer.mean()) / layer.std() * 50 + 128)
-    return Image.fromarray(np.clip(np.stack(layers, -1), 0, 255).astype(np.uint8))
 
 
 def record(number: int, image: str, chosen: random.Random) -> dict[str, Any]:

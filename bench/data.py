@@ -36,19 +36,23 @@ sample in stage 1, and over 35.2 in stage 2, most of whose samples have a pictur
 def photographs(count: int) -> list[bytes]:
     """JPEGs of 640x480, quality 85, about 130 to 160 KB."""
     rng = np.random.RandomState(0)
-    rows, columns = np.fft.fftfreq(480)[:, None], np.fft.fftfreq(640)[None]
-    frequency = np.sqrt(rows**2 + columns**2)
-    frequency[0, 0] = 1
     made = []
     for _ in range(count):
-        noise = np.fft.fft2(rng.normal(size=(3, 480, 640))) / frequency
-        image = np.fft.ifft2(noise).real
-        image = (image - image.mean()) / image.std() * 50 + 128
         file = io.BytesIO()
-        pixels = np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0)
-        Image.fromarray(pixels).save(file, "JPEG", quality=85)
+        photograph(rng, 480, 640).save(file, "JPEG", quality=85)
         made.append(file.getvalue())
     return made
+
+
+def photograph(rng: np.random.RandomState, height: int, width: int) -> Image.Image:
+    """Coloured noise of that many pixels, whose strength falls as one over the frequency."""
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]
+    frequency = np.sqrt(rows**2 + columns**2)
+    frequency[0, 0] = 1
+    noise = np.fft.fft2(rng.normal(size=(3, height, width))) / frequency
+    image = np.fft.ifft2(noise).real
+    image = (image - image.mean()) / image.std() * 50 + 128
+    return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def ways() -> dict[str, Callable[[list[bytes]], object]]:

@@ -12,7 +12,7 @@ from llava_jax.train.stages import run_stages
 from tests.train.run import make_data, make_model, overrides
 
 
-@pytest.mark.slow  # quick: tests/rehearsal/test_mistakes.py::test_the_first_bad_record_stops_a_strict_run
+@pytest.mark.slow  # quick, without the save: test_mistakes.py::test_the_first_bad_record_stops_a_strict_run
 def test_a_stop_for_bad_images_saves_first(tmp_path):
     data = make_data(tmp_path / "data", 24)
     model = make_model(tmp_path, data)

@@ -146,7 +146,7 @@ def test_a_finished_run_may_be_asked_again_from_elsewhere(uninterrupted, made):
     assert run_stages(config, uninterrupted[0], quiet=True) == uninterrupted[1]
 
 
-@pytest.mark.slow  # quick: tests/train/test_resume.py::test_more_steps_are_the_same_run
+@pytest.mark.slow  # quick: tests/train/test_resume.py::test_more_steps_are_the_same_run_at_a_constant_rate_only
 def test_more_steps_at_a_constant_rate_are_the_longer_run(made, tmp_path):
     changes = {"warmup_ratio": 0.0, "lr_end_ratio": 1.0, "save_every": 1000}
     run_stages(config_of(made, **changes, steps=6), tmp_path / "longer", quiet=True)

@@ -104,6 +104,7 @@ def test_micro_average_weighs_batches_alike():
     ("groups", "optimizer"),
     [
         (("projector", "language"), "muon"),
+        # The tower alone; quick: tests/train/test_select.py, by name.
         pytest.param(("vision",), "adamw", marks=pytest.mark.slow),
     ],
 )
