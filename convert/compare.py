@@ -1,8 +1,7 @@
-"""llava-jax compare A B: are two checkpoints the same, tensor by tensor and in what they answer?"""
+"""Are two checkpoints the same, tensor by tensor and in what they answer?"""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 from dataclasses import replace
@@ -12,18 +11,15 @@ from typing import Any
 import numpy as np
 
 from llava_jax.convert import vocabulary
-from llava_jax.convert.checkpoint import holds_tower, open_source
-from llava_jax.convert.cli import add_source_arguments, given_files
+from llava_jax.convert.checkpoint import open_source
 from llava_jax.convert.formats.adapter import merge
-from llava_jax.convert.io import hub
 from llava_jax.convert.io.folder import read_json
 from llava_jax.convert.io.lazy import Leaf, dtype_name
-from llava_jax.convert.source import Options, Source, identify
+from llava_jax.convert.source import Options, Source
 from llava_jax.convert.values import all_finite, distance, rounding, rounding_text
 from llava_jax.errors import LlavaError
 from llava_jax.params import component
 from llava_jax.text.vocabulary import never_text
-from llava_jax.util import refuse_input, write_json
 
 log = logging.getLogger(__name__)
 
@@ -31,46 +27,6 @@ LOGITS_ATOL = 1e-4  # of fp32 logits of ordinary size: see `logits_atol`
 ORDINARY = 32.0
 HF_ROWS = 2 + 63  # <image>, <pad>, and up to the next multiple of 64
 MAX_PROBE = 4 * 10**9  # bytes of parameters beyond which the models are not run unless asked
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `llava-jax compare`."""
-    parser.add_argument("a", help="checkpoint: folder, projector file, or hub id")
-    parser.add_argument("b", help="the other one")
-    add_source_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the report to FILE")
-    parser.add_argument("--all", action="store_true", help="list every tensor, not only mismatches")
-    parser.add_argument(
-        "--logits",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="run both on a probe image and prompt (auto: unless they are large)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints the report; 1 if the checkpoints differ."""
-    if args.json:
-        refuse_input(args.json, given_files(args, args.a, args.b))
-    options = Options(args.base, args.vision_tower, args.allow_pickle)
-    one, other = _options(args.a, args.b, options), _options(args.b, args.a, options)
-    report = compare(args.a, args.b, one, other, logits=args.logits)
-    print(table(report, everything=args.all))
-    if args.json:
-        write_json(args.json, report, indent=2, ensure_ascii=False)
-    return 0 if report["equal"] else 1
-
-
-def _options(path: str, other: str, options: Options) -> Options:
-    """`options` for `path`. Base and tower go to the one of the two that needs them."""
-    part, other_part = (
-        identify(hub.resolve(p, options.allow_pickle)) in ("lora", "projector")
-        for p in (path, other)
-    )
-    if other_part and not part:
-        options = replace(options, base=None)
-    whole, other_whole = (holds_tower(p, options.allow_pickle) for p in (path, other))
-    return replace(options, vision_tower=None) if whole and not other_whole else options
 
 
 def compare(

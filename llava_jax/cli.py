@@ -97,7 +97,9 @@ COMMANDS = {
         aliases="consolidate export import merge quantize",
     ),
     "compare": Command(
-        "llava_jax.convert.compare", "compare two checkpoints tensor by tensor", aliases="diff"
+        "llava_jax.convert.compare_cli",
+        "compare two checkpoints tensor by tensor",
+        aliases="diff",
     ),
     "inspect": Command(
         "llava_jax.inspect",

@@ -172,7 +172,7 @@ ROWS = [
     Row("data.pack", "data/* rehearsal/* train/*", RECIPES),
     Row(
         "data.pack_rows",
-        "rehearsal/test_layouts.py",
+        "rehearsal/test_layouts.py train/test_steps.py",
         "data/test_packing.py::test_a_plan_goes_to_any_number_of_devices_with_empty_rows_where_they_do_not_divide_it",
     ),
     Row("data.pack_length", "data/test_cut.py", ITSELF),

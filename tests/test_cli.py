@@ -13,6 +13,7 @@ from llava_jax import __version__, cli
 from llava_jax.errors import ConfigError, ImageError
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "torch", "transformers", "tensorflow"}
+HEAVY |= {"numpy", "PIL"}  # a tenth of a second where all the rest is another
 
 PROBE = """
 import json, sys, time

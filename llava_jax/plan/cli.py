@@ -10,13 +10,9 @@ from typing import Any
 
 from llava_jax.config import PRESETS
 from llava_jax.errors import ConfigError
-from llava_jax.plan.compile import devices_of, prepare
-from llava_jax.plan.lengths import Means
 from llava_jax.plan.topology import EXAMPLES, parse_topology
-from llava_jax.train.checks import check_stages
 from llava_jax.train.cli import option_hint as option_hint
 from llava_jax.train.config import load_config, shipped_configs
-from llava_jax.train.stages import split_stages
 from llava_jax.util import write_text
 
 EPILOG = f"""\
@@ -76,6 +72,11 @@ def run(args: argparse.Namespace) -> int:
         known = ", ".join(shipped_configs()) if not args.config else EXAMPLES
         raise ConfigError(f"no {what} is given", fix=f"for example {known}")
     _check(args)
+    from llava_jax.plan.compile import devices_of, prepare
+    from llava_jax.plan.lengths import Means
+    from llava_jax.train.checks import check_stages
+    from llava_jax.train.stages import split_stages
+
     topologies = [parse_topology(name) for name in args.topology]
     configs = [load_config(name, args.overrides) for name in args.config]
     for config in configs:

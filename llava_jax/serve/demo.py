@@ -12,7 +12,6 @@ import io
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from llava_jax.images.decode import decode_data_uri
 from llava_jax.serve import cli
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ def seen(model: LlavaModel, url: str) -> dict[str, Any]:
     Raises ImageError.
     """
     from PIL import Image
+
+    from llava_jax.images.decode import decode_data_uri
 
     pixels = model.pixels(decode_data_uri(url, model.limits), exif=True)
     file = io.BytesIO()
