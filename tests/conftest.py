@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 # Before the first import of jax: tests of sharding need several devices.
@@ -14,12 +15,16 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 _cache = Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+LIGHT = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+_decided = LIGHT in os.environ  # whoever set it has decided
 
 import pytest  # noqa: E402
 
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = ("rehearsal", "train", "documents", "parity")
 """Folders, the longest first."""
+AS_USERS = ("rehearsal", "documents", "quickstart", "parity")
+"""Folders whose programs are compiled as users' are; so are all with --slow."""
 SHARED = Path(os.environ.get("LLAVA_JAX_TEST_DATA", _beside))
 
 
@@ -45,6 +50,21 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiles for most tests with JAX's switch for tests: LLVM's optimizations were half their time.
+
+    Here, not in a fixture, so that it holds in fixtures of any scope, and in processes they start.
+    """
+    if _decided:
+        return
+    folders = Path(item.path).parent.parts
+    light = not item.config.getoption("--slow") and not set(AS_USERS).intersection(folders)
+    os.environ[LIGHT] = str(int(light))
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update(LIGHT.lower(), light)
 
 
 def shared(name: str) -> Path:
