@@ -30,7 +30,7 @@ SERVE = [
     "prometheus_client>=0.21",
 ]
 TEST = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77"]
-TEST += ["jsonschema>=4.23", *TRANSFORMERS, *GGUF, *EVAL, *FAST, *TFDS, *SERVE]
+TEST += ["jsonschema>=4.23", "httpx>=0.28", *TRANSFORMERS, *GGUF, *EVAL, *FAST, *TFDS, *SERVE]
 DEV = ["ruff==0.17.6", "pyright==1.1.414", "pre-commit>=4.0"]
 
 

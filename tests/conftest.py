@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def _place(folder: str) -> int:
 
 
 def pytest_configure(config):
+    # nohup and a shell's background jobs ignore these; the tests send them to what they start.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
     if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist: the order below, not by count
         config.option.loadscopereorder = False
 

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import openai
 import pytest
 
-pytest.importorskip("fastapi")
-openai = pytest.importorskip("openai")
-httpx = pytest.importorskip("httpx")
-
-from bench.serving import KEY, NAME, Running, noise, picture, running, said, shown  # noqa: E402
-from tests.generate.test_adapters import written  # noqa: E402
+from bench.serving import KEY, NAME, Running, noise, picture, running, said, shown
+from tests.generate.test_adapters import written
 
 __all__ = ["KEY", "NAME", "noise", "openai", "picture", "said", "shown"]
 
