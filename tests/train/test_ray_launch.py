@@ -20,7 +20,7 @@ from tests.train.run import make_data, make_model, overrides
 from tests.train.test_processes import end, slurm
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
-STEPS = 8
+STEPS = 24
 
 
 def test_a_worker_a_host_with_all_its_gpus():
@@ -59,10 +59,11 @@ def command(made, workdir, *words):
 
 
 def killed_after_step(number: int, mark: str, workdir: Path, driver: subprocess.Popen) -> int:
-    """Kills the worker that does not write the log once step `number` is in it; its process id."""
+    """Kills the worker that does not write the log, once step `number` is in it and one is saved; its id."""
     log = workdir / METRICS
     while driver.poll() is None:
-        if log.exists() and len(read_metrics(log)) >= number:
+        saved = [x for x in (workdir / "checkpoints").glob("*") if x.name.isdigit()]
+        if saved and len(read_metrics(log)) >= number:
             for process in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
                     if mark.encode() not in (process / "environ").read_bytes():
