@@ -24,7 +24,7 @@ import pytest  # noqa: E402
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = ("rehearsal", "train", "documents", "parity")
 """Folders, the longest first."""
-AS_USERS = ("rehearsal", "documents", "quickstart", "parity")
+AS_USERS = ("rehearsal", "quickstart", "parity")
 """Folders whose programs are compiled as users' are; so are all with --slow."""
 SHARED = Path(os.environ.get("LLAVA_JAX_TEST_DATA", _beside))
 
