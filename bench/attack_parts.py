@@ -9,6 +9,7 @@ import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -318,7 +319,8 @@ def schema(server: Running, count: int, seed: int) -> dict[str, Any]:
              "--checks", checks, "--seed", str(seed), "--request-timeout", "60", "--mode", "all", "--no-color",
              "--max-response-time", "10"]  # fmt: skip
     golden = answer_of(server.post(GOLDEN).json())
-    done = subprocess.run(words, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:  # it keeps a cache where it runs
+        done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
     stays = server.at_rest() and answer_of(server.post(GOLDEN).json()) == golden
     lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
     return {"exit code": done.returncode, "golden answer stays": stays, "report": lines[-40:],

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from llava_jax import __version__
 from llava_jax.errors import Diverged, LlavaError, NotSaved, Stopped, did_you_mean
-from llava_jax.util import printable
+from llava_jax.util import printable, sentence
 
 OK, BAD_INPUT, DIVERGED, BUG, NO_MEMORY, NOT_SAVED, STOPPED = 0, 2, 65, 70, 71, 74, 75
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -232,7 +232,7 @@ def dispatch(words: list[str], *, debug: bool = False) -> int:
 def parse(name: str, words: list[str]) -> argparse.Namespace:
     """Parses the words after a command's name; imports that command's room and no other."""
     command = COMMANDS[name]
-    parser = Parser(prog=f"llava-jax {name}", description=command.summary.capitalize() + ".")
+    parser = Parser(prog=f"llava-jax {name}", description=sentence(command.summary))
     command.function("add_arguments")(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     overrides, hint = [], None

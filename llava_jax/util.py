@@ -186,6 +186,11 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
     return "".join(c if c in keep or not _is_control(c) else ascii(c)[1:-1] for c in text)
 
 
+def sentence(text: str) -> str:
+    """A summary as a sentence; names in it keep their capitals, which str.capitalize takes away."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def _is_control(c: str) -> bool:
     category = unicodedata.category(c)
     return category.startswith("C") or category in ("Zl", "Zp")  # U+2028 and U+2029 end lines

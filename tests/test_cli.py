@@ -254,6 +254,15 @@ def test_foreign_names_are_no_commands_and_lead_to_commands():
     assert not set(foreign) & set(cli.COMMANDS)
 
 
+def test_names_keep_their_capitals_in_help(capsys):
+    for words, says in (
+        (["serve"], "Answer over HTTP, as OpenAI's API does."),
+        (["convert"], "Move weights between JAX, Hugging Face, original."),
+    ):
+        assert cli.main(["help", *words]) == 0
+        assert says in capsys.readouterr().out
+
+
 def test_help_documents_exit_codes_and_v_is_version(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out

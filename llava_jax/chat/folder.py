@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llava_jax.chat.files import parsed
 from llava_jax.errors import ConfigError, LlavaError, PromptError, counted
 from llava_jax.progress import progress
+from llava_jax.util import json_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +59,7 @@ def answered(out: Path, prompt: str) -> set[str]:
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     found = set()
-    for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in json_lines(whole.decode("utf-8", "replace")):
         row = parsed(line, f"{out}, line {number}")
         if not isinstance(row, Mapping) or "image" not in row or row.get("prompt") != prompt:
             what = f"{out}, line {number} is no answer to this question"

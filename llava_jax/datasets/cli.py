@@ -6,6 +6,7 @@ import argparse
 from importlib import import_module
 
 from llava_jax.store.cli import add_arguments as pack_arguments
+from llava_jax.util import sentence
 
 FORMATS = ("json", "arrayrecord")
 
@@ -14,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of all actions; imports nothing heavy."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, (_, summary, add) in ACTIONS.items():
-        add(actions.add_parser(name, help=summary, description=summary.capitalize() + "."))
+        add(actions.add_parser(name, help=summary, description=sentence(summary)))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,6 +19,8 @@ _KINDS = {
     503: "server_error",
 }
 
+_PARTS = ("text", "image_url")
+
 
 class ApiError(LlavaError):
     """A refusal. status: of HTTP. code, param: as in OpenAI's errors. retry: seconds to wait."""
@@ -39,7 +41,12 @@ class ApiError(LlavaError):
     def body(self) -> dict[str, Any]:
         """What the client reads."""
         kind = _KINDS.get(self.status, "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        error = {
+            "message": shown(self.message),
+            "type": kind,
+            "param": self.param,
+            "code": self.code,
+        }
         return {"error": error}
 
     @property
@@ -77,7 +84,9 @@ def of_fields(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     first = max(problems, key=lambda problem: len(problem.get("loc", ())), default={})
     kind = str(first.get("type", ""))
     # Names of pydantic's own, for the branches of a union, are no part of the request.
-    where = [str(x) for x in first.get("loc", ())[1:] if x != "str" and "[" not in str(x)]
+    # So are the kinds of a message's parts, which stand between a part's number and its field.
+    loc = [str(x) for x in first.get("loc", ())[1:] if x != "str" and "[" not in str(x)]
+    where = [x for x, before in zip(loc, ["", *loc]) if x not in _PARTS or not before.isdigit()]
     if kind == "value_error":  # of a validator of ours, which says it in our words
         what = str(first.get("msg", "")).removeprefix("Value error, ")
         return ApiError(400, shown(what), code="bad_value", param=shown(".".join(where)) or None)

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigError where the address is taken or not of this machine."""
+    if not 0 <= port < 2**16:  # some systems take a larger one modulo 65,536
+        raise ConfigError(f"port is {port}, but must be from 0 to 65,535", fix="--port 8000")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -25,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.bind(address)
         sock.listen(1024)
         return sock
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"cannot listen at {host}:{port}: {why}", fix="--port names another"

@@ -1,21 +1,40 @@
-"""Every program of an engine is compiled before the first request: requests of each shape are asked."""
+"""Whatever is compiled or imported on first use is used before the first request.
+
+Requests of each shape are asked of the engine, and a photograph is read.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
+from llava_jax.errors import ImageError
 from llava_jax.generate import Engine, Job
+from llava_jax.images.jpeg import WORTH
 from llava_jax.settings import SamplingSettings
 from llava_jax.text.constants import IMAGE_TOKEN
 from llava_jax.text.example import Example
 
 if TYPE_CHECKING:
     from llava_jax.config import LlavaConfig
+    from llava_jax.model import LlavaModel
 
 _SHORT = SamplingSettings(max_new_tokens=2)
+
+
+def warm_pictures(model: LlavaModel) -> None:
+    """Reads a picture as large as those for which decoding and resizing have compiled loops."""
+    side, file = math.isqrt(WORTH), io.BytesIO()
+    Image.new("RGB", (side + 1, side)).save(file, "JPEG")
+    # The limits are the operator's, and may be below any picture.
+    with contextlib.suppress(ImageError):
+        model.pixels(file.getvalue(), exif=True)
 
 
 def warm_up(engine: Engine, stopping: Callable[[], bool]) -> bool:

@@ -20,7 +20,7 @@ from llava_jax.errors import LlavaError
 from llava_jax.generate import Engine, Job
 from llava_jax.serve.errors import ApiError
 from llava_jax.serve.meters import Meters
-from llava_jax.serve.warm import warm_up
+from llava_jax.serve.warm import warm_pictures, warm_up
 from llava_jax.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            warm_pictures(self.model)
             if warm_up(self.engine, self._stopping.is_set):
                 self.state = "ready"
                 self.on_ready()

@@ -49,12 +49,13 @@ def build_prompt(
     """
     template = find_template(template) if isinstance(template, str) else template
     system, messages = _take_system(messages)
+    first = int(system is not None)  # errors count messages as they were given
     slot = partial(slot_parts, tokenizer, template, use_im_start_end)
     images: list[Any] = []
     turns: list[tuple[int, list[Part] | None]] = []
     for i, message in enumerate(messages):
-        role = _role(message, i)
-        turns.append((role, _read(message.get("content"), slot, images, f"message {i}")))
+        role = _role(message, i, f"message {i + first}")
+        turns.append((role, _read(message.get("content"), slot, images, f"message {i + first}")))
     if open_turn:
         if not turns or turns[-1][0] != USER:
             raise PromptError("the last message must be the user's", fix="end with a user message")
@@ -130,12 +131,12 @@ def _image_of(item: Any, where: str) -> Any:
     return url
 
 
-def _role(message: Mapping[str, Any], i: int) -> int:
+def _role(message: Mapping[str, Any], i: int, where: str) -> int:
     role = message.get("role") if isinstance(message, Mapping) else None
     if not isinstance(role, str) or role not in ROLES:
-        raise PromptError(f"message {i} has role {role!r}", fix="roles are user and assistant")
+        raise PromptError(f"{where} has role {role!r}", fix="roles are user and assistant")
     if ROLES[role] != i % 2:
-        raise PromptError(f"message {i} is from the {role}: user and assistant must alternate")
+        raise PromptError(f"{where} is from the {role}: user and assistant must alternate")
     return ROLES[role]
 
 

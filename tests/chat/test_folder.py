@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from llava_jax import cli
+from llava_jax.chat.folder import answered
 from llava_jax.model import Request, load
 from tests.generate.tiny import model
 
@@ -51,6 +52,13 @@ def test_a_folder_is_answered_and_a_second_run_goes_on(folder, capsys, monkeypat
     assert "bad.png" in said
     assert "1 image could not be answered" in said
     assert sorted(out.read_text().splitlines()) == sorted(lines)
+
+
+def test_an_answer_may_hold_what_unicode_calls_the_end_of_a_line(tmp_path):
+    out = tmp_path / "answers.jsonl"
+    row = {"image": "a\u0085.png", "prompt": "what?", "answer": "one\u2028two"}
+    out.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert answered(out, "what?") == {"a\u0085.png"}
 
 
 def test_what_does_not_go_together(folder, capsys):

@@ -35,6 +35,12 @@ REFUSED = {
     ),
     "model": ({**ask("hi"), "model": "gpt-4o"}, 404, "gpt-4o"),
     "part": (ask([{"type": "audio"}]), 400, "messages.0.content.0"),
+    "address as a text": (
+        ask([{"type": "image_url", "image_url": "data:,"}]),
+        400,
+        "content.0.image_url: ",
+    ),
+    "part of a text": (ask([{"type": "text", "text": 5}]), 400, "content.0.text: "),
     "tools": (ask("hi", tools=[{"type": "function"}]), 400, "tools"),
     "unknown": (ask("hi", temprature=1), 400, "temprature"),
     "schema": (ask("hi", response_format={"type": "json_schema"}), 400, "json_schema"),
@@ -60,6 +66,7 @@ REFUSED = {
     "bias below": (ask("hi", logit_bias={"-1": 1}), 400, "logit_bias"),
     "bias beyond": (ask("hi", logit_bias={"99999999": 1}), 400, "vocabulary"),
     "n": (ask("hi", n=9), 400, "limit is 8"),
+    "n of 4,000 digits": (ask("hi", n=10**4000), 400, "10,000,000"),
     "stops": (ask("hi", stop=["a"] * 17), 400, "stop"),
     "empty stop": (ask("hi", stop=[""]), 400, "stop"),
     "many messages": (
@@ -90,6 +97,7 @@ def test_refused(server, name):
     error = reply.json()["error"]
     assert (reply.status_code, set(error)) == (status, {"message", "type", "param", "code"})
     assert words in error["message"]
+    assert len(error["message"]) <= 500
     assert not any(
         sign in reply.text for sign in ("Traceback", "0x", "/etc", ".py", "site-packages")
     )

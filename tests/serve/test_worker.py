@@ -3,6 +3,9 @@
 import pytest
 
 from llava_jax.generate.request import Request
+from llava_jax.images import resample
+from llava_jax.serve import worker as serving
+from llava_jax.settings import ServeSettings
 from tests.serve.conftest import openai, picture, said, shown
 
 
@@ -39,3 +42,14 @@ def test_no_prompt_of_any_length_meets_a_compile(server):
     assert len(tried) == 8
     server.chat([shown(picture())] * 5 + [said("how many?")], n=3, temperature=1)
     assert dict(server.worker.engine.generator.compiled) == compiled
+
+
+def test_what_resizes_photographs_is_compiled_before_the_server_is_ready(server, monkeypatch):
+    """numba compiles for seconds, which the first client with a photograph would wait for."""
+    seen = []
+    monkeypatch.setattr(resample, "is_fast", lambda: seen.append("photograph") or False)
+    monkeypatch.setattr(serving, "warm_up", lambda *_: bool(seen.append("programs")))
+    other = serving.Worker(server.worker.model, ServeSettings(slots=1))
+    other.start()
+    other.stop()
+    assert seen == ["photograph", "programs"]

@@ -122,6 +122,9 @@ def test_closed_turns(tok):
         ([user({"type": "image"})], "message 0: an image part holds no image"),
         ([user({"type": "audio"}, "x")], "message 0: a content part"),
         ([{"role": "system", "content": []}, user("a")], "system message"),
+        ([{"role": "system", "content": "s"}, bot("Hi")], "message 1 is from the assistant"),
+        ([{"role": "system", "content": "s"}, user("a"), bot("")], "message 2 is empty"),
+        ([{"role": "system", "content": "s"}] * 2, "message 1 has role 'system'"),
     ],
 )
 def test_bad_messages(tok, messages, message):
