@@ -4,6 +4,7 @@ A room offers `add_arguments(parser)`, which must import nothing heavy (help ans
 `run(args) -> int`, which may. EPILOG has the exit codes; 65 to 75 are those of sysexits.h.
 """
 
+import _thread
 import argparse
 import errno
 import importlib
@@ -11,9 +12,12 @@ import io
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from llava_jax import __version__
 from llava_jax.errors import Diverged, LlavaError, NotSaved, Stopped, did_you_mean
@@ -177,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     name = words[0] if words and words[0] in COMMANDS else None
     try:
-        code = dispatch(words, debug=debug)
+        with kept_interrupts():
+            code = dispatch(words, debug=debug)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -197,6 +202,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, line = explain(error)
         print(f"llava-jax{f' {name}' if name else ''}: {line}", file=sys.stderr)
         return code
+
+
+@contextmanager
+def kept_interrupts() -> Iterator[None]:
+    """Raises Ctrl-C again where Python dropped it.
+
+    It drops whatever a callback of the garbage collector raises. jax has such a callback, which runs often
+    while jax is imported: a Ctrl-C then would do nothing but print "Exception ignored".
+    """
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if found.exc_type is not KeyboardInterrupt:
+            return before(found)
+        # A moment later, as what this hook raises is dropped too.
+        timer = threading.Timer(0.05, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def open_closed_streams() -> None:

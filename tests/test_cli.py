@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -252,6 +253,24 @@ def test_foreign_names_are_no_commands_and_lead_to_commands():
     foreign = [word for command in cli.COMMANDS.values() for word in command.aliases.split()]
     assert len(foreign) == len(set(foreign)) > 20
     assert not set(foreign) & set(cli.COMMANDS)
+
+
+def test_an_interrupt_within_a_callback_is_not_lost():
+    """As one that comes while jax is imported, within its callback of the garbage collector."""
+
+    class Dying:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def work():
+        with cli.kept_interrupts():
+            Dying()
+            while time.monotonic() < end:
+                time.sleep(0.01)
+
+    end = time.monotonic() + 20
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_names_keep_their_capitals_in_help(capsys):
