@@ -1,4 +1,4 @@
-"""Errors of the evaluation room. Both are one line and name the file and the line or id."""
+"""Errors of the evaluation room. Each is one line and name the file and the line or id."""
 
 from llava_jax.errors import LlavaError
 
@@ -9,3 +9,7 @@ class AnswerError(LlavaError):
 
 class DataError(LlavaError):
     """A benchmark's own files are missing, ambiguous or malformed."""
+
+
+class NoTruthError(DataError):
+    """The truth is not among the files: perhaps only a server has it."""

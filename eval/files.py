@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import LlavaError
-from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.errors import AnswerError, DataError, NoTruthError
 from llava_jax.reader import shown
 from llava_jax.util import (
     Doubled,
@@ -232,14 +232,14 @@ def find(data: Path, patterns: Sequence[str], what: str, split: str | None = Non
       what: what the file is, for the error.
       split: only names that contain this count ("val2014", "test-dev2015").
     Raises:
-      DataError: no file matches, or several do.
+      DataError: several files match. NoTruthError: none does.
     """
     if (found := find_optional(data, patterns, what, split)) is not None:
         return found
     if not data.exists():
         raise DataError(f"{data}: no such file or folder")
     where = f" for split {split!r}" if split else ""
-    raise DataError(f"{data}{where}: no {what}; looked for {', '.join(patterns)}")
+    raise NoTruthError(f"{data}{where}: no {what}; looked for {', '.join(patterns)}")
 
 
 def find_optional(

@@ -117,11 +117,13 @@ class YamlTask(SimpleTask):
         key, together = named.get("id", str(number)), named.get("together", "")
         return Item(key, prompt, truth, flat, options, groups, together)
 
-    def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
+    def requests(
+        self, answers: Path, data: Path, settings: TaskSettings = DEFAULT
+    ) -> list[tuple[str, str]]:
         """(id, judge's message, which is MM-Vet's) per question; all must be answered."""
-        items = self.items(data)
+        items = self.items(data, settings)
         how = {"strict": True, **asked_of(items)}
-        joined, _ = join([i.key for i in items], self.read(answers, DEFAULT), **how)
+        joined, _ = join([i.key for i in items], self.read(answers, settings), **how)
         return [(i.key, mmvet_message(i.prompt, str(i.truth), joined[i.key].text)) for i in items]
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from llava_jax.errors import LlavaError, counted
 from llava_jax.eval import truths
 from llava_jax.eval.answers import Joined
-from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.errors import AnswerError, DataError, NoTruthError
 from llava_jax.eval.files import find_all, read_rows
 from llava_jax.eval.questions import LETTER, Question, question
 from llava_jax.eval.rules import LETTERS, RULES
@@ -145,7 +145,7 @@ class SimpleTask(Task):
         absent = [i for i in items if i.truth is None or (by_rule and truths.hidden(i.truth))]
         if absent:
             what = f"{data}: {len(absent)} of {len(items)} questions have no answers, first"
-            raise DataError(f"{what} {absent[0].key} (such a split is scored by a server)")
+            raise NoTruthError(f"{what} {absent[0].key} (such a split is scored by a server)")
         end = self.lacks(data, settings, items)
         how = {"open_end": end, **asked_of(items)}
         joined, coverage = self.join([i.key for i in items], answers, settings, **how)

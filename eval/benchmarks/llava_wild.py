@@ -62,15 +62,22 @@ class LlavaWild(Task):
         judges = {str(r.row["judge"]) for r in reviews.rows if r.row.get("judge")}
         totals["judge"] = ", ".join(sorted(judges)) or "not recorded (LLaVA used gpt-4-0314)"
         runs = 1 + max(int(r.row.get("run", 0)) for r in reviews.rows)
-        first = [r for r in read if not r.row.get("run")]  # further runs are no doubles
+        lowest: dict[str, int] = {}
+        for r in read:
+            lowest[r.id] = min(r.row.get("run", 0), lowest.get(r.id, runs))
+        first = [r for r in read if r.row.get("run", 0) == lowest[r.id]]  # more runs are no doubles
         how: dict[str, Any] = {"leaves_out": True, "all_rows_count": True}
         how |= {"strict": settings.strict, "open_end": "" if asked else "no questions file"}
         _, coverage = join(asked or [r.id for r in first], replace(reviews, rows=first), **how)
-        notes = [f"the mean over {runs} reviews of each answer"] if runs > 1 else []
+        whole = len(read) == runs * len(lowest)
+        each = f"{runs} reviews" if whole else f"{len(read)} reviews, not {runs}"
+        notes = [f"the mean over {each} of each answer"] if runs > 1 else []
         notes += [f"{unread} reviews were not readable; no mean has them"] if unread else []
         return Result(self, totals, samples, coverage, {"per category": table}, notes)
 
-    def requests(self, answers: Path, data: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    def requests(
+        self, answers: Path, data: Path, settings: TaskSettings = DEFAULT
+    ) -> Iterator[tuple[dict[str, Any], str]]:
         """(review row to fill, judge's message) per question, in order; all must be answered."""
         fields = {"question_id": ID, "image": str, "text": str, "category": str}
         patterns = ("questions.jsonl", "qa90_questions.jsonl", "*questions.jsonl")
@@ -82,7 +89,7 @@ class LlavaWild(Task):
         rows = read_checked(gpt4, {"question_id": ID, "text": str})
         references = by_id(rows, "question_id", gpt4)
         rules = read_object(find(data, ("rule.json",), "judge's rules"), DataError)
-        given = self.read(answers, DEFAULT)
+        given = self.read(answers, settings)
         asked = {str(q["question_id"]): q["text"] for q in questions}
         joined, _ = join(asked, given, asked=asked, strict=True)
         for n, q in enumerate(questions, 1):

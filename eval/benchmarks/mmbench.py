@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import AnswerFile, Coverage, as_id, join
-from llava_jax.eval.errors import AnswerError, DataError
+from llava_jax.eval.errors import AnswerError, DataError, NoTruthError
 from llava_jax.eval.files import TABLES, by_id, find, find_optional, read_rows, write_xlsx
 from llava_jax.eval.questions import LETTER, Question
 from llava_jax.eval.rules import read_letter
@@ -153,7 +153,7 @@ class MMBench(Task):
             if not _no_value(rows[0].get("answer")):
                 return rows, True
             if not any("A" in a.row for a in given.rows):
-                raise DataError(f"{table}: has no answers (this split is scored by a server)")
+                raise NoTruthError(f"{table}: has no answers (this split is scored by a server)")
         for a in given.rows:
             if not {"A", "B", "question", "answer"} <= a.row.keys():
                 what = f"no tsv under {data} and the row lacks question, A, B or answer"

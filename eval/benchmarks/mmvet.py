@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from llava_jax.errors import counted
 from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
@@ -48,7 +49,8 @@ class MMVet(Task):
         capabilities, images = _capabilities(data)
         grades = read_grades(answers, self.next_line("judge", answers, data, settings))
         _, coverage = join(capabilities, graded(answers, grades), strict=settings.strict)
-        runs = min(len(g["score"]) for g in grades.values())
+        lengths = [len(g["score"]) for g in grades.values()]
+        runs, most = min(lengths), max(lengths)
         samples, unread = {}, []
         for key, names in capabilities.items():
             grade = grades.get(key, {"score": [0.0] * runs})
@@ -80,7 +82,12 @@ class MMVet(Task):
                 capability[c].append(s)
         tables = {"per capability": _table(dict(sorted(capability.items())), runs)}
         tables["per integration"] = _table(integration, runs)
-        return Result(self, totals, samples, coverage, tables, unread_note(unread))
+        notes = unread_note(unread)
+        if runs < most:  # a judge's work that stopped
+            notes.append(
+                f"{counted(runs, 'run')} of {most} counted: further ones grade a part alone"
+            )
+        return Result(self, totals, samples, coverage, tables, notes)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> dict[str, str]:
         """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}."""
@@ -90,13 +97,15 @@ class MMVet(Task):
         """An answer file with the ids of mm-vet.json."""
         return self.read(answers, settings).with_ids(lambda a: f"v1_{a.id.removeprefix('v1_')}")
 
-    def requests(self, answers: Path, data: Path) -> list[tuple[str, str]]:
+    def requests(
+        self, answers: Path, data: Path, settings: TaskSettings = DEFAULT
+    ) -> list[tuple[str, str]]:
         """(id, judge's message) per question; all must be answered."""
         path, truth = _read_file(data, "mm-vet.json")
         for key, row in truth.items():
             expect(row, f"{path}: {key}", {"question": str, "answer": str})
         asked = {key: row["question"] for key, row in truth.items()}
-        joined, _ = join(truth, self._given(answers, DEFAULT), asked=asked, strict=True)
+        joined, _ = join(truth, self._given(answers, settings), asked=asked, strict=True)
         said = {key: answer.text for key, answer in joined.items()}
         return [(k, mmvet_message(r["question"], r["answer"], said[k])) for k, r in truth.items()]
 

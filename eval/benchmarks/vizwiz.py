@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.eval.answers import Answer, AnswerFile, join
-from llava_jax.eval.errors import DataError
+from llava_jax.eval.errors import DataError, NoTruthError
 from llava_jax.eval.files import by_id, expect, find, read_checked
 from llava_jax.eval.normalize import leave_one_out, m4c_normalize, one_line, vqa_normalize
 from llava_jax.eval.questions import SHORT, Question
@@ -44,7 +44,7 @@ class VizWiz(Task):
         truth = by_id(read_checked(path, FIELDS), "image", path)
         if not all(isinstance(row.get("answers"), list) for row in truth.values()):
             what = f"{path}: has no answers (the test split is scored by the server)"
-            raise DataError(what, fix="write the upload with llava-jax eval submit")
+            raise NoTruthError(what, fix="write the upload with llava-jax eval submit")
         given = self._by_image(answers, data, settings)
         share = ("unanswerable_share",)
         asked = {image: row["question"] for image, row in truth.items()}

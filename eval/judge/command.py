@@ -149,7 +149,7 @@ def judge_command(args: argparse.Namespace, settings: TaskSettings) -> int:
         judge = extract.extract_answers
         plan = [(extract.tries(m), extract.reader(row)) for row, m in requests]
     else:
-        requests = list(task.requests(args.answers, args.data))  # type: ignore[attr-defined]
+        requests = list(task.requests(args.answers, args.data, settings))  # type: ignore[attr-defined]
         judge, tries, read = judge_reviews, review_tries, read_scores
         if task.grades:
             judge, tries, read = judge_grades, grade_tries, read_grade

@@ -145,9 +145,10 @@ class Endpoint:
         except self._openai.APIStatusError as e:
             if self._learns(e, served):
                 return self._post(body)
-            error = e.body.get("message", "") if isinstance(e.body, dict) else ""
+            said = e.body if isinstance(e.body, dict) else {"message": e.body}
+            error = " ".join(str(said.get("message") or said.get("detail") or "").split())
             retried = e.status_code in (408, 409, 429) or e.status_code >= 500
-            words = [f"HTTP {e.status_code}", str(error)[:200], tries if retried else ""]
+            words = [f"HTTP {e.status_code}", error[:200], tries if retried else ""]
             key = f"the key is read from ${self._key_env} (--key-env)"
             what = f"{self.url}: {' '.join(w for w in words if w)}"
             failed = JudgeError(what, fix=key if e.status_code == 401 else None)

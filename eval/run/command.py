@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax.errors import LlavaError, counted
-from llava_jax.eval.errors import DataError
+from llava_jax.eval.errors import DataError, NoTruthError
 from llava_jax.eval.files import check_folder
 from llava_jax.eval.judge.endpoint import JudgeError
 from llava_jax.eval.report.text import as_text, complete
@@ -65,7 +65,7 @@ def run_task(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] | 
       The result as written to result.json; None where it cannot be scored here and now: other parts
       are still out, a judge must read the answers first, or only a server has the truth.
     Raises:
-      DataError: its truth is missing or wrong, and no upload can be made of the answers, which stay.
+      DataError: its truth is wrong, or missing where no upload can be made of the answers, which stay.
       AnswerError: another process asks the same questions into this folder, or see `predict`.
     """
     index, count = settings.chunk
@@ -204,7 +204,8 @@ def _score(
     try:
         scored = task.score(answers, data, settings.task)
     except DataError as e:
-        # test-dev, test: a server has the truth, and takes the upload file.
+        # test-dev, test: a server has the truth, and takes the upload file. A truth that is there and
+        # cannot be read is no success either way.
         logger.warning("%s: not scored here: %s", task.title, e)
         try:
             upload = task.submission(answers, data, folder / task.upload_name, settings.task)
@@ -212,6 +213,8 @@ def _score(
         except LlavaError as no:
             logger.warning("%s: no upload file either: %s", task.title, no)
             raise e from None  # a run without a figure or a file is no success; its answers stay
+        if not isinstance(e, NoTruthError):
+            raise
         return None
     if settings.limit is None:
         return complete(scored)

@@ -111,6 +111,10 @@ def test_retries_then_gives_up(judge, tmp_path):
     with pytest.raises(JudgeError, match="HTTP 401 bad key") as caught:
         endpoint(judge, tmp_path).ask(**ASK, again=1)
     assert "--key-env" in str(caught.value.fix)
+    for body in ('{"error": "too long"}', '{"detail": "too long"}', "too\nlong"):
+        judge.replies = [(400, body)]
+        with pytest.raises(JudgeError, match="HTTP 400 too long"):
+            endpoint(judge, tmp_path).ask(**ASK, again=1)
     for reply, words in (
         ((200, "{}"), "no choices in the reply '{}'"),
         ((200, "<html>"), "no choices in the reply '<html>'"),
@@ -389,6 +393,11 @@ def test_three_reviews_of_each_answer(judge, tmp_path):
     assert result.coverage.lines() == []
     assert (result.coverage.answered, result.coverage.expected) == (2, 2)
     assert result.notes == ["the mean over 3 reviews of each answer"]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows[0] |= {"tuple": None}  # unread; and the third run stopped
+    result = get_task("llava_wild").score(lines(out, rows[:5]), tmp_path)
+    assert result.coverage.missing == []  # the other reviews of the first answer are in the mean
+    assert "the mean over 4 reviews, not 3 of each answer" in result.notes
 
 
 def test_an_unreachable_judge_fails_in_seconds(tmp_path):

@@ -237,6 +237,10 @@ def test_mmvet_sums(tmp_path):
     assert result.tables["per capability"]["rec"] == {"score": 0.0, "n": 1}
     assert result.tables["per integration"]["ocr"] == {"score": 75.0, "n": 1}
     assert result.coverage.missing == ["v1_1"]
+    grades["v1_1"] = {"model": ["gpt-4"], "score": [0.5]}  # the judge's second run stopped here
+    result = task.score(dump(tmp_path / "grades.json", grades), tmp_path)
+    assert (result.totals["total"], result.totals["runs"]) == (75.0, [75.0])
+    assert result.notes == ["1 run of 2 counted: further ones grade a part alone"]
     rows = [{"question_id": 0, "text": "x"}, {"question_id": 1, "text": "z"}]
     answers = lines(tmp_path / "a.jsonl", rows)
     first = task.requests(answers, tmp_path)[0]

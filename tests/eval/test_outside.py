@@ -18,7 +18,7 @@ from llava_jax.eval.files import read_rows
 from llava_jax.eval.rules import RULES, levenshtein, read_letter
 from llava_jax.eval.run.command import RunSettings, run_task
 from llava_jax.eval.simple import Item, SimpleTask
-from llava_jax.eval.task import _OUTSIDE, TASKS, get_task
+from llava_jax.eval.task import _OUTSIDE, TASKS, TaskSettings, get_task
 from tests.eval.test_judge import Judge, judge  # noqa: F401
 from tests.eval.test_run import Echo
 from tests.eval.test_vqa_family import dump, lines
@@ -131,6 +131,10 @@ def test_a_judged_task(tmp_path):
     result = task.score(dump(tmp_path / "g.json", grades), tmp_path / "d")
     assert result.totals == {"accuracy": 75.0, "n": 1, "judge": "j"}
     assert result.notes == ["no grade could be read for 2; no mean has them"]
+    lines(tmp_path / "d" / "val.jsonl", [{"q": "when", "a": "now"}])
+    half = lines(tmp_path / "half.jsonl", [{"question_id": 1, "text": "x"}])
+    ((_, message),) = task.requests(half, tmp_path / "d", TaskSettings(split="val"))
+    assert "when | now | x | " in message
 
 
 def test_each_printed_line_goes_on_as_printed(tmp_path, capsys, judge: Judge):  # noqa: F811

@@ -264,6 +264,14 @@ def test_run_without_truth_writes_the_upload(vqa, capsys, caplog):
     assert "not scored here" in caplog.text
 
 
+def test_a_truth_that_cannot_be_read_is_no_success(vqa):
+    path = vqa / "data" / "vqav2" / "v2_annotations.json"
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(DataError, match="v2_annotations.json: not JSON"):
+        run_task(Echo(right), get_task("vqav2"), settings(vqa))
+    assert (vqa / "out" / "vqav2" / "upload.json").exists()  # as where only a server has it
+
+
 def test_run_without_truth_or_upload_is_no_success(vqa, monkeypatch):
     (vqa / "data" / "vqav2" / "v2_annotations.json").unlink()
     task = get_task("vqav2")
