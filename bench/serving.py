@@ -55,7 +55,7 @@ def running(
 
     worker = Worker(llava_jax.load(model, adapters=adapters), ServeSettings(**settings))
     sock = listen("127.0.0.1", 0)
-    web = make_server(build_app(worker, NAME, KEY, page=page), 5)
+    web = make_server(build_app(worker, NAME, KEY, page=page), worker)
     thread = threading.Thread(target=web.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"

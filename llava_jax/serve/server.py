@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -14,6 +15,7 @@ from llava_jax.errors import ConfigError
 from llava_jax.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
+_FAREWELL = 5  # seconds for the words of refusal; then uvicorn cuts connections off
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -34,11 +36,23 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def make_server(app: Any, grace_seconds: int) -> Any:
-    """A uvicorn server that ends by SIGTERM or Ctrl-C as one that did what it was asked to."""
+def make_server(app: Any, worker: Worker) -> Any:
+    """A uvicorn server that ends by SIGTERM or Ctrl-C as one that did what it was asked to.
+
+    Answers that are under way have settings.grace_seconds for their end, and are then refused in words.
+    """
     import uvicorn
 
+    grace = worker.settings.grace_seconds
+
     class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            late = asyncio.get_running_loop().call_later(grace, worker.end_answers)
+            try:
+                await super().shutdown(sockets)
+            finally:
+                late.cancel()
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             # uvicorn's own would raise the signal again at the end, and the process would die of it.
@@ -60,7 +74,7 @@ def make_server(app: Any, grace_seconds: int) -> Any:
         access_log=False,
         server_header=False,
         ws="none",
-        timeout_graceful_shutdown=grace_seconds,
+        timeout_graceful_shutdown=grace + _FAREWELL,
     )
     return Server(config)
 
@@ -69,6 +83,6 @@ def serve(app: Any, worker: Worker, sock: socket.socket) -> None:
     """Serves until a signal comes, and finishes what runs."""
     worker.start()
     try:
-        make_server(app, worker.settings.grace_seconds).run(sockets=[sock])
+        make_server(app, worker).run(sockets=[sock])
     finally:
         worker.stop()

@@ -131,6 +131,10 @@ class Worker:
             if not job.done:
                 self._tasks.put(partial(self.engine.cancel, job))
 
+    def end_answers(self) -> None:
+        """Ends whatever is under way; those who wait for it are told that the server ended it."""
+        self._tasks.put(partial(self._end_all, None))
+
     # In the engine's thread ----------------------------------------------------------------------
 
     def _run(self) -> None:

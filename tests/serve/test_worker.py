@@ -1,7 +1,12 @@
 """The engine's thread: no compile after it is ready, and what a failing step leaves behind."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
 import pytest
 
+from bench.serving import CHAT, HEADERS, ask, running
 from llava_jax.generate.request import Request
 from llava_jax.images import resample
 from llava_jax.serve import worker as serving
@@ -53,3 +58,22 @@ def test_what_resizes_photographs_is_compiled_before_the_server_is_ready(server,
     other.start()
     other.stop()
     assert seen == ["photograph", "programs"]
+
+
+def test_what_outlives_the_grace_of_a_stop_is_refused_in_words(monkeypatch):
+    body = ask("hi", max_tokens=400, logit_bias={"2": -100})
+    with ThreadPoolExecutor() as pool:
+        with running(slots=2, grace_seconds=1) as other:
+            engine, step = other.worker.engine, other.worker.engine.step
+            monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.1), step())[1])
+            how = {"headers": HEADERS, "timeout": 60}
+            asked = [
+                pool.submit(httpx.post, other.url + CHAT, json=body | {"stream": stream}, **how)
+                for stream in (False, True)
+            ]
+            while engine.busy < 2:
+                time.sleep(0.01)
+        plain, stream = (one.result() for one in asked)
+    assert (plain.status_code, plain.headers["retry-after"]) == (503, "5")
+    assert "the server ended this answer" in plain.json()["error"]["message"]
+    assert stream.text.rstrip().splitlines()[-1].startswith('data: {"error": ')
