@@ -1,4 +1,4 @@
-"""Errors of the evaluation room. Each is one line and name the file and the line or id."""
+"""Errors of the evaluation room. Each is one line that names the file, and the line or id."""
 
 from llava_jax.errors import LlavaError
 
