@@ -54,8 +54,9 @@ def build_prompt(
     images: list[Any] = []
     turns: list[tuple[int, list[Part] | None]] = []
     for i, message in enumerate(messages):
-        role = _role(message, i, f"message {i + first}")
-        turns.append((role, _read(message.get("content"), slot, images, f"message {i + first}")))
+        where = f"message {i + first}"
+        role = _role(message, i, where)
+        turns.append((role, _read(message.get("content"), slot, images, where)))
     if open_turn:
         if not turns or turns[-1][0] != USER:
             raise PromptError("the last message must be the user's", fix="end with a user message")
