@@ -21,8 +21,8 @@ machines:
   v5p-N counts cores (N/2 chips), v5e-N and v6e-N chips; 2xv5e-256 is two slices; "here" is what is here.
 
 The step of the run is compiled for devices that need not be there, which takes a minute or a few for
-each row: for TPUs it needs libtpu (pip install 'llava_jax[tpu]'), for GPUs the CUDA plug-in
-(pip install 'llava_jax[cuda12]'). Neither weights nor data have to exist.
+each row: for TPUs it needs libtpu (pip install 'llava_jax[tpu]'), for GPUs a CUDA plug-in
+(pip install 'llava_jax[cuda12]' or 'llava_jax[cuda13]'). Neither weights nor data have to exist.
 
   llava-jax plan --config finetune_7b --topology v5e-16 8xA100-40 --out plan.jsonl
 """

@@ -15,11 +15,14 @@ from llava_jax.errors import ConfigError
 from llava_jax.plan.topology import HERE, Topology
 from llava_jax.util import installed_versions
 
-WHEELS = {
-    "tpu": ("libtpu", "pip install 'llava_jax[tpu]'"),
-    "cuda": ("jax_cuda12_plugin", "pip install 'llava_jax[cuda12]'"),
+COMPILERS = {
+    "tpu": (["libtpu"], "pip install 'llava_jax[tpu]'"),
+    "cuda": (
+        ["jax-cuda13-plugin", "jax-cuda12-plugin"],
+        "pip install 'llava_jax[cuda12]' or 'llava_jax[cuda13]'",
+    ),
 }
-"""{platform: the module that compiles for it, what brings it}; no device is needed for either."""
+"""{platform: packages of which one compiles for it, what brings one}; no device is needed."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Compiled:
         return {name: value for name, value in asdict(self).items() if name != "text"}
 
 
+def has_compiler(platform: str) -> bool:
+    """Whether a compiler for "tpu" or "cuda" is installed."""
+    packages, _ = COMPILERS[platform]
+    return any(importlib.util.find_spec(name.replace("-", "_")) for name in packages)
+
+
 def prepare(topologies: list[Topology]) -> None:
     """Sets what compiling for absent devices needs in the environment; before jax is imported.
 
@@ -60,9 +69,10 @@ def prepare(topologies: list[Topology]) -> None:
         return
     for topology in topologies:
         platform = topology.chip.platform if topology.chip else ""
-        module, fix = WHEELS[platform]
-        if not importlib.util.find_spec(module):
-            raise ConfigError(f"compiling for {topology.name} needs the package {module}", fix=fix)
+        packages, fix = COMPILERS[platform]
+        if not has_compiler(platform):
+            needed = " or ".join(packages)
+            raise ConfigError(f"compiling for {topology.name} needs the package {needed}", fix=fix)
     # libtpu else asks the metadata server of a cloud machine what it runs on, and lets one process in.
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
@@ -97,8 +107,8 @@ def devices_of(topology: Topology) -> list[Any]:
 
 def versions(topology: Topology) -> dict[str, str]:
     """What decides about the program besides our own code: compilers, and the flags they are given."""
-    compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin"]}
-    names = ["jax", "jaxlib", *compilers.get(topology.chip.platform if topology.chip else "", [])]
+    compilers, _ = COMPILERS.get(topology.chip.platform if topology.chip else "", ([], ""))
+    names = ["jax", "jaxlib", *compilers]
     flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
     return installed_versions(names) | {
         name: os.environ[name] for name in flags if os.environ.get(name)

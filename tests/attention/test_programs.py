@@ -4,7 +4,6 @@ For TPU and CUDA ahead of time, without their devices, where libtpu or the CUDA 
 `pip install --no-deps 'libtpu==0.0.42.*'`, `pip install 'jax-cuda12-plugin[with-cuda]==0.10.2'`.
 """
 
-import importlib.util
 import re
 from dataclasses import replace
 
@@ -19,6 +18,7 @@ from llava_jax.attention import Need, choose
 from llava_jax.config import LlavaConfig
 from llava_jax.layers import Compute
 from llava_jax.llava import abstract_params
+from llava_jax.plan.compile import has_compiler
 from llava_jax.sharding import MESH_AXES
 from llava_jax.train.step import make_loss
 from tests.tiny import CONFIG
@@ -74,7 +74,7 @@ def test_on_cpu_nothing_is_as_large_as_the_square_of_the_length(turns):
 
 def tpu(monkeypatch):
     """A device of a TPU v5e that is not there."""
-    if not importlib.util.find_spec("libtpu"):
+    if not has_compiler("tpu"):
         pytest.skip("libtpu is not installed")
     hosts = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
     hosts |= {"TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -92,8 +92,8 @@ GPUS = {
 
 def gpu(name: str):
     """A device of an NVIDIA GPU that is not there."""
-    if not importlib.util.find_spec("jax_cuda12_plugin"):
-        pytest.skip("the CUDA plug-in is not installed")
+    if not has_compiler("cuda"):
+        pytest.skip("no CUDA plug-in is installed")
     c = GPUS[name]
     target = f"""
         gpu_device_info {{

@@ -1,6 +1,5 @@
 """Compiling for devices that are not there; skipped where their compilers are not installed."""
 
-import importlib.util
 import json
 import os
 import re
@@ -37,9 +36,8 @@ def planned(tmp_path, *topologies):
 
 
 def needs(platform):
-    module = compiler.WHEELS[platform][0]
-    found = importlib.util.find_spec(module)
-    return pytest.mark.skipif(not found, reason=f"{module} is not installed")
+    _, fix = compiler.COMPILERS[platform]
+    return pytest.mark.skipif(not compiler.has_compiler(platform), reason=f"needs {fix}")
 
 
 @needs("tpu")

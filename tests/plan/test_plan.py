@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import jax
 import numpy as np
@@ -353,7 +354,15 @@ def test_a_missing_compiler_is_named(name, wheel, monkeypatch):
     monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="needs the package") as error:
         compiler.prepare([parse_topology(name)])
-    assert error.value.fix == f"pip install 'llava_jax[{wheel}]'"
+    assert f"pip install 'llava_jax[{wheel}]'" in error.value.fix
+
+
+@pytest.mark.parametrize("version", ["cuda12", "cuda13"])
+def test_either_cuda_plug_in_compiles_for_gpus(version, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    here = f"jax_{version}_plugin"
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: name == here or None)
+    compiler.prepare([parse_topology("8xH100")])
 
 
 def test_a_refused_tpu_program_says_what_it_wanted():
