@@ -1,9 +1,11 @@
 """Shared test set-up: eight simulated CPU devices, fp32 at highest precision, the slow marker."""
 
+import gc
 import json
 import os
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 # Before the first import of jax: tests of sharding need several devices.
@@ -18,6 +20,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 LIGHT = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _decided = LIGHT in os.environ  # whoever set it has decided
+# Of jaxlib 0.10; later ones have no choice. XLA's new emitters of fused loops load all of MLIR for each
+# tiny program: half of the time to compile it.
+PLAIN_LOOPS = "--xla_cpu_use_fusion_emitters=false"
 
 import pytest  # noqa: E402
 
@@ -43,8 +48,17 @@ def pytest_configure(config):
         if signal.getsignal(number) is signal.SIG_IGN:
             default = number == signal.SIGINT
             signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
+    flags = os.environ["XLA_FLAGS"]
+    with_choice = version("jaxlib").startswith("0.10.") and "fusion_emitters" not in flags
+    if with_choice and not (_decided or config.getoption("--slow")):
+        os.environ["XLA_FLAGS"] = f"{flags} {PLAIN_LOOPS}"  # no backend has read them yet
     if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist: the order below, not by count
         config.option.loadscopereorder = False
+
+
+def pytest_collection_finish(session):
+    gc.collect()
+    gc.freeze()  # thousands of tests and the modules they import: every later collection walked them
 
 
 def pytest_collection_modifyitems(config, items):
