@@ -29,8 +29,9 @@ import pytest  # noqa: E402
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = ("rehearsal", "train", "documents", "parity")
 """Folders, the longest first."""
-AS_USERS = ("rehearsal", "quickstart", "parity")
-"""Folders whose programs are compiled as users' are; so are all with --slow."""
+AS_USERS = {"quickstart", "test_recipes.py", "test_interrupted.py"}
+"""Folders and files whose programs are compiled as users' are: answers must be as right there, and whole
+runs of the shipped recipes take as long. So are all with --slow."""
 SHARED = Path(os.environ.get("LLAVA_JAX_TEST_DATA", _beside))
 
 
@@ -80,8 +81,7 @@ def pytest_runtest_setup(item):
     """
     if _decided:
         return
-    folders = Path(item.path).parent.parts
-    light = not item.config.getoption("--slow") and not set(AS_USERS).intersection(folders)
+    light = not item.config.getoption("--slow") and AS_USERS.isdisjoint(Path(item.path).parts)
     os.environ[LIGHT] = str(int(light))
     if "jax" in sys.modules:
         sys.modules["jax"].config.update(LIGHT.lower(), light)
