@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import signal
 import sys
 from importlib.metadata import version
@@ -85,6 +86,11 @@ def pytest_runtest_setup(item):
     os.environ[LIGHT] = str(int(light))
     if "jax" in sys.modules:
         sys.modules["jax"].config.update(LIGHT.lower(), light)
+
+
+def xla_flags(devices: int) -> str:
+    """XLA_FLAGS of a process to start: this one's, with another number of simulated devices."""
+    return re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
 
 
 def shared(name: str) -> Path:

@@ -22,6 +22,7 @@ from llava_jax.errors import ImageError
 from llava_jax.images.decode import open_image
 from llava_jax.model import LlavaModel, load
 from llava_jax.util import printable
+from tests.conftest import xla_flags
 from tests.generate.tiny import model
 
 
@@ -148,8 +149,7 @@ class Terminal:
 
     def __init__(self, *words: str, term: str = "dumb"):
         self.master, slave = pty.openpty()
-        env = {**os.environ, "TERM": term, "JAX_PLATFORMS": "cpu"}
-        env.pop("XLA_FLAGS", None)
+        env = {**os.environ, "TERM": term, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(1)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llava_jax", "chat", *words],
             stdin=slave,

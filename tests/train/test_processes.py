@@ -17,6 +17,7 @@ from llava_jax.convert import load_checkpoint
 from llava_jax.train.cli import load_config
 from llava_jax.train.log import METRICS, read_metrics
 from llava_jax.train.stages import run_stages
+from tests.conftest import xla_flags
 from tests.train.run import make_data, make_model, overrides
 
 SETTINGS = {
@@ -54,9 +55,8 @@ def slurm(count, devices):
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices}"
     for index in range(count):
-        env = {**os.environ, "XLA_FLAGS": flags, "JAX_COORDINATOR_PORT": str(port)}
+        env = {**os.environ, "XLA_FLAGS": xla_flags(devices), "JAX_COORDINATOR_PORT": str(port)}
         # Programs from a warm cache sent gloo messages of other lengths than it waited for.
         env.pop("JAX_COMPILATION_CACHE_DIR", None)
         env |= {"SLURM_JOB_ID": "4711", "SLURM_STEP_NODELIST": "localhost"}

@@ -16,6 +16,7 @@ from llava_jax.cli import main
 from llava_jax.errors import ConfigError
 from llava_jax.train.log import METRICS, read_metrics
 from llava_jax.train.ray_launch import _every_host, _given
+from tests.conftest import xla_flags
 from tests.train.run import make_data, make_model, overrides
 from tests.train.test_processes import end, slurm
 
@@ -96,7 +97,7 @@ def test_a_worker_is_killed_and_the_run_goes_on(tmp_path):
     codes, outs = end(two)
     assert codes == [0, 0], outs
     start, mark = time.time(), f"{tmp_path.name}-{os.getpid()}"
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(2)}
     env |= {"LLAVA_JAX_TEST_MARK": mark, "RAY_USAGE_STATS_ENABLED": "0"}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)  # see slurm
     words = ["--launcher", "ray", "--scaling", "num_workers=2", "--max-failures", "1"]
