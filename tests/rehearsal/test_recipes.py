@@ -26,7 +26,7 @@ KINDS = (
     "v1_pretrain_7b",
 )  # of configs/variants.py; the others differ in numbers
 ELSEWHERE = {"pretrain_7b", "finetune_7b", "finetune_lora_7b", "finetune_task_lora_7b", KINDS[0]}
-# The first two are stage1 and stage2 below, the next test_interrupted.py and test_small_job.py; the last:
+# The first two are stage1 and stage2 below, the next test_interrupted.py and README.md's line; the last:
 # tests/train/test_loop.py::test_qlora_leaves_the_base_to_the_bit_and_exports_the_moving_average.
 
 

@@ -56,13 +56,12 @@ def test_lora_on_ones_own_data(data, model, tmp_path):
     assert said[0] == said[1]
 
 
-# The second as README has it: tests/documents runs the line.
-AGAIN = pytest.param("finetune_task_lora_7b", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("config", ["finetune_lora_7b", AGAIN])
+# Quick: test_interrupted.py runs the first on such records, tests/documents README's line of the second,
+# tests/train/test_heldout.py the held-out part.
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["finetune_lora_7b", "finetune_task_lora_7b"])
 def test_its_first_steps(config, data, model, tmp_path):
-    """Two steps of the same line, so that the ordinary suite has it too."""
+    """Two steps of the same line."""
     ok(*train_words(config, tmp_path, _settings(data, model) | {"batch_size": 16, "steps": 2}))
     assert all(map(math.isfinite, losses(tmp_path)))
     assert report(tmp_path)["bad"] == []
