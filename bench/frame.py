@@ -8,6 +8,7 @@ every process is pinned to the same core and its processor seconds count; wall t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -67,7 +68,8 @@ class Systems:
 
     def __exit__(self, *_: Any) -> None:
         for worker in self.workers.values():
-            worker.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of one that has ended
+                worker.stdin.close()
             worker.wait()
 
     def ask(self, name: str, method: str, *args: Any) -> dict[str, Any]:

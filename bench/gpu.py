@@ -10,8 +10,8 @@ from typing import Any
 
 
 def _share(found: dict[str, Any]) -> float:
-    """Of the bandwidth's limit that a token reaches, largest batch."""
-    return float(found["limits"][-1][2].rstrip("%")) / 100
+    """Of the bandwidth's limit that a token reaches."""
+    return float(found["limits"][0][2].rstrip("%")) / 100
 
 
 def _prefill(found: dict[str, Any]) -> float:

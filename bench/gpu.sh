@@ -20,9 +20,9 @@ weights=${WEIGHTS:-$out/weights-$size}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch is on the same GPU
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$out/compiled}
 if [ "$size" = tiny ]; then
-  rows=2 length=40 layers=2 many=2 tokens=4 text=8 answer=4 requests=4 repeats=1
+  rows=2 length=40 layers=2 many=2 tokens=4 text=8 requests=4 repeats=1
 else
-  rows=8 length=2048 layers=16 many=64 tokens=256 text=60 answer=100 requests=192 repeats=5
+  rows=8 length=2048 layers=16 many=64 tokens=100 text=60 requests=128 repeats=${REPEATS:-3}
 fi
 failed=0
 
@@ -34,25 +34,23 @@ part() { # NAME SECONDS WORDS...: one benchmark
   local left=$((budget - SECONDS))
   [ "$left" -ge 20 ] || { echo "== $name: no time is left"; failed=$((failed + 1)); return 0; }
   echo "== $name: python -m bench $*"
-  timeout "$((limit < left ? limit : left))" python -m bench "$@" --out "$out/$name.json" 2>&1 |
+  timeout "$((limit < left ? limit : left))" python3 -m bench "$@" --out "$out/$name.json" 2>&1 |
     tee "$out/$name.log" || { echo "$name failed"; failed=$((failed + 1)); }
 }
 
-infer="--size $size --folder $weights --repeats $repeats"
+infer="--size $size --folder $weights --repeats $repeats --text $text --tokens $tokens"
 ours="--systems llava_jax"
 train="--size $size --repeats $repeats --rows $rows --length $length"
-part machine 60 machine
-part decode 180 decode $infer --batch 1 --tokens "$tokens"
-part decode_int8 100 decode $infer --batch 1 --tokens "$tokens" $ours --quantize int8
-part decode_nf4 100 decode $infer --batch 1 --tokens "$tokens" $ours --quantize nf4
-part prefill 120 prefill $infer --batch 1 --tokens 1 --text "$text"
-part decode_many 120 decode $infer --batch "$many" --tokens "$tokens" $ours
-part stage1 150 train $train --train projector
+part decode 150 decode --then prefill $infer --batch 1
+part stage1 120 train $train --train projector
+part decode_many 200 decode --then requests $infer --batch "$many" --requests "$requests" $ours
+part decode_int8 90 decode $infer --batch 1 $ours --quantize int8
+part decode_nf4 90 decode $infer --batch 1 $ours --quantize nf4
 # AdamW on all of 7B takes 108 GB: half of the layers do the same work for each weight and token.
-part stage2 150 train $train --train full --layers "$layers" $ours
-part requests 150 requests $infer --batch "$many" --tokens "$answer" --text "$text" --requests "$requests" $ours
-part prefill_1024 120 prefill $infer --batch 1 --tokens 1 --text "$text" $ours --chunk 1024
-part stage2_lora 150 train $train --train lora $ours
-part decode_batches 150 decode $infer --batch 8 --tokens "$tokens"
-python -m bench.gpu "$out"
+part stage2 120 train $train --train full --layers "$layers" $ours
+part machine 60 machine
+part stage2_lora 150 train $train --train lora
+part prefill_256 90 prefill $infer --batch 1 $ours --chunk 256
+part stage1_kept 120 train $train --train projector $ours --config.remat=none
+python3 -m bench.gpu "$out"
 exit "$failed"

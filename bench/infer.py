@@ -3,13 +3,15 @@
     python -m bench prefill decode                # 65 M parameters, batches of 1 and 8
     python -m bench decode --size 7b --batch 1 64 # on a GPU, in bfloat16
     python -m bench requests --batch 8            # 16 requests over 8 slots
+    python -m bench decode --then prefill requests # of one loaded model
 
 Random weights, the same for all from one file. A prompt is one picture and `--text` tokens, and every turn
-has pictures and texts of its own. Before anything is timed, all systems must have chosen the same tokens,
-in float32 with logits equal to 1e-4. A decode step is an answer of `--tokens` + 1 tokens less one of 1,
-divided by `--tokens`. `requests` answers `--requests` prompts, of ours as slots become free, of transformers
-in batches, from pixels to tokens. The limit of a step is its weights and keys at the bandwidth of this machine's
-matvec (copy on a GPU), measured in the same run.
+has pictures and texts of its own. Before anything is timed, all systems must have chosen the same tokens
+in float32, with logits equal to 1e-4; in bfloat16 it is said how far they are apart. A decode step is an
+answer of `--tokens` + 1 tokens less one of 1, divided by `--tokens`. `requests` answers `--requests`
+prompts, of ours as slots become free, of transformers in batches, from pixels to tokens, over slots of
+the last `--batch`. The limit of a step is its weights and keys at the bandwidth of this machine's matvec
+(copy on a GPU), measured in the same run.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from typing import Any
 
 from bench import frame, models
 
+ROWS = 8  # whose logits are compared
+NAMES = ("prefill", "decode", "requests")
 KINDS = {
     "llava_jax": "bench.infer:Ours",
     "torch": "bench.infer:Theirs",
@@ -31,7 +35,7 @@ KINDS = {
 
 
 def main(name: str, words: list[str]) -> int:
-    """Prints the table of `name`. Ends the program if the systems answer differently."""
+    """Prints the tables. Ends the program if the systems answer differently."""
     parser = frame.parser(__doc__)
     parser.add_argument("--size", choices=models.SIZES, default="65m")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
@@ -42,6 +46,8 @@ def main(name: str, words: list[str]) -> int:
     parser.add_argument("--quantize", default="", help="of ours: int8 or nf4")
     parser.add_argument("--systems", nargs="+", choices=KINDS, default=["llava_jax", "torch"])
     parser.add_argument("--folder", type=Path, help="keeps the weights here")
+    then = "measured too, of what is loaded and compiled; their JSON beside --out"
+    parser.add_argument("--then", nargs="+", choices=NAMES, default=[], help=then)
     args = parser.parse_args(words)
     args.dtype = "float32" if frame.ON_CPU else "bfloat16"
     kinds = {name: KINDS[name] for name in args.systems if name == "llava_jax" or peers()}
@@ -49,7 +55,14 @@ def main(name: str, words: list[str]) -> int:
         args.folder = str(args.folder or folder)
         models.save_random(args.size, Path(args.folder), args.dtype)
         with frame.Systems(kinds, args) as systems:
-            return _run(systems, args, name)
+            checks = {}
+            for batch in args.batch:
+                checks[batch] = compared(systems.each("check", batch), args)
+                print(f"batch {batch}: {checks[batch]}", flush=True)
+            for one in (name, *args.then):
+                out = args.out if one == name else args.out and args.out.with_name(f"{one}.json")
+                _run(systems, argparse.Namespace(**{**vars(args), "out": out}), one, checks)
+    return 0
 
 
 @contextlib.contextmanager
@@ -71,10 +84,11 @@ def peers() -> bool:
     return frame.installed("torch", "transformers")
 
 
-def _run(systems: frame.Systems, args: argparse.Namespace, name: str) -> int:
-    rows, checks, found = [], {}, {}
-    for batch in args.batch:
-        checks[batch] = _compare(systems.each("check", batch), args)
+def _run(systems: frame.Systems, args: argparse.Namespace, name: str, checks: Any) -> None:
+    """Measures, prints and writes what `name` says."""
+    rows, found = [], {}
+    batches = args.batch[-1:] if name == "requests" else args.batch
+    for batch in batches:
         if name == "prefill":
             found[batch] = systems.take_turns(args.repeats, "answer", batch, 1)
         elif name == "requests":
@@ -82,13 +96,12 @@ def _run(systems: frame.Systems, args: argparse.Namespace, name: str) -> int:
             found[batch] = systems.take_turns(args.repeats, "answer", *asked)
         else:
             found[batch] = _steps(systems, args, batch)
-        rows += frame.compared(f"batch {batch}, ms", found[batch], 1e3)
+        rows += frame.compared(f"{name}, batch {batch}, ms", found[batch], 1e3)
     reports, limits = systems.each("report"), []
-    print(f"largest difference of logits, by batch: {checks}")
     frame.show(frame.COMPARED, rows)
     if name == "decode" and "llava_jax" in reports:
         ours = reports["llava_jax"]
-        for batch in args.batch:
+        for batch in batches:
             floor = ours["bytes"][str(batch)] / ours["bandwidth"]
             part = floor / frame.clock(found[batch]["llava_jax"])["min"]
             limits.append([batch, floor * 1e3, f"{part:.1%}"])
@@ -101,9 +114,8 @@ def _run(systems: frame.Systems, args: argparse.Namespace, name: str) -> int:
     frame.show(
         ["system", "peak memory, GB"], [[n, r["peak_memory_gb"]] for n, r in reports.items()]
     )
-    kept = {"times": found, "limits": limits, "reports": reports, "largest_difference": checks}
+    kept = {"times": found, "limits": limits, "reports": reports, "checks": checks}
     frame.record(name, args, rows=rows, **kept)
-    return 0
 
 
 def _steps(systems: frame.Systems, args: argparse.Namespace, batch: int) -> dict[str, Any]:
@@ -122,19 +134,28 @@ def _steps(systems: frame.Systems, args: argparse.Namespace, batch: int) -> dict
     return found
 
 
-def _compare(given: dict[str, Any], args: argparse.Namespace) -> float:
-    """The largest difference of logits; ends the program where tokens differ (bfloat16 may round)."""
-    first, *others = given.values()
-    largest = 0.0
-    for name, other in zip(list(given)[1:], others):
-        largest = max(
-            largest,
-            *(abs(a - b) for x, y in zip(first["logits"], other["logits"]) for a, b in zip(x, y)),
-        )
+def compared(given: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """How others' first logits and tokens differ from the first system's.
+
+    Ends the program where they differ in float32; in bfloat16, and of few bits, rounding decides.
+    """
+    first, *others = given.items()
+    found: dict[str, Any] = {}
+    for name, other in others:
+        mine = first[1]
+        apart = [abs(a - b) for x, y in zip(mine["logits"], other["logits"]) for a, b in zip(x, y)]
+        same = [a == b for x, y in zip(mine["ids"], other["ids"]) for a, b in zip(x, y)]
+        heads = [x[0] == y[0] for x, y in zip(mine["ids"], other["ids"])]
+        found[name] = {
+            "largest_difference_of_logits": max(apart, default=None),
+            "mean_difference_of_logits": sum(apart) / len(apart) if apart else None,
+            "same_first_tokens": sum(heads) / len(heads),
+            "same_tokens": sum(same) / len(same),
+        }
         exact = args.dtype == "float32" and not args.quantize
-        if exact and (first["ids"] != other["ids"] or largest > 1e-4):
-            raise SystemExit(f"{name} answers otherwise: logits differ by {largest}")
-    return largest
+        if exact and (not all(same) or max(apart) > 1e-4):
+            raise SystemExit(f"{name} answers otherwise: {found[name]}")
+    return found
 
 
 def prompts(config: Any, args: argparse.Namespace, batch: int, seed: int) -> tuple[Any, Any]:
@@ -157,7 +178,7 @@ class Ours:
 
         self.args, self.turn, self.engines = args, 0, {}
         short = {"float32": "fp32", "bfloat16": "bf16"}[args.dtype]
-        checkpoint = load_checkpoint(args.folder, dtype=short)
+        checkpoint = load_checkpoint(args.folder, dtype=short, lazy=True)  # as llava_jax.load does
         self.config = replace(
             checkpoint.config, quantize=args.quantize, budget=getattr(args, "budget", None)
         )
@@ -212,13 +233,14 @@ class Ours:
         """Tokens of whole answers, and the logits of their first."""
         self._jobs(batch, 0, self.args.tokens + 1)  # compiled
         jobs = []
-        if self.args.dtype == "float32":  # a program of its own, compiled for this
-            jobs = self._jobs(batch, 0, 8, keep_logits=True)
+        if self.args.dtype == "float32" or batch == self.args.batch[0]:
+            # Programs of their own; of one token, so that decoding is not compiled twice.
+            jobs = self._jobs(batch, 0, 1, keep_logits=True)
             self.engines.pop((batch, True))
         whole = self._jobs(batch, 0, self.args.tokens + 1)
         return {
             "ids": [job.ids for job in whole],
-            "logits": [job.logits[0].astype(float).tolist() for job in jobs],
+            "logits": [job.logits[0].astype(float).tolist() for job in jobs[:ROWS]],
         }
 
     def answer(self, batch: int, tokens: int, requests: int = 0) -> int:
@@ -268,7 +290,7 @@ class Theirs:
         self.model.generation_config.eos_token_id = None
         self.config = models.model_config(args.size)
 
-    def _generate(self, batch: int, seed: int, tokens: int) -> Any:
+    def _generate(self, batch: int, seed: int, tokens: int, **more: Any) -> Any:
         import torch
 
         pixels, text = prompts(self.config, self.args, batch, seed)
@@ -285,18 +307,18 @@ class Theirs:
                 .to(self.device, self.model.dtype),
                 max_new_tokens=tokens,
                 do_sample=False,
-                output_logits=True,
                 return_dict_in_generate=True,
                 **self.options,
+                **more,
             )
 
     def check(self, batch: int) -> dict[str, Any]:
         """Tokens of whole answers, and the logits of their first."""
         tokens = self.args.tokens + 1
-        whole = self._generate(batch, 0, tokens)
+        whole = self._generate(batch, 0, tokens, output_logits=True)
         return {
             "ids": whole.sequences[:, -tokens:].tolist(),
-            "logits": whole.logits[0].double().tolist(),
+            "logits": whole.logits[0][:ROWS].double().tolist(),
         }
 
     def answer(self, batch: int, tokens: int, requests: int = 0) -> int:

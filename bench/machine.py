@@ -15,7 +15,10 @@ from typing import Any
 from bench import frame
 
 SIDE = 1024, 8192  # of square matrices: on a CPU, on an accelerator
-_MATVEC = 4096
+# Of the matrices that are copied and multiplied with a vector: on a CPU, on an accelerator, whose kernels must
+# take far longer than the host needs to start them (32 of 4096 gave half of an H200's bandwidth).
+_MATVEC = 4096, 16384
+_MANY = 4, 8
 
 
 def main(name: str, words: list[str]) -> int:
@@ -67,12 +70,13 @@ class Jax:
         n = SIDE[not frame.ON_CPU]
         square = jnp.ones((n, n), dtype)
         # Several matrices in turn, or a CPU would keep the one in its cache.
-        big = [jnp.ones((_MATVEC, _MATVEC), dtype) for _ in range(4 if frame.ON_CPU else 32)]
+        side = _MATVEC[not frame.ON_CPU]
+        big = [jnp.ones((side, side), dtype) for _ in range(_MANY[not frame.ON_CPU])]
         size = sum(x.nbytes for x in big)
         product = jax.jit(jnp.matmul)
         matvec = jax.jit(lambda x, many: [x @ w for w in many])
         copy = jax.jit(lambda many: [w + 1 for w in many], donate_argnums=0)  # new pages cost more
-        x = jnp.ones((1, _MATVEC), dtype)
+        x = jnp.ones((1, side), dtype)
         ready = jax.block_until_ready
 
         def moved() -> None:
@@ -106,9 +110,10 @@ class Torch:
         where["dtype"] = torch.bfloat16 if on_gpu else torch.float32
         n = SIDE[on_gpu]
         square = torch.ones(n, n, **where)
-        big = [torch.ones(_MATVEC, _MATVEC, **where) for _ in range(32 if on_gpu else 4)]
+        side = _MATVEC[on_gpu]
+        big = [torch.ones(side, side, **where) for _ in range(_MANY[on_gpu])]
         size = sum(x.nbytes for x in big)
-        x = torch.ones(1, _MATVEC, **where)
+        x = torch.ones(1, side, **where)
 
         def ready(_: Any) -> None:
             if on_gpu:

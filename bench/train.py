@@ -56,9 +56,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="positions of a row")
     parser.add_argument("--supervised", type=float, default=0.16, help="share of the positions")
     parser.add_argument("--steps", type=int, default=1, help="steps a turn")
-    here = list(SYSTEMS) if frame.installed("torch", "transformers") else ["llava_jax"]
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=here)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="those that are installed")
     args, settings = parser.parse_known_args(words)
+    needs = ["torch", "transformers", *["peft"] * (args.train == "lora")]
+    args.systems = args.systems or (list(SYSTEMS) if frame.installed(*needs) else ["llava_jax"])
     if wrong := [word for word in settings if not word.startswith("--config.")]:
         parser.error(f"unknown: {' '.join(wrong)}")
     if any(word.startswith("--config.trainable") for word in settings):

@@ -52,6 +52,11 @@ class Projector(nnx.Module):
         return x
 
 
+def head_widths(config: LlavaConfig) -> tuple[int, int]:
+    """Features of a head of attention: the decoder's and the tower's."""
+    return config.language.head_width, config.vision.width // config.vision.heads
+
+
 def merge_images(text_BTD: jax.Array, features_GRD: jax.Array, slots_BT: jax.Array) -> jax.Array:
     """Puts image features where the prompt has image slots.
 

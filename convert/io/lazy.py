@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from llava_jax.errors import WeightError
 from llava_jax.params import FLOATS, is_stacked
+from llava_jax.processes import cores
 
 # The types that a checkpoint may hold, by the names of safetensors (README of the format).
 DTYPES = {
@@ -27,6 +29,9 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}  # torch's names are numpy's
+STRIP = 16  # of 16, 32, 64, 128 and 256 the fastest, in float32 and bfloat16
+THREADED = 2**26
+"""Bytes of a parameter from which its layers are copied by several threads."""
 _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -75,6 +80,15 @@ class Lazy:
         )
 
 
+def copy_to(out: np.ndarray, array: np.ndarray) -> None:
+    """out[...] = array. A transposed matrix in strips, a third of the time of numpy's order."""
+    if array.ndim != 2 or not array.flags.f_contiguous or array.flags.c_contiguous:
+        out[...] = array
+        return
+    for i in range(0, array.shape[1], STRIP):
+        out[:, i : i + STRIP] = array[:, i : i + STRIP]
+
+
 def of_array(array: np.ndarray, origin: str = "") -> Lazy:
     """An array that is in memory already."""
     return Lazy(tuple(array.shape), array.dtype, lambda: array, origin)
@@ -113,8 +127,12 @@ class Leaf:
         if not self.stacked:
             return self.parts[0].read()[index]
         out = np.empty([len(range(*s.indices(n))) for s, n in zip(index, self.shape)], self.dtype)
-        for row, part in zip(out, self.parts[index[0]]):
-            row[...] = part.read()[index[1:]]
+
+        def fill(row: np.ndarray, part: Lazy) -> None:
+            copy_to(row, part.read()[index[1:]])
+
+        with ThreadPoolExecutor(cores() if out.nbytes > THREADED else 1) as pool:
+            list(pool.map(fill, out, self.parts[index[0]]))
         return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -5,20 +5,25 @@ the key of its i-th token or feature. Blocks come first so that what a step of t
 cache, which XLA copies, lies in one piece: for 8 slots on a CPU that is a third faster than slots first. A block of which
 a query sees nothing changes no bit of its result, so that what a row gives depends neither on the length
 of the cache nor on how far the other rows have come: the loop runs as far as the longest of them needs.
-On a GPU the host waits for each turn of a loop whose end is not known: there one kernel takes a new token over
-each row's own blocks, and a prompt's chunk goes over all blocks.
+On a GPU the host waits for each turn of a loop whose end is not known, and many small kernels take longer
+than their work: there one kernel takes a new token over each row's own blocks, and a prompt's chunk attends to
+all blocks at once.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from llava_jax.attention.choice import PLAIN, Choice
+from llava_jax.attention.choice import PLAIN, Choice, takes
 from llava_jax.attention.kernels import flash_decode
 from llava_jax.attention.plain import MASKED
+
+AT_ONCE = 2**29
+"""Bytes of float32 scores up to which a GPU has a prompt's chunk attend to all blocks at once."""
 
 _FLOOR = 0.1 * MASKED  # where the running maximum starts: above MASKED, so that exp gives 0 there
 
@@ -68,11 +73,16 @@ def attend(
 
     entries_BT: int32. window: entries this far or further behind are not seen (Mistral).
     """
-    one_each = places.slots is None and q_BTNH.shape[1] == 1
-    if one_each and not places.apart and choice.decode == "flash":
+    one_each = places.slots is None and q_BTNH.shape[1] == 1 and not places.apart
+    if one_each and choice.decode == "flash" and takes("triton", q_BTNH.shape[-1]):
         how = {"window": window, "interpret": choice.interpret}
         return flash_decode(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, **how)
-    if choice.decode == "flash":  # a loop whose end is known: the host waits for none of its turns
+    if choice.decode == "flash":
+        if places.slots is not None and not places.apart:
+            entries = keys_JNKCH.shape[0] * keys_JNKCH.shape[3]
+            if 4 * q_BTNH.size // q_BTNH.shape[-1] * entries <= AT_ONCE:
+                return _at_once(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, places.slots, window)
+        # A loop whose end is known: the host waits for none of its turns.
         places = places._replace(blocks=len(keys_JNKCH))
     if not places.apart:
         return _looped(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, places, window)
@@ -84,6 +94,26 @@ def attend(
 
     slots = jnp.arange(len(q_BTNH)) if places.slots is None else places.slots
     return jax.lax.map(one, (slots, q_BTNH, entries_BT))
+
+
+def _at_once(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, slots_B, window: int | None):
+    """`attend` over all entries of the rows' slots: a few large kernels where the loop has many small."""
+    kv = keys_JNKCH.shape[2]
+    b, t, n, h = q_BTNH.shape
+
+    def row(cache: jax.Array) -> jax.Array:
+        return jnp.take(cache, slots_B, axis=1).astype(q_BTNH.dtype)  # [J, B, K, C, H]
+
+    q = q_BTNH.reshape(b, t, kv, n // kv, h)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = product("BTKGH,JBKCH->BKGTJC", q, row(keys_JNKCH)) * h**-0.5
+    j, c = scores.shape[-2:]
+    behind = entries_BT[:, :, None, None] - jnp.arange(j * c).reshape(j, c)  # [B, T, J, C]
+    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    scores = jnp.where(seen[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(q.dtype)
+    out = product("BKGTJC,JBKCH->BTKGH", weights, row(values_JNKCH))
+    return out.astype(q.dtype).reshape(b, t, n, h)
 
 
 def _looped(q_BTNH, keys_JNKCH, values_JNKCH, entries_BT, places: Places, window: int | None):

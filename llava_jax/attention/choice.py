@@ -51,7 +51,7 @@ class Need:
     """What attention has to do in a run. dtype: name of the activations' type.
 
     packed: several examples in a row. turns: independent turns occur. window: Mistral's.
-    context: devices that share the queries of a row.
+    context: devices that share the queries of a row. heads: the widths of a head that occur.
     """
 
     dtype: str
@@ -59,6 +59,18 @@ class Need:
     turns: bool = False
     window: bool = False
     context: int = 1
+    heads: tuple[int, ...] = ()
+
+
+def takes(kernel: str, head: int) -> bool:
+    """Whether a kernel for GPUs computes with heads of this width.
+
+    Triton multiplies blocks whose sides are powers of two and at least 16 (jax's Pallas lowering); cuDNN's
+    heads are multiples of 8 up to 128 (its support matrix of fused attention).
+    """
+    if kernel == "triton":
+        return head >= 16 and head & (head - 1) == 0
+    return kernel != "cudnn" or (head % 8 == 0 and head <= 128)
 
 
 def choose(device: Any, need: Need, asked: str = "") -> Choice:
@@ -119,6 +131,8 @@ def _lacking(kernel: str, device: Any, need: Need) -> str:
         return "knows no packed rows"
     if kernel == "triton" and need.window:
         return "knows no sliding window"
+    if wrong := [str(head) for head in need.heads if not takes(kernel, head)]:
+        return f"takes no heads that are {wrong[0]} wide"
     return ""
 
 

@@ -29,6 +29,7 @@ SECONDS_PER_PIECE = 0.05
 """What an answer that is watched aims at, by more or fewer tokens per step."""
 
 _ROWS_ON_CPU, _ROWS = 16, 2  # prompts that are read together, at most
+_FILLING = 1024  # positions of a chunk that need no second prompt to keep a device busy
 
 
 class Engine:
@@ -60,7 +61,8 @@ class Engine:
         self.context = min(capacity or context, context)
         self.capacity = -(-self.context // g.chunk) * g.chunk
         # Rows that nobody fills cost as much as others: prompts of a server come one by one.
-        most = max(many, (1 if fair else _ROWS_ON_CPU) if g.on_cpu else _ROWS)
+        elsewhere = 1 if g.chunk >= _FILLING else _ROWS
+        most = max(many, (1 if fair else _ROWS_ON_CPU) if g.on_cpu else elsewhere)
         self.rows = rows or min(self.slots, most)
         self.lock = threading.RLock()
         self.counts: Counter[str] = Counter()
@@ -75,7 +77,7 @@ class Engine:
         """An empty state: at the start, and after a step that was broken off."""
         self.jobs: list[Job | None] = [None] * self.slots
         self.reading: deque[Job] = deque()
-        self.held: list[list[bytes]] = [[] for _ in range(self.slots)]  # chunks a slot has
+        self.held: list[list[bytes]] = [[] for _ in range(self.slots)]  # prefixes a slot has
         self.used = [0] * self.slots  # when a slot was last given away
         self.pictures = Pictures(self.generator, self.rows, self.counts, self._call)
         self._pace = 2
@@ -94,7 +96,7 @@ class Engine:
         g = self.generator
         check_prompt(job.prompt, g.config)
         g.adapters.index(job.adapter)  # its check
-        job.prepare(g.config, g.chunk, g.adapters.sight(job.adapter))
+        job.prepare(g.config, g.reuse, g.adapters.sight(job.adapter))
         if job.length >= self.context:
             raise PromptError(
                 f"the prompt takes {job.length} positions; there are {self.context}, the answer included",
@@ -202,28 +204,28 @@ class Engine:
                 self._mark(job)
 
     def _choose_slot(self, job: Job, free: Sequence[int]) -> tuple[int, int, int]:
-        """(a free slot for a job, the slot that holds most of its prompt, how many chunks that is)."""
+        """(a free slot for a job, the slot that holds most of its prompt, how many prefixes that is)."""
 
         def known(slot: int) -> int:
-            # Chunks' keys hold what comes before them: they are equal up to somewhere.
-            return sum(a == b for a, b in zip(job.chunks, self.held[slot]))
+            # Their keys hold what comes before them: they are equal up to somewhere.
+            return sum(a == b for a, b in zip(job.prefixes, self.held[slot]))
 
         count, source = 0, -1
-        if job.chunks:
+        if job.prefixes:
             # Of equals a free one, which need not be copied.
             count, _, source = max((known(i), i in free, i) for i in range(self.slots))
         if count and source in free:
             return source, source, count
-        # The one whose chunks were not asked for the longest.
+        # The one whose prefixes were not asked for the longest.
         return min(free, key=lambda i: (bool(self.held[i]), self.used[i])), source, count
 
     def _take_over(self, job: Job, source: int, count: int) -> None:
-        """Lets a job's slot begin with the first chunks of another."""
-        self.held[job.slot] = job.chunks[:count]
+        """Lets a job's slot begin with the first prefixes of another."""
+        self.held[job.slot] = job.prefixes[:count]
         if count and source != job.slot:
             self._call("copy", np.int32(source), np.int32(job.slot))
             self.counts["slots_copied"] += 1
-        job.read = job.reused = count * self.generator.chunk
+        job.read = job.reused = count * self.generator.reuse
         self.counts["prompt_tokens_reused"] += job.reused
 
     def _mark(self, job: Job) -> None:
@@ -239,10 +241,9 @@ class Engine:
     def _read(self) -> None:
         """Reads the next chunk of the first prompt, and of those whose chunk has its shape."""
         g = self.generator
-        step = max(1, g.chunk // 4)
 
         def shape(job: Job) -> int:
-            return min(-(-(job.length - job.read) // step) * step, g.chunk)
+            return min(-(-(job.length - job.read) // g.step) * g.step, g.chunk)
 
         length = shape(self.reading[0])
         group = [job for job in self.reading if shape(job) == length][: self.rows]
@@ -269,7 +270,7 @@ class Engine:
         self.counts["prompt_tokens"] += int(chunk.length.sum())
         for job, many in zip(group, chunk.length):
             job.read += int(many)
-            self.held[job.slot] = job.chunks[: job.read // g.chunk]
+            self.held[job.slot] = job.prefixes[: job.read // g.reuse]
         last = [i for i, job in enumerate(group) if chunk.last[i]]
         self.reading.extend(job for i, job in enumerate(group) if not chunk.last[i])
         if last:

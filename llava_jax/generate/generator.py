@@ -29,7 +29,7 @@ from llava_jax.generate.adapters import Adapter, Adapters
 from llava_jax.generate.sampling import TOPS, Controls, Said, alternatives, choose_token
 from llava_jax.layers import Compute
 from llava_jax.llama import KVCache, init_cache
-from llava_jax.llava import Llava, merge_images, places_at
+from llava_jax.llava import Llava, head_widths, merge_images, places_at
 from llava_jax.params import is_lora
 from llava_jax.sharding import BATCH, constrain
 
@@ -39,7 +39,8 @@ STEPS = 32
 SMALL_CACHE = 2**28
 """Bytes: up to so many, all slots have the whole context."""
 
-_CHUNK = {"cpu": 128}
+# A GPU reads the weights once for a prompt of 576 features and up to 448 tokens.
+_CHUNK = {"cpu": 128, "gpu": 1024, "cuda": 1024}
 _BLOCK = {"cpu": 64}
 _OTHERWISE = 256  # not measured
 
@@ -133,7 +134,7 @@ class Generator:
             dtype = jnp.dtype(params["language.embed.embedding"].dtype)
             window = config.language.sliding_window is not None
             context = 1 if mesh is None else mesh.shape.get("context", 1)
-            need = Need(dtype.name, window=window, context=context)
+            need = Need(dtype.name, window=window, context=context, heads=head_widths(config))
             compute = Compute(
                 dtype, attention=choose(device, need), few=products.choose(device, dtype)
             )
@@ -143,6 +144,10 @@ class Generator:
         self.unrolled = unroll
         self.chunk = chunk or _CHUNK.get(device.platform, _OTHERWISE)
         self.block = math.gcd(self.chunk, _BLOCK.get(device.platform, _OTHERWISE))
+        self.step = max(1, self.chunk // 4)  # chunks are padded to a multiple of it
+        # Positions that a later prompt takes over at once. On a CPU, to the bit what reading them would give.
+        apart = self.on_cpu or self.step % self.block
+        self.reuse = self.chunk if apart else self.step
         self.adapters = Adapters(config, adapters or {})
         self.version = 0
         self.set_params(params, consume=consume)

@@ -74,17 +74,17 @@ class Job:
     positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     ahead: int = 0  # of `length`: the position after the prompt
     pictures: list[bytes] = field(default_factory=list)  # a key for each image
-    chunks: list[bytes] = field(default_factory=list)  # a key for each whole chunk
+    prefixes: list[bytes] = field(default_factory=list)  # a key for each that can be taken over
 
     @property
     def done(self) -> bool:
         """Whether the answer has ended."""
         return bool(self.reason)
 
-    def prepare(self, config: LlavaConfig, chunk: int, sight: bytes = b"") -> None:
-        """Lays the prompt out, and names its pictures and whole chunks.
+    def prepare(self, config: LlavaConfig, every: int, sight: bytes = b"") -> None:
+        """Lays the prompt out, and names its pictures and, `every` so many positions, its prefixes.
 
-        A chunk's key holds the adapter and all that comes before it: where keys are equal, so are keys
+        A prefix's key holds the adapter and all that comes before it: where keys are equal, so are keys
         and values. sight: of an adapter that sees pictures with other weights than the model's.
         """
         image_tokens = config.image_tokens
@@ -96,12 +96,12 @@ class Job:
         self.pictures = [sight + picture_key(image) for image in self.prompt.images]
         key = hashlib.sha256(self.adapter.encode()).digest() if self.adapter else b""
         # The last position is always read: its logits give the first token.
-        for end in range(chunk, self.length, chunk):
-            rows = self.rows[end - chunk : end]
+        for end in range(every, self.length, every):
+            rows = self.rows[end - every : end]
             shown = [self.pictures[i] for i in np.unique(rows[rows >= 0] // image_tokens)]
-            parts = (key, self.tokens[end - chunk : end].tobytes(), rows.tobytes(), *shown)
+            parts = (key, self.tokens[end - every : end].tobytes(), rows.tobytes(), *shown)
             key = hashlib.sha256(b"".join(parts)).digest()
-            self.chunks.append(key)
+            self.prefixes.append(key)
 
     def take_pieces(self) -> str:
         """The text that came since the last call."""

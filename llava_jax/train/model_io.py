@@ -17,7 +17,7 @@ from llava_jax.attention import Need, choose
 from llava_jax.config import LlavaConfig, LoraConfig
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.layers import Compute, column_norms
-from llava_jax.llava import abstract_params, init_sharded, param_shardings
+from llava_jax.llava import abstract_params, head_widths, init_sharded, param_shardings
 from llava_jax.params import (
     is_lora,
     is_quantized,
@@ -160,6 +160,7 @@ def compute_of(config: Any, model: LlavaConfig, mesh: Mesh, turns: bool | None =
         turns=turns,
         window=model.language.sliding_window is not None,
         context=mesh.shape.get("context", 1),
+        heads=head_widths(model),
     )
     kernel = choose(mesh.devices.flat[0], need, config.attention)
     return Compute(jnp.dtype(config.dtype), config.remat, config.unroll_layers, kernel, turns)

@@ -38,6 +38,14 @@ PLAIN_NEED = Need("bfloat16")
         (H100, Need("bfloat16", packed=True), "triton (cudnn knows no packed rows)"),
         (A100, PLAIN_NEED, "triton (the fastest on NVIDIA A100-SXM4-80GB)"),
         (A100, Need("bfloat16", window=True), "cudnn (triton knows no sliding window)"),
+        (A100, Need("bfloat16", heads=(128, 64)), "triton (the fastest on NVIDIA A100-SXM4-80GB)"),
+        (A100, Need("bfloat16", heads=(128, 24)), "cudnn (triton takes no heads that are 24 wide)"),
+        (
+            H100,
+            Need("bfloat16", heads=(12, 160)),
+            "chunked, plain up to 1024 positions (cudnn takes no heads that are 12 wide; "
+            "triton takes no heads that are 12 wide)",
+        ),
         (
             A100,
             Need("bfloat16", packed=True, window=True),
@@ -111,5 +119,5 @@ def test_a_kernel_that_cannot_is_refused(device, need, asked, says):
 
 
 def test_short_sequences_are_plain():
-    choice = choose(jax.devices()[0], PLAIN_NEED)
+    choice = choose(jax.devices("cpu")[0], PLAIN_NEED)
     assert (choice.at(256), choice.at(257)) == ("plain", "chunked")

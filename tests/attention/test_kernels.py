@@ -171,12 +171,24 @@ def test_gpu_kernels_are_as_near_to_float32_as_plain(kernel, causal):
 def test_a_new_token_by_the_gpu_kernel_equals_the_loop(groups, window):
     """Over a slot cache of three blocks of 16: slots that are new, full and between."""
     rng = np.random.default_rng(0)
-    q = jnp.asarray(rng.normal(size=(4, 1, 2 * groups, 8)), jnp.float32)
-    cache = jnp.asarray(rng.normal(size=(2, 3, 4, 2, 16, 8)), jnp.float32)
+    q = jnp.asarray(rng.normal(size=(4, 1, 2 * groups, 16)), jnp.float32)
+    cache = jnp.asarray(rng.normal(size=(2, 3, 4, 2, 16, 16)), jnp.float32)
     at = jnp.asarray([[0], [16], [33], [47]], jnp.int32)
     places = Places(None, at[:, 0], jnp.int32(3))
     wanted = attend(q, *cache, at, places, window)
     np.testing.assert_allclose(attend(q, *cache, at, places, window, TRITON), wanted, atol=1e-6)
     chunk = Places(jnp.asarray([2, 0]), jnp.asarray([16, 0]), jnp.int32(2))
     rows = q.reshape(2, 2, *q.shape[2:]), *cache, jnp.asarray([[16, 17], [0, 1]], jnp.int32), chunk
-    np.testing.assert_array_equal(attend(*rows, window, TRITON), attend(*rows, window))
+    np.testing.assert_allclose(attend(*rows, window, TRITON), attend(*rows, window), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [24, 8])
+def test_a_head_that_triton_does_not_take_goes_by_the_loop(width, monkeypatch):
+    """Interpreted, Triton takes any size; on a GPU it refuses those of the shipped tiny model."""
+    monkeypatch.setattr("llava_jax.attention.cached.flash_decode", None)
+    rng = np.random.default_rng(0)
+    cache = [jnp.asarray(rng.normal(size=(3, 2, 1, 16, width)), jnp.float32) for _ in range(2)]
+    q = jnp.asarray(rng.normal(size=(2, 1, 2, width)), jnp.float32)
+    at = jnp.asarray([[20], [3]])
+    given = q, *cache, at, Places(None, at[:, 0], jnp.int32(2)), None
+    np.testing.assert_allclose(attend(*given, TRITON), attend(*given), atol=1e-6)

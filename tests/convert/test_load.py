@@ -2,12 +2,13 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from llava_jax.cli import main
 from llava_jax.convert import load_checkpoint, save_checkpoint
-from llava_jax.convert.io import hub, safetensors, torch_file
+from llava_jax.convert.io import hub, lazy, safetensors, torch_file
 from llava_jax.errors import WeightError
 from llava_jax.sharding import make_mesh
 from tests.convert import tiny
@@ -26,6 +27,16 @@ def test_on_a_mesh(to, shape, tmp_path):
     for name, value in host.params.items():
         assert there.params[name].sharding.is_equivalent_to(shardings[name], value.ndim), name
         assert np.array_equal(np.asarray(there.params[name]), value), name
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_stack_of_transposed_matrices_is_read_whole_and_in_parts(threaded, monkeypatch):
+    monkeypatch.setattr(lazy, "THREADED", 0 if threaded else 2**40)
+    layers = np.random.default_rng(0).normal(size=(3, 37, 50)).astype(ml_dtypes.bfloat16)
+    leaf = lazy.Leaf(tuple(lazy.of_array(layer.T) for layer in layers), stacked=True)
+    want = layers.swapaxes(1, 2)
+    for index in (np.s_[:, :, :], np.s_[1:, 5:45, 3:], np.s_[:2, ::2, :1]):
+        np.testing.assert_array_equal(leaf.read(index), want[index])
 
 
 def test_sharded_arrays_are_saved(tmp_path):

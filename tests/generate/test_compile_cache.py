@@ -44,7 +44,8 @@ def test_nothing_is_kept_where_it_is_off_or_jax_has_a_cache_or_there_is_no_folde
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
-    assert run(JOINED=address, XDG_CACHE_HOME=str(tmp_path)) == "None"  # gloo aborts with a cache
+    on_cpus = {"JOINED": address, "JAX_PLATFORMS": "cpu"}
+    assert run(**on_cpus, XDG_CACHE_HOME=str(tmp_path)) == "None"  # gloo aborts with a cache
     (tmp_path / "file").touch()
     assert run(LLAVA_JAX_CACHE=str(tmp_path / "file" / "x")) == "None"
     assert not (tmp_path / "llava_jax").exists()

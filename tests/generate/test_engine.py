@@ -1,19 +1,23 @@
 """Reading, decoding and the slots: equalities that need no reference."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llava_jax import llava
+from llava_jax.attention import Choice
 from llava_jax.batch import collate, prompt_shape
 from llava_jax.errors import PromptError, WeightError
-from llava_jax.generate import Engine, Full, Generator, Job, answer
+from llava_jax.generate import Engine, Full, Generator, Job, answer, weights
+from llava_jax.layers import Compute
 from llava_jax.settings import SamplingSettings
 from llava_jax.sharding import make_mesh
 from llava_jax.text.example import Example
-from tests.generate.tiny import CONFIG, MIXED, WINDOWED, generator, params, prompt
+from tests.generate.tiny import CONFIG, LANGUAGE, MIXED, WINDOWED, generator, params, prompt
 
 LONG = SamplingSettings(max_new_tokens=20)
 WARM = [
@@ -219,6 +223,25 @@ def test_a_beginning_that_was_read_is_not_read_again():
     assert result(alone) == result(again)
 
 
+def test_the_way_of_a_gpu_gives_the_same_tokens(monkeypatch):
+    """Interpreted: one kernel for a new token, a chunk over all blocks, and quarters of chunks reused."""
+    monkeypatch.setattr("llava_jax.generate.generator._BLOCK", {"cpu": 16})
+    config = replace(CONFIG, language=replace(LANGUAGE, head_width=16))
+    compute = Compute(jnp.float32, attention=Choice("cudnn", 4096, interpret=True))
+    gpu = Generator(config, params(config), compute=compute, eos_ids=(-1,), chunk=64)
+    gpu.reuse = gpu.step
+    first = prompt(90, 1)
+    second = Example(np.concatenate([first.ids[:80], prompt(20, seed=4).ids]), first.images)
+    engine = Engine(gpu, 2, capacity=128)
+    jobs = [Job(first, LONG), Job(second, LONG)]
+    for job in jobs:
+        engine.run([engine.submit(job)])
+    assert jobs[1].reused == 80
+    for job, want in zip(jobs, answer(generator(config), [first, second], LONG)):
+        assert job.ids == want.ids
+        np.testing.assert_allclose(job.logprobs, want.logprobs, atol=1e-5)
+
+
 def test_another_picture_is_not_taken_from_the_cache():
     engine = small(slots=1)
     first = Example([3, -200, *range(4, 24)], prompt(2, 1).images)
@@ -335,3 +358,14 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_empty_answer(name, value
     with pytest.raises(WeightError, match="logits are not finite") as info:
         answer(Generator(CONFIG, broken), [prompt(6)], SamplingSettings(max_new_tokens=4))
     assert "inspect MODEL --values" in str(info.value)
+
+
+def test_an_accelerator_transposes_what_lies_by_columns(monkeypatch):
+    """The host would take a second for each GB of it."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(weights, "_transpose", lambda x: seen.append(x.shape) or x.T)
+    seen: list = []
+    matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for given in (matrix.T, matrix):
+        np.testing.assert_array_equal(weights._put(given, None), given)
+    assert seen == [(3, 4)]
