@@ -231,12 +231,12 @@ class Ours:
 
     def check(self, batch: int) -> dict[str, Any]:
         """Tokens of whole answers, and the logits of their first."""
-        self._jobs(batch, 0, self.args.tokens + 1)  # compiled
         jobs = []
         if self.args.dtype == "float32" or batch == self.args.batch[0]:
             # Programs of their own; of one token, so that decoding is not compiled twice.
             jobs = self._jobs(batch, 0, 1, keep_logits=True)
-            self.engines.pop((batch, True))
+            self.engines.pop((batch, True))  # before the other's cache is made
+        self._jobs(batch, 0, self.args.tokens + 1)  # compiled
         whole = self._jobs(batch, 0, self.args.tokens + 1)
         return {
             "ids": [job.ids for job in whole],

@@ -245,6 +245,11 @@ def identify(path: Path) -> str:
         fix = f"the model of this run is {path / 'export'}"
     elif any(path.glob("*.gguf")):
         fix = f"{_NO_GGUF}: {folders.USE_16_BIT}"
+    elif any(path.glob("adapter_model.*")):
+        raise WeightError(
+            f"{path}: a LoRA adapter without its adapter_config.json",
+            fix="copy that file there too: it says rank, scale and layers",
+        )
     raise WeightError(f"{path}: there are no weights", fix=fix)
 
 

@@ -30,9 +30,9 @@ import pytest  # noqa: E402
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = ("rehearsal", "train", "documents", "parity")
 """Folders, the longest first."""
-AS_USERS = {"quickstart", "test_recipes.py", "test_interrupted.py"}
-"""Folders and files whose programs are compiled as users' are: answers must be as right there, and whole
-runs of the shipped recipes take as long. So are all with --slow."""
+AS_USERS = {"test_run.py", "test_recipes.py", "test_interrupted.py"}
+"""Files whose programs are compiled as users' are: of the quickstart, and whole runs of the shipped recipes,
+which take as long. So are all with --slow."""
 SHARED = Path(os.environ.get("LLAVA_JAX_TEST_DATA", _beside))
 
 
@@ -82,7 +82,7 @@ def pytest_runtest_setup(item):
     """
     if _decided:
         return
-    light = not item.config.getoption("--slow") and AS_USERS.isdisjoint(Path(item.path).parts)
+    light = not item.config.getoption("--slow") and Path(item.path).name not in AS_USERS
     os.environ[LIGHT] = str(int(light))
     if "jax" in sys.modules:
         sys.modules["jax"].config.update(LIGHT.lower(), light)

@@ -272,3 +272,9 @@ def test_a_list_of_one_feature_layer_is_that_layer():
     assert config.feature_layer == -3
     with pytest.raises(WeightError, match="several vision_feature_layer"):
         configs.from_hf({"vision_feature_layer": [-3, -2]}, "config.json")
+
+
+def test_an_adapter_without_its_config_is_named(tmp_path):
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(WeightError, match=r"without its adapter_config\.json"):
+        identify(tmp_path)

@@ -167,9 +167,9 @@ def test_scoring_imports_no_jax(vqa):
     assert done.stdout.strip() == "[]"
 
 
-def test_hundred_thousand_answers(tmp_path):
-    """The whole of VQAv2's test-dev in under 20 seconds of one core."""
-    count = 100_000
+@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_many_answers(count, tmp_path):
+    """The whole of VQAv2's test-dev, 107,394, in some 20 seconds of one core."""
     words = [f"word {i % 997}" for i in range(count)]
     rows = [
         {
@@ -187,5 +187,5 @@ def test_hundred_thousand_answers(tmp_path):
 
     start = time.process_time()
     result = score("vqav2", answers, tmp_path)
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < count / 5000
     assert result.totals["overall"] == 100.0

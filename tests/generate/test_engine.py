@@ -1,6 +1,5 @@
 """Reading, decoding and the slots: equalities that need no reference."""
 
-from dataclasses import replace
 from functools import cache
 
 import jax
@@ -17,7 +16,7 @@ from llava_jax.layers import Compute
 from llava_jax.settings import SamplingSettings
 from llava_jax.sharding import make_mesh
 from llava_jax.text.example import Example
-from tests.generate.tiny import CONFIG, LANGUAGE, MIXED, WINDOWED, generator, params, prompt
+from tests.generate.tiny import CONFIG, MIXED, WINDOWED, generator, params, prompt
 
 LONG = SamplingSettings(max_new_tokens=20)
 WARM = [
@@ -224,11 +223,10 @@ def test_a_beginning_that_was_read_is_not_read_again():
 
 
 def test_the_way_of_a_gpu_gives_the_same_tokens(monkeypatch):
-    """Interpreted: one kernel for a new token, a chunk over all blocks, and quarters of chunks reused."""
+    """A chunk that attends to all blocks at once, and quarters of chunks reused."""
     monkeypatch.setattr("llava_jax.generate.generator._BLOCK", {"cpu": 16})
-    config = replace(CONFIG, language=replace(LANGUAGE, head_width=16))
     compute = Compute(jnp.float32, attention=Choice("cudnn", 4096, interpret=True))
-    gpu = Generator(config, params(config), compute=compute, eos_ids=(-1,), chunk=64)
+    gpu = Generator(CONFIG, params(), compute=compute, eos_ids=(-1,), chunk=64)
     gpu.reuse = gpu.step
     first = prompt(90, 1)
     second = Example(np.concatenate([first.ids[:80], prompt(20, seed=4).ids]), first.images)
@@ -237,7 +235,7 @@ def test_the_way_of_a_gpu_gives_the_same_tokens(monkeypatch):
     for job in jobs:
         engine.run([engine.submit(job)])
     assert jobs[1].reused == 80
-    for job, want in zip(jobs, answer(generator(config), [first, second], LONG)):
+    for job, want in zip(jobs, answer(generator(), [first, second], LONG)):
         assert job.ids == want.ids
         np.testing.assert_allclose(job.logprobs, want.logprobs, atol=1e-5)
 

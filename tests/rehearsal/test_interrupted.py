@@ -10,12 +10,12 @@ from tests.rehearsal import own_data
 from tests.rehearsal.command import losses, metrics, ok, refused, report, run, start, stop_at
 from tests.rehearsal.command import train_words as words_of
 
-STEPS, STOPPED = 40, 75  # exit code 75: EX_TEMPFAIL, run it again
+STEPS, STOPPED = 20, 75  # exit code 75: EX_TEMPFAIL, run it again
 
 
 @pytest.fixture(scope="module")
 def settings(model, tmp_path_factory) -> dict:
-    """finetune_lora_7b on one epoch of 320 records, four of them without their picture.
+    """finetune_lora_7b on one epoch of 160 records, four of them without their picture.
 
     Adapters, their dropout, stand-ins and counts must all go on where they were.
     """
@@ -77,7 +77,7 @@ def test_finished_it_is_not_run_again(settings, whole):
     assert (whole / "export" / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("change", [{"lr": 1.0}, {"steps": 20}, {"batch_size": 16}])
+@pytest.mark.parametrize("change", [{"lr": 1.0}, {"steps": 10}, {"batch_size": 16}])
 def test_finished_with_other_settings_it_is_refused(change, settings, whole):
     done = run(*words_of("finetune_lora_7b", whole, settings | change))
     refused(done, str(whole), *change)
