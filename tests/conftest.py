@@ -30,7 +30,7 @@ import pytest  # noqa: E402
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = ("rehearsal", "train", "documents", "parity")
 """Folders, the longest first."""
-AS_USERS = {"test_run.py", "test_recipes.py", "test_interrupted.py"}
+AS_USERS = ("quickstart/test_run.py", "/test_recipes.py", "/test_interrupted.py")
 """Files whose programs are compiled as users' are: of the quickstart, and whole runs of the shipped recipes,
 which take as long. So are all with --slow."""
 SHARED = Path(os.environ.get("LLAVA_JAX_TEST_DATA", _beside))
@@ -82,7 +82,9 @@ def pytest_runtest_setup(item):
     """
     if _decided:
         return
-    light = not item.config.getoption("--slow") and Path(item.path).name not in AS_USERS
+    light = not item.config.getoption("--slow") and not Path(item.path).as_posix().endswith(
+        AS_USERS
+    )
     os.environ[LIGHT] = str(int(light))
     if "jax" in sys.modules:
         sys.modules["jax"].config.update(LIGHT.lower(), light)
