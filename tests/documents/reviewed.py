@@ -44,7 +44,7 @@ SLOW = {
     r"--config configs/finetune_task_lora_7b\.py --workdir runs/task": "README.md's line with that config",
     r"--config configs/(easy_vqa|quickstart)\.py": "tests/examples/test_tiny.py, and the 7B's configs",
     r"--config finetune_task_lora_7b --workdir runs/mine": "README.md's line with the file's path",
-    r"--config finetune_7b --config\.data\.pack=fill": "tests/train/test_packed.py: packed rows",
+    r"--config finetune_7b --config\.data\.pack=fill": "tests/rehearsal/test_layouts.py: packed rows",
     r"^srun --nodes=4 ": "tests/train/test_processes.py: processes that SLURM numbers",
     r"^python bench/attention\.py": "tests/attention/test_kernels.py: what it measures",
     r"^python -m bench train": "tests/train/test_compiled.py: the step that it measures",

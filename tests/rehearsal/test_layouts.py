@@ -76,9 +76,8 @@ def test_losses_are_equal_in_bfloat16_on_every_mesh(layout, trained):
     np.testing.assert_allclose(trained(8, **LAYOUTS[layout]), trained(), rtol=1e-3)
 
 
-# Quick: tests/train/test_packed.py and test_compiled.py, gradients included.
-@pytest.mark.slow
-@pytest.mark.parametrize("feed", ["packed", "accumulated"])
+# Quick of the accumulated: tests/train/test_compiled.py, gradients included.
+@pytest.mark.parametrize("feed", ["packed", pytest.param("accumulated", marks=pytest.mark.slow)])
 def test_the_same_samples_give_the_same_loss(feed, trained):
     """Packing and accumulation change rows, not samples: the token mean stays."""
     np.testing.assert_allclose(
