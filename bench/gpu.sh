@@ -4,6 +4,7 @@
 #   bash bench/gpu.sh OUT           # 7B in bfloat16, part by part, and a table beside the limits
 #   bash bench/gpu.sh OUT decode    # one part
 #   SIZE=tiny bash bench/gpu.sh OUT # the same commands at tiny size, on a CPU as well
+#   REPEATS=5 bash bench/gpu.sh OUT # more turns than 3
 #
 # jax, torch and transformers must be installed. OUT gets a JSON file and a log of each part, and what a
 # second run would compile again. A part ends at its own limit, all of them after BUDGET seconds (840); a

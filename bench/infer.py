@@ -57,9 +57,9 @@ def main(name: str, words: list[str]) -> int:
         with frame.Systems(kinds, args) as systems:
             checks = {}
             for batch in args.batch:
-                checks[batch] = compared(systems.each("check", batch), args)
+                checks[batch] = _compare(systems.each("check", batch), args)
                 print(f"batch {batch}: {checks[batch]}", flush=True)
-            for one in (name, *args.then):
+            for one in (*args.then, name):  # whose JSON is there when all are
                 out = args.out if one == name else args.out and args.out.with_name(f"{one}.json")
                 _run(systems, argparse.Namespace(**{**vars(args), "out": out}), one, checks)
     return 0
@@ -134,7 +134,7 @@ def _steps(systems: frame.Systems, args: argparse.Namespace, batch: int) -> dict
     return found
 
 
-def compared(given: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+def _compare(given: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """How others' first logits and tokens differ from the first system's.
 
     Ends the program where they differ in float32; in bfloat16, and of few bits, rounding decides.
