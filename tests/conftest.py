@@ -21,6 +21,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 LIGHT = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _decided = LIGHT in os.environ  # whoever set it has decided
+LEVEL = "--xla_backend_optimization_level=1"  # of LLVM, where LIGHT does not ask for none
 # Of jaxlib 0.10; later ones have no choice. XLA's new emitters of fused loops load all of MLIR for each
 # tiny program: half of the time to compile it.
 PLAIN_LOOPS = "--xla_cpu_use_fusion_emitters=false"
@@ -30,9 +31,9 @@ import pytest  # noqa: E402
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = ("rehearsal", "train", "documents", "parity")
 """Folders, the longest first."""
-AS_USERS = ("quickstart/test_run.py", "/test_recipes.py", "/test_interrupted.py")
-"""Files whose programs are compiled as users' are: of the quickstart, and whole runs of the shipped recipes,
-which take as long. So are all with --slow."""
+WHOLE_RUNS = ("quickstart/test_run.py", "/test_recipes.py", "/test_interrupted.py")
+"""Files with so many steps that LLVM's first level pays: of the quickstart, and of the shipped recipes. With
+--slow all programs are compiled as users' are."""
 SHARED = Path(os.environ.get("LLAVA_JAX_TEST_DATA", _beside))
 
 
@@ -44,16 +45,22 @@ def _place(folder: str) -> int:
     return LONG.index(folder) if folder in LONG else len(LONG)
 
 
+def _quicker(name: str, flag: str) -> None:
+    """Adds a flag of XLA, unless whoever started the tests has set it."""
+    if name not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] += f" {flag}"
+
+
 def pytest_configure(config):
     # nohup and a shell's background jobs ignore these; the tests send them to what they start.
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             default = number == signal.SIGINT
             signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
-    flags = os.environ["XLA_FLAGS"]
-    with_choice = version("jaxlib").startswith("0.10.") and "fusion_emitters" not in flags
-    if with_choice and not (_decided or config.getoption("--slow")):
-        os.environ["XLA_FLAGS"] = f"{flags} {PLAIN_LOOPS}"  # no backend has read them yet
+    if not (_decided or config.getoption("--slow")):  # no backend has read the flags yet
+        _quicker("backend_optimization_level", LEVEL)
+        if version("jaxlib").startswith("0.10."):
+            _quicker("fusion_emitters", PLAIN_LOOPS)
     if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist: the order below, not by count
         config.option.loadscopereorder = False
 
@@ -82,9 +89,8 @@ def pytest_runtest_setup(item):
     """
     if _decided:
         return
-    light = not item.config.getoption("--slow") and not Path(item.path).as_posix().endswith(
-        AS_USERS
-    )
+    whole = Path(item.path).as_posix().endswith(WHOLE_RUNS)
+    light = not (whole or item.config.getoption("--slow"))
     os.environ[LIGHT] = str(int(light))
     if "jax" in sys.modules:
         sys.modules["jax"].config.update(LIGHT.lower(), light)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from llava_jax import cli
-from tests.conftest import LIGHT, PLAIN_LOOPS
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 1200  # seconds; a hang must not stop the suite
@@ -43,8 +42,6 @@ def environment(devices: int = 1, **more: Any) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k not in ("JAX_DEFAULT_MATMUL_PRECISION",)}
     env = {k: v for k, v in env.items() if not k.startswith(("SLURM_", "OMPI_", "COORDINATOR"))}
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", env.get("XLA_FLAGS", ""))
-    if env.get(LIGHT) != "1":  # a file that is compiled as users' programs are
-        flags = flags.replace(PLAIN_LOOPS, "")
     if devices > 1:
         flags += f" --xla_force_host_platform_device_count={devices}"
     env |= {"XLA_FLAGS": flags.strip(), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
