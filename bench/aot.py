@@ -130,7 +130,7 @@ class Shapes:
         import jax
         import jax.numpy as jnp
 
-        from llava_jax.generate.generator import Limits
+        from llava_jax.generate.state import Limits
 
         words = -(-self.config.language.vocab_size // 32)
         shape = jax.ShapeDtypeStruct
@@ -193,8 +193,8 @@ def reading(topology: Any, args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from llava_jax.generate.generator import Chunk
     from llava_jax.generate.sampling import Controls
+    from llava_jax.generate.state import Chunk
     from llava_jax.plan import hlo, traffic
 
     shapes = Shapes(topology, "bfloat16", args)
@@ -214,8 +214,7 @@ def reading(topology: Any, args: argparse.Namespace) -> dict[str, Any]:
     with generator.scope():
         lowered = generator.read.lower(
             *(generator.leaves, shapes.state(1, args.capacity), shapes.put(chunk)),
-            *(shapes.put(controls), shapes.limits(1)),
-            keep_logits=False,
+            shapes.put(controls),
         )
     compiled, _ = _compiled(lowered)
     moved = traffic.hbm_bytes(hlo.parse(compiled.as_text()))

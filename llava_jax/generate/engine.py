@@ -19,11 +19,12 @@ import numpy as np
 
 from llava_jax.batch import check_prompt
 from llava_jax.errors import LlavaError, PromptError, WeightError
-from llava_jax.generate.generator import STEPS, Chunk, Generator, Given, Limits
+from llava_jax.generate.generator import STEPS, Generator
 from llava_jax.generate.job import Job
 from llava_jax.generate.lookup import guessed_of
 from llava_jax.generate.pictures import Pictures
 from llava_jax.generate.sampling import Controls
+from llava_jax.generate.state import Chunk, Given, Limits
 
 SECONDS_PER_PIECE = 0.05
 """What an answer that is watched aims at, by more or fewer tokens per step."""
@@ -254,27 +255,26 @@ class Engine:
         rows = [*range(len(group)), *[0] * (self.rows - len(group))]
         chunk = self._chunk(group, places, length)
         through = self.generator.adapters.index
-        controls = [
+        each = [
             Controls.of(j.settings, j.budget, j.bias, j.tops_wanted, through(j.adapter))
             for j in group
         ]
+        controls = Controls(*(np.stack(column)[rows] for column in zip(*each)))
         arrays = Chunk(*(np.asarray(x)[rows] for x in chunk))
-        limits = [group[i].constraint if chunk.last[i] else None for i in rows]
-        _, given = self._call(
-            "read",
-            arrays,
-            Controls(*(np.stack(column)[rows] for column in zip(*controls))),
-            g.put(self._limits(limits, self.rows)) if any(limits) else self._free_reading,
-            keep_logits=self.keep_logits,
-        )
+        logits = self._call("read", arrays, controls)
         self.counts["prompt_tokens"] += int(chunk.length.sum())
         for job, many in zip(group, chunk.length):
             job.read += int(many)
             self.held[job.slot] = job.prefixes[: job.read // g.reuse]
         last = [i for i, job in enumerate(group) if chunk.last[i]]
         self.reading.extend(job for i, job in enumerate(group) if not chunk.last[i])
-        if last:
-            self._take([(i, group[i]) for i in last], given)
+        if not last:
+            return
+        limits = [group[i].constraint if chunk.last[i] else None for i in rows]
+        limited = g.put(self._limits(limits, self.rows)) if any(limits) else self._free_reading
+        how = {"keep_logits": self.keep_logits}
+        given = self._call("begin", logits, arrays, controls, limited, **how)
+        self._take([(i, group[i]) for i in last], given)
 
     def _chunk(self, group: Sequence[Job], places: Sequence[np.ndarray], length: int) -> Chunk:
         """The next `length` positions of each prompt."""
@@ -320,7 +320,7 @@ class Engine:
             said = np.where(job.rows < 0, job.tokens, -1), job.ids
             history[i, : job.length + len(job.ids)] = np.concatenate(said)
         limits = np.int32(most), np.int32(enough)
-        _, given = self._call("lookup", live, history, *limits, count=count)
+        given = self._call("lookup", live, history, *limits, count=count)
         self.counts["lookup_passes"] += int(given.passes)
         return given
 
@@ -340,7 +340,7 @@ class Engine:
             # A server's slots are of all lengths, or free. For 8 of 65 to 636 positions on a CPU, attention
             # in 8 layers takes 11 ms and not 17; where all have 200, 9.5 and not 6.5.
             apart=self.fair and self.generator.on_cpu and self.generator.mesh is None,
-        )[1]
+        )
 
     def _limits(self, constraints: Sequence[Any], rows: int) -> Limits:
         """Which tokens may come next in each row."""
@@ -352,22 +352,25 @@ class Engine:
         return Limits(on, allowed)
 
     def _call(self, name: str, *args: Any, eyes: str = "", **how: Any) -> Any:
-        """Runs a program on the state, whose buffers it takes. eyes: the adapter's that see, if any.
+        """Runs a program on the state, whose buffers it takes -> what it gives besides; a Given is on the host.
 
-        Where Ctrl-C or an error cuts it off, no other program may go on from them: it is then None.
+        Where Ctrl-C or an error cuts it off, no other program may go on from them: the state is then None.
+        eyes: the adapter's that see, if any.
         """
         g = self.generator
         state, self.state = self.state, None
-        weights = () if name in ("copy", "mark") else (g.eyes.get(eyes, g.leaves),)
+        weights = () if name in ("copy", "mark", "begin") else (g.eyes.get(eyes, g.leaves),)
         program = getattr(g, name)
         with g.scope():
             out = program(*weights, state, *g.put(args), **how)
-        if name in ("read", "decode", "lookup"):
-            given = Given(*(None if x is None else np.asarray(x) for x in out[1]))
-            self.state = out[0]
-            return out[0], given
-        self.state = out
-        return out
+        if name in ("copy", "mark", "see"):
+            self.state = out
+            return None
+        state, given = out
+        if isinstance(given, Given):
+            given = Given(*(None if x is None else np.asarray(x) for x in given))
+        self.state = state
+        return given
 
     # Answers -------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,9 @@ from llava_jax.attention.cached import Places
 from llava_jax.config import LlavaConfig
 from llava_jax.generate import weights
 from llava_jax.generate.adapters import Adapter, Adapters
+from llava_jax.generate.begin import ended, first_tokens
 from llava_jax.generate.sampling import TOPS, Controls, Said, alternatives, choose_token
+from llava_jax.generate.state import Chunk, Given, Limits, State, everywhere
 from llava_jax.layers import Compute
 from llava_jax.llama import KVCache, init_cache
 from llava_jax.llava import Llava, head_widths, merge_images, places_at
@@ -43,60 +45,6 @@ SMALL_CACHE = 2**28
 _CHUNK = {"cpu": 128, "gpu": 1024, "cuda": 1024}
 _BLOCK = {"cpu": 64}
 _OTHERWISE = 256  # not measured
-
-
-class State(NamedTuple):
-    """What stays on the device. N slots of S entries, F picture places, V tokens."""
-
-    cache: KVCache
-    features: jax.Array  # dtype[F, I, D], of pictures
-    stands: jax.Array  # int32[F, I], how many positions behind its picture's first each stands
-    positions: jax.Array  # int32[N], where `token` stands
-    token: jax.Array  # int32[N], the last chosen token: not in the cache yet
-    alive: jax.Array  # bool[N]: is being answered
-    ahead: jax.Array  # int32[N], by how much a slot's RoPE positions are ahead of its entries
-    step: jax.Array  # int32[N], tokens given so far
-    controls: Controls  # [N]
-    counts: jax.Array  # int32[N, V]
-    asked: jax.Array  # bool[N, V]
-    bias: jax.Array  # float32[N, V]
-
-
-class Chunk(NamedTuple):
-    """The next C positions of B prompts. Rows may repeat each other.
-
-    places: rows of the picture features, F * I of them; -1: a token. positions: as in batch.
-    ahead: how far the position after the prompt is ahead of its entry.
-    length: of what is real in `tokens`. last: whether the prompt ends here.
-    """
-
-    tokens: Any  # int32[B, C]
-    places: Any  # int32[B, C]
-    positions: Any  # int32[B, C]
-    ahead: Any  # int32[B]
-    slots: Any  # int32[B]
-    start: Any  # int32[B]
-    length: Any  # int32[B]
-    last: Any  # bool[B]
-
-
-class Limits(NamedTuple):
-    """Of a constrained answer: which tokens may come next, a bit for each."""
-
-    constrained: Any  # bool[B]
-    allowed: Any  # uint32[B, ceil(V / 32)]
-
-
-class Given(NamedTuple):
-    """Tokens of one call: n is 1 after reading, STEPS after decoding, of which `count` are real."""
-
-    tokens: Any  # int32[B, n], -1 in rows that were done
-    logprobs: Any  # float32[B, n]
-    top_ids: Any  # int32[B, n, TOPS]
-    top_logprobs: Any  # float32[B, n, TOPS]
-    logits: Any  # float32[B, n, V] if asked for
-    count: Any  # int32[]
-    passes: Any = None  # int32[]: how often the model ran for them, where that is fewer
 
 
 class Generator:
@@ -159,7 +107,7 @@ class Generator:
         self.see = jax.jit(self._see, **donated)
         self.copy = jax.jit(self._copy, **donated)
         self.mark = jax.jit(self._mark, **donated)
-        self.read = jax.jit(self._read, static_argnames=("keep_logits",), **donated)
+        self.read = jax.jit(self._read, **donated)
         self.decode = jax.jit(self._decode, static_argnames=("keep_logits", "apart"), **donated)
         self.lookup = jax.jit(partial(lookup.decode, self), static_argnames=("count",), **donated)
         self.beam = jax.jit(self._beam, static_argnames=("keep",), **donated)
@@ -276,10 +224,8 @@ class Generator:
             bias=state.bias.at[slot].set(bias_V), asked=state.asked.at[slot].set(asked_V)
         )
 
-    def _read(
-        self, leaves, state: State, chunk: Chunk, controls: Controls, limits: Limits, *, keep_logits
-    ) -> tuple[State, Given]:
-        """Reads a chunk of B prompts; those that end in it get their first token and come alive."""
+    def _read(self, leaves, state: State, chunk: Chunk, controls: Controls):
+        """Reads a chunk of B prompts -> (state, logits float32[B, V] after what was read), for `begin`."""
         self.compiled["read"] += 1
         model = self.model(leaves)
         b, t = chunk.tokens.shape
@@ -300,31 +246,27 @@ class Generator:
             adapter_B=self._through(controls),
         )
         logits = model.logits(hidden[jnp.arange(b), chunk.length - 1])  # [B, V]
-        zero = jnp.zeros((b, logits.shape[-1]), jnp.int32)
-        slots = chunk.slots
-        said = Said(zero[:, 0], zero, state.asked[slots], state.bias[slots], *limits)
-        token, logprob = choose_token(logits, controls, said)  # [B]
-        tops = alternatives(logits, controls.tops)
-        to = jnp.where(chunk.last, slots, len(state.token))  # beyond the end: dropped
+        return state._replace(cache=self._sharded(cache)), everywhere(logits)
 
-        def put(old, new):
-            return old.at[to].set(new, mode="drop")
-
-        alive = ~self._ended(token, 1, controls)
-        state = state._replace(
-            cache=self._sharded(cache),
-            positions=put(state.positions, ends),
-            token=put(state.token, token),
-            alive=put(state.alive, alive),
-            ahead=put(state.ahead, chunk.ahead),
-            step=put(state.step, 1),
-            controls=jax.tree.map(put, state.controls, controls),
-            counts=put(state.counts, zero.at[jnp.arange(b), token].set(1)),
+    def begin(
+        self,
+        state: State,
+        logits: jax.Array,
+        chunk: Chunk,
+        controls: Controls,
+        limits: Limits,
+        *,
+        keep_logits: bool,
+    ) -> tuple[State, Given]:
+        """Gives the prompts that end in a chunk their first token, by the logits of `read`."""
+        large = {"cache": state.cache, "features": state.features, "stands": state.stands}
+        state, given = first_tokens(
+            state._replace(cache=None, features=None, stands=None),
+            *(logits, chunk._replace(tokens=None, places=None, positions=None), controls, limits),
+            eos_ids=self.eos_ids,
+            keep_logits=keep_logits,
         )
-        one: Any = (token, logprob, *tops, logits if keep_logits else None)
-        return state, everywhere(
-            Given(*[None if x is None else x[:, None] for x in one], count=jnp.int32(1))
-        )
+        return state._replace(**large), given
 
     def _decode(
         self,
@@ -401,7 +343,7 @@ class Generator:
             cache=self._sharded(cache),
             positions=state.positions + state.alive,
             token=token,
-            alive=state.alive & ~self._ended(token, step, state.controls),
+            alive=state.alive & ~ended(token, step, state.controls, self.eos_ids),
             step=step,
             counts=state.counts.at[jnp.arange(len(token)), token].add(1),
         )
@@ -427,9 +369,6 @@ class Generator:
         values, tokens = jax.lax.top_k(jax.nn.log_softmax(logits), keep)
         return state, *everywhere((values, tokens))
 
-    def _ended(self, token_B, step_B, controls: Controls):
-        return jnp.isin(token_B, jnp.asarray(self.eos_ids)) | (step_B >= controls.budget)
-
     def _sharded(self, cache: Any) -> KVCache:
         """Slots over data and fsdp, KV heads over tensor where they divide."""
         if self.mesh is None:
@@ -438,8 +377,3 @@ class Generator:
         axes = (None, *BATCH, "tensor" if heads else None)
         partition = P(*axes) if self.unrolled else P(None, *axes)
         return jax.tree.map(lambda x: constrain(x, partition), cache)
-
-
-def everywhere(given: Any) -> Any:
-    """A copy on every device, so that every process can read it."""
-    return jax.tree.map(lambda x: constrain(x, P()), given)

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from llava_jax.attention.cached import Places
-from llava_jax.generate.generator import STEPS, Given, Limits, everywhere
+from llava_jax.generate.begin import ended
+from llava_jax.generate.generator import STEPS
 from llava_jax.generate.sampling import GREEDY_BELOW, likeliest
+from llava_jax.generate.state import Given, Limits, State, everywhere
 from llava_jax.sharding import BATCH, constrain
 
 if TYPE_CHECKING:
-    from llava_jax.generate.generator import Generator, State
+    from llava_jax.generate.generator import Generator
     from llava_jax.generate.job import Job
 
 LONGEST, SHORTEST = 3, 2  # tokens that must have stood before; on one alone, few guesses are right
@@ -156,7 +158,7 @@ def _pass(g: Generator, model, state: State, guess_NK: jax.Array):
         cache=g._sharded(cache),
         positions=state.positions + many,
         token=jnp.where(state.alive, last, state.token),
-        alive=state.alive & ~g._ended(last, step, state.controls),
+        alive=state.alive & ~ended(last, step, state.controls, g.eos_ids),
         step=step,
     )
     return state, chosen, logprob, many

@@ -9,9 +9,8 @@ from PIL import Image
 
 from examples.tiny.vocabulary import train as train_vocabulary
 from llava_jax.convert import Checkpoint, save_checkpoint
-from llava_jax.llava import init_params
 from llava_jax.text.tokenizer import Tokenizer
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, random_params
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230)}
 
@@ -48,7 +47,7 @@ def make_model(folder: Path, data: Path) -> Path:
     tokenizer.save(folder / "tokenizer")
     language = dataclasses.replace(CONFIG.language, vocab_size=len(tokenizer), max_positions=512)
     config = dataclasses.replace(CONFIG, language=language, max_length=384)
-    checkpoint = Checkpoint(config, init_params(config), tokenizer=folder / "tokenizer")
+    checkpoint = Checkpoint(config, random_params(config), tokenizer=folder / "tokenizer")
     return save_checkpoint(checkpoint, folder / "model", to="jax")
 
 

@@ -1,0 +1,71 @@
+"""What the compiled programs of generation share: what stays on the device, what a call takes and gives."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from llava_jax.generate.sampling import Controls
+from llava_jax.llama import KVCache
+from llava_jax.sharding import constrain
+
+
+class State(NamedTuple):
+    """What stays on the device. N slots of S entries, F picture places, V tokens."""
+
+    cache: KVCache
+    features: jax.Array  # dtype[F, I, D], of pictures
+    stands: jax.Array  # int32[F, I], how many positions behind its picture's first each stands
+    positions: jax.Array  # int32[N], where `token` stands
+    token: jax.Array  # int32[N], the last chosen token: not in the cache yet
+    alive: jax.Array  # bool[N]: is being answered
+    ahead: jax.Array  # int32[N], by how much a slot's RoPE positions are ahead of its entries
+    step: jax.Array  # int32[N], tokens given so far
+    controls: Controls  # [N]
+    counts: jax.Array  # int32[N, V]
+    asked: jax.Array  # bool[N, V]
+    bias: jax.Array  # float32[N, V]
+
+
+class Chunk(NamedTuple):
+    """The next C positions of B prompts. Rows may repeat each other.
+
+    places: rows of the picture features, F * I of them; -1: a token. positions: as in batch.
+    ahead: how far the position after the prompt is ahead of its entry.
+    length: of what is real in `tokens`. last: whether the prompt ends here.
+    """
+
+    tokens: Any  # int32[B, C]
+    places: Any  # int32[B, C]
+    positions: Any  # int32[B, C]
+    ahead: Any  # int32[B]
+    slots: Any  # int32[B]
+    start: Any  # int32[B]
+    length: Any  # int32[B]
+    last: Any  # bool[B]
+
+
+class Limits(NamedTuple):
+    """Of a constrained answer: which tokens may come next, a bit for each."""
+
+    constrained: Any  # bool[B]
+    allowed: Any  # uint32[B, ceil(V / 32)]
+
+
+class Given(NamedTuple):
+    """Tokens of one call: n is 1 after reading, STEPS after decoding, of which `count` are real."""
+
+    tokens: Any  # int32[B, n], -1 in rows that were done
+    logprobs: Any  # float32[B, n]
+    top_ids: Any  # int32[B, n, TOPS]
+    top_logprobs: Any  # float32[B, n, TOPS]
+    logits: Any  # float32[B, n, V] if asked for
+    count: Any  # int32[]
+    passes: Any = None  # int32[]: how often the model ran for them, where that is fewer
+
+
+def everywhere(given: Any) -> Any:
+    """A copy on every device, so that every process can read it."""
+    return jax.tree.map(lambda x: constrain(x, P()), given)
