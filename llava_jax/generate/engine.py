@@ -272,8 +272,8 @@ class Engine:
             return
         limits = [group[i].constraint if chunk.last[i] else None for i in rows]
         limited = g.put(self._limits(limits, self.rows)) if any(limits) else self._free_reading
-        how = {"keep_logits": self.keep_logits}
-        given = self._call("begin", logits, arrays, controls, limited, **how)
+        values = logits, arrays, controls, limited
+        given = self._call("begin", *values, keep_logits=self.keep_logits)
         self._take([(i, group[i]) for i in last], given)
 
     def _chunk(self, group: Sequence[Job], places: Sequence[np.ndarray], length: int) -> Chunk:
