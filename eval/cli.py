@@ -25,11 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     _run_arguments(parser)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    actions = parser.add_subparsers(action=_Actions, dest="action", metavar="ACTION")
     for name, (arguments, _, help) in ACTIONS.items():
         action = actions.add_parser(name, help=help)
         if arguments:
             arguments(action)
+
+
+class _Actions(argparse._SubParsersAction):
+    """Refuses an option before an action's name, which argparse overwrites with the action's default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        name = next(iter(values or ()))
+        for action in parser._actions:
+            given = getattr(namespace, action.dest, action.default)
+            if action.option_strings and given != action.default:
+                what = f"{action.option_strings[0]} before {name} is not read"
+                raise LlavaError(what, fix=f"options follow the action: eval {name} ... OPTIONS")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import ast
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -135,9 +135,15 @@ def check_all(table: Mapping[str, Setting], values: Mapping[str, Any]) -> None:
     """`check` of each of `values`; raises ConfigError, with the nearest name, for an unknown one."""
     for name, value in values.items():
         if name not in table:
-            fix = did_you_mean(name, table, cutoff=0.5) or f"one of {', '.join(table)}"
-            raise ConfigError(f"no setting {name!r}", fix=fix)
+            raise unknown(name, table)
         check(table[name], value)
+
+
+def unknown(name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a setting that is none of `known`, with the nearest one or all of them."""
+    known = list(known)
+    fix = did_you_mean(name, known, cutoff=0.5) or f"one of {', '.join(known)}"
+    return ConfigError(f"no setting {name!r}", fix=fix)
 
 
 def parse(row: Setting, text: str) -> Any:

@@ -405,7 +405,7 @@ def test_one_senseless_request_does_not_end_a_batch():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: Request("x", tempratur=1), "tempratur.*did you mean temperature"),
+        (lambda: Request("x", image="a.png"), "'image'.*did you mean images"),
         (lambda: Request("x", foo=1), "foo"),
         (lambda: Request("x", stop=5), "stop is 5"),
         (lambda: Request("x", stop=0), "stop is 0"),

@@ -103,7 +103,8 @@ def _shown(
     make: ExampleMaker,
     config: LlavaConfig,
 ) -> Shown:
-    check_record(record, f"{Path(args.file).name}[{index}]")
+    where = f"{Path(args.file).name}[{index}]"
+    check_record(record, where)
     example = make(record, record_id(record, index))
     pixels, notes = {}, []
     for note, count in sorted(example.notes.items()):
@@ -113,11 +114,11 @@ def _shown(
     for name in dict.fromkeys(map(str, example.images)):
         found = next((place / name for place in places if (place / name).is_file()), None)
         if found is None and not args.images:
-            where = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
-            notes.append(f"image {name} is no file below {where}; --images names its folder")
+            looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
+            notes.append(f"image {name} is no file below {looked}; --images names its folder")
         else:  # a missing one is refused by name
             path = found or places[0] / name
-            pixels[name] = to_pixels(open_image(path, name=str(path)), config)
+            pixels[name] = to_pixels(open_image(path, name=f"{where}: {path}"), config)
     return Shown(example, pixels, notes)
 
 

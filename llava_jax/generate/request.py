@@ -10,7 +10,8 @@ from typing import Any
 
 from llava_jax.errors import ConfigError, PromptError
 from llava_jax.generate.constrain import schema_of
-from llava_jax.settings import SAMPLING, SamplingSettings, check_all
+from llava_jax.setting import unknown
+from llava_jax.settings import SAMPLING, SamplingSettings
 
 MOST_TOP_LOGPROBS, MOST_BIAS = 20, 100  # OpenAI's limits
 
@@ -45,8 +46,10 @@ class Request(SamplingSettings):
 
     def __new__(cls, messages: Messages = "", images: Any = (), **settings: Any):
         # Before __init__, which has a TypeError for an unknown name.
-        own = {*SAMPLING, "logit_bias", "top_logprobs", "response_format", "adapter"}
-        check_all(SAMPLING, {n: v for n, v in settings.items() if n not in own})
+        known = ["images", *SAMPLING, "logit_bias", "top_logprobs", "response_format", "adapter"]
+        for name in settings:
+            if name not in known:
+                raise unknown(name, known)
         return super().__new__(cls)
 
     def __post_init__(self):

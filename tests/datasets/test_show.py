@@ -113,7 +113,7 @@ def test_a_missing_image_is_said(model, data, tmp_path, capsys):
     assert main(words) == 0
     assert f"note: image a.png is no file below {tmp_path} or" in capsys.readouterr().out
     assert main([*words, "--images", str(tmp_path)]) == 2
-    assert f"{tmp_path / 'a.png'}" in capsys.readouterr().err
+    assert f"data.json[0]: {tmp_path / 'a.png'}: the file does not" in capsys.readouterr().err
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     for more in ([], ["--images", str(tmp_path)]):
         assert main([*words, *more]) == 0

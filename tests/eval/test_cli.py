@@ -86,6 +86,16 @@ def test_garbled(vqa, capsys, text, words):
         assert word in error
 
 
+@pytest.mark.parametrize("early", [["--set", "ocr=no"], ["--include", "."], ["--limit=3"]])
+def test_an_option_before_the_action_is_refused(vqa, capsys, early):
+    data, answers = vqa
+    words = ["score", "vqav2", "--answers", str(answers), "--data", str(data)]
+    assert main(["eval", *early, *words]) == 2
+    option = early[0].partition("=")[0]
+    fix = "(options follow the action: eval score ... OPTIONS)"
+    assert capsys.readouterr().err == f"llava-jax eval: {option} before score is not read {fix}\n"
+
+
 def test_missing_and_doubled_are_said(vqa, capsys):
     data, answers = vqa
     answers.write_text('{"question_id": 1, "text": "cat"}\n' * 2)
