@@ -68,6 +68,7 @@ def pytest_configure(config):
 def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()  # thousands of tests and the modules they import: every later collection walked them
+    gc.set_threshold(50_000, 20, 20)  # tracing makes objects by the million, few of them in cycles
 
 
 def pytest_collection_modifyitems(config, items):
