@@ -243,6 +243,8 @@ def identify(path: Path) -> str:
     fix = "expected .safetensors or .bin files (the hub's .bin need --allow-pickle), or an index"
     if (path / "export").is_dir():  # a training run's work directory
         fix = f"the model of this run is {path / 'export'}"
+    elif stages := sorted(path.glob("*/export"), key=lambda p: p.stat().st_mtime):
+        fix = f"there is a model in {stages[-1]}"
     elif any(path.glob("*.gguf")):
         fix = f"{_NO_GGUF}: {folders.USE_16_BIT}"
     elif any(path.glob("adapter_model.*")):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -81,6 +82,11 @@ def test_numbers_for_people():
 
 
 def test_a_work_directory_leads_to_its_model(tmp_path, capsys):
+    for stage, time in (("one", 2), ("early", 1)):
+        (tmp_path / stage / "export").mkdir(parents=True)
+        os.utime(tmp_path / stage / "export", (time, time))
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert f"there is a model in {tmp_path / 'one' / 'export'}" in capsys.readouterr().err
     (tmp_path / "export").mkdir()
     assert main(["inspect", str(tmp_path)]) == 2
     assert f"the model of this run is {tmp_path / 'export'}" in capsys.readouterr().err
