@@ -350,7 +350,13 @@ class LlavaModel:
         return ready
 
     def job(self, request: Request, example: Example, **more: Any) -> Job:
-        """A request, with its example with pixels, as the engine takes it. more: fields of Job."""
+        """A request, with its example with pixels, as the engine takes it. more: fields of Job.
+
+        Raises ConfigError for a schema that cannot be followed, and a token that is not in the vocabulary.
+        """
+        vocab = self.config.language.vocab_size
+        if (wrong := next((t for t in request.logit_bias if t >= vocab), None)) is not None:
+            raise ConfigError(f"logit_bias {wrong}: the vocabulary has {vocab} tokens")
         template = find_template(request.template or self.config.template)
         schema, stops = schema_of(request.response_format), (*template.stop_strings, *request.stop)
         return Job(

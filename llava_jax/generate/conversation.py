@@ -27,10 +27,14 @@ class Stream:
     def __init__(self, model: LlavaModel, request: Request, example: Example):
         self._job = model.job(request.seeded(), example, live=True)
         self._engine = model.engine()
-        self._engine.submit(self._job)
-        # The first token is chosen here, so that what cannot be asked fails before any output.
-        while not (self._job.ids or self._job.done):
-            self._engine.step()
+        try:
+            self._engine.submit(self._job)
+            # The first token is chosen here, so that what cannot be asked fails before any output.
+            while not (self._job.ids or self._job.done):
+                self._engine.step()
+        except BaseException:  # Ctrl-C: nobody waits for it any more
+            self._engine.cancel(self._job)
+            raise
         self.cancelled = threading.Event()
         self.at_end: Callable[[], Any] = lambda: None
         self._pieces = self._run()

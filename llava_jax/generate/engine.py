@@ -154,10 +154,11 @@ class Engine:
                     self._decode(self._steps())
                 else:
                     return False
-            except LlavaError:
-                raise
             except Exception as error:
                 self._abandon(error)
+                raise
+            except BaseException:  # Ctrl-C: a request may be in no line just now
+                self.state = None
                 raise
         return True
 
@@ -269,6 +270,7 @@ class Engine:
         last = [i for i, job in enumerate(group) if chunk.last[i]]
         self.reading.extend(job for i, job in enumerate(group) if not chunk.last[i])
         if not last:
+            logits.block_until_ready()  # nobody gets in between chunks that wait on the device
             return
         limits = [group[i].constraint if chunk.last[i] else None for i in rows]
         limited = g.put(self._limits(limits, self.rows)) if any(limits) else self._free_reading

@@ -6,6 +6,7 @@ import copy
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from llava_jax.errors import ConfigError, PromptError
@@ -58,11 +59,14 @@ class Request(SamplingSettings):
         object.__setattr__(self, "stop", tuple(stop) if isinstance(stop, list) else stop)
         object.__setattr__(self, "images", tuple(image_list(self.images)))
         super().__post_init__()
-        if self.top_logprobs not in range(MOST_TOP_LOGPROBS + 1):
+        if not _is(self.top_logprobs, Integral) or not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
             what = f"top_logprobs is {self.top_logprobs!r}"
-            raise ConfigError(f"{what}, but must be from 0 to {MOST_TOP_LOGPROBS}")
+            raise ConfigError(f"{what}, but must be a whole number from 0 to {MOST_TOP_LOGPROBS}")
+        if not isinstance(self.logit_bias, Mapping):
+            raise ConfigError(f"logit_bias is {self.logit_bias!r}, not {{token id: number}}")
         for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or not abs(bias) <= MOST_BIAS:
+            known = _is(token, Integral) and token >= 0
+            if not known or not _is(bias, Real) or not abs(bias) <= MOST_BIAS:
                 what = f"logit_bias {token!r}: {bias!r}"
                 raise ConfigError(f"{what} is not a token id and a number from -100 to 100")
         if schema_of(self.response_format) is not None and self.stop:
@@ -151,6 +155,11 @@ class Reply:
     error: str | None = None
     cached_tokens: int = field(default=0, compare=False)
     top_logprobs: tuple[Sequence[tuple[int, float]], ...] = field(default=(), repr=False)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is a number of this kind: True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def image_list(images: Any) -> list[Image]:

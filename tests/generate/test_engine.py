@@ -10,13 +10,13 @@ import pytest
 from llava_jax import llava
 from llava_jax.attention import Choice
 from llava_jax.batch import collate, prompt_shape
-from llava_jax.errors import PromptError, WeightError
+from llava_jax.errors import ConfigError, PromptError, WeightError
 from llava_jax.generate import Engine, Full, Generator, Job, answer, weights
 from llava_jax.layers import Compute
 from llava_jax.settings import SamplingSettings
 from llava_jax.sharding import make_mesh
 from llava_jax.text.example import Example
-from tests.generate.tiny import CONFIG, MIXED, WINDOWED, generator, params, prompt
+from tests.generate.tiny import CONFIG, MIXED, WINDOWED, generator, model, params, prompt
 
 LONG = SamplingSettings(max_new_tokens=20)
 WARM = [
@@ -268,6 +268,70 @@ def test_a_step_that_is_broken_off_ends_its_requests_and_no_others(monkeypatch):
     engine.run([kept])
     (want,) = answer(chunked(), [prompt(9)], LONG)
     assert kept.ids == want.ids
+
+
+def test_ctrl_c_between_two_programs_ends_the_request_and_no_other(monkeypatch):
+    engine = small(slots=1)
+    lost, kept = (engine.submit(Job(prompt(9), LONG)) for _ in "ab")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.pictures, "see", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.undo()
+    for _ in range(20):  # not `run`, which would never end if the slot were lost
+        engine.step()
+    assert (lost.reason, kept.reason) == ("cancelled", "length")
+    (want,) = answer(chunked(), [prompt(9)], LONG)
+    assert kept.ids == want.ids
+
+
+def test_ctrl_c_before_the_first_token_takes_a_stream_out_of_line(monkeypatch):
+    engine = model().engine()
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model().stream("what is this?")
+    assert engine.busy == engine.queued == 0
+
+
+def test_chunks_do_not_queue_up_on_the_device(monkeypatch):
+    """Else a short prompt that comes while a long one is read waits for all of it."""
+    read, waited = chunked().read, []
+
+    class Logits:
+        def block_until_ready(self):
+            waited.append(True)
+
+    engine = small(slots=1)
+    engine.submit(Job(prompt(40), LONG))
+    monkeypatch.setattr(chunked(), "read", lambda *args: (read(*args)[0], Logits()))
+    engine.step()
+    engine.step()
+    assert waited == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"logit_bias": {320: 1}}, "logit_bias 320: the vocabulary has 320 tokens"),
+        ({"logit_bias": {-1: 1}}, "logit_bias -1: 1 is not a token id"),
+        ({"logit_bias": {True: 1}}, "logit_bias True: 1 is not a token id"),
+        ({"logit_bias": {3: "1"}}, "logit_bias 3: '1' is not a token id and a number"),
+        ({"logit_bias": [3]}, "logit_bias is [3], not {token id: number}"),
+        ({"top_logprobs": 2.0}, "top_logprobs is 2.0"),
+        ({"top_logprobs": True}, "top_logprobs is True"),
+    ],
+)
+def test_a_senseless_setting_is_named_and_reaches_no_engine(setting, message):
+    with pytest.raises(ConfigError) as caught:
+        model().generate("what?", **setting)
+    assert message in str(caught.value)
 
 
 def test_scanned_layers_give_the_tokens_of_unrolled_ones():
