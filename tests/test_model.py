@@ -1,9 +1,7 @@
 """The user's API: messages and images in, text out."""
 
 import base64
-import copy
 import io
-import pickle
 from dataclasses import replace
 
 import jax
@@ -341,12 +339,6 @@ def test_a_picture_without_pixels_or_with_half_its_file_is_refused(tmp_path):
         model().pixels(PIL.Image.open(path))
 
 
-def test_one_image_and_one_stop_text_need_no_list():
-    assert Request("what?", "a.png").images == ("a.png",)
-    assert Request("what?", stop="x").stop == ("x",)
-    assert Request("what?", stop=None).stop == ()
-
-
 @pytest.mark.parametrize(
     ("ask", "says"),
     [
@@ -433,13 +425,6 @@ def test_a_normalised_image_with_nan_is_refused():
     bad[0, 0, 0] = np.nan
     with pytest.raises(ImageError, match="the image: holds NaN or infinity"):
         model().generate("what?", bad)
-
-
-def test_a_request_can_be_copied_and_changed():
-    request = REQUESTS[3]
-    assert copy.copy(request).seed == 5
-    assert pickle.loads(pickle.dumps(Request("x", stop="a"))) == Request("x", stop=("a",))
-    assert replace(request, seed=7).seed == 7
 
 
 def test_a_conversation_knows_whether_it_shows_an_image():

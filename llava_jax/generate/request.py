@@ -114,6 +114,8 @@ class Request(SamplingSettings):
         rows = list(messages)
         if not rows:
             raise PromptError("there are no messages")
+        for number, row in enumerate(rows):
+            _check_pictures(number, row)
         if rows[-1].get("role") == "assistant":
             raise PromptError("the last message must be the user's, not the assistant's")
         if self.system is not None:
@@ -132,6 +134,20 @@ class Request(SamplingSettings):
             shown = [{"type": "image", "image": image} for image in self.images]
             rows[first] = {**rows[first], "content": [*shown, *said]}
         return rows
+
+
+def _check_pictures(number: int, message: Mapping[str, Any]) -> None:
+    """Raises PromptError for a picture beside the content, as Ollama and TRL have it: it would not be seen."""
+    content = message.get("content")
+    parts = [p for p in content if isinstance(p, Mapping)] if isinstance(content, list) else []
+    for row in (message, *(p for p in parts if p.get("type") == "text")):
+        for key in ("images", "image", "image_url", "videos", "video", "audio"):
+            value = row.get(key)
+            if value is not None and not (isinstance(value, list | tuple | str) and not value):
+                raise PromptError(
+                    f"message {number}: {key!r} is not read there",
+                    fix="put {'type': 'image', 'image': ...} in the content",
+                )
 
 
 @dataclass(frozen=True)
