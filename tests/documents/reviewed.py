@@ -76,9 +76,9 @@ PROGRAMS = {
 }
 
 # Appended to a training command, and only this: fewer and smaller steps.
-FEWER = ("steps=2",)
+FEWER = ("steps=1",)
 FEWER_STAGES = (
-    *("batch_size=8", "stages.stage1.steps=2"),
-    *("stages.stage2.steps=2", "stages.stage2.batch_size=8"),
+    *("batch_size=8", "stages.stage1.steps=1"),
+    *("stages.stage2.steps=1", "stages.stage2.batch_size=8"),
 )
 WITH_STAGES = ("quickstart", "easy_vqa")

@@ -1,6 +1,6 @@
 """A user types what the documents say, in order: every command ends with 0, every block runs.
 
-Only weights, data and sites are stand-ins (standins.py), and training takes two small steps. What is
+Only weights, data and sites are stand-ins (standins.py), and training takes one small step. What is
 not run is listed with its reason in reviewed.py. Each page has a folder of its own, in which the
 outputs of its earlier lines lie.
 """
