@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 LIGHT = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _decided = LIGHT in os.environ  # whoever set it has decided
 LEVEL = "--xla_backend_optimization_level=1"  # of LLVM, where LIGHT does not ask for none
+IN_ONE = "--xla_cpu_parallel_codegen_split_count=1"  # the cores are busy: parts are more work
 # Of jaxlib 0.10; later ones have no choice. XLA's new emitters of fused loops load all of MLIR for each
 # tiny program: half of the time to compile it.
 PLAIN_LOOPS = "--xla_cpu_use_fusion_emitters=false"
@@ -59,6 +60,7 @@ def pytest_configure(config):
             signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
     if not (_decided or config.getoption("--slow")):  # no backend has read the flags yet
         _quicker("backend_optimization_level", LEVEL)
+        _quicker("codegen_split_count", IN_ONE)
         if version("jaxlib").startswith("0.10."):
             _quicker("fusion_emitters", PLAIN_LOOPS)
     if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist: the order below, not by count

@@ -10,12 +10,12 @@ from tests.rehearsal import own_data
 from tests.rehearsal.command import losses, metrics, ok, refused, report, run, start, stop_at
 from tests.rehearsal.command import train_words as words_of
 
-STEPS, STOPPED = 20, 75  # exit code 75: EX_TEMPFAIL, run it again
+STEPS, STOPPED = 12, 75  # exit code 75: EX_TEMPFAIL, run it again
 
 
 @pytest.fixture(scope="module")
 def settings(model, tmp_path_factory) -> dict:
-    """finetune_lora_7b on one epoch of 160 records, four of them without their picture.
+    """finetune_lora_7b on one epoch of 96 records, four of them without their picture.
 
     Adapters, their dropout, stand-ins and counts must all go on where they were.
     """
