@@ -32,9 +32,12 @@ import pytest  # noqa: E402
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = ("rehearsal", "train", "documents", "parity")
 """Folders, the longest first."""
-WHOLE_RUNS = ("quickstart/test_run.py", "/test_recipes.py", "/test_interrupted.py")
-"""Files with so many steps that LLVM's first level pays: of the quickstart, and of the shipped recipes. With
---slow all programs are compiled as users' are."""
+LEVEL_1 = (
+    *("quickstart/test_run.py", "/test_recipes.py", "/test_interrupted.py"),
+    "/test_golden_lora.py",
+)
+"""Files that LIGHT is not for: so many steps that LLVM's first level pays, or a golden that is held to
+float64, from which none at all rounds further than what users run. With --slow no file is compiled lightly."""
 SHARED = Path(os.environ.get("LLAVA_JAX_TEST_DATA", _beside))
 
 
@@ -92,8 +95,8 @@ def pytest_runtest_setup(item):
     """
     if _decided:
         return
-    whole = Path(item.path).as_posix().endswith(WHOLE_RUNS)
-    light = not (whole or item.config.getoption("--slow"))
+    heavy = Path(item.path).as_posix().endswith(LEVEL_1)
+    light = not (heavy or item.config.getoption("--slow"))
     os.environ[LIGHT] = str(int(light))
     if "jax" in sys.modules:
         sys.modules["jax"].config.update(LIGHT.lower(), light)

@@ -5,12 +5,17 @@ import json
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llava_jax.convert import load_checkpoint
+from llava_jax.llava import binder
 from tests.conftest import SHARED
 
 GOLDEN = "golden/model"
+LOSS = 1e-5
+"""How far a loss may be."""
 
 
 def models_with(path: str = "golden.json") -> list[str]:
@@ -132,3 +137,32 @@ def valid_rows(array: np.ndarray, mask) -> list[np.ndarray]:
     if mask is None:
         return list(array)
     return [a[np.array(m, bool)] for a, m in zip(array, mask)]
+
+
+def forward(config, params, batch):
+    """Logits float32[B, T, V] by a program of their own."""
+    bind = binder(config)
+
+    @jax.jit
+    def logits(params, batch):
+        model = bind(params)
+        return model.logits(model(batch))
+
+    return logits({n: jnp.asarray(p, jnp.float32) for n, p in params.items()}, batch)
+
+
+def loss_of(logits, labels):
+    """Mean cross entropy over the labels that are not -100, shifted by one."""
+    logits, labels = logits[:, :-1], labels[:, 1:]
+    nll = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(
+        logits, jnp.maximum(labels, 0)[..., None], -1
+    ).squeeze(-1)
+    return jnp.where(labels >= 0, nll, 0).sum() / (labels >= 0).sum()
+
+
+def right_padded(rows, width):
+    """int32[len(rows), width], -100 behind each row."""
+    out = np.full((len(rows), width), -100, np.int32)
+    for b, row in enumerate(rows):
+        out[b, : len(row)] = row
+    return out
