@@ -105,7 +105,7 @@ def check(row: Setting, value: Any, shown: str = "") -> None:
     """
     name, value = shown or row.name, current(row, value)
     forms = forms_of(row)
-    if not any(_is(form, value) for form in forms):
+    if not any(fits(form, value) for form in forms):
         wanted = " or ".join(in_words(form) for form in forms if form is not NoneType)
         raise ConfigError(f"{name} is {value!r}, not {wanted}", fix=_fix_of_type(forms, value))
     items = value if isinstance(value, (tuple, list)) else (value,)
@@ -185,9 +185,10 @@ def forms_of(row: Setting) -> tuple[Any, ...]:
     return get_args(row.type) if isinstance(row.type, UnionType) else (row.type,)
 
 
-def _is(form: Any, value: Any) -> bool:
+def fits(form: Any, value: Any) -> bool:
+    """Whether a value has a setting's type: True is no number, nor is NaN or an infinity."""
     if get_origin(form) is tuple:
-        return isinstance(value, (tuple, list)) and all(_is(get_args(form)[0], v) for v in value)
+        return isinstance(value, (tuple, list)) and all(fits(get_args(form)[0], v) for v in value)
     if form not in (int, float):
         return isinstance(value, form)
     if not isinstance(value, Integral if form is int else Real) or isinstance(value, bool):
@@ -201,9 +202,9 @@ def in_words(form: Any) -> str:
 
 def _fix_of_type(forms: tuple[Any, ...], value: Any) -> str | None:
     """How to write a value so that it has the right type, where that is clear."""
-    if any(get_origin(form) is tuple and _is(get_args(form)[0], value) for form in forms):
+    if any(get_origin(form) is tuple and fits(get_args(form)[0], value) for form in forms):
         return f"a tuple of one ends with a comma: ({value!r},)"
-    if int in forms and _is(float, value) and value == int(value):
+    if int in forms and fits(float, value) and value == int(value):
         return f"write {int(value)}"
     if isinstance(value, str) and {int, float} & {*forms}:
         with contextlib.suppress(ValueError):

@@ -32,7 +32,7 @@ import pytest  # noqa: E402
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = ("rehearsal", "train", "documents", "parity")
 """Folders, the longest first."""
-LEVEL_1 = (
+NOT_LIGHT = (
     *("quickstart/test_run.py", "/test_recipes.py", "/test_interrupted.py"),
     "/test_golden_lora.py",
 )
@@ -95,8 +95,8 @@ def pytest_runtest_setup(item):
     """
     if _decided:
         return
-    heavy = Path(item.path).as_posix().endswith(LEVEL_1)
-    light = not (heavy or item.config.getoption("--slow"))
+    excepted = Path(item.path).as_posix().endswith(NOT_LIGHT)
+    light = not (excepted or item.config.getoption("--slow"))
     os.environ[LIGHT] = str(int(light))
     if "jax" in sys.modules:
         sys.modules["jax"].config.update(LIGHT.lower(), light)

@@ -59,7 +59,8 @@ class Generator:
     chunk: positions of a prompt that are read at once; by default of the device.
     adapters: beside the model, by name; see llava_jax.generate.adapters.
 
-    `compiled` counts compilations by kind; within a bucket nothing is compiled twice.
+    `compiled` counts compilations by kind; within a bucket nothing is compiled twice. That of the first
+    tokens is not counted: models share it.
     """
 
     def __init__(

@@ -6,12 +6,11 @@ import copy
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 from llava_jax.errors import ConfigError, PromptError
 from llava_jax.generate.constrain import schema_of
-from llava_jax.setting import unknown
+from llava_jax.setting import fits, unknown
 from llava_jax.settings import SAMPLING, SamplingSettings
 
 MOST_TOP_LOGPROBS, MOST_BIAS = 20, 100  # OpenAI's limits
@@ -59,14 +58,14 @@ class Request(SamplingSettings):
         object.__setattr__(self, "stop", tuple(stop) if isinstance(stop, list) else stop)
         object.__setattr__(self, "images", tuple(image_list(self.images)))
         super().__post_init__()
-        if not _is(self.top_logprobs, Integral) or not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
+        if not fits(int, self.top_logprobs) or not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
             what = f"top_logprobs is {self.top_logprobs!r}"
             raise ConfigError(f"{what}, but must be a whole number from 0 to {MOST_TOP_LOGPROBS}")
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is {self.logit_bias!r}, not {{token id: number}}")
         for token, bias in self.logit_bias.items():
-            known = _is(token, Integral) and token >= 0
-            if not known or not _is(bias, Real) or not abs(bias) <= MOST_BIAS:
+            known = fits(int, token) and token >= 0
+            if not known or not fits(float, bias) or not abs(bias) <= MOST_BIAS:
                 what = f"logit_bias {token!r}: {bias!r}"
                 raise ConfigError(f"{what} is not a token id and a number from -100 to 100")
         if schema_of(self.response_format) is not None and self.stop:
@@ -139,8 +138,9 @@ class Request(SamplingSettings):
 def _check_pictures(number: int, message: Mapping[str, Any]) -> None:
     """Raises PromptError for a picture beside the content, as Ollama and TRL have it: it would not be seen."""
     content = message.get("content")
-    parts = [p for p in content if isinstance(p, Mapping)] if isinstance(content, list) else []
-    for row in (message, *(p for p in parts if p.get("type") == "text")):
+    parts = content if isinstance(content, list | tuple) else [content]
+    words = [p for p in parts if isinstance(p, Mapping) and p.get("type") == "text"]
+    for row in (message, *words):
         for key in ("images", "image", "image_url", "videos", "video", "audio"):
             value = row.get(key)
             if value is not None and not (isinstance(value, list | tuple | str) and not value):
@@ -171,11 +171,6 @@ class Reply:
     error: str | None = None
     cached_tokens: int = field(default=0, compare=False)
     top_logprobs: tuple[Sequence[tuple[int, float]], ...] = field(default=(), repr=False)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is a number of this kind: True and False are none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def image_list(images: Any) -> list[Image]:

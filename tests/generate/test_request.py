@@ -34,6 +34,7 @@ def said(**more):
         ([said(images=["a.png"])], "message 0: 'images'"),
         ([said(), said(image=np.zeros((2, 2, 3)))], "message 1: 'image'"),
         ([said(content=[{"type": "text", "text": "a", "image": "a.png"}])], "message 0: 'image'"),
+        ([said(content={"type": "text", "text": "a", "image": "a.png"})], "message 0: 'image'"),
     ],
 )
 def test_a_picture_that_would_not_be_seen_is_refused(messages, says):
