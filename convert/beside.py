@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -79,15 +80,21 @@ def _check_base(source: Source, where: str, base: str | Path, own: LlavaConfig) 
             raise WeightError(what, fix="serve it beside its own base, or merged")
     settings = (source.metadata.get("lora") or {}).get("adapter_config") or {}
     named = settings.get("base_model_name_or_path")
-    if isinstance(named, str) and named and _last(named) != _last(str(hub.local(base))):
+    if isinstance(named, str) and named and _last(named) not in _names(base):
         raise WeightError(
             f"{where} was trained on {named[:100]!r}, and the model here is {str(base)[:100]!r}",
             fix="if they are the same, set base_model_name_or_path in its adapter_config.json to null",
         )
 
 
+def _names(base: str | Path) -> set[str]:
+    """What a base may be called: a folder by the name it was given, or that of what a link leads to."""
+    path = hub.local(base)
+    return {_last(os.path.abspath(path)), _last(os.path.realpath(path))}
+
+
 def _last(name: str) -> str:
-    return Path(name.partition("@")[0]).name.lower()
+    return Path(name).name.partition("@")[0].lower()
 
 
 def _short(value: Any) -> str:

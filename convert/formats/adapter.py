@@ -74,7 +74,9 @@ def open_adapter(folder: Path, options: Options) -> Source:
     source.config = replace(config, lora=replace(lora, targets=targets))
     source.leaves |= leaves
     if isinstance(held := data.get("quantization_config"), dict):
-        source.metadata["quantized_base"] = {"type": held.get("bnb_4bit_quant_type", "8 bits")}
+        # Which transformers writes of an 8-bit model too.
+        four = None if held.get("load_in_8bit") else held.get("bnb_4bit_quant_type")
+        source.metadata["quantized_base"] = {"type": four or "8 bits"}
     source.metadata["lora"] = {
         "layout": layout.name,
         "adapter_config": settings,
@@ -223,7 +225,7 @@ def _merge_not_run(
         names = [f"{keys.PEFT}{kernel.removesuffix('weight')}{part}" for part in last]
         expected |= zip(names, ((lora.rank, d_in), (d_out, lora.rank), (d_out,)))
         kernels[pairing.ours, layer] = names
-    _check(factors, expected, where)
+    _check(factors, expected, where, mixed=options.mixed)
     for (ours, layer), (a, b, *m) in kernels.items():
         parts = list(source.leaves[ours].parts)
         both = (keys.T.to_ours(factors[n]) for n in (a, b))

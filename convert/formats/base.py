@@ -53,7 +53,10 @@ def open_base(folder: Path, data: dict[str, Any], options: Options, base: str | 
 
 
 def _fitted(base: Source, data: dict[str, Any], folder: Path) -> Source:
-    """`base` with the settings of `data`, which must be of the same sizes but for the vocabulary."""
+    """`base` with the settings of `data`, which must be of the same sizes but for the vocabulary.
+
+    Rows that the base has beyond those of `data`, as Hugging Face's format adds them, stay.
+    """
     have, where = base.config.language, str(folder / "config.json")
     if "hidden_size" not in data:
         return base
@@ -65,14 +68,14 @@ def _fitted(base: Source, data: dict[str, Any], folder: Path) -> Source:
                 f"this one has {getattr(have, name)}",
                 fix="give the right --base",
             )
-    if want.vocab_size < have.vocab_size:
-        return base
-    base.leaves = grown(base.leaves, have.vocab_size, want.vocab_size)
+    rows = max(want.vocab_size, have.vocab_size)
+    base.leaves = grown(base.leaves, have.vocab_size, rows)
     if "mm_projector_type" in data:
-        vision, legacy = base.config.vision, base.config.tokenizer_legacy
-        base.config = configs.from_original(data, vision, where, legacy)
+        old = base.config
+        own = configs.from_original(data, old.vision, where, old.tokenizer_legacy)
+        base.config = replace(own, template=old.template)
         base.metadata.setdefault("original", {"tower_inside": False, "tower": {}})["config"] = data
-    base.config = replace(base.config, language=replace(have, vocab_size=want.vocab_size))
+    base.config = replace(base.config, language=replace(have, vocab_size=rows))
     return base
 
 

@@ -80,6 +80,19 @@ def test_projector_over_a_language_model_and_over_a_llava(parts, tmp_path):
             assert np.array_equal(value, source[name]), name
 
 
+def test_settings_of_a_part_hold_over_a_base_with_more_rows(pair, tmp_path):
+    """Hugging Face's format adds rows; the published folders of it crop, and so did what lay over them."""
+    crops = replace(tiny.ORIGINAL, image_aspect_ratio="square", template="mistral_instruct")
+    base = load_checkpoint(tiny.save(tmp_path / "hf", "hf", crops, seed=5))
+    assert base.config.language.vocab_size > crops.language.vocab_size
+    tiny.save(tmp_path / "stage1", "projector")
+    for part in (pair[0], tmp_path / "stage1"):
+        got = load_checkpoint(part, allow_pickle=True, base=tmp_path / "hf")
+        assert replace(got.config, lora=None) == replace(base.config, image_aspect_ratio="pad")
+        name = "language.embed.embedding"
+        assert np.array_equal(got.params[name], base.params[name])
+
+
 def test_projector_needs_its_base(parts, tmp_path):
     save_checkpoint(tiny.checkpoint(tiny.ORIGINAL), tmp_path / "stage1", to="projector")
     with pytest.raises(WeightError, match="--base"):
@@ -268,6 +281,12 @@ def test_adapters_on_layers_that_are_not_run_are_merged(pair, tmp_path):
     for name, value in want.items():
         more = 2.0 * (b @ a).T[None] if name == "vision.tail.layers.attn.q.kernel" else 0
         np.testing.assert_allclose(got[name], value + more, rtol=1e-6, atol=1e-6)
+    mixed = both | {f"{root}.lora_B.weight": b.astype(np.float16)}
+    save_file(state | mixed, tmp_path / "peft" / ADAPTER)
+    again = load_checkpoint(
+        tmp_path / "peft", base=tmp_path / "hf", dtype="fp32", mixed=True
+    ).params
+    assert all(np.array_equal(again[name], got[name]) for name in got)
     save_file(state | {f"{root}.lora_A.weight": a}, tmp_path / "peft" / ADAPTER)
     with pytest.raises(WeightError, match="lora_B"):
         load_checkpoint(tmp_path / "peft", base=tmp_path / "hf")
@@ -293,6 +312,11 @@ def test_an_adapter_on_the_projector_alone(pair, tmp_path):
     for name, value in want.items():
         more = 2.0 * (b @ a).T if name == "projector.linear_0.kernel" else 0
         np.testing.assert_allclose(together[name], value + more, rtol=1e-6, atol=1e-6)
+    # stage 1's file has no place for it
+    convert(tmp_path / "peft", tmp_path / "stage1", Target("projector"), Options(base=base))
+    alone = params_of(tmp_path / "stage1", base=base)
+    assert set(alone) == set(together)
+    assert all(np.array_equal(alone[name], together[name]) for name in together)
 
 
 @pytest.mark.parametrize(
