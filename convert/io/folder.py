@@ -26,6 +26,7 @@ NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 # Beside the weights, and not weights of the model.
 _OTHER = (PROJECTOR_FILE, "training_args.bin", "optimizer.bin", "scheduler.bin")
 _OTHER = (*_OTHER, *ADAPTER_FILES, *NON_LORA_FILES)
+EXPECTED = "expected .safetensors or .bin files (the hub's .bin need --allow-pickle), or an index"
 _SAVES = (("model", ".safetensors"), ("pytorch_model", ".bin"))  # what save_pretrained writes
 
 
@@ -86,7 +87,7 @@ def read_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, Lazy], list
     if not files:
         raise WeightError(
             f"{folder}: there are no weights",
-            fix="expected .safetensors or .bin files, or an index",
+            fix=EXPECTED,
         )
     if left_over:
         names = [p.name for p in left_over]

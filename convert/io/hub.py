@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -14,7 +15,8 @@ SHIPPED = {name: _ASSETS / name for name in ("tiny", "tiny-clip", "tiny-vicuna")
 """Models that come with this package, by the name that stands for them everywhere."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
-_SAFE = ["*.json", "*.safetensors", "tokenizer.model"]
+SAFE = ["*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja"]
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # of the cache, not the network
 
 
 def looks_like_id(name: str) -> bool:
@@ -31,8 +33,9 @@ def resolve(name: str | Path, allow_pickle: bool = False) -> Path:
     """The local folder (or file) of a path, hub id or name of SHIPPED.
 
     A hub id is downloaded unless it is cached. A name of SHIPPED never means a folder; ./name does.
-    Only JSON, safetensors and tokenizer.model files are fetched, and .bin files with
-    `allow_pickle`. Raises WeightError when there is neither: absent, gated, or no network.
+    Only the files of SAFE are fetched, and .bin files with `allow_pickle`.
+    Raises WeightError when there is neither: absent, gated, or no network; OSError when the cache
+    cannot be written.
     """
     if str(name) in SHIPPED:
         if not SHIPPED[str(name)].is_dir():
@@ -53,7 +56,7 @@ def _download(repo: str, revision: str | None, allow_pickle: bool) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    patterns = [*_SAFE, "*.bin"] if allow_pickle else _SAFE
+    patterns = [*SAFE, "*.bin"] if allow_pickle else SAFE
     try:
         return Path(
             huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)
@@ -70,7 +73,9 @@ def _download(repo: str, revision: str | None, allow_pickle: bool) -> Path:
             f"{repo} is neither a local folder nor a public repository of the Hugging Face hub",
             fix="check the name; if it is private, run `hf auth login`",
         ) from None
-    except Exception as error:  # requests, httpx and OS errors of every kind mean the same here
+    except Exception as error:  # requests, httpx and OS errors of other kinds mean the same here
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
         raise WeightError(
             f"{repo} is not in the local cache and the Hugging Face hub did not answer "
             f"({type(error).__name__})",

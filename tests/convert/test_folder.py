@@ -12,6 +12,7 @@ from llava_jax.convert import load_checkpoint
 from llava_jax.convert.io import folder as folders
 from llava_jax.convert.io import torch_file
 from llava_jax.convert.io.safetensors import read
+from llava_jax.convert.source import identify
 from llava_jax.errors import WeightError
 from tests.convert import tiny
 
@@ -224,6 +225,14 @@ def test_integers_and_eight_bit_floats_in_place_of_weights(tmp_path):
         assert name in str(caught.value)
 
 
+def test_a_folder_without_weights_says_what_may_be_missing(tmp_path):
+    """A tower of the hub that has a .bin alone, say."""
+    (tmp_path / "config.json").write_text("{}")
+    for opens in (lambda: folders.read_folder(tmp_path, False), lambda: identify(tmp_path)):
+        with pytest.raises(WeightError, match="no weights.*--allow-pickle"):
+            opens()
+
+
 def test_gguf_is_not_read(tmp_path, capsys):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for path in (tmp_path, tmp_path / "model.gguf"):
@@ -231,16 +240,18 @@ def test_gguf_is_not_read(tmp_path, capsys):
         assert "GGUF files are written, not read" in capsys.readouterr().err
 
 
-def test_an_adapter_of_qlora_goes_over_the_plain_base(tmp_path):
+def test_an_adapter_of_qlora_goes_over_the_plain_base(tmp_path, caplog):
     """Its config.json says how the base was held while training; no export of whole weights does."""
     pytest.importorskip("torch")
     base = tiny.save(tmp_path / "base", "original")
     pair = tiny.save(tmp_path / "pair", "lora", tiny.lora())
     path = pair / "config.json"
-    settings = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    held = {"quant_method": "bitsandbytes", "load_in_8bit": True, "bnb_4bit_quant_type": "fp4"}
+    settings = {"quantization_config": held}
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     words = [str(pair), str(tmp_path / "out"), "--to", "original", "--base", str(base)]
     words += ["--allow-pickle", "--vision-tower", str(base / "vision_tower")]
     assert main(["convert", *words]) == 0
+    assert "over a base in 8 bits" in caplog.text
     assert "quantization_config" not in (tmp_path / "out/config.json").read_text()
     load_checkpoint(tmp_path / "out")

@@ -1,13 +1,17 @@
 """load_checkpoint onto meshes, hub ids, the command line, and the report."""
 
+import errno
 import json
+import os
+import shutil
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.convert import load_checkpoint, save_checkpoint
+from llava_jax.convert import load_checkpoint, open_source, save_checkpoint
 from llava_jax.convert.io import hub, lazy, safetensors, torch_file
 from llava_jax.errors import WeightError
 from llava_jax.sharding import make_mesh
@@ -90,6 +94,18 @@ def test_hub_errors_are_one_line(error, words, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_network(number, monkeypatch):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number), "cache/blobs/1")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(OSError, match="cache/blobs/1"):
+        hub.resolve("nobody/nothing")
+
+
 def test_pickles_are_not_even_fetched_unasked(monkeypatch, tmp_path):
     import huggingface_hub
 
@@ -108,8 +124,12 @@ def test_pickles_are_not_even_fetched_unasked(monkeypatch, tmp_path):
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """A hub cache as huggingface_hub lays it out, and no network: add(repo, folder)."""
+    """A hub cache as huggingface_hub lays it out, and no network: add(repo, folder).
+
+    It holds of the folder what would have been fetched.
+    """
     from huggingface_hub import constants
+    from huggingface_hub.utils import filter_repo_objects
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -119,8 +139,9 @@ def hub_cache(tmp_path, monkeypatch):
         revision, blobs = "0" * 39 + "1", root / "blobs"
         (root / "refs").mkdir(parents=True)
         (root / "refs/main").write_text(revision)
-        for i, path in enumerate(p for p in sorted(folder.rglob("*")) if p.is_file()):
-            place = root / "snapshots" / revision / path.relative_to(folder)
+        files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
+        for i, name in enumerate(filter_repo_objects(files, allow_patterns=hub.SAFE)):
+            path, place = folder / name, root / "snapshots" / revision / name
             place.parent.mkdir(parents=True, exist_ok=True)
             blobs.mkdir(exist_ok=True)
             (blobs / str(i)).write_bytes(path.read_bytes())
@@ -142,14 +163,24 @@ def test_a_hub_id_is_converted_like_a_folder(kind, hub_cache, tmp_path, capsys):
     assert main(["compare", repo, str(folder), "--logits", "no"]) == 0
 
 
+def test_a_hub_id_s_chat_template_is_found(hub_cache, tmp_path):
+    config = replace(tiny.CONFIG, template="mistral_instruct")
+    folder = tiny.save(tmp_path / "here", "hf", config)
+    shutil.rmtree(folder / "llava_jax")  # which names it too
+    (folder / "chat_template.json").unlink()
+    for name in (folder, hub_cache("someone/my-model", folder)):
+        assert open_source(name).config.template == "mistral_instruct"
+
+
 def test_a_changed_checkpoint_of_the_hub_is_not_converted(hub_cache, tmp_path, capsys):
     folder = tiny.save(tmp_path / "here", "jax")
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "model.safetensors").write_bytes(data)
     repo = hub_cache("someone/damaged", folder)
-    assert main(["convert", repo, str(tmp_path / "out"), "--to", "hf"]) == 2
-    assert "model.safetensors is damaged" in capsys.readouterr().err
+    for to in ("hf", "gguf"):
+        assert main(["convert", repo, str(tmp_path / "out"), "--to", to]) == 2
+        assert "model.safetensors is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("to", ["hf", "original", "jax", "projector"])
