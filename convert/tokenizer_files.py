@@ -204,7 +204,8 @@ def write_processor(work: Path, config: LlavaConfig) -> None:
 
 def write_chat_template(work: Path, config: LlavaConfig) -> None:
     """chat_template.jinja and .json: the conversation template of the model, in Jinja."""
-    text = chat_template.jinja(find_template(config.template), config.tokenizer_legacy)
+    template = find_template(config.template)
+    text = chat_template.jinja(template, config.tokenizer_legacy, config.use_im_start_end)
     if text is None:
         log.info("template %s has no Jinja form here: no chat template written", config.template)
         return

@@ -18,6 +18,7 @@ import numpy as np
 from llava_jax.config import LlavaConfig, PixelConfig
 from llava_jax.convert.checkpoint import open_source
 from llava_jax.convert.formats import adapter
+from llava_jax.convert.formats.jax import verify
 from llava_jax.convert.io import hub, output
 from llava_jax.convert.io.lazy import Lazy
 from llava_jax.convert.io.output import Progress
@@ -26,6 +27,7 @@ from llava_jax.convert.table import keys
 from llava_jax.convert.vocabulary import check_tokens, original_rows
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.params import is_run
+from llava_jax.text.constants import IM_END, IM_START
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.tokenizer_files import added_tokens
 from llava_jax.util import need, refuse_input
@@ -50,13 +52,16 @@ def write_gguf(
 
     kind: "f16", "q8_0" or "f32", of the matrices; norms and biases are float32, and what q8_0 has
     no whole blocks for is f16. Adapters are merged. Raises WeightError for what llama.cpp cannot
-    run: projectors other than mlp2x_gelu, the class token among the features.
+    run (projectors other than mlp2x_gelu, the class token among the features), and for a JAX-side
+    source that no longer has the bytes that were written.
     """
     if kind not in TYPES:
         raise WeightError(f"gguf type {kind!r} is unknown", fix=f"one of {', '.join(TYPES)}")
     options = options or Options()
     source = open_source(src, replace(options, merge=options.dtype is not None))
     refuse_input(dst, [hub.local(src), *source.files], WeightError)
+    if source.kind == "jax":
+        verify(hub.resolve(src, options.allow_pickle))
     source = adapter.merge(source, np.dtype(np.float32))  # the sum is rounded once, to `kind`
     check_tokens(source)
     source = original_rows(source)
@@ -94,6 +99,12 @@ def check_supported(config: LlavaConfig) -> None:
         log.warning("llama.cpp resizes images in its own way, not by preprocessor_config.json")
     if config.image_aspect_ratio != "pad":
         log.warning("llama.cpp pads images to a square; this model was made for cropped ones")
+    if config.use_im_start_end:
+        log.warning(
+            "llama.cpp puts no %s and %s around images, as this model wants them: write them into "
+            "the prompt, around the place of each image",
+            IM_START, IM_END,
+        )  # fmt: skip
 
 
 # Tensors ----------------------------------------------------------------------------------------

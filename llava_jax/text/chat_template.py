@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import string
+from itertools import product
 
-from llava_jax.text.constants import IMAGE_TAG
+from llava_jax.text.constants import IM_END, IM_START, IMAGE_TAG
 from llava_jax.text.conversation import TEMPLATES, Template
 
 _BLOCK = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.S)
@@ -49,8 +50,9 @@ def recognise(text: str) -> str | None:
     Our own exports are known by their text, others by what they can say. A system prompt may be
     missing: Hugging Face's spelling of Vicuna's template has none.
     """
+    ways = list(product((True, False), repeat=2))
     for name in (*_MUST, *TEMPLATES):  # v1 is vicuna_v1 by another name
-        if text.strip() in (jinja(TEMPLATES[name], True), jinja(TEMPLATES[name], False)):
+        if text.strip() in [jinja(TEMPLATES[name], *way) for way in ways]:
             return name
     said = spoken(text)
     systems = {name: _squeezed(TEMPLATES[name].system) for name in _MUST}
@@ -124,16 +126,18 @@ _FORM = string.Template(
 )
 
 
-def jinja(template: Template, legacy: bool) -> str | None:
-    """The Jinja text of a template; None for one with examples of its own, or tags around images.
+def jinja(template: Template, legacy: bool, use_im_start_end: bool = False) -> str | None:
+    """The Jinja text of a template; None for one with examples of its own, or text around images.
 
     legacy: as of the tokenizer. If False, a space stands between each image and its line break. It
-    gives the ids of the original, which tokenises the text after an image as a text of its own.
+    gives the ids of the original, which tokenises the text after an image as a text of its own; with
+    `use_im_start_end` that text begins with a token, which gets no space.
     """
     if template.examples or "mmtag" in template.version:
         return None
-    t, gap = template, "\\n" if legacy else " \\n"
-    shown = f"('{IMAGE_TAG}{gap}' * images) + text"
+    t, image = template, IMAGE_TAG if legacy else f"{IMAGE_TAG} "
+    image = f"{IM_START}{IMAGE_TAG}{IM_END}" if use_im_start_end else image
+    shown = f"('{image}\\n' * images) + text"
     mark = "<|im_start|>system\n" if t.style == "mpt" else ""
     opening = lead = ""
     if t.style == "plain":

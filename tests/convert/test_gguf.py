@@ -12,7 +12,13 @@ from sentencepiece import SentencePieceProcessor
 import llava_jax
 from llava_jax.config import LoraConfig
 from llava_jax.convert import Target, convert, load_checkpoint, open_source, save_checkpoint
-from llava_jax.convert.formats.gguf import interleaved, language_tensors, mmproj_tensors, write_gguf
+from llava_jax.convert.formats.gguf import (
+    check_supported,
+    interleaved,
+    language_tensors,
+    mmproj_tensors,
+    write_gguf,
+)
 from llava_jax.convert.io.lazy import float_dtype
 from llava_jax.errors import WeightError
 from tests.convert import tiny
@@ -124,6 +130,13 @@ def test_what_llama_cpp_cannot_run_is_refused(change, source, tmp_path):
     with pytest.raises(WeightError, match=r"llama\.cpp"):
         write_gguf(folder, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_tokens_around_images_are_left_to_the_prompt(caplog):
+    check_supported(MLP)
+    assert not caplog.records
+    check_supported(replace(MLP, use_im_start_end=True))
+    assert "<im_start> and <im_end>" in caplog.text
 
 
 # Read back without any of the writer's tables -----------------------------------------------------

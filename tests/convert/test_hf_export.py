@@ -1,6 +1,8 @@
 """What transformers makes of an exported folder: nothing missing, same pixels, ids and answers."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from PIL import Image
 
 from llava_jax.convert import Target, convert, load_checkpoint, open_source
 from llava_jax.convert.probe import jax_answer, torch_answer
+from llava_jax.text.constants import IM_END, IM_START
+from llava_jax.text.prompt import build_prompt
 from llava_jax.text.tokenizer import Tokenizer
 from tests.convert import tiny
 
@@ -68,6 +72,34 @@ def test_prompt_and_pixels_are_ours(exported):
     for token in tokenizer.encode_parts(parts):
         ours += [320] * config.image_tokens if token == -200 else [token]
     assert theirs["input_ids"][0].tolist() == ours
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tokens_around_images_are_ours(exported, legacy, tmp_path):
+    """mm_use_im_start_end, of both kinds of tokenizer."""
+    tokenizer = Tokenizer.load(exported.parent / "tokenizer", legacy=legacy)
+    tokenizer = tokenizer.with_tokens([IM_START, IM_END])
+    tokenizer.save(tmp_path / "tokenizer")
+    config = replace(tiny.TEXT, language=replace(tiny.TEXT.language, vocab_size=322))
+    config = replace(config, use_im_start_end=True, tokenizer_legacy=legacy)
+    tiny.save(tmp_path / "hf", "hf", config, tokenizer=tmp_path / "tokenizer")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
+    image = {"type": "image", "image": Image.new("RGB", (9, 5))}
+    for content in (CHAT[0]["content"], [image, image, CHAT[0]["content"][1]]):
+        asked = [{"role": "user", "content": content}, *CHAT[1:]]
+        text = processor.apply_chat_template(asked, add_generation_prompt=True)
+        pictures = [image["image"]] * text.count("<image>")
+        theirs = processor(images=pictures, text=text)["input_ids"][0]
+        given = [image if part["type"] == "image" else part for part in content]
+        prompt = build_prompt(
+            [{"role": "user", "content": given}, *CHAT[1:]], tokenizer, use_im_start_end=True
+        )
+        ours = []
+        for token in prompt.ids:
+            ours += [322] * config.image_tokens if token == -200 else [int(token)]
+        assert list(theirs) == ours
+    shutil.rmtree(tmp_path / "hf/llava_jax")  # as another program would read it
+    assert open_source(tmp_path / "hf").config.template == "vicuna_v1"
 
 
 def test_generate_is_handed_nothing_it_refuses(exported):
