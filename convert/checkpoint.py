@@ -48,7 +48,7 @@ _WRITERS: dict[str, Callable[[Source, Path, Target, Progress | None], None]] = {
     "peft": adapter.write_peft,
 }
 COMPLETE = ("hf", "jax")  # kinds that need neither a base nor a tower from elsewhere
-_MERGED = ("hf", "original")  # formats that cannot hold adapters
+MERGED = ("hf", "original", "projector")  # formats that cannot hold adapters
 
 
 # Open checkpoints ---------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def save(source: Source, dst: str | Path, target: Target, progress: Progress | N
     if target.to != "jax":
         vocabulary.check_tokens(source)
     dtype = None if target.dtype is None else tensors.float_dtype(target.dtype)
-    if target.to in _MERGED:
+    if target.to in MERGED:
         source = adapter.merge(source, dtype)
     source = replace(source, leaves=tensors.cast_all(source.leaves, dtype))
     with output.folder(Path(dst), overwrite=target.overwrite) as work:
@@ -258,7 +258,7 @@ def convert(
     """
     options = options or Options()
     # Formats without adapters: the sum is rounded once, so it comes before the cast.
-    source = open_source(src, replace(options, merge=options.merge or target.to in _MERGED))
+    source = open_source(src, replace(options, merge=options.merge or target.to in MERGED))
     refuse_input(dst, [hub.local(src), *source.files], WeightError)
     hashes = {f"{p.parent.name}/{p.name}": sha256(p) for p in source.files}
     if source.kind == "jax":
@@ -299,10 +299,12 @@ def _versions() -> dict[str, str]:
 def _command(options: Options, target: Target) -> str:
     """The conversion as a command line, without paths (so that two runs give the same bytes)."""
     words = ["llava-jax convert SRC DST", f"--to {target.to}"]
-    words += [f"--layout {target.layout}"] * bool(target.layout)
     words += [f"--dtype {target.dtype or options.dtype}"] * bool(target.dtype or options.dtype)
     words += ["--mixed-types"] * options.mixed
     words += ["--base BASE"] * bool(options.base) + ["--merge"] * options.merge
     words += ["--vision-tower TOWER"] * bool(options.vision_tower)
+    words += [f"--projector {options.projector}"] * bool(options.projector)
+    words += [f"--seed {options.seed}"] * (options.seed is not None)
     words += [f"--template {options.template}"] * bool(options.template)
+    words += [f"--shard-size {target.shard_size}"] * (target.shard_size != output.DEFAULT_SHARD)
     return " ".join(words)

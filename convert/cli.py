@@ -18,6 +18,7 @@ _ONLY_TO = {
     "tower": ("original",),
     "quantize": ("gguf",),
     "shard_size": ("jax", "hf", "original"),
+    "template": ("jax", "hf", "original"),
 }
 FORMATS = ("jax", "hf", "original", "projector", "lora", "peft", "gguf")
 PARTS = ("projector", "lora", "peft")  # of a model, without its base
@@ -202,13 +203,13 @@ def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
     from dataclasses import replace
 
     from llava_jax.convert import Options, compare
-    from llava_jax.convert.checkpoint import holds_tower
+    from llava_jax.convert.checkpoint import MERGED, holds_tower
     from llava_jax.convert.formats.tower import find_tower
     from llava_jax.convert.io import hub
     from llava_jax.util import write_json
 
     # What was just written may hold pickles of ours.
-    back = Options(allow_pickle=True, merge=options.merge, template=options.template)
+    back = Options(allow_pickle=True, merge=options.merge)
     if args.to in PARTS:  # read back on the same base
         # The tower beside the source, which its parts name relative to themselves, would not be found.
         path = hub.resolve(args.src, args.allow_pickle)
@@ -218,7 +219,7 @@ def _check(args: argparse.Namespace, options: Options, source: Source) -> int:
         back = replace(back, base=base, vision_tower=None if holds_tower(base) else tower)
     elif args.tower == "none":
         back = replace(back, vision_tower=args.vision_tower)
-    if args.to in ("hf", "original"):
+    if args.to in MERGED:
         options = replace(options, merge=True)
     report = compare.compare(args.src, args.dst, options, back, part=args.to in PARTS)
     print(compare.table(report))

@@ -26,6 +26,8 @@ SIDE = "llava_jax"  # sub-folder of an export, with what its format cannot hold
 # Settings of ours that no config.json of others can hold; they go into the side folder.
 OURS_ONLY = ("template", "max_length", "use_im_start_end", "image_aspect_ratio", "tokenizer_legacy")
 
+TOWERS = ("inside", "folder", "none")  # where an original's vision tower may be
+
 
 @dataclass(frozen=True)
 class Options:
@@ -77,6 +79,8 @@ class Target:
     tower: for "original": "inside", "folder" or "none"; None: as it was read.
     dtype: as in Options. shard_size: bytes. provenance: goes into llava_jax.json.
     base: the model that an adapter belongs to, named in its adapter_config.json.
+
+    Raises WeightError for another layout, tower, dtype or shard_size; for `to`, when it is written.
     """
 
     to: str = "jax"
@@ -87,6 +91,16 @@ class Target:
     overwrite: bool = False
     provenance: dict[str, Any] | None = None
     base: str | Path | None = None
+
+    def __post_init__(self):
+        known = {"layout": tuple(layout.name for layout in keys.HF_LAYOUTS), "tower": TOWERS}
+        for name, values in known.items():
+            if (given := getattr(self, name)) is not None and given not in values:
+                raise WeightError(f"{name} {given!r} is unknown", fix=f"one of {', '.join(values)}")
+        if self.dtype is not None:
+            float_dtype(self.dtype)
+        if not isinstance(self.shard_size, int) or self.shard_size < 1:
+            raise WeightError(f"shard_size {self.shard_size!r} is no number of bytes")
 
 
 @dataclass
@@ -240,7 +254,7 @@ def identify(path: Path) -> str:
         return _identify_config(path)
     if projector_file(path):
         return "projector"
-    fix = "expected .safetensors or .bin files (the hub's .bin need --allow-pickle), or an index"
+    fix = folders.EXPECTED
     if (path / "export").is_dir():  # a training run's work directory
         fix = f"the model of this run is {path / 'export'}"
     elif stages := sorted(path.glob("*/export"), key=lambda p: p.stat().st_mtime):

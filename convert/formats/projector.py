@@ -60,7 +60,7 @@ def write_projector(source: Source, work: Path, target: Target, progress: Progre
     source = vocabulary.original_rows(source)
     state = keys.to_theirs(source.leaves, keys.PROJECTOR, source.config)
     if source.config.use_im_start_end:
-        language = keys.to_theirs(source.leaves, keys.LLAMA, replace(source.config, lora=None))
+        language = keys.to_theirs(source.leaves, keys.LLAMA, source.config)
         state |= {n: t for n, t in language.items() if n.startswith("model.embed_tokens.")}
     torch_file.write(work / folders.PROJECTOR_FILE, state)
     write_config(source, work, state.values(), None, {"tune_mm_mlp_adapter": True})

@@ -68,8 +68,12 @@ def folder(dst: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_free(dst: Path, overwrite: bool) -> None:
-    """Raises WeightError where `dst` is there and may not be replaced."""
+    """Raises WeightError where `dst` is there and may not, or cannot, be replaced."""
     dst = Path(os.path.realpath(expanded(dst)))
+    if os.path.ismount(dst):
+        raise WeightError(
+            f"{dst} is a mount point, which cannot be replaced", fix="name a folder inside it"
+        )
     if not os.path.lexists(dst) or _is_empty(dst):
         return
     if not overwrite:

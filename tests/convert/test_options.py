@@ -1,12 +1,13 @@
 """Options of a conversion that would have no effect are refused, before anything is written."""
 
+import json
 import os
 
 import pytest
 
 from llava_jax.cli import main
 from llava_jax.config import LlavaConfig
-from llava_jax.convert import Options, Target, convert
+from llava_jax.convert import Options, Target, beside, convert
 from llava_jax.errors import ConfigError, WeightError
 from tests.convert import tiny
 
@@ -23,6 +24,8 @@ def source(tmp_path_factory):
         ("hf", ["--tower", "none"], "--tower has no effect with --to hf"),
         ("jax", ["--quantize", "f16"], "--quantize has no effect with --to jax"),
         ("gguf", ["--shard-size", "5GB"], "--shard-size has no effect with --to gguf"),
+        ("gguf", ["--template", "mpt"], "--template has no effect with --to gguf"),
+        ("lora", ["--template", "mpt"], "--template has no effect with --to lora"),
         ("hf", ["--report", "r.json"], "--report has no effect without --check"),
         ("jax", ["--projector", "nope"], "leave out --projector"),
         ("jax", ["--seed", "0"], "leave out --projector and --seed"),
@@ -47,7 +50,9 @@ def test_the_projector_of_a_joined_model_is_the_usual_one(tmp_path):
     lm, clip = tiny.language_model(tmp_path / "lm"), tiny.clip(tmp_path / "clip")
     convert(lm, tmp_path / "a", Target("jax"), Options(vision_tower=clip))
     named = Options(vision_tower=clip, projector="mlp2x_gelu", seed=0)
-    convert(lm, tmp_path / "b", Target("jax"), named)
+    convert(lm, tmp_path / "b", Target("jax", shard_size=10**9), named)
+    made = json.loads((tmp_path / "b/llava_jax.json").read_text())["provenance"]["command"]
+    assert made.endswith("--projector mlp2x_gelu --seed 0 --shard-size 1000000000")
     tiny.same_tensors(tmp_path / "a", tmp_path / "b")
     for seed, kind in ((-1, None), (None, "mlp99999999x_gelu"), (None, "mlp2x_gelu\n")):
         with pytest.raises((WeightError, ConfigError), match="seed|is unknown"):
@@ -55,6 +60,24 @@ def test_the_projector_of_a_joined_model_is_the_usual_one(tmp_path):
                 lm, tmp_path / "c", Target("jax"), Options(None, clip, projector=kind, seed=seed)
             )
     assert LlavaConfig(projector="mlp10x_gelu").projector_depth == 10
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tower", "fodler"), ("layout", "hf6"), ("dtype", "fp61"), ("shard_size", "5GB"), ("shard_size", 0)],
+)  # fmt: skip
+def test_a_mistyped_field_of_a_target_is_refused(field, value):
+    with pytest.raises(WeightError, match=str(value)):
+        Target("original", **{field: value})
+
+
+def test_a_base_is_called_by_the_folder_that_it_is(tmp_path, monkeypatch):
+    (tmp_path / "Llava@home").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "Llava@home")
+    monkeypatch.chdir(tmp_path / "Llava@home")
+    assert beside._names(".") == {"llava"}
+    assert beside._names("../link") == {"llava", "link"}
+    assert beside._names("someone/llava-7b@main") == {"llava-7b"}
 
 
 def test_projector_checkpoints_are_found_by_number(tmp_path):

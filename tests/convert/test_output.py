@@ -114,6 +114,13 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path):
     convert(source, tmp_path / "empty", Target("hf"))
 
 
+def test_a_mount_point_is_refused_before_the_work():
+    """It cannot be renamed, empty or not: a volume of a container."""
+    for overwrite in (False, True):
+        with pytest.raises(WeightError, match="mount point.*inside it"):
+            output.check_free(Path("/"), overwrite)
+
+
 def test_overwriting_replaces_checkpoints_only(tmp_path):
     """Not only by the command line: `save(..., overwrite=True)` over somebody's folder or file."""
     source = tiny.save(tmp_path / "a", "jax")
