@@ -206,11 +206,6 @@ def _say_once(line: str) -> None:
 # Batches -------------------------------------------------------------------------------------------
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp, everything else whole."""
-    return NamedSharding(mesh, BATCH)
-
-
 def row_parts(mesh: Mesh, micro: int) -> int:
     """Into how many equal pieces the rows of a global batch are cut: micro-batches x data x fsdp."""
     return micro * math.prod(mesh.shape[axis] for axis in ROWS)

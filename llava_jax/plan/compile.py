@@ -107,8 +107,9 @@ def devices_of(topology: Topology) -> list[Any]:
 
 def versions(topology: Topology) -> dict[str, str]:
     """What decides about the program besides our own code: compilers, and the flags they are given."""
-    compilers, _ = COMPILERS.get(topology.chip.platform if topology.chip else "", ([], ""))
-    names = ["jax", "jaxlib", *compilers]
+    # The devices that are here may be of either platform, which only jax could say.
+    platforms = [topology.chip.platform] if topology.chip else list(COMPILERS)
+    names = ["jax", "jaxlib", *(name for platform in platforms for name in COMPILERS[platform][0])]
     flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
     return installed_versions(names) | {
         name: os.environ[name] for name in flags if os.environ.get(name)

@@ -124,6 +124,11 @@ def test_flags_of_the_compiler_belong_to_its_version(monkeypatch):
     assert compiler.versions(HERE) != before
 
 
+def test_here_may_be_any_accelerator(monkeypatch):
+    monkeypatch.setattr(compiler, "installed_versions", lambda names: dict.fromkeys(names, "1"))
+    assert {"libtpu", "jax-cuda13-plugin", "jaxlib"} <= set(compiler.versions(HERE))
+
+
 def test_machines_of_other_links_share_no_program():
     devices = jax.devices()
     one, two = (plan._target(parse_topology(n), devices) for n in ("v5e-8", "2xv5e-4"))
