@@ -34,6 +34,21 @@ def test_the_line_is_the_same_and_its_settings_exist(name):
     assert config.model.init.endswith("pretrain_7b/export")
 
 
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [(0, 0, False), (2, 0, False), (65, 0, False), (75, 0, True), (137, 9, True), (137, 10, False)],
+)
+def test_slurm_queues_again_what_a_restart_may_mend(tmp_path, code, restarts, again):
+    for name, line in (("srun", f"exit {code}"), ("scontrol", f"touch {tmp_path}/queued")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "1"}
+    env |= {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
+    ended = subprocess.run(["bash", str(FOLDER / "slurm.sh")], env=env, check=False).returncode
+    assert (tmp_path / "queued").exists() == again
+    assert ended == (0 if again else code)
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_sample_is_well_formed(name):
     path = FOLDER / name
