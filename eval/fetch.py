@@ -6,6 +6,7 @@ arrives, and a file that differs later is refused (pooch would silently download
 are in fetch.toml.
 """
 
+import shutil
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -99,14 +100,27 @@ def _download(pooch: Any, url: str, path: Path, sha256: str | None) -> None:
 
 
 def _unpack(path: Path, out: Path) -> None:
-    """Unpacks what is not there yet. Ours and not pooch's: a member outside `out` is an error."""
+    """Unpacks what is not there yet in full, each file under its name once it is whole. Ours and not
+    pooch's: a member outside `out` is an error."""
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 target = (out / member.filename).resolve()
                 if not target.is_relative_to(out.resolve()):
                     raise LlavaError(f"{path}: holds a file outside itself: {member.filename!r}")
-                if not member.is_dir() and not target.exists():
-                    archive.extract(member, out)
+                whole = target.is_file() and target.stat().st_size == member.file_size
+                if not member.is_dir() and not whole:
+                    _extract(archive, member, target)
     except zipfile.BadZipFile:
         raise LlavaError(f"{path}: is not a zip archive", fix="remove it and fetch again") from None
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with archive.open(member) as source, part.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

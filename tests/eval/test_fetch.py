@@ -1,5 +1,6 @@
 """Fetching from a server in this process: hashes, archives, and what is said when it fails."""
 
+import errno
 import hashlib
 import io
 import json
@@ -87,7 +88,11 @@ def test_archives_are_unpacked(site, tmp_path):
     site.pages["/{org}/a.zip".format(org="me")] = (200, archive(sub__b="text"))
     site.use("/{org}/a.zip")
     list(fetch("pope", tmp_path, org="me"))
-    assert (tmp_path / "sub" / "b").read_text() == "text"
+    unpacked = tmp_path / "sub" / "b"
+    assert unpacked.read_text() == "text"
+    unpacked.write_text("te")  # as an earlier version left what a kill cut off
+    list(fetch("pope", tmp_path, org="me"))
+    assert unpacked.read_text() == "text"
     site.pages["/evil.zip"] = (200, archive(**{"..__evil": "x"}))
     site.use("/evil.zip")
     with pytest.raises(LlavaError, match="outside itself"):
@@ -96,6 +101,23 @@ def test_archives_are_unpacked(site, tmp_path):
     site.use("/bad.zip")
     with pytest.raises(LlavaError, match="is not a zip archive"):
         list(fetch("pope", tmp_path))
+
+
+def test_a_disk_that_is_full_leaves_no_part_of_a_member(site, tmp_path, monkeypatch):
+    site.pages["/a.zip"] = (200, archive(sub__b="text"))
+    site.use("/a.zip")
+
+    def full(source, file):
+        file.write(source.read(2))
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("shutil.copyfileobj", full)
+        with pytest.raises(OSError, match="no space"):
+            list(fetch("pope", tmp_path))
+    assert list((tmp_path / "sub").iterdir()) == []
+    list(fetch("pope", tmp_path))
+    assert (tmp_path / "sub" / "b").read_text() == "text"
 
 
 @pytest.mark.parametrize(
