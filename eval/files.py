@@ -171,12 +171,13 @@ def _without_path(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Keeps other processes from asking the same questions into one file. Raises AnswerError where one
-    does so now. The lock file stays: removing it would let two processes lock two files."""
+    does so now, which `wait` waits for. The lock file stays: removing it would let two processes lock
+    two files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        if (taken := take_lock(file)) is False:
+        if (taken := take_lock(file, wait=wait)) is False:
             what = f"{path.parent}: another process asks the same questions now"
             raise AnswerError(what, fix="wait for it, stop it, or name another --out")
         if taken is None:
@@ -200,9 +201,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+def need_xlsx() -> Any:
+    """What writes .xlsx files; raises LlavaError where it is not installed."""
+    return need("openpyxl", "to write .xlsx files", "llava_jax[eval]")
+
+
 def write_xlsx(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
     """Writes one sheet. Control characters that Excel cannot hold are dropped."""
-    openpyxl = need("openpyxl", "to write .xlsx files", "llava_jax[eval]")
+    openpyxl = need_xlsx()
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     book = openpyxl.Workbook()

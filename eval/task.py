@@ -9,7 +9,7 @@ import json
 import logging
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -156,6 +156,9 @@ class Task:
         """The questions made from the owner's files."""
         raise NotImplementedError
 
+    def check_packages(self, data: Path, settings: TaskSettings) -> None:
+        """Raises LlavaError for a package that is not installed and that the end of a run asks for."""
+
     def items(self, data: Path, settings: TaskSettings = DEFAULT) -> list["Item"]:
         """The questions with their options, of which a model may read an answer; none by default."""
         return []
@@ -213,11 +216,13 @@ class Task:
             words += ["--extracted", out]
         return shlex.join(map(str, words))
 
-    def warn_of_empty(self, coverage: Coverage) -> None:
-        """Warns where an upload has no answers to some questions."""
+    def warn_of(self, coverage: Coverage, missing: str = "empty") -> None:
+        """Warns of what is wrong with the answers of an upload. missing: what becomes of those that are."""
         if n := len(coverage.missing):
-            words = "%s: %d of %d answers in the upload are empty"
-            logger.warning(words, self.title, n, coverage.expected)
+            words = "%s: %d of %d answers in the upload are %s"
+            logger.warning(words, self.title, n, coverage.expected, missing)
+        for line in replace(coverage, missing=[]).lines():
+            logger.warning("%s: %s", self.title, line)
 
     def join(
         self, ids: Iterable[str], answers: Path, settings: TaskSettings, **how: Any

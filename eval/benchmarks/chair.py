@@ -7,6 +7,7 @@ ships them) after NLTK's word tokenizer, and looked up in the owner's synonyms.t
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from llava_jax.eval.answers import join
 from llava_jax.eval.errors import DataError
@@ -42,6 +43,10 @@ class Chair(Task):
         images = {image["id"]: image["file_name"] for image in read_json(path, DataError)["images"]}
         record = {"prompt": PROMPT}
         return [Question(str(i), PROMPT, (n,), {"image_id": i} | record) for i, n in images.items()]
+
+    def check_packages(self, data: Path, settings: TaskSettings) -> None:
+        _tokenizer()
+        _inflections()
 
     def score(self, answers: Path, data: Path, settings: TaskSettings = DEFAULT) -> Result:
         words = ObjectWords(find(data, ("synonyms.txt",), "synonyms file"))
@@ -107,8 +112,7 @@ class ObjectWords:
 
     def objects(self, caption: str) -> list[str]:
         """The objects a caption names, in order, with repetitions."""
-        nltk = need("nltk.tokenize.destructive", "to score CHAIR", "llava_jax[chair]")
-        words = [_singular(w) for w in nltk.NLTKWordTokenizer().tokenize(caption.lower())]
+        words = [_singular(w) for w in _tokenizer().NLTKWordTokenizer().tokenize(caption.lower())]
         merged, i = [], 0
         while i < len(words):
             pair = " ".join(words[i : i + 2])
@@ -121,5 +125,12 @@ class ObjectWords:
 
 @lru_cache(maxsize=1 << 16)
 def _singular(word: str) -> str:
-    rules = need("textblob.en.inflect", "to score CHAIR", "llava_jax[chair]")
-    return rules.singularize(word)
+    return _inflections().singularize(word)
+
+
+def _tokenizer() -> Any:
+    return need("nltk.tokenize.destructive", "to score CHAIR", "llava_jax[chair]")
+
+
+def _inflections() -> Any:
+    return need("textblob.en.inflect", "to score CHAIR", "llava_jax[chair]")

@@ -9,7 +9,7 @@ from typing import Any
 from llava_jax.eval import truths
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.questions import SHORT
-from llava_jax.eval.simple import Item, SimpleTask
+from llava_jax.eval.simple import Item, SimpleTask, asked_of
 from llava_jax.eval.task import TaskSettings
 
 _TABLES = ("validation*.parquet", "*.parquet", "*.jsonl")
@@ -37,11 +37,14 @@ class DocVQA(SimpleTask):
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
         """The server's list: questionId and answer of every question."""
-        given = {a.id: a.text for a in self.read(answers, settings).rows}
-        keys = [i.key for i in self.items(data, settings)]
-        if absent := [k for k in keys if k not in given]:
+        items = self.items(data, settings)
+        keys = [i.key for i in items]
+        joined, coverage = self.join(keys, answers, settings, **asked_of(items))
+        if absent := coverage.missing:
             raise DataError(f"{answers}: {len(absent)} questions have no answer, first {absent[0]}")
-        return [{"questionId": int(k) if k.isdigit() else k, "answer": given[k]} for k in keys]
+        self.warn_of(coverage)
+        pairs = ((int(k) if k.isdigit() else k, joined.text(k)) for k in keys)
+        return [{"questionId": i, "answer": text} for i, text in pairs]
 
 
 class InfoVQA(DocVQA):

@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_jax.eval.errors import DataError
 from llava_jax.eval.files import expect, find
-from llava_jax.eval.questions import SHORT, Question, question
+from llava_jax.eval.questions import SHORT, Question, llava_questions, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Task, TaskSettings, by_group, percent
 from llava_jax.util import read_object
 
@@ -64,11 +64,14 @@ class GQA(Task):
         return Result(self, totals, samples, coverage, tables)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> list[dict[str, Any]]:
-        """The predictions file of eval.py and of the server: [{questionId, prediction}]."""
-        rows = self.read(answers, settings).rows
-        ids = [a.row.get("question_id", a.id) for a in rows]
-        texts = [gqa_prediction(a.row, a.text) for a in rows]
-        return [{"questionId": i, "prediction": text} for i, text in zip(ids, texts)]
+        """The predictions file of eval.py and of the server: [{questionId, prediction}], in the order
+        of the answers."""
+        asked = llava_questions(data, self.llava_files, settings.split)
+        keys = _read_truth(data, settings) if asked is None else [q.key for q in asked]
+        joined, coverage = self.join(keys, answers, settings)
+        self.warn_of(coverage, "missing")
+        pairs = ((a.row.get("question_id", a.id), a) for a in joined.values())
+        return [{"questionId": i, "prediction": gqa_prediction(a.row, a.text)} for i, a in pairs]
 
 
 def gqa_prediction(row: dict[str, Any], text: str) -> str:

@@ -16,7 +16,15 @@ from typing import Any
 
 from llava_jax.eval.answers import AnswerFile, Coverage, as_id, join
 from llava_jax.eval.errors import AnswerError, DataError, NoTruthError
-from llava_jax.eval.files import TABLES, by_id, find, find_optional, read_rows, write_xlsx
+from llava_jax.eval.files import (
+    TABLES,
+    by_id,
+    find,
+    find_optional,
+    need_xlsx,
+    read_rows,
+    write_xlsx,
+)
 from llava_jax.eval.questions import LETTER, Question
 from llava_jax.eval.rules import read_letter
 from llava_jax.eval.simple import Item, choices
@@ -116,6 +124,10 @@ class MMBench(Task):
 
     upload_name = "upload.xlsx"
 
+    def check_packages(self, data: Path, settings: TaskSettings) -> None:
+        if _no_value(self._table(data, settings)[0].get("answer")):  # it ends with an upload
+            need_xlsx()
+
     def submission(
         self, answers: Path, data: Path, out: Path, settings: TaskSettings = DEFAULT
     ) -> Path:
@@ -124,7 +136,7 @@ class MMBench(Task):
         table = self._table(data, settings)
         ids = [str(r["index"]) for r in table]
         joined, coverage = self.join(ids, answers, settings)
-        self.warn_of_empty(coverage)
+        self.warn_of(coverage)
         header = [c for c in table[0] if c not in DROPPED]
         header.insert(6, "prediction")
         rows = []

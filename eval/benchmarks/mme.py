@@ -74,7 +74,7 @@ class Mme(Task):
     ) -> Path:
         """Writes the tool's `<task>.txt` files into the folder `out`, answers on one line."""
         items, joined, coverage = self._join(answers, data, settings)
-        self.warn_of_empty(coverage)
+        self.warn_of(coverage)
         files: dict[str, str] = {}
         for key, (task, image, asked, label) in items.items():
             cells = [image, asked, label.capitalize(), " ".join(joined.text(key).split())]

@@ -15,7 +15,7 @@ from llava_jax.eval.answers import Answer, AnswerFile, join
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.files import expect, find
 from llava_jax.eval.judge.mmvet_prompt import mmvet_message
-from llava_jax.eval.questions import Question, question
+from llava_jax.eval.questions import Question, llava_questions, question
 from llava_jax.eval.task import DEFAULT, Result, Sample, Table, Task, TaskSettings, percent
 from llava_jax.reader import is_number
 from llava_jax.util import read_json, read_object
@@ -90,12 +90,17 @@ class MMVet(Task):
         return Result(self, totals, samples, coverage, tables, notes)
 
     def upload(self, answers: Path, data: Path, settings: TaskSettings) -> dict[str, str]:
-        """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}."""
-        return {a.id: a.text for a in self._given(answers, settings).rows}
+        """The file of mm-vet_evaluator.py and of its online judge: {"v1_<id>": answer}, in the order of
+        the answers."""
+        asked = llava_questions(data, self.llava_files)
+        keys = _capabilities(data)[0] if asked is None else [_own_id(q.key) for q in asked]
+        joined, coverage = join(keys, self._given(answers, settings), strict=settings.strict)
+        self.warn_of(coverage, "missing")
+        return {key: answer.text for key, answer in joined.items()}
 
     def _given(self, answers: Path, settings: TaskSettings) -> AnswerFile:
         """An answer file with the ids of mm-vet.json."""
-        return self.read(answers, settings).with_ids(lambda a: f"v1_{a.id.removeprefix('v1_')}")
+        return self.read(answers, settings).with_ids(lambda a: _own_id(a.id))
 
     def requests(
         self, answers: Path, data: Path, settings: TaskSettings = DEFAULT
@@ -108,6 +113,11 @@ class MMVet(Task):
         joined, _ = join(truth, self._given(answers, settings), asked=asked, strict=True)
         said = {key: answer.text for key, answer in joined.items()}
         return [(k, mmvet_message(r["question"], r["answer"], said[k])) for k, r in truth.items()]
+
+
+def _own_id(key: str) -> str:
+    """The id of mm-vet.json, from it or from its number."""
+    return f"v1_{key.removeprefix('v1_')}"
 
 
 def _read_file(data: Path, *patterns: str) -> tuple[Path, dict[str, Any]]:

@@ -4,7 +4,6 @@ Owner's scorer: GT-Vision-Lab/VQA `vqaEvaluation/vqaEval.py`. LLaVA: scripts/con
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +70,8 @@ class VQAv2(Task):
             patterns = ("*test2015_questions.json", *QUESTIONS)
             path = find(data, patterns, "questions file", settings.split)
             ids = [row["question_id"] for row in read_list(path, "questions", FIELDS)[1]]
-        joined, coverage = self.join(map(str, ids), answers, replace(settings, strict=False))
-        self.warn_of_empty(coverage)
+        joined, coverage = self.join(map(str, ids), answers, settings)
+        self.warn_of(coverage)
         return [{"question_id": i, "answer": m4c_normalize(joined.text(str(i)))} for i in ids]
 
 

@@ -57,6 +57,8 @@ def open_answers(
 def requests(task: Task, answers: Path, data: Path, settings: TaskSettings) -> Asked:
     """(row, message) of each answer that a model is to read."""
     letters, _, asked = open_answers(task, answers, data, settings)
+    if settings.strict:  # scoring knows which answers must be there
+        task.score(answers, data, settings)
     return [({"question_id": k, "letters": letters[k]}, m) for k, m in asked.items()]
 
 

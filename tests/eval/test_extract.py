@@ -62,9 +62,14 @@ def test_seed_by_rule_and_by_a_model(judge: Judge, tmp_path, capsys):  # noqa: F
     pictures = score_extracted(get_task("seed"), answers, tmp_path, alone, out).totals
     assert pictures["image"] == 33.33
     assert pictures["image_model_extracted"] == pytest.approx(200 / 3)
+    whole = TaskSettings(strict=True, options={"videos": "no"})
+    assert len(requests(get_task("seed"), answers, tmp_path, whole)) == 2
     lines(answers, [{"question_id": k, "text": f"{v}!"} for k, v in given.items()])
     with pytest.raises(AnswerError, match="question 2 was reviewed with another answer"):
         score_extracted(get_task("seed"), answers, tmp_path, DEFAULT, out)
+    lines(answers, [{"question_id": 1, "text": "B"}])
+    with pytest.raises(AnswerError, match="3 of 4 questions have no answer"):
+        requests(get_task("seed"), answers, tmp_path, TaskSettings(strict=True))
     assert main(["eval", "extract", "pope", *words[3:]]) == 2
     assert "pope has no answers that a model could extract" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from llava_jax.eval.benchmarks.vizwiz import unanswerability
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.report.stats import headline_of, statistic
 from llava_jax.eval.report.text import answered_of, complete
-from llava_jax.eval.task import TaskSettings, get_task
+from llava_jax.eval.task import TASKS, TaskSettings, get_task
 from tests.eval.test_vqa_family import dump, lines
 from tests.eval.test_yes_no_family import mme_release, pope_data
 
@@ -291,3 +291,48 @@ def test_uploads_warn_of_what_is_empty(tmp_path, caplog):
     answers = lines(tmp_path / "a.jsonl", mme_answers(tmp_path)[:3])
     get_task("mme").submission(answers, tmp_path, tmp_path / "out")
     assert caplog.messages == ["MME: 1 of 4 answers in the upload are empty"]
+
+
+UPLOADED = {
+    "vqav2": {"questions": [{"question_id": i, "question": "?"} for i in (1, 2)]},
+    "gqa": {str(i): {"question": "?", "answer": "a", "imageId": "n"} for i in (1, 2)},
+    "mmvet": {f"v1_{i}": {"capability": ["ocr"]} for i in (1, 2)},
+    "docvqa": {"data": [{"questionId": i, "question": "?", "image": "a.png"} for i in (1, 2)]},
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "want"),
+    [
+        ("vqav2", "questions.json", [{"question_id": i, "answer": t} for i, t in ((1, "x"), (2, "c"))]),
+        ("gqa", "questions.json", [{"questionId": i, "prediction": t} for i, t in ((2, "c"), (1, "x"))]),
+        ("mmvet", "mm-vet.json", {"v1_2": "c", "v1_1": "x"}),
+        ("docvqa", "val.json", [{"questionId": i, "answer": t} for i, t in ((1, "x"), (2, "c"))]),
+    ],
+)  # fmt: skip
+def test_uploads_of_doubled_and_foreign_answers(tmp_path, caplog, task, file, want):
+    dump(tmp_path / "data" / file, UPLOADED[task])
+    given = [{"question_id": i, "text": t} for i, t in ((2, "b"), (1, "x"), (2, "c"), (9, "d"))]
+    answers, out = lines(tmp_path / "a.jsonl", given), tmp_path / "up.json"
+    get_task(task).submission(answers, tmp_path / "data", out)
+    assert out.read_text() == json.dumps(want)
+    title, own = TASKS[task], "v1_" if task == "mmvet" else ""
+    assert caplog.messages == [
+        f"{title}: 1 id answered more than once, the last counts: {own}2 (lines 1, 3)",
+        f"{title}: 1 answer to unknown questions: {own}9 (line 4)",
+    ]
+    with pytest.raises(AnswerError, match="answered more than once"):
+        get_task(task).submission(answers, tmp_path / "data", out, TaskSettings(strict=True))
+
+
+def test_answers_that_are_not_there_are_said_of_an_upload(tmp_path, caplog):
+    for task, file, words in (
+        ("vqav2", "questions.json", "VQAv2: 1 of 2 answers in the upload are empty"),
+        ("gqa", "questions.json", "GQA: 1 of 2 answers in the upload are missing"),
+        ("mmvet", "mm-vet.json", "MM-Vet: 1 of 2 answers in the upload are missing"),
+    ):
+        dump(tmp_path / task / file, UPLOADED[task])
+        answers = lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "a"}])
+        get_task(task).submission(answers, tmp_path / task, tmp_path / "up.json")
+        assert caplog.messages.pop() == words
+        caplog.clear()
