@@ -20,6 +20,7 @@ FAST = ["numba>=0.61", "simplejpeg>=1.7"]  # pixels in a third of the time, to t
 GGUF = ["gguf>=0.17"]
 PARQUET = ["pyarrow>=17"]
 EVAL = ["openpyxl>=3.1", "pooch>=1.9", "openai>=1.60", "jinja2>=3.1", *PARQUET]
+EVAL += ["scipy>=1.15"]  # before 1.15 its bootstrap took another argument for the seed
 JSON = ["llguidance>=1.3"]  # answers of a fixed form
 SERVE = [
     *JSON,

@@ -118,7 +118,6 @@ def test_locks_satisfy_setup(needs, lock):
 # Library -> the required or optional package that always brings it.
 BROUGHT_BY = {
     "ml_dtypes": "jax",
-    "scipy": "jax",
     "requests": "pooch",
     "etils": "orbax-checkpoint",
     "yaml": "flax",

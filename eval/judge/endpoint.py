@@ -94,7 +94,7 @@ class Endpoint:
         self._replies = read_transcript(transcript) if transcript else {}
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._completion_tokens = self._no_temperature = False
-        self._openai = need("openai", "to ask a judge", "llava_jax[eval]")
+        self._openai = need("openai", "to ask a server", "llava_jax[eval]")
         self._has_key, self._key_env = bool(key), key_env
         # A hook of the client's HTTP library: it sees every try, retries included.
         http = self._openai.DefaultHttpxClient(event_hooks={"request": [self._before_try]})

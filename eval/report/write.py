@@ -18,6 +18,11 @@ from llava_jax.util import need, write_text
 PAGES = ("index.html", "report.md")
 
 
+def need_jinja2() -> Any:
+    """What fills in the pages; raises LlavaError where it is not installed."""
+    return need("jinja2", "to write reports", "llava_jax[eval]")
+
+
 def write_report(
     results: Sequence[Path],
     out: Path,
@@ -57,7 +62,7 @@ def _render(
     title: str,
     pictures: Pictures | None,
 ) -> str:
-    jinja2 = need("jinja2", "to write reports", "llava_jax[eval]")
+    jinja2 = need_jinja2()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=template.endswith(".html"),  # all that a model or a file says is escaped

@@ -9,6 +9,7 @@ processes each take a part (--chunk K/N), and the one that completes the last pa
 import argparse
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from typing import Any
 
 from llava_jax.errors import LlavaError, counted
 from llava_jax.eval.errors import DataError, NoTruthError
-from llava_jax.eval.files import check_folder
+from llava_jax.eval.files import check_folder, locked
 from llava_jax.eval.judge.endpoint import JudgeError
 from llava_jax.eval.report.text import as_text, complete
 from llava_jax.eval.run.experiment import experiment_of, resolve, tasks_of
@@ -106,24 +107,26 @@ def _run_alone(model: Any, task: Task, settings: RunSettings) -> dict[str, Any] 
         )
     if not settings.writes:
         return None
-    lines = {key: line for p in parts for key, line in answered_lines(p, repair=False).items()}
-    if any(q.key not in lines for q in chosen):
-        return None
-    for n, path in enumerate(parts):  # another machine may have other data
-        if n != index:
-            digests = Digests(folder / f"pictures-{n}-of-{count}.json")
-            check_asked(path, answered_lines(path, repair=False), chosen, folders, digests)
-    merge(parts, questions, folder / "answers.jsonl")
-    asked = {q.key: lines[q.key] for q in chosen}
-    with tempfile.TemporaryDirectory() as scratch:
-        result = _score(task, settings, data, asked, lines, Path(scratch))
-    if result is not None:
-        sent, notes = _as_sent(asked)
-        result["notes"] += _unanswered(asked) + notes
-        result |= {"run": settings.model_id, "settings": run | sent, "versions": versions()}
-        result["experiment"] = dict(settings.experiment)
-        write_json(folder / "result.json", result, indent=1, ensure_ascii=False)
-    return result
+    turn = locked(folder / ".join.lock", wait=True) if count > 1 else nullcontext()
+    with turn:  # of the parts that end together
+        lines = {key: line for p in parts for key, line in answered_lines(p, repair=False).items()}
+        if any(q.key not in lines for q in chosen):
+            return None
+        for n, path in enumerate(parts):  # another machine may have other data
+            if n != index:
+                digests = Digests(folder / f"pictures-{n}-of-{count}.json")
+                check_asked(path, answered_lines(path, repair=False), chosen, folders, digests)
+        merge(parts, questions, folder / "answers.jsonl")
+        asked = {q.key: lines[q.key] for q in chosen}
+        with tempfile.TemporaryDirectory() as scratch:
+            result = _score(task, settings, data, asked, lines, Path(scratch))
+        if result is not None:
+            sent, notes = _as_sent(asked)
+            result["notes"] += _unanswered(asked) + notes
+            result |= {"run": settings.model_id, "settings": run | sent, "versions": versions()}
+            result["experiment"] = dict(settings.experiment)
+            write_json(folder / "result.json", result, indent=1, ensure_ascii=False)
+        return result
 
 
 def _run_of(task: Task, settings: RunSettings, template: str) -> dict[str, Any]:
@@ -237,6 +240,8 @@ def parse_chunk(text: str) -> tuple[int, int]:
 
 def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
     """The command line's run: all tasks, then the report. options: of --set."""
+    from llava_jax.eval.report.write import need_jinja2, write_report
+
     named = args.include
     wanted = resolve(args)
     if args.include is not None and named is None:  # of the experiment's file
@@ -254,12 +259,17 @@ def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
     for name in ("batch_size", "limit", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise LlavaError(f"--{name.replace('_', '-')} must be at least 1")
-    for task, own in tasks:  # a missing file shows before the model is loaded
-        task.questions(task_folder(args.data, task, alone=len(tasks) == 1), own)
+    for task, own in tasks:  # a missing file or package shows before the model is loaded
+        data = task_folder(args.data, task, alone=len(tasks) == 1)
+        task.questions(data, own)
+        task.check_packages(data, own)
+    if not all(task.judge for task, _ in tasks):
+        need_jinja2()
     model, identity, writes = _model(args)
     same = ("data", "out", "images", "limit", "shuffle_seed", "max_new_tokens")
     how: dict[str, Any] = {name: getattr(args, name) for name in same}
-    how |= {"model_id": args.name or Path(args.model).name, "batch": args.batch_size}
+    name = args.name or Path(os.path.abspath(args.model)).name  # "." has no name of its own
+    how |= {"model_id": name, "batch": args.batch_size}
     how |= {"chunk": chunk, "identity": identity, "writes": writes}
     results, errors = [], []
     for task, own in tasks:
@@ -278,9 +288,8 @@ def run_command(args: argparse.Namespace, options: Mapping[str, str]) -> int:
             print(as_text(result, tables=False))
             results.append(args.out / task.name / "result.json")
     if results:
-        from llava_jax.eval.report.write import write_report
-
-        html, _ = write_report(results, args.out / "report", images=args.images or args.data)
+        with locked(args.out / ".report.lock", wait=True):  # another part may end now
+            html, _ = write_report(results, args.out / "report", images=args.images or args.data)
         print(f"report: {html}")
     if errors:
         raise errors[0]

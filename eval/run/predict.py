@@ -34,11 +34,16 @@ HOPELESS = 32  # requests after which a run stops where not one was answered
 
 
 def write_questions(questions: Iterable[Question], path: Path) -> None:
-    """Writes questions as LLaVA's question files are (question_id, image, text, category)."""
+    """Writes questions as LLaVA's question files are (question_id, image, text, category).
+
+    Raises DataError for what they have no form for: a picture that is no file, and a second one."""
     lines = []
     for q in questions:
         if any(isinstance(image, bytes) for image in q.images[:1]):
             raise DataError(f"question {q.key}: its image is inside the benchmark's table")
+        if len(q.images) > 1:
+            what = f"question {q.key}: has {len(q.images)} pictures"
+            raise DataError(f"{what}, and a question of LLaVA's files has one at most")
         row = {"question_id": q.record.get("question_id", q.key)}
         row |= {"image": q.images[0]} if q.images else {}
         row |= {"text": q.prompt, "category": q.record.get("category", "default")}

@@ -2,17 +2,29 @@
 
 import json
 import logging
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 
+from llava_jax.cli import main
 from llava_jax.errors import LlavaError
 from llava_jax.eval.answers import read_answers
 from llava_jax.eval.errors import AnswerError, DataError
 from llava_jax.eval.questions import Question
 from llava_jax.eval.run.command import RunSettings, parse_chunk, run_task
-from llava_jax.eval.run.predict import answered_lines, choose, length_buckets, merge, predict
-from llava_jax.eval.task import get_task
+from llava_jax.eval.run.predict import (
+    answered_lines,
+    choose,
+    length_buckets,
+    merge,
+    predict,
+    write_questions,
+)
+from llava_jax.eval.task import DEFAULT, get_task
+from llava_jax.util import read_object
 from tests.eval.test_choice_family import ROWS, mmbench_table
 from tests.eval.test_vqa_family import dump, lines
 
@@ -241,6 +253,58 @@ def test_run_in_parts(vqa):
     assert result["totals"]["overall"] == 100.0
     rows = read_answers(vqa / "out" / "vqav2" / "answers.jsonl").rows
     assert [a.id for a in rows] == list("012345")
+
+
+def test_parts_that_end_together_are_joined_by_one_after_the_other(vqa, monkeypatch):
+    task, seen = get_task("vqav2"), []
+
+    def slow(*what):
+        seen.append("begun")
+        time.sleep(0.05)
+        seen.append("ended")
+        return merge(*what)
+
+    monkeypatch.setattr("llava_jax.eval.run.command.merge", slow)
+    run = lambda n: run_task(Echo(right), task, settings(vqa, chunk=(n, 2)))  # noqa: E731
+    assert run(1) is None
+    run(0)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, (0, 1))
+    assert first == second
+    assert seen == ["begun", "ended"] * 3
+
+
+def test_a_model_is_named_by_the_folder_that_it_is(vqa, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    model = (Echo(right), {}, True)
+    monkeypatch.setattr("llava_jax.eval.run.command._model", lambda args: model)
+    words = ["--tasks", "vqav2", "--data", str(vqa / "data"), "--images", str(vqa / "images")]
+    assert main(["eval", "--model", ".", *words, "--out", str(vqa / "out")]) == 0
+    assert read_object(vqa / "out" / "vqav2" / "result.json")["run"] == "mine"
+
+
+def test_what_the_end_of_a_run_needs_is_asked_for_before_it_begins(vqa, monkeypatch, capsys):
+    words = ["--tasks", "vqav2", "--data", str(vqa / "data"), "--out", str(vqa / "out")]
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["eval", "--model", "m", *words]) == 2
+    assert "jinja2 is needed to write reports" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    table = mmbench_table(vqa / "mmbench_dev_20230712.tsv", ROWS)
+    get_task("mmbench").check_packages(table.parent, DEFAULT)
+    mmbench_table(table, [{k: v for k, v in row.items() if k != "answer"} for row in ROWS])
+    with pytest.raises(LlavaError, match="openpyxl is needed"):
+        get_task("mmbench").check_packages(table.parent, DEFAULT)
+    monkeypatch.setitem(sys.modules, "textblob", None)
+    with pytest.raises(LlavaError, match="is needed to score CHAIR"):
+        get_task("chair").check_packages(vqa, DEFAULT)
+
+
+def test_a_second_picture_has_no_place_in_a_question_file(tmp_path):
+    out = tmp_path / "q.jsonl"
+    with pytest.raises(DataError, match="question k0: has 2 pictures"):
+        write_questions(questions(1, ("a.png", "b.png")), out)
+    assert not out.exists()
 
 
 def test_batch_size_changes_nothing(vqa):
