@@ -157,6 +157,9 @@ def read_answers(
         if not isinstance(value, str) and not number:
             raise AnswerError(f"{where}: the answer is {value!r}, not text")
         answers.append(Answer(as_id(row[id_key], where), str(value), line, row))
+    if not answers:
+        what = f"{path}: not one of its {counted(len(rows), 'question')} was answered"
+        raise AnswerError(f"{what}: {rows[0][1]['metadata']['error']}")
     return AnswerFile(path, answers, bad)
 
 

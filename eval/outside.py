@@ -111,8 +111,11 @@ class YamlTask(SimpleTask):
         if "image" in keys and not images:
             raise ValueError(f"no picture in {', '.join(_listed(keys['image']))}")
         flat = tuple(i for x in images for i in (x if isinstance(x, list) else [x]))
-        named = {n: str(row[keys[n]]) for n in ("id", "group", "together") if n in keys}
-        prompt = keys["prompt"].format_map({**row, "options": lines})
+        shown = {name: "" if value is None else value for name, value in row.items()}
+        named = {n: str(shown[keys[n]]) for n in ("id", "group", "together") if n in keys}
+        if named.get("id") == "":
+            raise ValueError(f"its id, {keys['id']}, is empty")
+        prompt = keys["prompt"].format_map({**shown, "options": lines})
         groups = {keys["group"]: named["group"]} if named.get("group") else {}
         key, together = named.get("id", str(number)), named.get("together", "")
         return Item(key, prompt, truth, flat, options, groups, together)

@@ -178,4 +178,8 @@ def _agreed() -> bool:
     if not sys.stdin.isatty():
         what = "standard input is not a terminal, so nobody can confirm"
         raise JudgeError(what, fix="--yes starts without asking")
-    return input("start? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("start? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False

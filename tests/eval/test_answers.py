@@ -91,6 +91,10 @@ def test_object_of_texts(tmp_path):
         ('{"question_id": 7, "text": ["a"]}\n', r"question_id 7: the answer is \['a'\]"),
         ('{"question_id": 7.5, "text": "a"}\n', r"an id must be text or a whole number"),
         ("", r"a\.jsonl: no answers in it"),
+        (
+            '{"question_id": 1, "text": "", "metadata": {"error": "no picture"}}\n' * 2,
+            r"a\.jsonl: not one of its 2 questions was answered: no picture",
+        ),
     ],
 )
 def test_broken_lines(tmp_path, text, message):

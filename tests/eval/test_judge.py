@@ -5,6 +5,7 @@ import shlex
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from llava_jax.cli import main
 from llava_jax.eval.benchmarks.mmvet import read_grade
 from llava_jax.eval.errors import AnswerError
 from llava_jax.eval.files import locked
+from llava_jax.eval.judge import command
 from llava_jax.eval.judge.command import (
     estimate,
     grade_one,
@@ -405,3 +407,12 @@ def test_an_unreachable_judge_fails_in_seconds(tmp_path):
     with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9/v1: .*refused"):
         Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "t").check()
     assert time.monotonic() - start < 5
+
+
+def test_the_end_of_the_input_agrees_to_nothing(monkeypatch):
+    def ends(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", ends)
+    assert command._agreed() is False

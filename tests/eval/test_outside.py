@@ -55,6 +55,25 @@ ROWS = [
 ]
 
 
+def test_empty_cells_are_nothing(tmp_path):
+    (tmp_path / "shapes.yaml").write_text(YAML.replace('"{question}', '"{hint}{question}'))
+    empty = {"question": None, "kind": None, "hint": None}
+    rows = [{**ROWS[0], **empty}, {**ROWS[1], **empty}, {**ROWS[1], "hint": "Look. "}]
+    lines(tmp_path / "rows.jsonl", rows)
+    outside.include(tmp_path)
+    first, second, third = get_task("shapes").items(tmp_path)
+    assert (first.group, second.group, third.group) == ("", "", "Which?")  # each alone, not as one
+    assert (first.groups, third.groups) == ({}, {"kind": "y"})
+    assert first.prompt.startswith("\nA. red")
+    assert third.prompt.startswith("Look. Which?\nA. v")
+    del TASKS["shapes"], _OUTSIDE["shapes"]
+    (tmp_path / "shapes.yaml").write_text(YAML + "id: key\n")
+    lines(tmp_path / "rows.jsonl", [{**ROWS[0], "key": None}])
+    outside.include(tmp_path)
+    with pytest.raises(DataError, match="row 1: .*its id, key, is empty"):
+        get_task("shapes").items(tmp_path)
+
+
 def test_a_yaml_task_over_jsonl(tmp_path, capsys):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "shapes.yaml").write_text(YAML)
