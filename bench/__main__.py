@@ -11,6 +11,7 @@ settings, commit, date and load. Other options go to every benchmark that is nam
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -38,19 +39,24 @@ def main(words: list[str]) -> int:
     """Runs the named benchmarks in order; the number of those that failed."""
     count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     names, options = words[:count], words[count:]
-    if options[:1] == ["--all"]:
-        names, options = list(ENTRIES), options[1:]
-    if options[:1] == ["--list"] or not names:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--out-dir")
+    given, options = parser.parse_known_args(options)
+    names = list(ENTRIES) if given.all else names
+    if given.list or not names:
         print(__doc__)
         for name, (_, what) in ENTRIES.items():
             print(f"  {name:12}{what}")
-        return 0 if options[:1] == ["--list"] else 2
+        return 0 if given.list else 2
     if wrong := [name for name in names if name not in ENTRIES]:
         print(f"there is no benchmark {wrong[0]}: --list names them", file=sys.stderr)
         return 2
-    folder = None
-    if options[:1] == ["--out-dir"]:
-        folder, options = options[1], options[2:]
+    folder = given.out_dir
+    if any(word.partition("=")[0] == "--out" for word in options) and (folder or len(names) > 1):
+        print("--out is of one benchmark alone: --out-dir has a file of each", file=sys.stderr)
+        return 2
     if len(names) == 1 and folder is None:
         return importlib.import_module(ENTRIES[names[0]][0]).main(names[0], options)
     failed = 0

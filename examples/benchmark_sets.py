@@ -197,6 +197,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="pictures (default 40)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.count < 1 or args.seed < 0:
+        parser.error("--count is at least 1, and --seed at least 0")
     names = ",".join(f.name for f in write_sets(args.out, args.count, args.seed))
     print(f"llava-jax eval --model M --tasks {names} --data {args.out} --out DIR")
 

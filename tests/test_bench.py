@@ -30,6 +30,17 @@ def test_list_and_unknown_name(capsys):
     assert "decoed" in capsys.readouterr().err
 
 
+def test_each_of_several_results_has_a_file(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("bench.infer.main", lambda name, words: seen.append((name, words)) or 0)
+    assert main(["prefill", "decode", "--out=x.json"]) == 2
+    assert "--out-dir has a file of each" in capsys.readouterr().err
+    assert main(["prefill", "decode", "--repeats", "5", "--out-dir", "d"]) == 0
+    assert main(["decode", "--out", "x.json"]) == 0
+    several = [(n, ["--repeats", "5", "--out", f"d/{n}.json"]) for n in ("prefill", "decode")]
+    assert seen == [*several, ("decode", ["--out", "x.json"])]
+
+
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_benchmark_has_help(name, capsys):
     with pytest.raises(SystemExit) as end:

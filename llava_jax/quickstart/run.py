@@ -29,11 +29,13 @@ def quickstart(out: Path, *, seed: int = 0, fast: bool = False, quiet: bool = Fa
 
     Returns the report that is also written to out/report.json: exact match by kind and its mean,
     seconds per step, and the paths of what was made.
-    Raises ConfigError where `out` holds a run with other settings.
+    Raises ConfigError for a seed below 0, and where `out` holds a run with other settings.
     """
     from llava_jax.model import load
     from llava_jax.train.stages import run_stages
 
+    if seed < 0:
+        raise ConfigError(f"--seed {seed} is below 0")
     out.mkdir(parents=True, exist_ok=True)
     _check_settings(out, {"seed": seed, "fast": fast})
     clock = Clock(out / "seconds.json", steps=4)

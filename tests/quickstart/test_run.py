@@ -49,6 +49,12 @@ def test_from_the_first_picture_to_the_last_answer(tmp_path, monkeypatch, capsys
     assert "%|" not in printed.err  # a progress bar, in spite of quiet
 
 
+def test_a_seed_below_0_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="--seed -1 is below 0"):
+        run.quickstart(tmp_path / "out", seed=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_time_adds_up_only_where_work_goes_on(tmp_path, capsys):
     path = tmp_path / "seconds.json"
     path.write_text('{"trained": 600.0, "asked": 40.0}')
