@@ -170,7 +170,8 @@ class DataGroup(ImageLimits):
         choices=("", "exact", "fill"), old={True: "exact", False: ""}, aliases="packing")
     pack_length: int = setting(0, "positions of a packed row; 0: data.max_length", low=0,
         needs="data.pack")
-    pack_rows: int = setting(0, "rows of a step; 0: as many as hold about batch_size samples",
+    pack_rows: int = setting(0,
+        "rows of a step; 0: as many as hold about batch_size samples, or a resumed run's own",
         low=0, needs="data.pack=fill", resume=True)
     row_multiple: int = setting(0, "the rows of a step are a multiple of this; 0: as few as needed",
         low=0, needs="data.pack=exact")
