@@ -5,6 +5,10 @@ Rates are per chip and second, in one direction. They are limits, not measuremen
 
 from __future__ import annotations
 
+import glob
+import importlib.util
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -62,6 +66,19 @@ _KINDS = {
 def peak_of(device_kind: str) -> float | None:
     """Dense bf16 FLOP/s of a device by its maker's data sheet; None for one that is not in CHIPS."""
     return next((CHIPS[chip].flops for part, chip in _KINDS.items() if part in device_kind), None)
+
+
+def has_cuda() -> bool:
+    """Whether jax would use NVIDIA GPUs; imports no jax."""
+    return any(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_cuda12_plugin")))
+
+
+def visible_gpus(env: Mapping[str, str] = os.environ) -> int:
+    """How many NVIDIA GPUs of this machine a program may use; touches none."""
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return len(glob.glob("/dev/nvidia[0-9]*"))
+    return 0 if visible in ("", "-1") else len(visible.split(","))
 
 
 # What XLA wants to know of a GPU that is not there: limits of its compute capability (CUDA C++

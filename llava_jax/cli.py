@@ -20,17 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_jax import __version__
-from llava_jax.errors import Diverged, LlavaError, NotSaved, Stopped, did_you_mean
+from llava_jax.errors import Diverged, LlavaError, NotSaved, Stopped, did_you_mean, passes
 from llava_jax.util import printable, sentence
 
 OK, BAD_INPUT, DIVERGED, BUG, NO_MEMORY, NOT_SAVED, STOPPED = 0, 2, 65, 70, 71, 74, 75
 INTERRUPTED, BROKEN_PIPE = 130, 141
-_PASSING = {
-    getattr(errno, name)
-    for name in "ENOSPC EDQUOT EIO ESTALE EREMOTEIO ETIMEDOUT ECONNRESET ECONNABORTED".split()
-    if hasattr(errno, name)  # a None here would stand for every error without a number
-}
-"""Errors of a disk or network that may be gone the next time; a missing file or a permission is none."""
 
 
 @dataclass(frozen=True)
@@ -388,7 +382,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if isinstance(error, LlavaError):
         kinds = {Diverged: DIVERGED, NotSaved: NOT_SAVED}
-        code = NOT_SAVED if _passes(error) else BAD_INPUT
+        code = NOT_SAVED if passes(error) else BAD_INPUT
         return kinds.get(type(error), code), one_line(str(error))
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
@@ -399,22 +393,13 @@ def explain(error: BaseException) -> tuple[int, str]:
         where = f": {error.filename}" if error.filename is not None else ""
         code = NO_MEMORY if error.errno == errno.ENOMEM else BAD_INPUT
         text = one_line(f"{error.strerror[0].lower()}{error.strerror[1:]}{where}")
-        return NOT_SAVED if _passes(error) else code, text
+        return NOT_SAVED if passes(error) else code, text
     if isinstance(error, MemoryError):
         return NO_MEMORY, "out of memory (use a smaller batch or a smaller model)"
     if "RESOURCE_EXHAUSTED" in str(error) and type(error).__module__.startswith(("jax", "jaxlib")):
         return BAD_INPUT, "out of device memory (use a smaller batch, or more devices)"
     text = one_line(f"{type(error).__name__}: {error}")
     return BUG, f"unexpected {text} (run again with --debug for the traceback, and report it)"
-
-
-def _passes(error: BaseException | None) -> bool:
-    """Whether an error is, or was raised while handling, one of a disk or network that may pass."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _PASSING:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def one_line(text: str) -> str:

@@ -1,7 +1,15 @@
 """The errors a user meets. The command line prints them as one line; library callers catch them."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+_PASSING = {
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EIO ESTALE EREMOTEIO ETIMEDOUT ECONNRESET ECONNABORTED".split()
+    if hasattr(errno, name)  # a None here would stand for every error without a number
+}
+"""Errors of a disk or network that may be gone the next time; a missing file or a permission is none."""
 
 
 class LlavaError(Exception):
@@ -54,6 +62,15 @@ class Diverged(LlavaError):
 
 class WeightError(LlavaError):
     """A checkpoint is incomplete, has unknown, doubled or wrongly shaped tensors, or is unsafe to read."""
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether an error is, or was raised while handling, one of a disk or network that may pass."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def counted(number: int, noun: str) -> str:

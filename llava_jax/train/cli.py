@@ -12,7 +12,13 @@ from llava_jax.train.config import load_config, shipped_configs
 from llava_jax.train.heap import keep_freed_memory
 from llava_jax.train.names import hint, known_settings, split_stage
 
-MAX_FAILURES = 3
+OF = {
+    "processes": (1, "--supervise"),
+    "hang_minutes": (30.0, "--supervise"),
+    "scaling": ([], "--launcher"),
+    "max_failures": (3, "--supervise and --launcher"),
+}
+"""{option about processes: its default, the options without which it would do nothing}"""
 EPILOG = """\
 settings:
   --config.NAME=VALUE changes one setting, as often as needed; NAME is dotted (data.path, mesh.fsdp,
@@ -70,17 +76,15 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--processes",
         type=int,
-        default=1,
         metavar="N",
-        help="processes of this machine (default: 1)",
+        help="processes of this machine, which share its GPUs equally (default: 1)",
     )
     group.add_argument(
         "--hang-minutes",
         type=float,
-        default=30.0,
         metavar="M",
-        help="how long no step may end before that is a hang; four times as long while it validates "
-        "or exports (default: 30)",
+        help="how long no step may end before that is a hang; four times as long before the first, and "
+        "while it validates or exports (default: 30)",
     )
     group = parser.add_argument_group("several hosts (schedulers need none of these)")
     group.add_argument(
@@ -91,7 +95,6 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scaling",
         action="append",
-        default=[],
         metavar="NAME=VALUE",
         help="a field of ray.train.ScalingConfig, such as num_workers=4 (default: a worker a host)",
     )
@@ -123,15 +126,7 @@ def run(args: argparse.Namespace) -> int:
         show(config)
         return 0
     workdir = args.workdir or Path("runs") / config.name
-    if args.scaling and not args.launcher:
-        raise ConfigError("--scaling is of --launcher, which is not given", fix="--launcher ray")
-    if args.max_failures is None:
-        args.max_failures = MAX_FAILURES
-    elif not (args.launcher or args.supervise):
-        raise ConfigError(
-            "--max-failures is of --supervise and --launcher, and neither is given",
-            fix="--supervise N, or --launcher ray",
-        )
+    _fill_in(args)
     from llava_jax.train.supervise import follow, supervise
 
     if args.supervise:
@@ -164,6 +159,23 @@ def run(args: argparse.Namespace) -> int:
         print(f"the loss         {workdir / 'loss.png'}")
         print(f"the report       llava-jax report {workdir}")
     return 0
+
+
+def _fill_in(args: argparse.Namespace) -> None:
+    """Gives the options about processes their defaults. Raises ConfigError for one that would do nothing."""
+    if args.supervise and args.launcher:
+        raise ConfigError(
+            "--supervise and --launcher exclude each other",
+            fix="--supervise is for one machine, --launcher for several",
+        )
+    given = {"--supervise": args.supervise, "--launcher": args.launcher}
+    for option, (default, owners) in OF.items():
+        if getattr(args, option) is None:
+            setattr(args, option, default)
+        elif not any(given[owner] for owner in owners.split(" and ")):
+            name = f"--{option.replace('_', '-')}"
+            fix = owners.replace("--launcher", "--launcher ray").replace(" and ", ", or ")
+            raise ConfigError(f"{name} is of {owners}, not given here", fix=fix)
 
 
 def _unsupervised(args: argparse.Namespace) -> list[str]:

@@ -35,7 +35,7 @@ def load_config(name: str, overrides: list[str]) -> Any:
     variant = name in variants.VARIANTS and file == _variants_file()
     config = variants.get_config(name) if variant else run_file(file)
     check_config(config, file)
-    if not variant and config.name != file.stem and config.name in shipped_configs():
+    if not variant and config.name in (*shipped_configs(), TRAINING["name"].default):
         config.name = file.stem  # the file sets no name: this one is of the config it starts from
     for override in overrides:
         set_override(config, override)
@@ -84,18 +84,22 @@ def _variants_file() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """The file called `name`: a path, or a file of the installed configs with or without .py.
+    """The file called `name`: a path, or a file of the installed configs, both with or without .py.
 
-    Of a variant it is the file with their table. Raises ConfigError where there is none.
+    An installed one is asked for by its bare name, or as configs/NAME. Of a variant it is the file with
+    their table. Raises ConfigError where there is none.
     """
-    bare = Path(name).with_suffix(".py")
-    for candidate in (Path(name), bare, config_folder() / bare.name):
+    folder, bare = Path(name).parent, Path(name).name.removesuffix(".py")
+    candidates = [Path(name), Path(f"{name}.py")]
+    if folder in (Path(), Path("configs")):
+        candidates.append(config_folder() / f"{bare}.py")
+    for candidate in candidates:
         if candidate.is_file() and candidate != _variants_file():
             return candidate
     if name in variants.VARIANTS:
         return _variants_file()
     known = list(shipped_configs())
-    fix = did_you_mean(bare.stem, known, "{!r}") or f"one of {', '.join(known)}"
+    fix = did_you_mean(bare, known, "{!r}") or f"one of {', '.join(known)}"
     raise ConfigError(f"no config file {name!r}", fix=fix)
 
 

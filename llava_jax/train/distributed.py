@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 import jax
 import numpy as np
 
+from llava_jax.chips import visible_gpus
 from llava_jax.errors import ConfigError, LlavaError
 
 log = logging.getLogger(__name__)
@@ -224,8 +225,7 @@ def _all_gpus(one_task_per_host: bool, env: Mapping[str, str]) -> dict[str, Any]
     """Every GPU of the host for its only process; by default jax gives each process one."""
     if not one_task_per_host or env.get("JAX_LOCAL_DEVICE_IDS"):
         return {}
-    visible = env.get("CUDA_VISIBLE_DEVICES")
-    count = len(visible.split(",")) if visible else len(glob.glob("/dev/nvidia[0-9]*"))
+    count = visible_gpus(env)
     return {"local_device_ids": list(range(count))} if count > 1 else {}
 
 

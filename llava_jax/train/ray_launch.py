@@ -15,17 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_jax.errors import ConfigError, LlavaError
+from llava_jax.errors import ConfigError, Diverged, LlavaError, NotSaved, Stopped, passes
+from llava_jax.train import cli
 from llava_jax.util import need
 
+_ENDS = {kind.__name__: kind for kind in (Diverged, Stopped)}
+"""Errors with an exit code of their own, by name; all others are bad input."""
 _ON_CPU = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
 
 
 def launch(args: argparse.Namespace, workdir: Path) -> None:
     """Runs `llava-jax train` with `args`, of llava_jax.train.cli, in every worker of a Ray cluster.
 
-    Joins the cluster of RAY_ADDRESS or of this machine, else starts one. Raises LlavaError for what a
-    worker refused, and what Ray raises once more workers were lost than args.max_failures.
+    Joins the cluster of RAY_ADDRESS or of this machine, else starts one. Raises what ended the run of the
+    workers, as `llava-jax train` without Ray would; and, once workers were lost or a disk failed more often
+    than args.max_failures, the error of that disk, or what Ray raises.
     """
     ray, train, v2 = (
         need(module, "for --launcher ray", "llava_jax[ray]")
@@ -36,7 +40,7 @@ def launch(args: argparse.Namespace, workdir: Path) -> None:
     tpu, gpu = (bool(scaling.get(name)) for name in ("use_tpu", "use_gpu"))
     workdir = workdir.absolute()
     options = {**vars(args), "workdir": workdir, "folder": os.getcwd()}
-    options |= {"launcher": "", "scaling": [], "max_failures": None}
+    options |= dict.fromkeys(("launcher", *cli.OF))  # a worker starts no others
     try:
         scaling_config = train.ScalingConfig(**scaling)
     except (TypeError, ValueError) as error:
@@ -53,15 +57,20 @@ def launch(args: argparse.Namespace, workdir: Path) -> None:
             worker_runtime_env={"env_vars": {} if tpu or gpu else _ON_CPU},
         ),
     )
-    refused = trainer.fit().return_value
-    if refused:
-        raise LlavaError(refused["message"], fix=refused["fix"])
+    try:
+        ended = trainer.fit().return_value
+    except train.TrainingFailedError as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            if isinstance(failure, LlavaError | OSError):
+                raise failure from error
+        raise
+    if ended:
+        raise _ENDS.get(ended["kind"], LlavaError)(ended["message"], fix=ended["fix"])
 
 
 def _work(options: dict[str, Any]) -> dict[str, Any] | None:
-    """What a worker does. Returns the error of a setting or file, which no new worker would mend."""
-    from llava_jax.train import cli
-
+    """What a worker does. Returns the error that ended its run where no new worker would mend that: not
+    one of a disk or network, which Ray tries again."""
     logging.getLogger().setLevel(logging.WARNING)  # Ray's own is INFO, for all libraries
     logging.getLogger("llava_jax").setLevel(logging.INFO)
     if os.path.isdir(options["folder"]):
@@ -69,7 +78,9 @@ def _work(options: dict[str, Any]) -> dict[str, Any] | None:
     try:
         cli.run(argparse.Namespace(**options))
     except LlavaError as error:
-        return {"message": error.message, "fix": error.fix}
+        if isinstance(error, NotSaved) or passes(error):  # Ray passes on no cause
+            raise NotSaved(error.message, fix=error.fix) from error
+        return {"kind": type(error).__name__, "message": error.message, "fix": error.fix}
 
 
 def _every_host(nodes: Sequence[dict[str, Any]]) -> dict[str, Any]:

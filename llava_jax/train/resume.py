@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from llava_jax.digests import SUMS
 from llava_jax.errors import ConfigError
 from llava_jax.setting import current
 from llava_jax.settings import TRAINING, Setting, flat
 from llava_jax.train.names import split_stage
 from llava_jax.util import read_object, write_json, write_text
 
-DONE, SETTINGS = "done.json", "config.json"
+DONE, SETTINGS, BEGUN_FROM = "done.json", "config.json", "begun_from.json"
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -24,9 +26,32 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def begin(config: Any, workdir: Path) -> None:
-    """Records the settings of a run that now trains; one that trains further is no longer done."""
+    """Records the settings of a run that now trains, and the weights that it begins with; one that trains
+    further is no longer done."""
     (workdir / DONE).unlink(missing_ok=True)
     write_text(workdir / SETTINGS, settings_text(config))
+    if weights := _weights(config.model.init):
+        write_json(workdir / BEGUN_FROM, {"model": config.model.init, "weights": weights})
+
+
+def check_begun_from(config: Any, workdir: Path) -> None:
+    """Raises ConfigError where model.init no longer holds the weights that the run in `workdir` began with:
+    its trained part would be of the old ones and its frozen part of the new."""
+    check_same(config, workdir)  # says more where model.init is another one
+    path, now = workdir / BEGUN_FROM, _weights(config.model.init)
+    if now and path.exists() and read_record(path).get("weights", now) != now:
+        raise ConfigError(
+            f"{workdir} holds a run that began with other weights than {config.model.init} now has",
+            fix=f"move {workdir} away to train from the new ones, or put the old ones back",
+        )
+
+
+def _weights(model: str) -> str | None:
+    """One digest of a folder's weights, by its SHA256SUMS; None without (a name of the Hub, say)."""
+    sums = Path(model) / SUMS
+    lines = sums.read_bytes().splitlines() if sums.is_file() else []
+    found = b"\n".join(line for line in lines if line.endswith(b".safetensors"))
+    return hashlib.sha256(found).hexdigest() if found else None
 
 
 def finish(workdir: Path, report: dict[str, Any], **facts: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llava_jax.train.checks import (
     check_model,
     check_stages,
 )
-from llava_jax.train.resume import shared_settings
+from llava_jax.train.resume import check_begun_from, shared_settings
 
 
 def run_stages(
@@ -51,6 +52,7 @@ def run_stages(
     with hold(workdir):
         for (name, stage), folder in zip(stages, folders):
             with hold(folder) if name else contextlib.nullcontext():
+                on_main(functools.partial(check_begun_from, stage, folder))
                 steps = train(stage, folder, quiet=quiet, recipe=recipes.get(name), profile=profile)
         curves = {n or config.name: f / METRICS for (n, _), f in zip(stages, folders)}
         on_main(lambda: plot_losses(curves, workdir / "loss.png"))
@@ -67,14 +69,28 @@ def run_stages(
 
 
 def split_stages(config: Any) -> Stages:
-    """(name, settings) of each run; ("", config) when there are no stages."""
+    """(name, settings) of each run; ("", config) when there are no stages.
+
+    Raises ConfigError for what the entry of a stage sets in vain.
+    """
     if not config.stages:
         return [("", config.copy_and_resolve_references())]
     runs = []
     for name, changes in config.stages.items():
         stage = config.copy_and_resolve_references()
         stage.name, stage.stages = name, ConfigDict()
-        stage.update_from_flattened_dict(dict(flat(changes)))
+        changed = dict(flat(changes))
+        if runs and "model.init" in changed:
+            raise ConfigError(
+                f"stages.{name}.model.init is set, but this stage begins with the model of {runs[-1][0]}",
+                fix="only the first stage has one",
+            )
+        if changed.get("exact_match") and len(runs) < len(config.stages) - 1:
+            raise ConfigError(
+                f"stages.{name}.exact_match is set, but only the last stage's model is asked",
+                fix=f"stages.{list(config.stages)[-1]}.exact_match",
+            )
+        stage.update_from_flattened_dict(changed)
         runs.append((name, stage))
     return runs
 

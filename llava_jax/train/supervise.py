@@ -23,9 +23,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from llava_jax.chips import has_cuda, visible_gpus
 from llava_jax.errors import ConfigError, LlavaError, counted
 from llava_jax.train.signals import stop_signals
 from llava_jax.util import LineFile
@@ -39,11 +40,12 @@ FINAL = {0: "finished", 2: "bad input", 65: "diverged", 75: "stopped"}
 PASSING = {71: "was refused memory", 74: "met a disk or network that failed"}
 """Those of what may pass by itself: the first new start waits too."""
 REST = 4
-"""So many times --hang-minutes may pass without a sign of life where no steps are made."""
+"""So many times --hang-minutes may pass without a sign of life where no steps are made, and at the start."""
 ORPHAN_SECONDS = 600.0
 """How long a process whose supervisor is gone has to save and end."""
 GRACE = 2.0
 """Seconds that a process has for its last words, after another died or it hung, before SIGKILL."""
+LOCAL_GPUS = "JAX_LOCAL_DEVICE_IDS"
 _PIPE, _LEASH = "LLAVA_JAX_ALIVE", "LLAVA_JAX_SUPERVISED"
 
 
@@ -101,7 +103,7 @@ def supervise(args: argparse.Namespace, words: Sequence[str], workdir: Path) -> 
             if failures > args.max_failures:
                 raise LlavaError(
                     f"{why}; started again {counted(args.max_failures, 'time')} without a newer "
-                    f"checkpoint than {saved}",
+                    f"checkpoint than {saved or '0'}",
                     fix="look at the log above, mend that, and run the same command again",
                 )
             log.warning(
@@ -112,6 +114,24 @@ def supervise(args: argparse.Namespace, words: Sequence[str], workdir: Path) -> 
             if stop.asked:
                 log.warning("stopped before the next start; the same command goes on")
                 return 75
+
+
+def share_gpus(count: int, env: Mapping[str, str] = os.environ) -> list[str]:
+    """For each process the numbers of its GPUs, as jax takes them from the environment; else each would
+    take all. Empty for one process, and where jax uses none. Raises ConfigError for unequal shares."""
+    platforms = env.get("JAX_PLATFORMS")
+    cuda = {"cuda", "gpu"} & {*platforms.split(",")} if platforms else has_cuda()
+    if count < 2 or not cuda:
+        return []
+    given = env.get(LOCAL_GPUS)
+    gpus = given.split(",") if given else [str(number) for number in range(visible_gpus(env))]
+    each, left = divmod(len(gpus), count)
+    if left:
+        raise ConfigError(
+            f"--processes {count} cannot share {counted(len(gpus), 'GPU')} equally",
+            fix="a number that divides them, or JAX_PLATFORMS=cpu",
+        )
+    return [",".join(gpus[i * each : (i + 1) * each]) for i in range(count)] if gpus else []
 
 
 def pause(code: int, failures: int) -> float:
@@ -137,7 +157,7 @@ class Group:
     """
 
     def __init__(self, words: Sequence[str], count: int, silence: float):
-        self._silence, joined = silence, {}
+        self._silence, joined, gpus = silence, {}, share_gpus(count)
         leash, self._leash = os.pipe()
         if count > 1:
             with contextlib.closing(socket.socket()) as probe:
@@ -152,6 +172,8 @@ class Group:
             env["PYTHONFAULTHANDLER"] = "1"
             if count > 1:
                 env["JAX_PROCESS_ID"] = str(index)
+            if gpus:
+                env[LOCAL_GPUS] = gpus[index]
             command = [*COMMAND, *words]
             self._processes.append(
                 subprocess.Popen(command, env=env, pass_fds=[theirs, leash], start_new_session=True)
@@ -227,7 +249,8 @@ class Heard:
     """When a process last gave a sign of life. limit: seconds until the next must come."""
 
     def __init__(self, silence: float):
-        self._silence = self.limit = silence
+        # Nothing is heard while models are fetched, samples counted, weights read and steps compiled.
+        self._silence, self.limit = silence, silence * REST
         self._last = time.monotonic()
 
     def hear(self, said: bytes) -> None:

@@ -116,10 +116,19 @@ def test_a_run_that_was_asked_to_stop_has_an_exit_code_of_its_own(monkeypatch, c
     assert "stopped at step 3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--scaling=num_workers=2", "--max-failures=1"])
+@pytest.mark.parametrize(
+    "option",
+    ["--scaling=num_workers=2", "--max-failures=1", "--processes=4", "--hang-minutes=5"],
+)
 def test_options_of_a_launcher_are_refused_without_one(option, capsys):
     assert cli.main(["train", "--config", "finetune_7b", option]) == 2
     assert f"{option.partition('=')[0]} is of --" in capsys.readouterr().err
+
+
+def test_one_of_both_starts_the_processes(capsys):
+    words = ["--supervise", "--launcher", "ray", "--scaling=num_workers=2"]
+    assert cli.main(["train", "--config", "finetune_7b", *words]) == 2
+    assert "--supervise and --launcher exclude each other" in capsys.readouterr().err
 
 
 def test_loss_groups_and_packing_exclude_each_other(data):
@@ -155,6 +164,20 @@ def test_a_later_stage_is_checked_by_name(changes, says, data):
     with pytest.raises(ConfigError) as info:
         check_stages(stages_of(data, stages={"one": {}, "two": changes}))
     assert says in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        ({"one": {}, "two": {"model": {"init": "x"}}}, r"stages\.two\.model\.init .* model of one"),
+        ({"one": {"exact_match": True}, "two": {}}, r"stages\.one\.exact_match .*only the last"),
+    ],
+)
+def test_what_a_stage_s_entry_would_set_in_vain_is_refused(stages, says, data):
+    with pytest.raises(ConfigError, match=says):
+        stages_of(data, stages=stages)
+    reverse = dict(zip(stages, reversed(stages.values()), strict=True))
+    stages_of(data, stages=reverse)
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,23 @@ def test_without_config_the_configs_are_named(capsys):
     assert "(did you mean 'finetune_7b'?)" in capsys.readouterr().err
 
 
+def test_a_path_that_is_not_there_is_no_other_config(own, tmp_path, capsys):
+    own("")
+    (tmp_path / "v1.py").write_text(OWN.replace("{}", ""))
+    (tmp_path / "v1.5.py").write_text(OWN.replace("{}", "c.lr = 5.0"))
+    assert load_config("v1.5", []).lr == 5
+    assert load_config("configs/finetune_7b.py", []) == load_config("finetune_7b", [])
+    for name in (
+        "typo/finetune_7b.py",
+        "typo/finetune_7b",
+        str(tmp_path / "finetune_7b.py"),
+        "",
+        ".",
+    ):
+        assert cli.main(["train", "--config", name, "--show"]) == 2
+        assert f"no config file {name!r}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "name", "value"),
     [
@@ -256,5 +273,6 @@ def test_help_shows_overrides_configs_and_an_example(capsys):
 def test_a_file_of_one_s_own_is_called_by_its_name_unless_it_says_another(own):
     assert load_config(own(""), []).name == "own"
     assert load_config(own('c.name = "mine"'), []).name == "mine"
+    assert load_config(own("", OWN.replace("finetune_7b", "common")), []).name == "own"
     assert load_config(own(""), ["name=other"]).name == "other"
     assert load_config("finetune_7b", []).name == "finetune_7b"

@@ -16,6 +16,7 @@ import pytest
 from jax._src.array import ArrayImpl
 
 from llava_jax.convert import load_checkpoint
+from llava_jax.digests import SUMS
 from llava_jax.errors import ConfigError, Diverged, LlavaError, NotSaved
 from llava_jax.train import loop, program
 from llava_jax.train.config import load_config
@@ -257,6 +258,9 @@ def test_two_stages_follow_each_other(made, tmp_path):
     one = load_checkpoint(tmp_path / "one" / "export").params
     start_params = load_checkpoint(made[0]).params
     assert np.array_equal(one["language.head.kernel"], start_params["language.head.kernel"])
+    (tmp_path / "one" / "export" / SUMS).write_text(f"{'0' * 64}  model.safetensors\n")
+    with pytest.raises(ConfigError, match="two holds a run that began with other weights"):
+        run_stages(config, tmp_path, quiet=True)
 
 
 def test_lora_run_writes_adapters(made, tmp_path):

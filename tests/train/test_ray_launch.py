@@ -1,6 +1,7 @@
 """`--launcher ray`: what it asks of Ray; two workers of which one is killed, and the run goes on."""
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -9,11 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
 from llava_jax.cli import main
-from llava_jax.errors import ConfigError
+from llava_jax.errors import ConfigError, Diverged, LlavaError, NotSaved, Stopped
+from llava_jax.train import cli as train_cli
+from llava_jax.train import ray_launch
 from llava_jax.train.log import METRICS, read_metrics
 from llava_jax.train.ray_launch import _every_host, _given
 from tests.conftest import xla_flags
@@ -46,6 +51,64 @@ def test_scaling_is_name_and_value():
 def test_without_ray_the_extra_is_named(capsys):
     assert main(["train", "--config", "finetune_7b", "--launcher", "ray"]) == 2
     assert "llava_jax[ray]" in capsys.readouterr().err
+
+
+def ray_without_workers():
+    """The modules that `launch` needs; what it asks of Ray is done in this process."""
+
+    class Failed(Exception):
+        worker_failures: ClassVar = {}
+
+    class Trainer:
+        def __init__(self, work, train_loop_config, **_):
+            self.work = lambda: work(train_loop_config)
+
+        def fit(self):
+            try:
+                return SimpleNamespace(return_value=self.work())
+            except Exception as error:
+                Failed.worker_failures = {0: error}
+            raise Failed
+
+    def record(**given):
+        return given
+
+    return {
+        "ray": SimpleNamespace(init=record, nodes=list),
+        "ray.train": SimpleNamespace(
+            ScalingConfig=record, RunConfig=record, FailureConfig=record, TrainingFailedError=Failed
+        ),
+        "ray.train.v2.jax": SimpleNamespace(JaxTrainer=Trainer, JaxConfig=record),
+    }
+
+
+def no_room():
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+    except OSError as error:
+        raise LlavaError("x cannot be written") from error
+
+
+def raises(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [
+        (lambda: 0, 0),
+        (lambda: raises(ConfigError("no such file")), 2),
+        (lambda: raises(Diverged("too many steps were skipped")), 65),
+        (lambda: raises(NotSaved("the last state is not saved")), 74),
+        (no_room, 74),
+        (lambda: raises(Stopped("stopped at step 3")), 75),
+    ],
+)
+def test_a_run_ends_with_the_code_that_it_has_without_ray(work, code, monkeypatch):
+    modules, run = ray_without_workers(), train_cli.run
+    monkeypatch.setattr(ray_launch, "need", lambda module, *_: modules[module])
+    monkeypatch.setattr(train_cli, "run", lambda args: run(args) if args.launcher else work())
+    assert main(["train", "--config", "finetune_7b", "--launcher", "ray"]) == code
 
 
 # Two workers ---------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from llava_jax.digests import SUMS
 from llava_jax.errors import ConfigError
 from llava_jax.train.config import load_config
 from llava_jax.train.resume import (
     DONE,
     SETTINGS,
     begin,
+    check_begun_from,
     check_same,
     goes_on,
     read_record,
@@ -108,6 +110,24 @@ def test_a_work_directory_may_be_moved_with_its_stages(tmp_path):
     assert check_same(moved, tmp_path / "new" / "two") == ["model.init"]
     with pytest.raises(ConfigError, match=r"model\.init"):
         check_same(config("model.init=elsewhere/one/export"), tmp_path / "new" / "two")
+
+
+def test_other_weights_where_the_run_began_are_another_run(tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    model.mkdir()
+    run.mkdir()
+    ours = config(f"model.init={model}")
+    begin(ours, run)
+    (model / SUMS).write_text(f"{'0' * 64}  model.safetensors\n")
+    check_begun_from(ours, run)  # it began before this was recorded
+    begin(ours, run)
+    (model / SUMS).write_text(f"{'1' * 64}  README.md\n{'0' * 64}  model.safetensors\n")
+    check_begun_from(ours, run)
+    (model / SUMS).write_text(f"{'1' * 64}  model.safetensors\n")
+    with pytest.raises(ConfigError, match="began with other weights than .*move .*run away"):
+        check_begun_from(ours, run)
+    (model / SUMS).unlink()
+    check_begun_from(ours, run)
 
 
 def test_a_setting_that_another_version_of_this_package_has_is_passed_over(tmp_path):

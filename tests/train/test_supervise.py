@@ -13,7 +13,7 @@ import pytest
 
 from llava_jax.errors import ConfigError, LlavaError
 from llava_jax.train import supervise as module
-from llava_jax.train.supervise import RESTARTS, Heard, Stop, follow, supervise
+from llava_jax.train.supervise import RESTARTS, Heard, Stop, follow, share_gpus, supervise
 
 PROGRAM = """
 import os, signal, sys, time
@@ -87,6 +87,25 @@ def test_restarts_are_bounded_unless_checkpoints_are_made_in_between(run, tmp_pa
     assert len(whys(tmp_path)) == 4
 
 
+def test_without_any_checkpoint_that_is_what_is_said(run):
+    with pytest.raises(LlavaError, match="0 times without a newer checkpoint than 0 "):
+        run("70", failures=0)
+
+
+def test_processes_share_the_gpus(monkeypatch):
+    monkeypatch.setattr(module, "has_cuda", lambda: True)
+    four = {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    assert share_gpus(2, four) == ["0,1", "2,3"]
+    assert share_gpus(2, {**four, "JAX_LOCAL_DEVICE_IDS": "1,3"}) == ["1", "3"]
+    for count in (3, 8):
+        with pytest.raises(ConfigError, match=f"--processes {count} cannot share 4 GPUs equally"):
+            share_gpus(count, four)
+    assert share_gpus(1, four) == share_gpus(3, {**four, "JAX_PLATFORMS": "cpu"}) == []
+    assert share_gpus(3, {"CUDA_VISIBLE_DEVICES": ""}) == []
+    monkeypatch.setattr(module, "has_cuda", lambda: False)
+    assert share_gpus(3, four) == []
+
+
 def test_asked_to_stop_it_stops_the_run(run, tmp_path):
     def ask():
         while not (tmp_path / "ready").exists():
@@ -116,6 +135,8 @@ def test_where_no_steps_are_made_a_hang_takes_longer_and_is_one(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     heard = Heard(10)
+    now[0] += 39  # before the first step
+    assert not heard.silent
     heard.hear(b"..-")
     now[0] += 39
     assert not heard.silent
