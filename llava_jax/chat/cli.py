@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llava_jax.chat.files import read_schema
-from llava_jax.chat.folder import answer_folder, check_folder
+from llava_jax.chat.folder import answer_folder, answered, asked, check_folder
 from llava_jax.chat.session import Session
 from llava_jax.errors import PromptError
 from llava_jax.settings import (
@@ -75,39 +76,53 @@ def run(args: argparse.Namespace) -> int:
     loading = loading_options(args)
     prompt: str | None = args.prompt
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
+        prompt = piped()
     if prompt is not None and not prompt.strip():
         raise PromptError("the prompt is empty", fix="give --prompt TEXT or pipe a question in")
     # Fail fast on typos: loading the model takes minutes.
     settings = given(args, SAMPLING)
     if args.json:
         settings["response_format"] = read_schema(args.json)
+    if loading["adapters"]:
+        settings["adapter"] = next(iter(loading["adapters"]))
     if template := SamplingSettings(**given(args, SAMPLING)).template:
         find_template(template)
     open_file = partial(open_image, limits=Limits(**given(args, LIMITS)), exif=not args.no_exif)
     images = [open_file(file) for file in args.image]
+    head = asked(args, settings, loading)
+    if args.folder:
+        answered(Path(args.out), head)
     if args.model is None:
         print(SHIPPED_NOTE, file=sys.stderr, flush=True)
     if prompt is None:
         print(f"loading {args.model or 'tiny'} ...", flush=True)
 
     from llava_jax.generate.compile_cache import use_compile_cache
+    from llava_jax.generate.request import Request
     from llava_jax.model import load
 
+    Request.of("", (), settings)  # for its checks
     use_compile_cache()
     model = load(
         args.model or "tiny",
         **loading,
         template=template,
     )
-    if loading["adapters"]:
-        settings["adapter"] = next(iter(loading["adapters"]))
     if args.folder:
-        return answer_folder(model, settings, args, open_file)
+        return answer_folder(model, settings, args, open_file, head)
     session = Session(model, settings, images, open_file)
     session.names = list(args.image)
     session.talk() if prompt is None else session.once(prompt)
     return 0
+
+
+def piped() -> str:
+    """The question on standard input. Raises PromptError for bytes that are no text."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        what = f"the piped question is not {sys.stdin.encoding} text"
+        raise PromptError(what, fix="iconv -t utf-8 converts it") from None
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

@@ -24,8 +24,19 @@ def file_names(text: str) -> list[str]:
         return [text]
 
 
+def file_name(text: str) -> str:
+    """One file's name, with the quotes that Tab gives it or without."""
+    names = file_names(text)
+    return names[0] if len(names) == 1 else text
+
+
 def read_schema(text: str) -> dict[str, Any]:
-    """OpenAI's response_format of a JSON schema: its text, or the file that has it. Raises ConfigError."""
+    """OpenAI's response_format of a JSON schema: its text, or the file that has it.
+
+    Raises ConfigError, also for a schema that no model can follow, and LlavaError without llguidance.
+    """
+    from llava_jax.generate.constrain import check_format
+
     name = "the JSON schema"
     if not text.lstrip().startswith("{"):
         name, path = text, Path(text).expanduser()
@@ -36,7 +47,9 @@ def read_schema(text: str) -> dict[str, Any]:
     schema = parsed(text, name)
     if not isinstance(schema, dict):
         raise ConfigError(f"{name} is not a JSON object")
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    check_format(form)
+    return form
 
 
 def parsed(text: str, name: str) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llava_jax.chat import terminal
-from llava_jax.chat.files import file_names, read_schema, write_conversation
+from llava_jax.chat.files import file_name, file_names, read_schema, write_conversation
 from llava_jax.errors import LlavaError, PromptError, counted, did_you_mean
 from llava_jax.util import printable
 
@@ -107,17 +107,17 @@ class Session:
     def read(self) -> str:
         """The next command, or the next message: what is typed up to Enter, or pasted.
 
-        Raises EOFError and KeyboardInterrupt, as input() does.
+        Raises EOFError and KeyboardInterrupt, as input() does, and PromptError.
         """
         # A terminal with bracketed paste hands readline a paste as one line, newlines in it; without,
         # or for a paste made while the model was answering, its lines come one by one, but at once.
-        text, self.unread = self.unread or input("you> "), ""
+        text, self.unread = self.unread or typed("you> "), ""
         if command(text.strip())[0] is not None:  # it ends with its line
             text, _, self.unread = text.strip().partition("\n")
             return text
         with contextlib.suppress(EOFError):
             while more_waits():
-                text += "\n" + input()
+                text += "\n" + typed()
         return text
 
     def run_command(self, name: str, rest: str) -> None:
@@ -144,17 +144,14 @@ class Session:
             stream = self.conversation.stream(text, self.pending)
             first = time.monotonic()  # its first token is there
             stream.cancelled = self.interrupted
-            shown, self.pending = self.pending, []
             reply = print_pieces(stream)
             end = time.monotonic()
         finally:
             signal.signal(signal.SIGINT, before)
         self.interrupted.clear()  # at the prompt, Ctrl-C asks once before it leaves
-        if not reply.text:  # such a turn is not remembered
-            self.pending = shown
-        else:
+        if reply.text:  # else the turn is not remembered, and its images go with the next message
             self.shown.append(self.names)
-            self.names = []
+            self.pending, self.names = [], []
         for note in notes(reply):
             print(f"({note})")
         if reply.text:
@@ -180,7 +177,7 @@ class Session:
 
     def set_json(self, text: str) -> None:
         """/json: the form of answers from here on; the conversation goes on."""
-        form = read_schema(text) if text else None
+        form = read_schema(text if text.startswith("{") else file_name(text)) if text else None
         settings = {**self.settings, "response_format": form}
         self.model.chat(**settings)  # for its checks
         self.settings = self.conversation.settings = settings
@@ -194,8 +191,9 @@ class Session:
 
     def save(self, text: str) -> None:
         """/save: writes what was said; a file that is there is left as it is."""
-        write_conversation(text, self.conversation.messages, self.shown, self.settings)
-        print(f"(saved to {text})")
+        name = file_name(text)
+        write_conversation(name, self.conversation.messages, self.shown, self.settings)
+        print(f"(saved to {name})")
 
     def reset(self) -> None:
         """/clear: a new conversation, without the images that were shown or were to be."""
@@ -204,6 +202,14 @@ class Session:
         self.names, self.shown = [], []
         again = "; show the image again with /image" if had_images else ""
         print(f"(a new conversation{again})")
+
+
+def typed(prompt: str = "") -> str:
+    """input(). Raises PromptError for bytes that are no text."""
+    try:
+        return input(prompt)
+    except UnicodeDecodeError:
+        raise PromptError(f"what was typed is not {sys.stdin.encoding} text") from None
 
 
 def print_pieces(stream: Stream) -> Reply:

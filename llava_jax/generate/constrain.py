@@ -123,6 +123,29 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def check_format(response_format: Any) -> None:
+    """Raises what `schema_of` does, and what `Grammars` would whatever the tokenizer: before a model is there."""
+    schema = schema_of(response_format)
+    if schema is None:
+        return
+    if problem := _library().LLMatcher.validate_grammar(_grammar(schema)[1]):
+        raise ConfigError(f"response_format: {_in_words(problem)}")
+
+
+def _library() -> Any:
+    return need("llguidance", "for answers in JSON", "llava_jax[json]")
+
+
+def _grammar(schema: Mapping[str, Any]) -> tuple[str, str]:
+    """A schema as llguidance is to read it, and its grammar."""
+    # Options that a schema brings must not win: "lenient" would pass over keywords.
+    text = json.dumps({**schema, "x-guidance": _WRITTEN})
+    try:
+        return text, _library().LLMatcher.grammar_from_json_schema(text)
+    except ValueError:
+        raise ConfigError("response_format: the JSON schema cannot be read") from None
+
+
 class Grammars:
     """Makes constraints over one tokenizer. vocab: tokens of the model, of which these may end an answer.
 
@@ -130,7 +153,7 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab: int, ends: Sequence[int]):
-        self._library = need("llguidance", "for answers in JSON", "llava_jax[json]")
+        self._library = _library()
         self._words = -(-vocab // 32)
         own = [id_ for id_ in ends if 0 <= id_ < len(tokenizer)]
         self._tokens = self._library.LLTokenizer(
@@ -145,12 +168,7 @@ class Grammars:
         Raises ConfigError for a keyword that is not supported, by its name, and a schema that no
         answer, or none that can be found, follows.
         """
-        # Options that a schema brings must not win: "lenient" would pass over keywords.
-        text = json.dumps({**schema, "x-guidance": _WRITTEN})
-        try:
-            alone = self._library.LLMatcher.grammar_from_json_schema(text)
-        except ValueError:
-            raise ConfigError("response_format: the JSON schema cannot be read") from None
+        text, alone = _grammar(schema)
         self._first(alone)
         # The first token of an answer may begin with a space, as that of an English word does.
         spaced = self._library.LLMatcher.grammar_from_lark(f'start: " "? json\njson: %json {text}')

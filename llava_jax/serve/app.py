@@ -3,6 +3,7 @@
 # Not `from __future__ import annotations`: FastAPI reads the annotations of the routes below.
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from llava_jax.serve.replies import Form
 from llava_jax.serve.schema import ChatRequest, CompletionRequest, ImageUrl, Sampling
 from llava_jax.serve.worker import Answers, Worker
 
+logger = logging.getLogger(__name__)
 FETCHES = 8
 """Requests whose pictures are fetched at once, where that is allowed."""
 
@@ -56,6 +58,7 @@ class Service:
             "owned_by": "llava_jax",
             "max_model_len": config.language.max_positions,
             "image_tokens": config.image_tokens,
+            "image_span": config.image_span,
             "max_images": self.settings.max_images,
         }
 
@@ -160,7 +163,15 @@ async def _events(answers: Answers, form: Form, logprobs: bool, usage: bool) -> 
             yield line(form.closing(answers.jobs))
         yield "data: [DONE]\n\n"
     except Exception as error:
-        yield line(as_api_error(error).body)
+        yield line(_told(error).body)
+
+
+def _told(error: Exception) -> ApiError:
+    """What a client is told; what it is not told is in the log."""
+    refused = as_api_error(error)
+    if refused.status == 500:
+        logger.error("a request failed", exc_info=error)
+    return refused
 
 
 async def _ended(answers: Answers, http: HttpRequest) -> bool:
@@ -288,8 +299,8 @@ def _render_errors(app: Any) -> None:
     app.add_exception_handler(RequestValidationError, rendering(of_problems))
     app.add_exception_handler(HTTPException, rendering(lambda e: of_status(e.status_code)))
     for kind in _OURS:
-        app.add_exception_handler(kind, rendering(as_api_error))
-    app.add_exception_handler(Exception, rendering(as_api_error))
+        app.add_exception_handler(kind, rendering(_told))
+    app.add_exception_handler(Exception, rendering(as_api_error))  # re-raised: Gate logs it
 
 
 _OURS = ApiError.__mro__[:2]  # ApiError, and LlavaError for what the model refuses

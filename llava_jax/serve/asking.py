@@ -24,19 +24,21 @@ if TYPE_CHECKING:
 _CHARACTERS_PER_TOKEN = 32  # no prompt of the context's tokens has more: a piece has 16 at most
 
 
-def check_chat(body: ChatRequest, limits: ServeSettings, fetcher: Fetcher) -> list[str]:
-    """Counts messages, answers and pictures, before anything is decoded; the addresses to fetch.
+def check_chat(body: ChatRequest, limits: ServeSettings, fetcher: Fetcher) -> dict[str, int]:
+    """Counts messages, answers and pictures, before anything is decoded.
 
-    Raises ApiError.
+    Returns {address to fetch: number of the first picture that it is}. Raises ApiError.
     """
     _at_most(len(body.messages), limits.max_messages, "message", "messages")
     _at_most(body.n, limits.max_choices, "answer", "n")
     urls = body.image_urls()
     _at_most(len(urls), limits.max_images, "image", "messages")
+    numbers: dict[str, int] = {}
     for number, url in enumerate(urls, 1):
         if not is_data_uri(url):
             fetcher.check(url, f"image {number}")
-    return [url for url in urls if not is_data_uri(url)]
+            numbers.setdefault(url, number)
+    return numbers
 
 
 def check_completion(body: CompletionRequest, limits: ServeSettings) -> None:
@@ -77,7 +79,8 @@ def chat_jobs(
     for number, uri in enumerate(example.images, 1):
         name = f"image {number}"
         if id(uri) not in made:
-            data = fetched.get(uri) or decode_data_uri(uri, model.limits, name)
+            known = uri in fetched
+            data = fetched[uri] if known else decode_data_uri(uri, model.limits, name)
             # A photograph is turned upright, as in `llava-jax chat`.
             made[id(uri)] = model.pixels(data, name=name, exif=True)
     ready = model.with_pixels(example, made)

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urljoin
 
@@ -52,13 +52,12 @@ class Fetcher:
             raise _refused(f"{name}: pictures are not fetched from that host")
         return host, path if path.startswith("/") else f"/{path}"
 
-    def get(self, urls: Sequence[str]) -> dict[str, bytes]:
-        """The bytes behind addresses, in a thread that may wait. Raises ApiError."""
+    def get(self, urls: Mapping[str, int]) -> dict[str, bytes]:
+        """The bytes behind {address: number of its picture}, in a thread that may wait. Raises ApiError."""
         end, left, found = time.monotonic() + self.seconds, self.most, {}
-        for number, url in enumerate(urls, 1):
-            if url not in found:
-                found[url] = self._get(url, f"image {number}", end, left)
-                left -= len(found[url])
+        for url, number in urls.items():
+            found[url] = self._get(url, f"image {number}", end, left)
+            left -= len(found[url])
         return found
 
     def _get(self, url: str, name: str, end: float, most: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ class Form:
 
     def __init__(self, model: str, tokenizer: Tokenizer, *, chat: bool, stream: bool, tops: int):
         self.chat, self.stream, self.tops, self._tokenizer = chat, stream, tops, tokenizer
+        self._at: Counter[int] = Counter()  # characters of each answer's text so far
+        self._silent = frozenset(tokenizer.special_tokens.values())
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
@@ -37,7 +40,7 @@ class Form:
             else:
                 said["text"] = text
             if logprobs:
-                said["logprobs"] = self.logprobs(job.ids, job.logprobs, job.tops)
+                said["logprobs"] = self.logprobs(i, job.ids, job.logprobs, job.tops)
             choices.append(said)
         return {**self._head, "choices": choices, "usage": usage(jobs)}
 
@@ -55,7 +58,7 @@ class Form:
             said["text"] = news.text
         said["logprobs"] = None
         if logprobs:
-            said["logprobs"] = self.logprobs(news.ids, news.logprobs, news.tops)
+            said["logprobs"] = self.logprobs(index, news.ids, news.logprobs, news.tops)
         return self._piece(said)
 
     def closing(self, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -65,8 +68,8 @@ class Form:
     def _piece(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "choices": [choice]}
 
-    def logprobs(self, ids: Any, values: Any, tops: Any) -> dict[str, Any]:
-        """One entry for each token, the end token included."""
+    def logprobs(self, index: int, ids: Any, values: Any, tops: Any) -> dict[str, Any]:
+        """One entry for each token that came of an answer since the last call, the end token included."""
         tops = tops or [()] * len(ids)
         if self.chat:
             rows = []
@@ -78,13 +81,21 @@ class Form:
         best = [
             {token_text(self._tokenizer, other): _finite(at) for other, at in row} for row in tops
         ]
-        ends = [sum(map(len, texts[:i])) for i in range(len(texts))]
         return {
             "tokens": texts,
             "token_logprobs": [_finite(value) for value in values],
             "top_logprobs": best if self.tops else None,
-            "text_offset": ends,
+            "text_offset": [self._place(index, id_) for id_ in ids],
         }
+
+    def _place(self, index: int, id_: int) -> int:
+        """Where a token begins in the text of its answer, which has no white space in front."""
+        at, byte = self._at[index], self._tokenizer.byte_value(id_)
+        text = "" if id_ in self._silent else token_text(self._tokenizer, id_)
+        if byte is not None:  # the first of a character's bytes counts for all of them
+            text = "" if byte & 0xC0 == 0x80 else chr(byte)
+        self._at[index] += len(text if at else text.lstrip())
+        return at
 
     def _entry(self, id_: int, value: float) -> dict[str, Any]:
         text, byte = token_text(self._tokenizer, id_), self._tokenizer.byte_value(id_)

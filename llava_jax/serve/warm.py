@@ -38,16 +38,17 @@ def warm_pictures(model: LlavaModel) -> None:
 
 
 def warm_up(engine: Engine, stopping: Callable[[], bool]) -> bool:
-    """Runs every shape of `read` (eighths of a chunk), and `see`, `mark`, `copy` and `decode`.
+    """Runs every shape of `read`, and `see`, `mark`, `copy` and `decode`.
 
     stopping: asked between two requests. False where it broke off.
     """
     g, context = engine.generator, engine.context
-    step = max(1, g.chunk // 8)
-    lengths = [n for n in range(step, g.chunk + 1, step) if n < context] or [1]
-    jobs = [Job(_prompt(g.config, n), _SHORT, bias={0: 0.0}) for n in lengths]
+    shapes = [*range(g.step, g.chunk, g.step), g.chunk]
+    lengths = [min(n, context - 1) for n in shapes if n - g.step < context - 1]
+    # Each of its own token: what an earlier one has read would be taken over, and not be read.
+    jobs = [Job(_prompt(g.config, n, i), _SHORT, bias={0: 0.0}) for i, n in enumerate(lengths)]
     if g.config.image_tokens + 1 < context:
-        jobs.append(Job(_prompt(g.config, 1, images=1), _SHORT))
+        jobs.append(Job(_prompt(g.config, 1, 0, images=1), _SHORT))
     for job in jobs:  # one by one: prompts of one shape would be read together
         engine.run([engine.submit(job)])
         if stopping():
@@ -56,7 +57,7 @@ def warm_up(engine: Engine, stopping: Callable[[], bool]) -> bool:
     if engine.slots > 1 and whole + 2 < context:
         # The second finds its first chunk in a slot that is taken, and has to copy it.
         never = dict.fromkeys(g.eos_ids, -100.0)  # its answer must not end by itself
-        first, second = (Job(_prompt(g.config, whole), _SHORT, bias=never) for _ in range(2))
+        first, second = (Job(_prompt(g.config, whole, 0), _SHORT, bias=never) for _ in range(2))
         first.settings = SamplingSettings()
         engine.submit(first)
         while not first.ids:
@@ -68,8 +69,8 @@ def warm_up(engine: Engine, stopping: Callable[[], bool]) -> bool:
     return True
 
 
-def _prompt(config: LlavaConfig, tokens: int, images: int = 0) -> Example:
+def _prompt(config: LlavaConfig, tokens: int, token: int, images: int = 0) -> Example:
     size = config.vision.image_size
-    ids = np.ones(tokens + images, np.int32)
+    ids = np.full(tokens + images, token, np.int32)
     ids[:images] = IMAGE_TOKEN
     return Example(ids, (np.zeros((size, size, 3), np.uint8),) * images)

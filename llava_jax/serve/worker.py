@@ -103,9 +103,15 @@ class Worker:
 
     @contextmanager
     def room(self, answers: int) -> Iterator[None]:
-        """Room for so many answers, from before their pictures are decoded. Raises ApiError (429)."""
+        """Room for so many answers, from before their pictures are decoded.
+
+        Raises ApiError: 429 where others have it, 400 for more than there ever is.
+        """
         self.check_ready()
         s = self.settings
+        if answers > s.slots + s.waiting:
+            what = f"the request asks for {answers} answers; this server has room for {s.slots + s.waiting}"
+            raise ApiError(400, what, code="too_many", param="n")
         if self._taken + answers > s.slots + s.waiting:
             wait = 1 + self._taken // s.slots
             raise ApiError(429, f"{self._taken} answers are under way; try again later", retry=wait)

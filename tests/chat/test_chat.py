@@ -18,7 +18,7 @@ import pytest
 
 from llava_jax import cli
 from llava_jax.chat import session as chat
-from llava_jax.errors import ImageError
+from llava_jax.errors import ImageError, PromptError
 from llava_jax.images.decode import open_image
 from llava_jax.model import LlavaModel, load
 from llava_jax.util import printable
@@ -64,6 +64,9 @@ def test_what_cannot_be_asked_is_one_line(folder, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("  \n"))
     assert cli.main(words) == 2
     assert "prompt is empty" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?"), "utf-8"))
+    assert cli.main(words) == 2
+    assert "the piped question is not utf-8 text" in capsys.readouterr().err
 
 
 def test_who_answers_where_no_model_is_named(tmp_path, capsys):
@@ -92,6 +95,9 @@ def test_file_names_are_read_as_a_shell_does(tmp_path):
     (tmp_path / "d e.png").touch()
     assert chat.file_names(str(tmp_path / "d e.png")) == [str(tmp_path / "d e.png")]
     assert chat.file_names("") == []
+    for text in ("'my talk.md'", "my\\ talk.md", "my talk.md"):
+        assert chat.file_name(text) == "my talk.md"
+    assert chat.file_name("") == ""
 
 
 def test_file_names_in_other_forms(tmp_path, monkeypatch):
@@ -120,7 +126,7 @@ def test_a_vision_tower_that_lies_elsewhere(tmp_path, capsys):
     assert capsys.readouterr().out == printable(want) + "\n"
 
 
-def test_an_empty_answer_is_said_and_its_image_is_not_lost(capsys):
+def test_an_empty_answer_is_said_and_its_image_is_not_lost(capsys, monkeypatch):
     """A head of zeros chooses <unk> for ever, which has no text."""
     talker = model()
     params = dict(talker.generator.params())
@@ -135,6 +141,15 @@ def test_an_empty_answer_is_said_and_its_image_is_not_lost(capsys):
     assert len(session.pending) == 1
     session.once("what is this?")
     assert capsys.readouterr().err.startswith("(no answer)\n")
+
+    def fails(_):
+        raise PromptError("the answer cannot go on")
+
+    monkeypatch.setattr(chat, "print_pieces", fails)
+    session.names = ["a.png"]
+    with pytest.raises(PromptError):
+        session.ask("what is this?")
+    assert (len(session.pending), session.names, session.shown) == (1, ["a.png"], [])
 
 
 def test_commands():
@@ -341,6 +356,8 @@ def test_what_cannot_be_asked_is_told_before_the_model_is_loaded(tmp_path, capsy
         (["--image", "https://example.org/x/a.jpg"], "a.jpg: addresses are not fetched"),
         (["--image", str(tmp_path)], "it is a folder"),
         (["--max-side", "-3"], "max_side is -3, but must be at least 1"),
+        (["--prompt-lookup", "7", "--temperature", "1"], "cannot be given with prompt_lookup"),
+        (["--json", '{"type": "array", "uniqueItems": true}'], "uniqueItems"),
     ):
         assert cli.main([*words, *more]) == 2
         assert says in capsys.readouterr().err

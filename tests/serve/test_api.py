@@ -6,7 +6,7 @@ import threading
 import pytest
 
 import llava_jax
-from llava_jax.serve.replies import token_text
+from llava_jax.serve.replies import Form, token_text
 from tests.serve.conftest import KEY, NAME, noise, picture, said, shown
 
 RED = [shown(picture("red")), said("What color is the circle?")]
@@ -103,6 +103,24 @@ def test_a_row_that_the_tokenizer_does_not_name_has_no_text(server):
     assert token_text(tokenizer, 300)
 
 
+def test_where_a_token_begins_in_the_text_of_a_completion(server):
+    tokenizer, text = server.worker.model.tokenizer, "A red 日 circle"
+    ids = [*tokenizer.encode(text, add_bos=False), tokenizer.eos_id]
+    assert any(tokenizer.byte_value(id_) for id_ in ids)
+
+    def offsets(*parts: list[int]) -> list[int]:
+        form = Form(NAME, tokenizer, chat=False, stream=False, tops=0)
+        told = [form.logprobs(0, part, [0.0] * len(part), ()) for part in parts]
+        return [at for part in told for at in part["text_offset"]]
+
+    found = offsets(ids)
+    assert offsets(ids[:1], ids[1:4], ids[4:]) == found  # as in a stream
+    for id_, at in zip(ids, found):
+        token = token_text(tokenizer, id_) if tokenizer.is_word(id_) else ""
+        assert text.startswith(token if at else token.lstrip(), at)
+    assert found[-1] == len(text)
+
+
 def test_n_answers_of_which_the_first_is_the_one_of_n_1(server):
     three = server.chat("hello", n=3, logprobs=True, **SAMPLED)
     assert [c.index for c in three.choices] == [0, 1, 2]
@@ -166,6 +184,8 @@ def test_models_health_metrics_and_document(server):
     models = [(m.id, m.parent) for m in server.client.models.list()]
     assert models == [(NAME, None), ("cats", NAME)]
     assert server.client.models.retrieve("cats").id == "cats"
+    spans = {m["image_span"] for m in server.http.get("/v1/models").json()["data"]}
+    assert spans == {server.worker.model.config.image_span}
     assert server.http.get("/health", headers={"Authorization": ""}).json() == {"status": "ready"}
     page = server.http.get("/metrics").text
     for name in ("queue_length", "slots_busy", "compiles_total", "tokens_total", "requests_total"):

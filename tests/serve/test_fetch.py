@@ -78,9 +78,9 @@ def asked(monkeypatch):
     return seen
 
 
-def body(url: str) -> dict:
-    part = {"type": "image_url", "image_url": {"url": url}}
-    return {"model": NAME, "messages": [{"role": "user", "content": [part]}], "max_tokens": 2}
+def body(*urls: str) -> dict:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"model": NAME, "messages": [{"role": "user", "content": parts}], "max_tokens": 2}
 
 
 def test_by_default_no_form_of_address_or_path_is_asked(server, canary):
@@ -95,14 +95,14 @@ def test_with_an_allowlist_no_form_reaches_another_host(canary, asked):
     fetcher = Fetcher(f"{HOST}, cdn.{HOST}", 2, 10**6)
     for form in FORMS:
         with pytest.raises(ApiError, match="data URI|not fetched from that host") as caught:
-            fetcher.get([form.format(canary[0], port=canary[1])])
+            fetcher.get({form.format(canary[0], port=canary[1]): 1})
         assert caught.value.status == 400
     assert asked == []  # not even a name was looked up
     with pytest.raises(ApiError, match="could not be fetched"):
-        fetcher.get([f"HTTPS://{HOST.upper()}:443/a.png#part"])
+        fetcher.get({f"HTTPS://{HOST.upper()}:443/a.png#part": 1})
     assert asked == [f"resolve {HOST}"]
     with pytest.raises(ApiError, match="not a data URI nor"):
-        fetcher.get([f"https://{HOST}/{'a' * 3000}"])
+        fetcher.get({f"https://{HOST}/{'a' * 3000}": 1})
 
 
 @pytest.mark.parametrize("address", """127.0.0.1 10.0.0.1 192.168.1.1 172.16.0.1 169.254.169.254 100.64.0.1 0.0.0.0
@@ -112,7 +112,7 @@ def test_addresses_that_are_not_global_are_refused(address, monkeypatch):
     monkeypatch.setattr(fetch, "resolve", lambda _: [PUBLIC, address])
     monkeypatch.setattr(fetch, "connect", lambda *_: pytest.fail("it connected"))
     with pytest.raises(ApiError, match="could not be fetched"):
-        Fetcher(HOST, 2, 10**6).get([f"https://{HOST}/a.png"])
+        Fetcher(HOST, 2, 10**6).get({f"https://{HOST}/a.png": 1})
 
 
 class Host(http.server.BaseHTTPRequestHandler):
@@ -138,7 +138,7 @@ class Host(http.server.BaseHTTPRequestHandler):
             if self.path == "/slow":
                 while not self.server.stopped.wait(0.05):
                     self.wfile.write(b"x")
-            self.wfile.write(data)
+            self.wfile.write(b"" if self.path == "/empty" else data)
         except OSError:  # the other side has had enough
             self.close_connection = True
 
@@ -190,11 +190,12 @@ def test_a_picture_of_a_named_host(host):
     connected, names = host
     fetcher = Fetcher(f"{HOST},other.test", 5, 10**6)
     url = f"https://{HOST}/red.png"
-    assert fetcher.get([url, url]) == {url: picture("red")}
+    assert fetcher.get({url: 1}) == {url: picture("red")}
     assert (connected, names) == ([PUBLIC], [HOST])  # once, at the address that was looked at
-    assert fetcher.get([f"https://{HOST}/hop"])[f"https://{HOST}/hop"] == picture("red")
+    hop = f"https://{HOST}/hop"
+    assert fetcher.get({hop: 1})[hop] == picture("red")
     with pytest.raises(ApiError, match="could not be fetched"):  # its certificate is another's
-        fetcher.get(["https://other.test/red.png"])
+        fetcher.get({"https://other.test/red.png": 1})
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_a_picture_of_a_named_host(host):
 )
 def test_what_a_named_host_cannot_do(host, path, says):
     with pytest.raises(ApiError, match=says):
-        Fetcher(HOST, 0.7, 10**6).get([f"https://{HOST}/{path}"])
+        Fetcher(HOST, 0.7, 10**6).get({f"https://{HOST}/{path}": 1})
 
 
 def test_a_server_that_may_fetch(server, host, monkeypatch):
@@ -221,9 +222,13 @@ def test_a_server_that_may_fetch(server, host, monkeypatch):
     assert server.post(body(url)).status_code == 400
     monkeypatch.setattr(Fetcher, "check", lambda _, *a: get_check(get, *a))
     fetched = server.post(body(url)).json()
-    want = server.post(body(shown(picture("red"))["image_url"]["url"])).json()
+    sent = shown(picture("red"))["image_url"]["url"]
+    want = server.post(body(sent)).json()
     assert fetched["choices"] == want["choices"]
     assert host[0] == [PUBLIC]
+    for path, says in (("none", "image 2: its host"), ("empty", "image 2: there are no bytes")):
+        refused = server.post(body(sent, f"https://{HOST}/{path}"))
+        assert refused.json()["error"]["message"].startswith(says)
 
 
 get_check = Fetcher.check  # as it is, before a test replaces it

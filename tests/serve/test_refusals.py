@@ -6,8 +6,11 @@ import time
 
 import pytest
 
+from llava_jax.errors import LlavaError
+from llava_jax.serve import asking
 from llava_jax.serve.cli import api_key
 from llava_jax.serve.errors import as_api_error
+from llava_jax.settings import ServeSettings
 from tests.serve.conftest import NAME, openai, picture, said
 
 
@@ -158,6 +161,23 @@ def test_beyond_the_queue_429_says_when_to_come_back(server):
     for thread in threads:
         thread.join()
     assert [reply.status_code for reply in replies] == [200, 200]
+
+
+def test_more_answers_than_there_is_ever_room_for(server, monkeypatch):
+    monkeypatch.setattr(server.worker, "settings", ServeSettings(slots=2, waiting=0))
+    refused = server.post(ask("hi", n=3))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert "room for 2" in refused.text
+
+
+def test_the_log_has_what_a_reply_leaves_out(server, monkeypatch, caplog):
+    def broken(*_):
+        raise LlavaError("a secret of the server's")
+
+    monkeypatch.setattr(asking, "chat_jobs", broken)
+    refused = server.post(ask("hi"))
+    assert (refused.status_code, "secret" in refused.text) == (500, False)
+    assert "a secret of the server's" in caplog.text
 
 
 def test_what_is_not_expected_says_nothing_of_itself():

@@ -1,7 +1,9 @@
 """The engine's thread: no compile after it is ready, and what a failing step leaves behind."""
 
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -10,6 +12,7 @@ from bench.serving import CHAT, HEADERS, ask, running
 from llava_jax.generate.request import Request
 from llava_jax.images import resample
 from llava_jax.serve import worker as serving
+from llava_jax.serve.warm import warm_up
 from llava_jax.settings import ServeSettings
 from tests.serve.conftest import openai, picture, said, shown
 
@@ -47,6 +50,17 @@ def test_no_prompt_of_any_length_meets_a_compile(server):
     assert len(tried) == 8
     server.chat([shown(picture())] * 5 + [said("how many?")], n=3, temperature=1)
     assert dict(server.worker.engine.generator.compiled) == compiled
+
+
+def test_what_is_read_to_warm_up_is_read_whole(server):
+    """Also where a prompt takes over what another has read: no two begin alike."""
+    jobs, g = [], server.worker.engine.generator
+    engine = SimpleNamespace(generator=g, context=g.chunk, slots=1, counts=Counter())
+    engine.submit, engine.run = jobs.append, len
+    assert warm_up(engine, lambda: False)
+    words = [job.prompt.ids for job in jobs if not job.prompt.images]
+    assert [len(ids) for ids in words] == [g.step, 2 * g.step, 3 * g.step, g.chunk - 1]
+    assert len({ids[0] for ids in words}) == 4
 
 
 def test_what_resizes_photographs_is_compiled_before_the_server_is_ready(server, monkeypatch):

@@ -249,7 +249,7 @@ async function connect() {
     most = found.max_images ?? most;
     $("model").textContent = document.title = model;
     $("length").max = found.max_model_len;
-    $("context").textContent = `Prompt and answer share ${found.max_model_len.toLocaleString("en")} positions; each picture takes ${found.image_tokens} of them.`;
+    $("context").textContent = `Prompt and answer share ${found.max_model_len.toLocaleString("en")} positions; each picture takes ${found.image_span} of them.`;
     state("ready");
   } catch (error) {
     state(error.status === 401 ? "key needed" : "no connection", true);
