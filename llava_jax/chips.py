@@ -65,7 +65,18 @@ _KINDS = {
 
 def peak_of(device_kind: str) -> float | None:
     """Dense bf16 FLOP/s of a device by its maker's data sheet; None for one that is not in CHIPS."""
-    return next((CHIPS[chip].flops for part, chip in _KINDS.items() if part in device_kind), None)
+    chip = _chip_of(device_kind)
+    return chip and chip.flops
+
+
+def memory_of(device_kind: str) -> float | None:
+    """Bytes of a device, of the smallest chip that may have its kind; None for one that is not in CHIPS."""
+    chip = _chip_of(device_kind)
+    return chip and min(c.memory for c in CHIPS.values() if c.target == chip.target)
+
+
+def _chip_of(device_kind: str) -> Chip | None:
+    return next((CHIPS[chip] for part, chip in _KINDS.items() if part in device_kind), None)
 
 
 def has_cuda() -> bool:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from llava_jax.convert import Checkpoint
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+MOST_AT_ONCE = 256
+"""Requests of a batch that are answered at once where nobody says how many."""
 
 
 def load(
@@ -222,19 +225,20 @@ class LlavaModel:
         self,
         requests: Iterable[Request],
         *,
-        batch_size: int = 16,
+        batch_size: int | None = 16,
         progress: bool | Callable[[int, int], None] = False,
         on_error: str = "raise",
     ) -> list[Reply]:
         """Answers many requests, up to `batch_size` at a time; replies come in the requests' order.
 
+        batch_size: None for as many, up to 256, as have room in a small part of the device's memory.
         progress: True for a bar, or a function of (answered, all). on_error: "raise", or "reply" for
         a Reply with finish_reason "error" in place of what cannot be asked.
-        Every reply is the one `generate` gives. Raises as `generate` does.
+        Every reply is the one `generate` gives. Raises as `generate` does; the others are then not answered.
         """
         if on_error not in ("raise", "reply"):
             raise ConfigError(f"on_error {on_error!r} is unknown", fix="use raise or reply")
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise ConfigError(f"batch_size is {batch_size!r}, not a whole number of at least 1")
         if isinstance(requests, str | Request | Mapping) or not isinstance(requests, Iterable):
             raise PromptError("requests must be a list of Request", fix="generate asks one")
@@ -251,36 +255,41 @@ class LlavaModel:
         replies: list[Any] = [attempt(self.example, request) for request in requests]
         order = [i for i, example in enumerate(replies) if isinstance(example, Example)]
         order.sort(key=lambda i: (len(replies[i].images), len(replies[i].ids)))
-        done, total = len(requests) - len(order), len(requests)
-        bar = progress_bar(total, "answers", "answer", quiet=progress is not True, initial=done)
-        if order:
-            room = max(self._room(replies[i], requests[i]) for i in order)
-            engine = self.engine(min(batch_size, len(order)), room)
-        ready, jobs = iter(order), {}
-        while len(jobs) or done < total:
-            # The pixels of what is being answered, and of what comes next, are in memory.
-            for i in islice(ready, engine.slots + engine.rows - len(jobs)):
-                request = requests[i].seeded()
-                made = attempt(lambda x, r=request: self.job(r, self.with_pixels(x)), replies[i])
-                if isinstance(made, Job):
-                    jobs[i] = engine.submit(made)
-                else:
-                    replies[i], done = made, done + 1
-            engine.step()
-            ended = [i for i, job in jobs.items() if job.done]
-            for i in ended:
-                replies[i] = attempt(reply_of, jobs.pop(i))
-            if ended:
-                done += len(ended)
-                bar.update(len(ended))
-                if callable(progress):
-                    progress(done, total)
-        bar.close()
+        done, total = 0, len(requests)
+
+        def tell(more: int) -> None:
+            nonlocal done
+            done += more
+            bar.update(more)
+            if more and callable(progress):
+                progress(done, total)
+
+        def make(i: int) -> Any:
+            request = requests[i].seeded()
+            return attempt(lambda example: self.job(request, self.with_pixels(example)), replies[i])
+
+        def take(ended: Mapping[int, Any]) -> None:
+            for i, made in ended.items():
+                replies[i] = attempt(reply_of, made) if isinstance(made, Job) else made
+            tell(len(ended))
+
+        with closing(progress_bar(total, "answers", "answer", quiet=progress is not True)) as bar:
+            tell(total - len(order))
+            if order:
+                room = max(self._room(replies[i], requests[i]) for i in order)
+                most = min(batch_size or MOST_AT_ONCE, len(order))
+                fitting = most if batch_size else self.generator.slots_that_fit(most, room)
+                _answer(self.engine(fitting, room), order, make, take)
         return replies
 
     def chat(self, **settings) -> Conversation:
         """A conversation that remembers. `settings` are fields of Request, for every answer."""
         return Conversation(self, **settings)
+
+    def drop_params(self) -> None:
+        """Gives the memory of the parameters and of the caches back, until `generator.set_params`."""
+        self._engines.clear()
+        self.generator.drop_params()
 
     # Keeping -------------------------------------------------------------------------------------
 
@@ -386,10 +395,41 @@ class LlavaModel:
         alone, context = slots == 1, self.config.language.max_positions
         known = self._engines.get(alone)
         if known is None or known.slots != slots or known.context < min(room or context, context):
-            self._engines.pop(alone, None)  # its memory is free before the new one takes any
+            known = None  # with the next line, its memory is free before the new one takes any
+            self._engines.pop(alone, None)
             room = self.generator.slot_length(slots, room)
             known = self._engines[alone] = Engine(self.generator, slots, capacity=room)
         return known
 
     def _room(self, example: Example, request: Request) -> int:
         return example.length(self.config.image_tokens) + int(request.max_new_tokens)
+
+
+def _answer(
+    engine: Engine,
+    order: Sequence[int],
+    make: Callable[[int], Any],
+    take: Callable[[Mapping[int, Any]], None],
+) -> None:
+    """Answers requests by their numbers. make: the Job of one, or a Reply in its place. take: what has ended."""
+    ready, made, left = iter(order), {}, len(order)
+    try:
+        while left:
+            # The pixels of what is being answered, and of what comes next, are in memory.
+            for i in islice(ready, engine.slots + engine.rows - len(made)):
+                made[i] = make(i)
+                if isinstance(made[i], Job):
+                    engine.submit(made[i])
+            ended = {i: x for i, x in made.items() if not isinstance(x, Job) or x.done}
+            if not ended:
+                engine.step()
+                continue
+            left -= len(ended)
+            for i in ended:
+                del made[i]
+            take(ended)
+    except BaseException:  # nobody waits for the others any more
+        for job in made.values():
+            if isinstance(job, Job):
+                engine.cancel(job)
+        raise

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_jax.chips import CHIPS, peak_of
+from llava_jax.chips import CHIPS, memory_of, peak_of
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,8 @@ from llava_jax.chips import CHIPS, peak_of
 )
 def test_a_device_has_the_rate_of_its_chip(kind, chip):
     assert peak_of(kind) == CHIPS[chip].flops
+    assert memory_of(kind) == CHIPS[chip].memory
 
 
 def test_a_device_that_is_not_listed_has_no_rate():
-    assert peak_of("cpu") is None
+    assert peak_of("cpu") is memory_of("cpu") is None

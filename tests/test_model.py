@@ -55,7 +55,7 @@ def test_a_prompt_is_laid_out_as_the_template_says():
     assert reply.text == tokenizer().decode(reply.ids, skip_special=True).strip()
 
 
-def test_a_batch_gives_each_request_its_own_answer_in_order():
+def test_a_batch_gives_each_request_its_own_answer_in_order(monkeypatch):
     seen = []
     replies = model().generate_batch(
         REQUESTS, batch_size=2, progress=lambda done, total: seen.append((done, total))
@@ -67,6 +67,11 @@ def test_a_batch_gives_each_request_its_own_answer_in_order():
         assert reply.text == alone.text
     assert seen[-1] == (5, 5)
     assert model().generate_batch([]) == []
+    # 2.5 slots of 512 positions, 256 bytes each
+    monkeypatch.setattr(model().generator, "cache_bytes", 2.5 * 512 * 256)
+    again = model().generate_batch(REQUESTS, batch_size=None)
+    assert [reply.ids for reply in again] == [reply.ids for reply in replies]
+    assert model().generator.slots_that_fit(256, 40) == model()._engines[False].slots == 2
 
 
 def test_a_request_that_cannot_be_asked_is_raised_or_reported():
@@ -78,7 +83,11 @@ def test_a_request_that_cannot_be_asked_is_raised_or_reported():
     ]
     with pytest.raises(PromptError, match="no messages"):
         model().generate_batch(requests)
-    replies = model().generate_batch(requests, on_error="reply")
+    seen = []
+    replies = model().generate_batch(
+        requests, on_error="reply", progress=lambda *counts: seen.append(counts)
+    )
+    assert seen[-1] == (4, 4)
     assert replies[0].ids == model().generate("what is this?", [picture()], **SHORT).ids
     assert [r.finish_reason for r in replies[1:]] == ["error"] * 3
     assert "damaged" in replies[1].error
@@ -248,6 +257,13 @@ def test_an_answer_that_is_broken_off_is_remembered_as_far_as_it_came():
     assert stream.reply.finish_reason == "cancelled"
     assert chat.messages[-1]["content"].startswith(shown)
     assert chat.say("and now?", picture(1)).finish_reason in ("stop", "length")
+    unread = chat.stream("and here?")
+    unread.close()
+    assert model().engine().busy == 0
+    assert list(unread) == []
+    assert chat.messages[-1]["content"] == unread.reply.text != ""
+    model().stream("what is this?")  # dropped unread
+    assert model().engine().busy == 0
 
 
 def test_ctrl_c_within_a_step_leaves_a_conversation_that_goes_on(monkeypatch):
@@ -403,7 +419,6 @@ def test_one_senseless_request_does_not_end_a_batch():
         (lambda: Request("x", stop=0), "stop is 0"),
         (lambda: Request("x", stop={"a": 1}), "stop is"),
         (lambda: model().generate_batch(REQUESTS, batch_size="4"), "batch_size is '4'"),
-        (lambda: model().generate_batch(REQUESTS, batch_size=None), "batch_size is None"),
         (lambda: model().generate_batch(None), "must be a list of Request"),
         (lambda: model().generate_batch({"a": 1}), "must be a list of Request"),
         (lambda: load(None), "path is None"),

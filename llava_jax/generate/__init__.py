@@ -3,9 +3,14 @@
 Its parts, lowest first:
     request         what is asked and answered, in the user's terms
     sampling        how the next token is chosen
+    state           what the compiled programs share, take and give
+    begin           the program that chooses an answer's first token
     adapters        LoRA adapters beside the model, unmerged
+    weights         parameters as the programs take them, and back
     generator       parameters, and the programs over a slot cache
+    lookup          prompt lookup: several guessed tokens checked at once
     detokenize      ids to text: stop strings, text piece by piece
+    constrain       answers in JSON: which tokens may come next
     job             one request inside the engine
     pictures        whose features are on the device
     engine          continuous batching: which program runs next, for whom

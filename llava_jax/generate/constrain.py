@@ -7,6 +7,7 @@ sure of the next value can go on with it for ever.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
@@ -92,6 +93,9 @@ def _check_rules(schema: Any) -> None:
     if isinstance(schema.get("items"), list | tuple):
         fix = "the first items of an array are prefixItems"
         raise ConfigError("response_format: items is a list in the JSON schema", fix=fix)
+    for key, value in schema.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"response_format: {key} of the JSON schema is {value}, not a number")
     _check_bounds(schema)
     step = schema.get("multipleOf")
     if isinstance(step, float) and not step.is_integer():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 class Stream:
     """One answer as it comes: iterate for pieces of text; `reply` is what there is so far.
 
-    Closing it early, or leaving the loop, ends the answer with finish_reason "cancelled"; so does
+    Closing it early, or dropping it, ends the answer with finish_reason "cancelled"; so does
     setting the event `cancelled`, from any thread or signal handler, at the model's next step.
+
+    at_end: called once with the answer, where it could be given, however the stream ended.
     """
+
+    _ended = True  # until there is something to end
 
     def __init__(self, model: LlavaModel, request: Request, example: Example):
         self._job = model.job(request.seeded(), example, live=True)
@@ -36,8 +40,8 @@ class Stream:
             self._engine.cancel(self._job)
             raise
         self.cancelled = threading.Event()
-        self.at_end: Callable[[], Any] = lambda: None
-        self._pieces = self._run()
+        self.at_end: Callable[[Reply], Any] = lambda reply: None
+        self._ended = False
 
     @property
     def reply(self) -> Reply:
@@ -46,29 +50,42 @@ class Stream:
         return reply if self._job.done else replace(reply, finish_reason="cancelled")
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
+
+    def __next__(self) -> str:
+        # No generator: the finally of one that was closed, or dropped, before its first piece never runs.
+        try:
+            return self._next()
+        except BaseException:
+            self.close()
+            raise
+
+    def _next(self) -> str:
+        job = self._job
+        while not self._ended:
+            if piece := job.take_pieces():
+                return piece
+            if job.error is not None:
+                raise job.error
+            if job.done:
+                break
+            if self.cancelled.is_set():
+                self._engine.cancel(job)  # which may give a last piece
+            else:
+                self._engine.step()
+        raise StopIteration
 
     def close(self) -> None:
         """Ends the answer here."""
-        self._pieces.close()
+        if self._ended:
+            return
+        self._ended = True
+        self._engine.cancel(self._job)
+        if self._job.error is None:
+            self.at_end(self.reply)
 
-    def _run(self) -> Generator[str, None, None]:
-        job = self._job
-        try:
-            while True:
-                if piece := job.take_pieces():
-                    yield piece
-                if job.error is not None:
-                    raise job.error
-                if job.done or self.cancelled.is_set():
-                    break
-                self._engine.step()
-            self._engine.cancel(job)
-            if piece := job.take_pieces():
-                yield piece
-        finally:
-            self._engine.cancel(job)
-            self.at_end()
+    def __del__(self) -> None:
+        self.close()
 
 
 class Conversation:
@@ -117,8 +134,8 @@ class Conversation:
         example = self.model.with_pixels(self.model.example(request), made)
         stream = Stream(self.model, request, example)
 
-        def remember() -> None:
-            if answer := stream.reply.text:  # a turn without one could not be written again
+        def remember(reply: Reply) -> None:
+            if answer := reply.text:  # a turn without one could not be written again
                 self.messages += [asked, {"role": "assistant", "content": answer}]
                 self._pixels = made
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from llava_jax.batch import check_prompt
 from llava_jax.errors import LlavaError, PromptError, WeightError
-from llava_jax.generate.generator import STEPS, Generator
+from llava_jax.generate.generator import NOTHING, STEPS, Generator
 from llava_jax.generate.job import Job
 from llava_jax.generate.lookup import guessed_of
 from llava_jax.generate.pictures import Pictures
@@ -76,15 +76,16 @@ class Engine:
 
     def _fresh(self) -> None:
         """An empty state: at the start, and after a step that was broken off."""
+        self.state: Any = None  # the old one's memory is free before the new one takes any
         self.jobs: list[Job | None] = [None] * self.slots
         self.reading: deque[Job] = deque()
         self.held: list[list[bytes]] = [[] for _ in range(self.slots)]  # prefixes a slot has
         self.used = [0] * self.slots  # when a slot was last given away
-        self.pictures = Pictures(self.generator, self.rows, self.counts, self._call)
+        self.pictures = Pictures(self.generator, self.rows, self.counts)
         self._pace = 2
         self._version = self.generator.version
         places = self.pictures.room
-        self.state: Any = self.generator.new_state(self.slots, self.capacity, places)
+        self.state = self.generator.new_state(self.slots, self.capacity, places)
 
     # Asking --------------------------------------------------------------------------------------
 
@@ -118,12 +119,18 @@ class Engine:
                 self._finish(job, "cancelled")
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Works until these are done. Raises what one of them could not be answered for."""
-        for job in jobs:
-            while not job.done:
-                self.step()
-            if job.error is not None:
-                raise job.error
+        """Works until these are done. Raises what one could not be answered for; the others end with it."""
+        jobs = list(jobs)
+        try:
+            for job in jobs:
+                while not job.done:
+                    self.step()
+                if job.error is not None:
+                    raise job.error
+        except BaseException:  # nobody waits for them any more
+            for job in jobs:
+                self.cancel(job)
+            raise
 
     @property
     def queued(self) -> int:
@@ -251,10 +258,10 @@ class Engine:
         group = [job for job in self.reading if shape(job) == length][: self.rows]
         taken = set(map(id, group))
         self.reading = deque(job for job in self.reading if id(job) not in taken)
-        places = self.pictures.see(group)
+        places = self.pictures.see(group, self._call)
         # What has no job repeats the first: it writes the same into the same slot.
         rows = [*range(len(group)), *[0] * (self.rows - len(group))]
-        chunk = self._chunk(group, places, length)
+        chunk = Chunk.of(group, places, length)
         through = self.generator.adapters.index
         each = [
             Controls.of(j.settings, j.budget, j.bias, j.tops_wanted, through(j.adapter))
@@ -277,24 +284,6 @@ class Engine:
         values = logits, arrays, controls, limited
         given = self._call("begin", *values, keep_logits=self.keep_logits)
         self._take([(i, group[i]) for i in last], given)
-
-    def _chunk(self, group: Sequence[Job], places: Sequence[np.ndarray], length: int) -> Chunk:
-        """The next `length` positions of each prompt."""
-        tokens = np.zeros((len(group), length), np.int32)
-        positions = np.zeros((len(group), length), np.int32)
-        at = np.full((len(group), length), -1, np.int32)
-        many = np.zeros(len(group), np.int32)
-        for i, job in enumerate(group):
-            part = job.tokens[job.read : job.read + length]
-            many[i] = len(part)
-            tokens[i, : len(part)] = part
-            positions[i, : len(part)] = job.positions[job.read : job.read + length]
-            at[i, : len(part)] = places[i]
-        ahead = np.array([job.ahead for job in group], np.int32)
-        start = np.array([job.read for job in group], np.int32)
-        last = start + many == [job.length for job in group]
-        slots = np.array([job.slot for job in group], np.int32)
-        return Chunk(tokens, at, positions, ahead, slots, start, many, last)
 
     # Decoding ------------------------------------------------------------------------------------
 
@@ -391,6 +380,9 @@ class Engine:
                     fix="llava-jax inspect MODEL --values names the weights that are not",
                 )
                 self._finish(job, "error")
+                # NaN is NaN even where a later request, which sees none of it, gives it a weight of 0.
+                self._call("copy", NOTHING, np.int32(job.slot))
+                self.held[job.slot] = []
                 continue
             job.ids += new.tolist()
             job.logprobs += logprobs.tolist()

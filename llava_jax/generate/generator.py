@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,6 +24,8 @@ from jax.sharding import PartitionSpec as P
 from llava_jax import products
 from llava_jax.attention import Need, choose
 from llava_jax.attention.cached import Places
+from llava_jax.batch import batch_bucket
+from llava_jax.chips import memory_of
 from llava_jax.config import LlavaConfig
 from llava_jax.generate import weights
 from llava_jax.generate.adapters import Adapter, Adapters
@@ -40,11 +43,17 @@ STEPS = 32
 
 SMALL_CACHE = 2**28
 """Bytes: up to so many, all slots have the whole context."""
+SHARE = 1 / 16
+"""Of a device's memory, for the slots where nobody says how many: weights, and perhaps a run, lie beside them."""
+
+NOTHING = np.int32(-1)
+"""What `copy` takes for a slot of zeros."""
 
 # A GPU reads the weights once for a prompt of 576 features and up to 448 tokens.
 _CHUNK = {"cpu": 128, "gpu": 1024, "cuda": 1024}
 _BLOCK = {"cpu": 64}
 _OTHERWISE = 256  # not measured
+_MEMORY = 2**35  # of a device that is not in the table
 
 
 class Generator:
@@ -90,6 +99,8 @@ class Generator:
         self.config, self.compute, self.mesh = config, compute, mesh
         self.eos_ids = tuple(eos_ids or config.language.eos_ids)
         self.on_cpu = device.platform == "cpu"
+        # By the table and not by what the device says is free: all processes of a run must find the same.
+        self.cache_bytes = SHARE * (memory_of(device.device_kind) or _MEMORY)
         self.unrolled = unroll
         self.chunk = chunk or _CHUNK.get(device.platform, _OTHERWISE)
         self.block = math.gcd(self.chunk, _BLOCK.get(device.platform, _OTHERWISE))
@@ -135,7 +146,7 @@ class Generator:
     def drop_params(self) -> None:
         """Gives the memory of the parameters back, until `set_params`."""
         self.state: Any = None
-        self.leaves = []
+        self.leaves, self.eyes = [], {}
 
     # On the host ---------------------------------------------------------------------------------
 
@@ -152,6 +163,15 @@ class Generator:
         if room is None or slots * context * self.entry_bytes <= SMALL_CACHE:
             return context
         return min(1 << (max(room, self.chunk) - 1).bit_length(), context)
+
+    def slots_that_fit(self, most: int, room: int) -> int:
+        """How many requests of `room` positions to answer at once, of `most`, where nobody says."""
+        for count in (most >> i for i in range(most.bit_length())):
+            slots = batch_bucket(count, self.row_multiple)
+            taken = slots * self.slot_length(slots, room) * self.entry_bytes
+            if taken <= self.cache_bytes * self.row_multiple:
+                return count
+        return 1
 
     def params(self):
         """Yields (name, array) of the flat stacked parameters, decoder layers stacked on the host."""
@@ -208,12 +228,13 @@ class Generator:
         return state._replace(features=features)
 
     def _copy(self, state: State, source, target) -> State:
-        """One slot's keys and values into another."""
+        """One slot's keys and values, or NOTHING, into another."""
         self.compiled["copy"] += 1
         axis = 1 if self.unrolled else 2
 
         def one(x):
-            row = jax.lax.dynamic_slice_in_dim(x, source, 1, axis)
+            row = jax.lax.dynamic_slice_in_dim(x, jnp.maximum(source, 0), 1, axis)
+            row = jnp.where(source < 0, 0, row)
             return jax.lax.dynamic_update_slice_in_dim(x, row, target, axis)
 
         return state._replace(cache=self._sharded(jax.tree.map(one, state.cache)))

@@ -17,19 +17,21 @@ _ROOM = 32  # pictures whose features stay, at least
 class Pictures:
     """The places of an engine's state. room: how many there are. rows: pictures seen in one call.
 
-    counts: the engine's. call: runs one of the generator's programs on the engine's state.
+    counts: the engine's.
     """
 
-    def __init__(
-        self, generator: Generator, rows: int, counts: Counter[str], call: Callable[..., Any]
-    ):
+    def __init__(self, generator: Generator, rows: int, counts: Counter[str]):
         touched = -(-generator.chunk // generator.config.image_tokens) + 1  # that a chunk can show
         self.room = max(rows * touched, _ROOM)
         self.places: OrderedDict[bytes, int] = OrderedDict()
-        self._generator, self._rows, self._counts, self._call = generator, rows, counts, call
+        self._generator, self._rows, self._counts = generator, rows, counts
 
-    def see(self, group: Sequence[Job]) -> list[np.ndarray]:
-        """int32[t] for each job: the feature rows of its next positions, on the device by then."""
+    def see(self, group: Sequence[Job], call: Callable[..., Any]) -> list[np.ndarray]:
+        """int32[t] for each job: the feature rows of its next positions, on the device by then.
+
+        call: runs one of the generator's programs on the engine's state. It is not kept: an engine whose
+        parts hold it would keep its memory until the garbage collector comes.
+        """
         per = self._generator.config.image_tokens
         parts = [job.rows[job.read : job.read + self._generator.chunk] for job in group]
         needed: dict[bytes, tuple[Any, str]] = {}
@@ -48,7 +50,9 @@ class Pictures:
                 missing.setdefault((encoded, eyes), []).append((key, pixels))
         for (_, eyes), todo in missing.items():
             for start in range(0, len(todo), self._rows):
-                self._see_some(todo[start : start + self._rows], set(needed), eyes)
+                some = todo[start : start + self._rows]
+                call("see", *self._placed(some, set(needed)), eyes=eyes)
+                self._counts["pictures_seen"] += len(some)
         found = []
         for job, rows in zip(group, parts):
             images = np.array([self.places.get(key, 0) for key in job.pictures], np.int32)
@@ -59,8 +63,10 @@ class Pictures:
             )
         return found
 
-    def _see_some(self, pictures: Sequence[tuple[bytes, Any]], keep: set[bytes], eyes: str) -> None:
-        """Features of at most `rows` pictures, in place of those that were not asked for the longest."""
+    def _placed(
+        self, pictures: Sequence[tuple[bytes, Any]], keep: set[bytes]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(pixels, places) of `rows` pictures, in place of those that were not asked for the longest."""
         at = []
         for key, _ in pictures:
             place = len(self.places)
@@ -72,6 +78,4 @@ class Pictures:
         rows = [*range(len(pictures)), *[0] * (self._rows - len(pictures))]
         images = np.stack([pictures[i][1] for i in rows])
         as_read = np.uint8 if images.dtype == np.uint8 else np.float32
-        at_rows = np.array(at, np.int32)[rows]
-        self._call("see", images.astype(as_read, copy=False), at_rows, eyes=eyes)
-        self._counts["pictures_seen"] += len(pictures)
+        return images.astype(as_read, copy=False), np.array(at, np.int32)[rows]

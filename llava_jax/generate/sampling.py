@@ -29,7 +29,7 @@ TOPS = 20
 class Controls(NamedTuple):
     """The settings of B rows. `budget` is the tokens a row may still give, from its first on.
 
-    biased: whether `bias` of Choosing counts for the row. tops: alternatives that are asked for.
+    biased: whether `bias` of Said counts for the row. tops: alternatives that are asked for.
     adapter: the one that the row goes through, from 1 on; 0: none.
     """
 

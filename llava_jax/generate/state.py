@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from llava_jax.generate.sampling import Controls
 from llava_jax.llama import KVCache
 from llava_jax.sharding import constrain
+
+if TYPE_CHECKING:
+    from llava_jax.generate.job import Job
 
 
 class State(NamedTuple):
@@ -45,6 +50,25 @@ class Chunk(NamedTuple):
     start: Any  # int32[B]
     length: Any  # int32[B]
     last: Any  # bool[B]
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], places: Sequence[np.ndarray], length: int) -> Chunk:
+        """The next `length` positions of each job's prompt. places: of each, from Pictures.see."""
+        tokens = np.zeros((len(jobs), length), np.int32)
+        positions = np.zeros((len(jobs), length), np.int32)
+        at = np.full((len(jobs), length), -1, np.int32)
+        many = np.zeros(len(jobs), np.int32)
+        for i, job in enumerate(jobs):
+            part = job.tokens[job.read : job.read + length]
+            many[i] = len(part)
+            tokens[i, : len(part)] = part
+            positions[i, : len(part)] = job.positions[job.read : job.read + length]
+            at[i, : len(part)] = places[i]
+        ahead = np.array([job.ahead for job in jobs], np.int32)
+        start = np.array([job.read for job in jobs], np.int32)
+        last = start + many == [job.length for job in jobs]
+        slots = np.array([job.slot for job in jobs], np.int32)
+        return cls(tokens, at, positions, ahead, slots, start, many, last)
 
 
 class Limits(NamedTuple):

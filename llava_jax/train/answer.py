@@ -118,7 +118,7 @@ class Asker:
                     run_log.answer(self._row(step, s, sample, answer))
             return True
         finally:
-            model.generator.drop_params()
+            model.drop_params()
 
     def _with(self, trained: Params, frozen: Params) -> LlavaModel:
         """The model with these parameters."""

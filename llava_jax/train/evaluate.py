@@ -70,12 +70,13 @@ def answers(
     model: Any,
     questions: Sequence[Question],
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     quiet: bool = False,
     longest: int | None = None,
 ) -> list[str | None]:
     """The model's greedy answer to each question, stripped of white space.
 
+    batch_size: None for as many as LlavaModel.generate_batch finds room for.
     longest: of an answer, in tokens; None: some more than the longest right one.
     None for a question that cannot be asked, usually because its image was refused; the log says why.
     """
@@ -102,7 +103,7 @@ def conversation_match(
     model: Any,
     conversations: Sequence[Sequence[Question]],
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """`score` of the follow-up questions of conversations, each asked after the model's own answers.

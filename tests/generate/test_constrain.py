@@ -107,6 +107,11 @@ def test_the_same_among_neighbours():
         ({"type": "number", "multipleOf": 0.1}, "multipleOf 0.1"),
         ({"type": "number", "exclusiveMinimum": 1, "maximum": 1.5}, "exclusiveMinimum 1"),
         ({"exclusiveMaximum": -1, "exclusiveMinimum": -1.5}, "exclusiveMaximum -1"),
+        (
+            {"type": "number", "exclusiveMinimum": 1e999},
+            "exclusiveMinimum of the JSON schema is inf",
+        ),
+        ({"properties": {"a": {"maximum": float("nan")}}}, "maximum of the JSON schema is nan"),
         ({"type": "array", "items": [{}]}, "prefixItems"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum"),
         ({"$ref": "https://example.com/a.json"}, "example.com"),
@@ -160,6 +165,10 @@ def test_an_answer_that_cannot_go_on_is_an_error_of_its_own():
     assert bad.reason == "error"
     assert isinstance(bad.error, PromptError)
     assert engine().busy == 0
+    bad, late = (engine().submit(Job(prompt(5), constraint=c)) for c in (Stuck(), None))
+    with pytest.raises(PromptError, match="stuck"):
+        engine().run([bad, late])
+    assert (late.reason, engine().busy) == ("cancelled", 0)
 
 
 @cache

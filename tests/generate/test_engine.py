@@ -404,6 +404,17 @@ def test_float_images_are_taken_as_normalised():
     assert got.ids == want.ids
 
 
+def test_a_picture_of_no_numbers_spoils_no_later_answer():
+    engine = Engine(generator())
+    before, after = (Job(prompt(4), LONG) for _ in "ab")
+    engine.run([engine.submit(before)])
+    bad = Job(Example(prompt(5, 1).ids, [np.full((32, 32, 3), 3e38, np.float32)]), LONG)
+    with pytest.raises(WeightError, match="not finite"):
+        engine.run([engine.submit(bad)])
+    engine.run([engine.submit(after)])
+    assert result(after) == result(before)
+
+
 def test_half_precision_parameters_run_in_half_precision():
     half = {n: v.astype(jax.numpy.bfloat16) for n, v in params().items()}
     own = Generator(CONFIG, half)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llava_jax.errors import PromptError
+from llava_jax.errors import ImageError, PromptError
 from llava_jax.generate.request import Request
+from tests.generate.tiny import model
 
 
 def test_one_image_and_one_stop_text_need_no_list():
@@ -46,3 +47,19 @@ def test_an_empty_place_for_pictures_is_no_picture():
     parts = [{"type": "text", "text": "a", "image": None}]
     messages = [said(images=[], image=None), said(content=parts)]
     assert Request(messages).message_list() == messages
+
+
+def test_a_batch_that_breaks_off_leaves_nothing_in_line():
+    asked, told = [Request("what?"), Request("what?", b"no picture")], []
+    with pytest.raises(ImageError):
+        model().generate_batch(asked, batch_size=1)
+    assert model().engine().queued == 0
+
+    def interrupted(*counts):
+        told.append(counts)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model().generate_batch(asked, batch_size=1, on_error="reply", progress=interrupted)
+    assert told == [(1, 2)]
+    assert model().engine().queued == 0
