@@ -405,10 +405,11 @@ def test_float_images_are_taken_as_normalised():
 
 
 def test_a_picture_of_no_numbers_spoils_no_later_answer():
-    engine = Engine(generator())
+    engine = small(slots=1)
     before, after = (Job(prompt(4), LONG) for _ in "ab")
     engine.run([engine.submit(before)])
-    bad = Job(Example(prompt(5, 1).ids, [np.full((32, 32, 3), 3e38, np.float32)]), LONG)
+    # In the second block, where the next answer comes to stand in part of it.
+    bad = Job(Example([*[3] * 20, -200], [np.full((32, 32, 3), 3e38, np.float32)]), LONG)
     with pytest.raises(WeightError, match="not finite"):
         engine.run([engine.submit(bad)])
     engine.run([engine.submit(after)])
