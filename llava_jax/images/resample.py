@@ -50,13 +50,19 @@ def size_of(image: Image.Image | np.ndarray) -> tuple[int, int]:
 def is_fast() -> bool:
     """Whether numba is installed and may keep what it compiles. Imports it: a third of a second.
 
-    Where it has kept nothing yet, all is compiled now, which takes some seconds, and said.
+    Where it has kept nothing yet, all is compiled now, which takes some seconds, and said. False, with a
+    warning, where what it kept cannot be read or written (a full disk, a damaged file): pixels are the same.
     """
     begun = time.monotonic()
     try:
         _compiled()
         pad_resize(np.zeros((8, 8, 4), np.uint8), 4, (0, 0, 0))
     except (ImportError, RuntimeError):  # RuntimeError: no folder for its cache can be written to
+        return False
+    except Exception as e:  # pickle says anything of damaged bytes
+        stats = getattr(_compiled().down, "stats", None)
+        where = stats and f" (numba's cache: {stats.cache_path})"
+        log.warning("pictures are resized by Pillow, more slowly: %r%s", e, where or "")
         return False
     stats = getattr(_compiled().down, "stats", None)  # not where NUMBA_DISABLE_JIT is set
     if stats and stats.cache_misses:

@@ -57,6 +57,16 @@ def test_it_equals_pillow_at_random_sizes():
         check(width, height, int(rng.choice([336, 224, 112, 28])), n % 3 == 0)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), EOFError("no input")])
+def test_a_cache_that_cannot_be_kept_or_read_leaves_pictures_to_pillow(monkeypatch, caplog, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(resample, "pad_resize", fails)
+    assert resample.is_fast.__wrapped__() is False
+    assert f"resized by Pillow, more slowly: {error!r} (numba's cache: /" in caplog.text
+
+
 def test_both_ways_to_the_tower_agree(monkeypatch):
     image, config = picture(500, 375, 1, False), LlavaConfig.v15_7b()
     fast = pixels.to_pixels(image, config)
