@@ -311,8 +311,10 @@ class LlavaModel:
             )
             raise ConfigError(what, fix="load it without image_tokens")
         with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer.save(folder)
-            source = self._source or Checkpoint(self.config, {}, Path(folder))
+            source = self._source
+            if source is None:
+                self.tokenizer.save(folder)
+                source = Checkpoint(self.config, {}, Path(folder))
             whole = replace(source, params=dict(self.generator.params()))
             return save_checkpoint(whole, path, to=to, overwrite=overwrite)
 

@@ -107,7 +107,14 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, extra: dict[str, Any]) -
     """Writes tokenizer.model, tokenizer_config.json, special_tokens_map.json, added_tokens.json.
 
     `extra` entries (chat_template, model_max_length, processor_class ...) join the config.
+    Raises ConfigError for a tokenizer whose ids the slow LlamaTokenizer, which reads them, cannot give.
     """
+    if tokenizer.own_space == "never":
+        raise ConfigError(
+            "the tokenizer puts no space in front of a text, as its tokenizer.json says, and "
+            "tokenizer.model cannot say that: ids would be others",
+            fix="write a format that keeps tokenizer.json: hf or jax",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODEL).write_bytes(tokenizer.model)
     named = {f"{n}_token": getattr(tokenizer, f"{n}_token") for n in ("bos", "eos", "unk", "pad")}

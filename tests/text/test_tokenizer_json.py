@@ -98,6 +98,16 @@ def test_the_model_inside_is_the_one_it_was_made_of(slow, tmp_path):
         assert ours.decode(ids) == before.decode(ids)
 
 
+def test_a_text_without_a_space_of_its_own_is_not_written_as_tokenizer_model(slow, tmp_path):
+    ours = Tokenizer.load(folder_of(slow, tmp_path / "a"))
+    change(tmp_path / "a", lambda data: data.update(pre_tokenizer=None))  # spaces replaced, no more
+    never = Tokenizer.load(tmp_path / "a")
+    assert never.encode("USER") != ours.encode("USER")
+    with pytest.raises(ConfigError, match=r"puts no space in front of a text"):
+        never.save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_added_tokens_are_found_beside_tokenizer_model_too(slow, tmp_path):
     folder = folder_of(slow, tmp_path / "a", legacy=False)
     shutil.copyfile(slow / "tokenizer.model", folder / "tokenizer.model")
