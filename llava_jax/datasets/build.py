@@ -31,6 +31,11 @@ def run(args: argparse.Namespace) -> int:
     recipe = read_recipe(args.recipe, Path(args.raw).expanduser(), tuple(args.only))
     out = Path(args.out).expanduser()
     if args.format == "json":
+        if args.images:
+            raise LlavaError(
+                "--images is of --format arrayrecord, which is not given: a JSON only names pictures",
+                fix="add --format arrayrecord, or leave --images out",
+            )
         print(report(build(recipe, out)))
         return 0
     from llava_jax.store.write import pack
@@ -132,6 +137,8 @@ def _add(part: Part, seed: int, writer: Writer, quiet: bool) -> dict[str, Any]:
     with progress(max(1, size // MEGABYTE), source.name, "MB", quiet=quiet) as bar:
         source.told = Megabytes(bar.update)
         there = None if passes == 1 else sum(1 for _ in named(source))
+        if there == 0:
+            raise _nothing_of(source)
         source.skipped.clear()
         for record, times in _chosen(named(source), part, there, seed):
             for _ in range(times):
@@ -141,8 +148,7 @@ def _add(part: Part, seed: int, writer: Writer, quiet: bool) -> dict[str, Any]:
             counts["there"] += 1
             pictures.update(hash(path) for path in image_paths(record) if times)
     if not counts["records"]:
-        why = "".join(f": {n:,} left out: {why}" for why, n in source.skipped.items() if n)
-        raise SampleError(f"{source.name}: no record is taken of it{why}", fix="leave the set out")
+        raise _nothing_of(source)
     if _stats(source) != before:
         raise SampleError(f"{source.name}: its files changed while they were read")
     return {
@@ -157,6 +163,11 @@ def _add(part: Part, seed: int, writer: Writer, quiet: bool) -> dict[str, Any]:
         "inputs": facts,
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _nothing_of(source: Source) -> SampleError:
+    why = "".join(f": {n:,} left out: {why}" for why, n in source.skipped.items() if n)
+    return SampleError(f"{source.name}: no record is taken of it{why}", fix="leave the set out")
 
 
 def named(source: Source) -> Iterator[Record]:
@@ -187,7 +198,7 @@ def _chosen(
         yield from ((record, 1) for record in records)
         return
     name, wanted = part.source.name, part.wanted(there)
-    if not there or (part.count is not None and wanted > there):
+    if part.count is not None and wanted > there:
         raise SampleError(
             f"{name}: there are {there:,} records, fewer than count {wanted:,}",
             fix="lower count, or take weight to repeat them",

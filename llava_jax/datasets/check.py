@@ -91,6 +91,10 @@ class Checked:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is found; 1 if training would leave something out."""
+    if args.unique and not args.clean:
+        raise LlavaError(
+            "--unique leaves records out of --clean, which is not given", fix="add --clean FILE"
+        )
     if args.clean:  # before hours of work
         refuse_there(Path(args.clean), "give another --clean")
     for name in REPORTS if args.report else ():
@@ -156,8 +160,7 @@ def _records(
     checked: Checked, make: ExampleMaker, asked: set[str], workers: int
 ) -> dict[str, tuple[int, str]]:
     """Looks at the records; {path of a picture: (index, id) of the first record that names it}."""
-    users: dict[str, tuple[int, str]] = {}
-    known: dict[bytes, int] = {}
+    seen = _Seen()
     read = 0  # megabytes
     job, setup = RECORD_JOB, (make, Path(checked.file).name)
     size = 0 if is_address(checked.file) else os.path.getsize(checked.file) // MEGABYTE
@@ -166,33 +169,45 @@ def _records(
         chunks = iter(lambda: list(itertools.islice(rows, RECORDS)), [])
         for chunk, result in _whole(in_processes(job, setup, chunks, workers, SECONDS), job, setup):
             for (index, record), found in zip(chunk, result):
-                _take_record(checked, index, found, users, known)
+                _take_record(checked, index, found, seen)
                 if asked:
                     _take_questions(checked, index, found.id, record, asked)
             checked.records += len(chunk)
             if more := checked.data.position() // MEGABYTE - read:
                 bar.update(more)
                 read += more
-    return users
+    for index, digest in sorted(seen.later):
+        checked.doubled.add(index)
+        name, detail = record_id(checked.data[index], index), f"as record {seen.first[digest]}"
+        checked.add(index, name, Finding(f.DOUBLE_RECORD, detail))
+    return seen.users
 
 
-def _take_record(
-    checked: Checked,
-    index: int,
-    found: OfRecord,
-    users: dict[str, tuple[int, str]],
-    known: dict[bytes, int],
-) -> None:
+@dataclass
+class _Seen:
+    """What records are compared with. Chunks come in any order: the first is the one of the lowest index.
+
+    users: {path of a picture: (index, id) of the first record that names it}.
+    first: {digest: index of the first record of it}; later: (index, digest) of all others.
+    """
+
+    users: dict[str, tuple[int, str]] = field(default_factory=dict)
+    first: dict[bytes, int] = field(default_factory=dict)
+    later: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+def _take_record(checked: Checked, index: int, found: OfRecord, seen: _Seen) -> None:
     for finding in found.findings:
         checked.add(index, found.id, finding)
         if finding.kind in f.BAD:
             checked.bad_records.add(index)
     for path in found.images:
-        users.setdefault(path, (index, found.id))
-    if found.digest and known.setdefault(found.digest, index) != index:
-        checked.doubled.add(max(index, known[found.digest]))
-        detail = f"as record {min(index, known[found.digest])}"
-        checked.add(index, found.id, Finding(f.DOUBLE_RECORD, detail))
+        seen.users[path] = min(seen.users.get(path, (index, found.id)), (index, found.id))
+    if found.digest:
+        known = seen.first.setdefault(found.digest, index)
+        if known != index:
+            seen.first[found.digest] = min(known, index)
+            seen.later.append((max(known, index), found.digest))
 
 
 def _whole(results: Iterator[tuple[Any, Any]], job: str, setup: tuple) -> Iterator[tuple[Any, Any]]:

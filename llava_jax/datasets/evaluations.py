@@ -45,7 +45,8 @@ def files_of(name: str) -> Files:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file())
         texts = [p for p in found if p.suffix.lower() in _TEXTS]
-        return Files(path, texts, [p for p in found if p not in set(texts) and _may_show(p)])
+        others = [p for p in found if p.suffix.lower() not in _TEXTS]
+        return Files(path, texts, [p for p in others if _may_show(p)])
     if not path.exists():
         raise LlavaError(f"--against {name}: no such file or folder")
     refuse_special(path, LlavaError)

@@ -146,10 +146,10 @@ def _check_form(form: str, default: str, where: str) -> None:
 
 def _value(value: Any, default: Any, where: str) -> Any:
     value = tuple(value) if isinstance(value, list) else value
+    value = float(value) if type(value) is int and type(default) is float else value
     if type(value) is not type(default):
-        kind = {str: "text", tuple: "a list", int: "a whole number"}.get(
-            type(default), "true or false"
-        )
+        kinds = {str: "text", tuple: "a list", int: "a whole number", float: "a number"}
+        kind = kinds.get(type(default), "true or false")
         raise ConfigError(f"{where} is {value!r}, not {kind}")
     return value
 

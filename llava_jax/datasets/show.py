@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def _shown(
         notes.append(f"{note}{limit} ({count})")
     places = [Path(args.images)] if args.images else [Path(args.file).parent, Path()]
     for name in dict.fromkeys(map(str, example.images)):
-        found = next((place / name for place in places if (place / name).is_file()), None)
+        found = next((place / name for place in places if os.path.isfile(place / name)), None)
         if found is None and not args.images:
             looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
             notes.append(f"image {name} is no file below {looked}; --images names its folder")

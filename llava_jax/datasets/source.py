@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from llava_jax.data.records import check_path
 from llava_jax.datasets import stream
-from llava_jax.errors import SampleError
+from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.util import Doubled
 
@@ -106,6 +106,15 @@ def placed(form: str, image: Any) -> str | list[str]:
         raise ValueError(f"a picture is {image!r:.60}, not a path")
     check_path(image, "of this place")
     return form.format(image)
+
+
+def check_names(values: tuple[Any, ...], where: str) -> None:
+    """Raises ConfigError where a list of a recipe holds anything but names, or one of them twice."""
+    if not all(isinstance(value, str) and value for value in values):
+        raise ConfigError(f"{where} is {list(values)!r:.60}, not a list of names")
+    if len(set(values)) < len(values):
+        twice = next(value for value in values if values.count(value) > 1)
+        raise ConfigError(f"{where} has {twice!r} twice", fix="weight says how often")
 
 
 def asked(question: Any) -> str:

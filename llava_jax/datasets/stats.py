@@ -14,6 +14,7 @@ import numpy as np
 
 from llava_jax.data.json_file import JsonFile
 from llava_jax.data.packing import Sizes, fill_rows
+from llava_jax.data.records import check_record
 from llava_jax.data.stored import records_path
 from llava_jax.datasets.prompt import maker_of, prompt_of, workers_of
 from llava_jax.datasets.prompts import FREE, kind_of
@@ -23,7 +24,7 @@ from llava_jax.processes import Lost, in_processes
 from llava_jax.progress import progress
 from llava_jax.storage import is_address
 from llava_jax.text.conversation import ASSISTANT
-from llava_jax.text.records import read_turns, record_id
+from llava_jax.text.records import record_id
 from llava_jax.text.sample import ExampleMaker
 from llava_jax.util import write_json
 
@@ -54,8 +55,8 @@ def job(make: ExampleMaker) -> Callable[[Sequence[tuple[int, Any]]], Counts]:
         words: defaultdict[str, list[int]] = defaultdict(list)
         for index, record in chunk:
             try:
+                turns, _ = check_record(record, "")
                 example = make(record, record_id(record, index))
-                turns = read_turns(record, "")
             except LlavaError:
                 continue
             length = example.length(make.image_tokens)

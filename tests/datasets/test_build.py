@@ -88,22 +88,31 @@ def test_weights_say_how_often(raw, tmp_path, weight, count):
     assert max(map(ids.count, ids)) - min(map(ids.count, ids)) <= 1
 
 
-def test_a_set_of_ones_own(raw, tmp_path):
-    (tmp_path / "pets.py").write_text(
+def own_set(field, *records):
+    """The text of a set of one's own: a field, and the lines of `records`."""
+    return (
         "from dataclasses import dataclass\n"
         "from llava_jax.datasets.source import Source, about_image\n\n\n"
         "@dataclass(kw_only=True)\n"
         "class Pets(Source):\n"
         "    name = 'pets'\n"
-        "    prompt: str = 'Say one word.'\n\n"
-        "    def records(self):\n"
-        "        yield about_image('1', 'cat.jpg', [('What is it?', 'Cat')], self.prompt)\n\n\n"
+        "    prompt: str = 'Say one word.'\n"
+        f"    {field}\n\n"
+        "    def records(self):\n" + "".join(f"        {line}\n" for line in records) + "\n\n"
         "SOURCE = Pets\n"
     )
-    mine = recipe(tmp_path, '[[set]]\nsource = "pets.py"\nprompt = "Be brief."\n')
-    build(read_recipe(str(mine), raw), tmp_path / "x.json", quiet=True)
+
+
+def test_a_set_of_ones_own(raw, tmp_path):
+    made = "yield about_image('1', 'cat.jpg', [('What is it?', f'{self.share}')], self.prompt)"
+    (tmp_path / "pets.py").write_text(own_set("share: float = 0.5", made))
+    text = '[[set]]\nsource = "pets.py"\nprompt = "Be brief."\nshare = 1\n'
+    build(read_recipe(str(recipe(tmp_path, text)), raw), tmp_path / "x.json", quiet=True)
     (record,) = json.loads((tmp_path / "x.json").read_text())
-    assert record["conversations"][0]["value"] == "<image>\nWhat is it?\nBe brief."
+    assert [turn["value"] for turn in record["conversations"]] == [
+        "<image>\nWhat is it?\nBe brief.",
+        "1.0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +133,12 @@ def test_a_set_of_ones_own(raw, tmp_path):
             "count is a whole number from 1, without weight",
         ),
         ("[[set]]\nsource='refcoco'\nrefs=['x']", "refs has 'x', not refcoco"),
+        ("[[set]]\nsource='refcoco'\nrefs=[1, 'a']", "refs is [1, 'a'], not a list of names"),
+        ("[[set]]\nsource='refcoco'\nrefs=[['refcoco']]", "refs is [['refcoco']], not a list of"),
+        ("[[set]]\nsource='refcoco'\nrefs=['refcoco', 'refcoco']", "refs has 'refcoco' twice"),
+        ("[[set]]\nsource='visual_genome'\nregions=0", "regions is 0, not a number from 1"),
+        ("[[set]]\nsource='share.py'\nshare='x'", "share is 'x', not a number"),
+        ("[[set]]\nsource='share.py'\nshare=true", "share is True, not a number"),
         ("[[set", "not TOML"),
         ("set = [1]", "a set has no source"),
         ("seed='x'\n[[set]]\nsource='gqa'", "seed is 'x', not a whole number"),
@@ -145,6 +160,7 @@ def test_a_set_of_ones_own(raw, tmp_path):
 def test_recipes_that_are_wrong(tmp_path, text, said):
     (tmp_path / "none.py").write_text("SOURCE = 1\n")
     (tmp_path / "raises.py").write_text("1 / 0\n")
+    (tmp_path / "share.py").write_text(own_set("share: float = 0.5", "yield from ()"))
     with pytest.raises(ConfigError) as info:
         read_recipe(str(recipe(tmp_path, text)), tmp_path)
     assert said in str(info.value)
@@ -224,6 +240,19 @@ def test_a_set_that_gives_nothing(raw, tmp_path):
     mine = recipe(tmp_path, '[[set]]\nsource = "ocrvqa"\nweight = 0.001\n')
     with pytest.raises(SampleError, match="ocrvqa: no record is taken of it"):
         build(read_recipe(str(mine), raw), tmp_path / "x.json", quiet=True)
+    skips = own_set("kind: str = ''", "self.skipped['too short'] += 2", "yield from ()")
+    (tmp_path / "pets.py").write_text(skips)
+    for part in ("weight = 1", "weight = 2.5", "count = 3"):
+        mine = recipe(tmp_path, f'[[set]]\nsource = "pets.py"\n{part}\n')
+        with pytest.raises(SampleError, match="pets: no record is taken of it: 2 left out: too sh"):
+            build(read_recipe(str(mine), raw), tmp_path / "x.json", quiet=True)
+
+
+def test_pictures_of_a_json_are_not_asked_for(raw, tmp_path, capsys):
+    words = ["data", "build", "stage2", "--raw", str(raw), "--out", str(tmp_path / "x.json")]
+    assert main([*words, "--images", str(tmp_path)]) == 2
+    assert "--images is of --format arrayrecord" in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_a_picture_inside_of_a_record_is_kept_whole(tmp_path):

@@ -12,8 +12,8 @@ from PIL import Image
 import llava_jax
 from llava_jax.cli import main
 from llava_jax.datasets import check as module
-from llava_jax.datasets.check import check
-from llava_jax.datasets.findings import Looks, look_of
+from llava_jax.datasets.check import check, clean
+from llava_jax.datasets.findings import Looks, look_of, picture_job, record_job
 from llava_jax.errors import LlavaError
 from llava_jax.store.write import pack
 from llava_jax.text.sample import ExampleMaker
@@ -160,6 +160,30 @@ def test_a_cleaned_file_is_what_training_takes(data, tmp_path, capsys):
     again = ["data", "check", str(out), *words[3:]]
     assert main([*again, "--clean", str(tmp_path / "unique.json"), "--unique"]) == 0
     assert "twice" not in [r["id"] for r in json.loads((tmp_path / "unique.json").read_text())]
+
+
+def test_of_doubles_the_first_stays_in_whatever_order_chunks_are_done(tmp_path, monkeypatch):
+    def last_first(job, setup, chunks, *_):
+        work = (record_job if job == module.RECORD_JOB else picture_job)(*setup)
+        return reversed([(chunk, work(chunk)) for chunk in chunks])
+
+    monkeypatch.setattr(module, "in_processes", last_first)
+    monkeypatch.setattr(module, "RECORDS", 1)
+    (tmp_path / "a.png").write_bytes(encoded(picture(1), "PNG"))
+    rows = [record("other", None, "Hi", "You"), *(record(name, "a.png") for name in "abc")]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    make = ExampleMaker(Tokenizer.load(ASSETS / "tiny"), image_tokens=4)
+    told = check(str(tmp_path / "data.json"), str(tmp_path), make)
+    found = [(index, name, finding.detail) for index, name, finding in told.rows]
+    assert found == [(2, "b", "as record 1"), (3, "c", "as record 1")]
+    assert clean(told, tmp_path / "clean.json", unique=True) == 2
+    assert [r["id"] for r in json.loads((tmp_path / "clean.json").read_text())] == ["other", "a"]
+
+
+def test_what_is_only_of_a_cleaned_file_needs_one(tmp_path, capsys):
+    (tmp_path / "mine.json").write_text(json.dumps([record("a", None, "what?", "x")]))
+    assert main(["data", "check", str(tmp_path / "mine.json"), "--unique"]) == 2
+    assert "--unique leaves records out of --clean, which is not given" in capsys.readouterr().err
 
 
 def test_what_an_evaluation_shares_is_found(data, tmp_path, capsys):

@@ -23,13 +23,13 @@ def test_numbers(model, tmp_path, capsys):
     records = [record([f"<image>\nWhat?\n{SHORT}", "Cat", "And?", "Dog"], "a.png")] * 300
     records += [record(["Tell me.", "one two three"])] * 100
     records += [record(["<image><image>\nWhich?", "both of them"], ["a.png", "b.png"])]
-    records += [{"conversations": []}]
+    records += [{"conversations": []}, {**record(["What?", "A cat"]), "images": ["a.png"]}]
     (tmp_path / "data.json").write_text(json.dumps(records))
     words = ["data", "stats", str(tmp_path / "data.json"), "--model", str(model), "--workers", "2"]
     words += ["--max-length", "4000", "--report", str(tmp_path / "out")]
     assert main(words) == 0
     shown = capsys.readouterr().out
-    assert "401 samples, 1 left out" in shown
+    assert "401 samples, 2 left out" in shown
     found = json.loads((tmp_path / "out" / "stats.json").read_text())
     assert found["pictures"] == {"0": 100, "1": 300, "2": 1}
     assert found["answers"]["short answer"]["answers"] == 600

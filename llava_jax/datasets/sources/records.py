@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_jax.datasets.shapes import read_rows, saver, to_ours
-from llava_jax.datasets.source import Record, Source, placed
+from llava_jax.datasets.source import Record, Source, check_names, placed
 from llava_jax.errors import ConfigError, SampleError
 
 
@@ -23,11 +23,7 @@ class Records(Source):
     def __post_init__(self):
         if not self.paths:
             raise ConfigError("records: paths is empty", fix='paths = ["mine.jsonl"]')
-        if not all(isinstance(path, str) and path for path in self.paths):
-            raise ConfigError(f"records: paths is {list(self.paths)!r:.60}, not a list of names")
-        if len(set(self.paths)) < len(self.paths):
-            twice = next(path for path in self.paths if self.paths.count(path) > 1)
-            raise ConfigError(f"records: paths has {twice!r} twice", fix="weight says how often")
+        check_names(self.paths, "records: paths")
         if self.pictures and (
             self.pictures in (".", "..") or Path(self.pictures).name != self.pictures
         ):

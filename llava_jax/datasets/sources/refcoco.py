@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_jax.datasets.boxes import from_corner
-from llava_jax.datasets.source import File, Record, Source, about_image
+from llava_jax.datasets.source import File, Record, Source, about_image, check_names
 from llava_jax.datasets.sources.regions import region_pair
 from llava_jax.errors import ConfigError, SampleError
 
@@ -41,6 +41,7 @@ class RefCOCO(Source):
     refs: tuple[str, ...] = ("refcoco", "refcoco+", "refcocog")
 
     def __post_init__(self):
+        check_names(self.refs, "refcoco: refs")
         if unknown := set(self.refs) - set(self.files):
             raise ConfigError(f"refcoco: refs has {min(unknown)!r}, not {', '.join(self.files)}")
 

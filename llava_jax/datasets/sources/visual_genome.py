@@ -12,6 +12,7 @@ from typing import ClassVar
 from llava_jax.datasets.boxes import from_corner
 from llava_jax.datasets.source import File, Record, Source, about_image
 from llava_jax.datasets.sources.regions import region_pair
+from llava_jax.errors import ConfigError
 
 URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/api.html"
 
@@ -29,6 +30,10 @@ class VisualGenome(Source):
 
     image: str = "vg/{folder}/{id}.jpg"
     regions: int = 10
+
+    def __post_init__(self):
+        if self.regions < 1:
+            raise ConfigError(f"visual_genome: regions is {self.regions}, not a number from 1")
 
     def records(self) -> Iterator[Record]:
         known = {}
