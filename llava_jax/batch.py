@@ -121,17 +121,6 @@ def bucket(need: int, buckets: Sequence[int], field: int, sample: str) -> int:
     )
 
 
-def shape_of(rows: Sequence[Row], count: int, buckets: Buckets, image_tokens: int) -> Shape:
-    """The smallest buckets that hold every row; `count` is the number of rows, empty ones included."""
-    sizes = [(size_of(row, image_tokens), row[0].id) for row in rows if row]
-    sizes = sizes or [(Size(1, 0, 1), "")]
-    padded = []
-    for i in range(3):
-        need, sample = max((size[i], sample) for size, sample in sizes)
-        padded.append(bucket(need, buckets[i], i, sample))
-    return Shape(count, *padded)
-
-
 def prompt_shape(prompts: Sequence[Example], config: LlavaConfig, multiple: int = 1) -> Shape:
     """The shape for questions, one a row; rounded up, so that few shapes are compiled.
 

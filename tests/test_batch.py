@@ -17,7 +17,6 @@ from llava_jax.batch import (
     length_bucket,
     prompt_shape,
     room_bucket,
-    shape_of,
     size_of,
 )
 from llava_jax.errors import SampleError
@@ -135,12 +134,11 @@ def test_sizes_add_up_within_a_row():
 
 
 def test_shapes_come_from_buckets():
-    rows = [[sample_of(9, 2)], [sample_of(4)], []]
     buckets = Buckets((4, 8, 16), (0, 1, 4), (2, 8))
-    assert shape_of(rows, 3, buckets, 2) == Shape(3, 16, 4, 8)
-    assert shape_of([[]], 2, Buckets((4, 8), (0, 1), (2,)), 2) == Shape(2, 4, 0, 2)
+    assert buckets.hold(Size(9, 2, 7)) == Size(16, 4, 8)
+    assert Buckets((4, 8), (0, 1), (2,)).hold(Size(1, 0, 1)) == Size(4, 0, 2)
     with pytest.raises(SampleError, match=r"sample s: needs 9 .*data\.length_buckets"):
-        shape_of(rows, 3, buckets._replace(length=(4, 8)), 2)
+        buckets._replace(length=(4, 8)).hold(Size(9, 2, 7), "s")
 
 
 def test_buckets_of_questions_hold_what_they_must_and_waste_little():

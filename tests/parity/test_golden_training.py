@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_jax.batch import Buckets, collate, shape_of
+from llava_jax.batch import Buckets, Shape, Size, collate, size_of
 from llava_jax.config import LoraConfig
 from llava_jax.convert import load_checkpoint
 from llava_jax.layers import Compute
@@ -87,7 +87,8 @@ def batch_of(rows: list[dict], images: np.ndarray, config, micro: int) -> dict[s
     # of targets all the same.
     buckets = Buckets(*(tuple(n * 2**i for i in range(6)) for n in (96, 2, 48)))
     whole = [dataclasses.replace(s, labels=s.ids) if not s.target_count else s for s in samples]
-    shape = shape_of([[s] for s in whole], len(rows), buckets, config.image_tokens)
+    sizes = [size_of([s], config.image_tokens) for s in whole]
+    shape = Shape(len(rows), *buckets.hold(Size(*map(max, zip(*sizes)))))
     batch = collate([[s] for s in samples], shape, config)
     return {k: v.reshape(micro, -1, *v.shape[1:]) for k, v in batch.items()}
 
