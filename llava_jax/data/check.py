@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llava_jax.data.bad import BadSamples, TooManyBad, first_ids
-from llava_jax.data.image_files import missing_image, missing_images, refuse_wrong_folder
+from llava_jax.data.image_files import (
+    NOT_PACKED,
+    Images,
+    missing_image,
+    missing_images,
+    refuse_wrong_folder,
+    unpacked_image,
+)
 from llava_jax.data.scan import Scan, scan
 from llava_jax.data.settings import DataFile, DataSettings, data_files
 from llava_jax.data.stored import Packed, is_packed
@@ -82,8 +88,9 @@ def open_data(config: Any, *, process_index: int = 0, say: bool = True) -> Datas
     index, ids = found.index[ours], [found.ids[i] for i in ours]
     images = [found.images[i] for i in ours]
     folders = [files[n].image_folder for n in found.file[ours]]
-    missing = _missing(found, ours, files)
-    bad = found.bad + [missing_image(int(index[n]), ids[n], path) for n, path in missing.items()]
+    lost = _missing(found, ours, files)
+    bad = [missing_image(int(index[n]), ids[n], path) for n, path in lost.files.items()]
+    bad += [unpacked_image(int(index[n]), ids[n], path) for n, path in lost.packed.items()]
     samples = BadSamples(
         strict=s.bad_samples == "error",
         limit=math.ceil(s.bad_limit * (found.total - len(others))),
@@ -91,9 +98,9 @@ def open_data(config: Any, *, process_index: int = 0, say: bool = True) -> Datas
         report=report_path(s.bad_report, process_index),
     )
     try:
-        samples.begin(sorted(bad), say=say and process_index == 0)
+        samples.begin(sorted(found.bad + bad), say=say and process_index == 0)
     except TooManyBad:
-        refuse_wrong_folder(images, folders, missing)
+        refuse_wrong_folder(lost.looked_for, folders, lost.files)
         if ids or s.bad_samples == "error":
             raise
     if not ids:
@@ -130,12 +137,13 @@ def _raise_if_empty(s: DataSettings, files: Sequence[DataFile], found: BadSample
 
 
 def _say_missing_held(found: Scan, held: np.ndarray, files: Sequence[DataFile]) -> None:
-    """One warning for the held-out records without their images, which the end of a run leaves out."""
-    missing = _missing(found, held, files)
-    if missing:
-        named = [f"{found.ids[held[n]]} ({path})" for n, path in missing.items()]
-        of = f"{len(missing):,} of {counted(len(held), 'held-out sample')}"
-        log.warning("%s will be left out: no such image file: %s", of, first_ids(named))
+    """A warning for the held-out records without their images, which the end of a run leaves out."""
+    lost = _missing(found, held, files)
+    for why, missing in (("no such image file", lost.files), (NOT_PACKED, lost.packed)):
+        if missing:
+            named = [f"{found.ids[held[n]]} ({path})" for n, path in missing.items()]
+            of = f"{len(missing):,} of {counted(len(held), 'held-out sample')}"
+            log.warning("%s will be left out: %s: %s", of, why, first_ids(named))
 
 
 def report_path(report: str, process_index: int) -> str | None:
@@ -143,17 +151,31 @@ def report_path(report: str, process_index: int) -> str | None:
     return (f"{report}.{process_index}" if process_index else report) if report else None
 
 
-def _missing(found: Scan, positions: np.ndarray, files: Sequence[DataFile]) -> dict[int, str]:
-    """{index in `positions`: full path of an image that is not there}."""
+class _Missing(NamedTuple):
+    """Images that are not there, by the place of their record among some positions.
+
+    looked_for: the paths of each record below its image folder, none of packed data.
+    files: the full path of the first that is no file; packed: the path of what was not there to pack.
+    """
+
+    looked_for: list[Images]
+    files: dict[int, str]
+    packed: dict[int, str]
+
+
+def _missing(found: Scan, positions: np.ndarray, files: Sequence[DataFile]) -> _Missing:
     packed = [bool(f.weight) and is_packed(f.path) for f in files]
     numbers, rows = found.file[positions].tolist(), found.rows(positions).tolist()
-    images = [() if packed[n] else found.images[i] for n, i in zip(numbers, positions)]
-    missing = missing_images(images, [files[n].image_folder for n in numbers])
+    images = [found.images[i] for i in positions]
+    looked_for = [() if packed[n] else paths for n, paths in zip(numbers, images)]
+    missing = missing_images(looked_for, [files[n].image_folder for n in numbers])
     lacking = {n: Packed(files[n].path).missing for n in range(len(files)) if packed[n]}
-    for k, (n, row) in enumerate(zip(numbers, rows)):
-        if row in lacking.get(n, ()):
-            missing[k] = os.path.join(files[n].path, found.images[positions[k]][0])
-    return missing
+    unpacked = {
+        k: paths[0] if len(paths) == 1 else f"one of {', '.join(paths)}"
+        for k, (n, row, paths) in enumerate(zip(numbers, rows, images))
+        if row in lacking.get(n, ())
+    }
+    return _Missing(looked_for, missing, unpacked)
 
 
 def _say_notes(found: Scan, ours: np.ndarray) -> None:

@@ -18,6 +18,7 @@ Images = tuple[str, ...]
 """The paths of a record's images."""
 
 _NO_FILE = "the image file does not exist"
+NOT_PACKED = "missing when the data were packed"
 
 
 def missing_images(images: Sequence[Images], folders: Sequence[str]) -> dict[int, str]:
@@ -72,12 +73,18 @@ def missing_image(index: int, sample_id: str, path: str) -> Bad:
     return bad_sample(index, sample_id, f"{path}: {kind}", kind=kind)
 
 
+def unpacked_image(index: int, sample_id: str, path: str) -> Bad:
+    """A Bad for the image at `path` of its folder, which was not there when the data were packed."""
+    fix = "add the picture and run the same llava-jax data pack again"
+    return bad_sample(index, sample_id, f"{path}: {NOT_PACKED}", kind=NOT_PACKED, fix=fix)
+
+
 def refuse_wrong_folder(
     images: Sequence[Images], folders: Sequence[str], missing: dict[int, str]
 ) -> None:
     """Raises TooManyBad, naming folder and path, where a folder lacks (nearly) all its images.
 
-    missing: of `missing_images` for the same images and folders.
+    missing: of `missing_images` for the same images, none of packed data, and folders.
     """
     shown = defaultdict(list)  # folder -> indices of its records with images
     for n, folder in enumerate(folders):
@@ -109,4 +116,4 @@ def _folder_with(path: str, folder: str) -> str | None:
         below = sorted(p for p in base.iterdir() if p.is_dir())[:100] if base.is_dir() else []
     except OSError:
         below = []
-    return next((str(near) for near in (base.parent, *below) if (near / path).is_file()), None)
+    return next((str(near) for near in (base.parent, *below) if os.path.isfile(near / path)), None)

@@ -40,7 +40,7 @@ class JsonFile(Sequence[Any]):
     """
 
     def __init__(self, path: str | Path, *, lines: bool = False):
-        if not storage.is_address(path) and not Path(path).exists():
+        if not storage.is_address(path) and not os.path.exists(path):
             raise SampleError(f"{path}: no such data file")
         refuse_special(path)
         self.path, self._lines = path, lines
@@ -245,8 +245,7 @@ def read_records(path: str | Path) -> list[Any]:
     Raises SampleError if the file is missing, is not JSON, or holds no list of samples.
     """
     if not storage.is_address(path):
-        path = Path(path)
-        if not path.exists():
+        if not os.path.exists(path):
             raise SampleError(f"{path}: no such data file")
         refuse_special(path)
     return records_of(parse_values(read_text(path), path, doubled=True), path)

@@ -22,13 +22,12 @@ from llava_jax.data.json_file import JsonFile
 from llava_jax.data.records import check_record, record_name
 from llava_jax.data.settings import DataFile, DataSettings
 from llava_jax.data.stored import is_packed, records_path
-from llava_jax.errors import ConfigError, SampleError
+from llava_jax.errors import SampleError
 from llava_jax.text.constants import IMAGE_TAG
 from llava_jax.text.labels import training_version
 from llava_jax.text.records import (
     USERS,
     check_turns,
-    image_paths,
     modality_lengths,
     record_id,
     tag_note,
@@ -136,8 +135,6 @@ class _Found:
 
 
 def _scan(files: Sequence[DataFile], s: DataSettings) -> Scan:
-    if not 0 <= s.holdout < 1:
-        raise ConfigError(f"data.holdout {s.holdout} is not a fraction of 0 to below 1")
     opened = [
         JsonFile(records_path(f.path), lines=is_packed(f.path)) if f.weight else None for f in files
     ]
@@ -226,24 +223,10 @@ def is_held(
     """Whether a record is held out: by a hash of its first image's path, or of its id without one."""
     if not fraction:
         return False
-    key = images[0] if images else f"id:{record.get('id', index)}"
+    key = images[0] if images else f"id:{record_id(record, index)}"
     name = f"{seed}:{key}".encode(errors="surrogatepass")  # JSON can hold half a pair
     share = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64  # 0 to below 1
     return bool(share < fraction)  # a numpy.float64 makes a numpy.bool
-
-
-def holdout(records: Sequence[dict], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """(training indices, held-out indices): about `fraction` of the images, by a hash of their paths.
-
-    All records of one image are on the same side, whatever else the data holds and in any order;
-    a record without an image is held out by its id. Raises ConfigError for a fraction outside 0..1.
-    """
-    if not 0 <= fraction < 1:
-        raise ConfigError(f"data.holdout {fraction} is not a fraction of 0 to below 1")
-    sides: tuple[list[int], list[int]] = ([], [])
-    for i, record in enumerate(records):
-        sides[is_held(record, i, image_paths(record), fraction, seed)].append(i)
-    return sides
 
 
 def without_null(record: Any) -> Any:

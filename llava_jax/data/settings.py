@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_jax.errors import ConfigError, counted, did_you_mean
@@ -33,7 +32,7 @@ def split_paths(value: Any) -> tuple[str, ...]:
         parts = [str(v) for v in value]
     else:
         text = "" if value is None else str(value)
-        whole = "," not in text or Path(text).exists()
+        whole = "," not in text or os.path.exists(text)  # Path.exists raises for a long list
         parts = [text] if whole else [piece.strip() for piece in text.split(",")]
         parts = [part for part in parts if part]
     return tuple(os.path.expanduser(part) for part in parts)

@@ -47,7 +47,7 @@ def records_path(path: str) -> str:
             )
         return path
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return path
     if not (folder / MANIFEST).is_file():
         begun = (folder / BEGUN).exists()
@@ -61,7 +61,7 @@ def records_path(path: str) -> str:
 
 def is_packed(path: str) -> bool:
     """Whether `path` is a packed folder."""
-    return (Path(path) / MANIFEST).is_file()
+    return os.path.isfile(Path(path) / MANIFEST)
 
 
 class Packed:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava_jax.data.bad import TooManyBad
 from llava_jax.data.check import HELD_SIDE, open_data
-from llava_jax.data.image_files import missing_images
+from llava_jax.data.image_files import missing_image, missing_images
 from llava_jax.data.settings import data_files, split_paths
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.records import image_paths
@@ -76,10 +76,22 @@ def test_every_folder_is_listed_once(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "path", ["coco", "coco/", "coco/1.png/x", "a\0b", "\ud800.png", "coco/1.PNG"]
+    "path",
+    [
+        "coco",
+        "coco/",
+        "coco/1.png/x",
+        "a\0b",
+        "\ud800.png",
+        "coco/1.PNG",
+        "a" * 300,
+        "a" * 300 + "/b",
+    ],
 )
 def test_odd_paths_are_missing(folder, path):
-    assert list(missing_images([(path,)], [str(folder / "img")])) == [0]
+    missing = missing_images([(path,)], [str(folder / "img")])
+    assert list(missing) == [0]
+    assert " exist" in missing_image(0, "a", missing[0]).kind
 
 
 def test_links_and_odd_spellings_of_a_path_are_found(folder):
@@ -210,6 +222,8 @@ def test_ways_to_name_several_files(tmp_path):
     odd = write(tmp_path / "a,b.json", GOOD)
     assert split_paths(odd) == (odd,)
     assert split_paths("a.json, b.json,") == ("a.json", "b.json")
+    many = [f"{n:0100}/a.json" for n in range(50)]  # too long for a name, whole or by its parts
+    assert split_paths(",".join(many)) == tuple(many)
     assert split_paths(("a.json", odd)) == split_paths(["a.json", odd]) == ("a.json", odd)
     assert split_paths("") == split_paths(None) == ()
     assert split_paths("~/a.json,~/b.json") == tuple(
@@ -249,6 +263,7 @@ def test_files_of_weight_0_are_not_opened(folder):
         ({"weights": (1, float("nan"))}, "not a tuple of numbers"),
         ({"weights": (1, "a")}, "not a tuple of numbers"),
         ({"weights": (0, 0)}, "are all 0"),
+        ({"holdout": 1.0}, "data.holdout is 1.0, but must be"),
     ],
 )
 def test_settings_of_files_are_checked(changes, message):

@@ -10,8 +10,9 @@ from llava_jax.data.sampler import (
     seeded_permutations,
     split_to_even_chunks,
 )
-from llava_jax.data.scan import holdout
+from llava_jax.data.scan import is_held
 from llava_jax.errors import ConfigError, SampleError
+from llava_jax.text.records import image_paths
 from tests.conftest import json_lines, shared
 
 
@@ -85,24 +86,33 @@ def test_groups_must_divide_the_batch():
         epoch_order(3, 0, 0, lengths=[1, 2, 3], batch_size=6, groups=4)
 
 
+def sides(records, fraction, seed=0):
+    """(kept, held out): indices of records."""
+    held = [is_held(r, i, image_paths(r), fraction, seed) for i, r in enumerate(records)]
+    return tuple([i for i, aside in enumerate(held) if aside is side] for side in (False, True))
+
+
 def test_half_a_surrogate_pair_has_a_side_too():
     """JSON can hold one, in an id or a path."""
     records = [{"id": f"\ud800{i}"} for i in range(40)] + [{"image": "\udcff.png"}]
-    kept, aside = holdout(records, 0.5)
+    kept, aside = sides(records, 0.5)
     assert sorted(kept + aside) == list(range(41))
     assert min(len(kept), len(aside)) > 5
 
 
+@pytest.mark.parametrize("none", [{}, {"id": None}, {"id": ""}])
+def test_records_without_an_id_do_not_all_land_on_one_side(none):
+    assert sides([none] * 40, 0.5) == sides([{"id": i} for i in range(40)], 0.5)
+
+
 def test_holdout_keeps_all_turns_of_an_image_on_one_side():
     records = [{"id": str(i), "image": f"images/{i // 3}.png"} for i in range(3000)]
-    kept, aside = holdout(records, 0.1, seed=3)
+    kept, aside = sides(records, 0.1, seed=3)
     assert sorted(kept + aside) == list(range(3000))
     assert 0.07 < len(aside) / 3000 < 0.13
     assert not {records[i]["image"] for i in kept} & {records[i]["image"] for i in aside}
     shuffled = records[::-1]
-    again = {shuffled[i]["id"] for i in holdout(shuffled, 0.1, seed=3)[1]}
+    again = {shuffled[i]["id"] for i in sides(shuffled, 0.1, seed=3)[1]}
     assert again == {records[i]["id"] for i in aside}
-    assert holdout(records, 0.1, seed=4)[1] != aside
-    assert holdout(records, 0.0)[1] == []
-    with pytest.raises(ConfigError, match="holdout"):
-        holdout(records, 1.0)
+    assert sides(records, 0.1, seed=4)[1] != aside
+    assert sides(records, 0.0)[1] == []

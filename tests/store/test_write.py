@@ -15,6 +15,7 @@ from PIL import Image
 
 import llava_jax
 from llava_jax.config import LlavaConfig
+from llava_jax.data.bad import TooManyBad
 from llava_jax.data.check import open_data
 from llava_jax.data.loader import make_loader
 from llava_jax.data.stored import MANIFEST, RECORDS
@@ -105,6 +106,27 @@ def test_its_records_are_checked_as_those_of_the_json(source, packed):
     assert (
         [row["id"] for row in ours.bad.rows()] == [row["id"] for row in theirs.bad.rows()] == ["5"]
     )
+
+
+def test_a_picture_that_was_not_there_to_pack_is_told_as_such(tmp_path, caplog):
+    source, out = make(tmp_path, 40), str(tmp_path / "out")
+    pack(str(source), str(tmp_path / "img"), out)
+    (row,) = open_data({"path": out}).bad.rows()
+    assert row["reason"].startswith("5.png: missing when the data were packed (add the picture and")
+    assert "1 sample is left out: missing when the data were packed (5): add the" in caplog.text
+    caplog.clear()
+    open_data({"path": out, "holdout": 0.9, "holdout_seed": 1})
+    assert "held-out samples will be left out: missing when the data were packed: 5 (5.png)" in (
+        caplog.text
+    )
+    for file in set((tmp_path / "img").iterdir()) - {tmp_path / "img" / "1.png"}:
+        file.unlink()
+    pack(str(source), str(tmp_path / "img"), str(tmp_path / "few"))
+    with pytest.raises(TooManyBad) as e:
+        open_data({"path": str(tmp_path / "few"), "image_folder": str(tmp_path / "img")})
+    assert "missing when the data were packed (29: 2, 3, 5, 6, 7, ...)" in e.value.message
+    assert "data pack again" in str(e.value.fix)
+    assert "image_folder" not in str(e.value)
 
 
 def batches(data: dict, steps: list[int], hosts: int, threads: int) -> list[list[bytes]]:
