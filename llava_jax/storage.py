@@ -54,9 +54,7 @@ def reading(address: str) -> Iterator[Any]:
 def is_file(path: str | Path) -> bool:
     """Whether there is such a file. Raises as `read`, but not for one that is not there."""
     if not is_address(path):
-        return os.path.isfile(
-            Path(path)
-        )  # False for a name that is too long, where Path.is_file raises
+        return os.path.isfile(path)  # False for a name that is too long, where Path's raises
     with _as_os_errors(path):
         store, name = _open(path)
         return store.isfile(name)
@@ -65,7 +63,7 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """Whether there is such a folder; of an address, whether anything is below it. Raises as `read`."""
     if not is_address(path):
-        return os.path.isdir(Path(path))
+        return os.path.isdir(path)
     with _as_os_errors(path):
         store, name = _open(path)
         return store.isdir(name)
