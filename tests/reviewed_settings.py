@@ -36,7 +36,9 @@ ROWS = [
     Row("batch_size", ANYWHERE, TINY),
     Row("steps", ANYWHERE, TINY),
     Row(
-        "model.vision_tower", "rehearsal/*", "a tower of the tests' own: the default is a download"
+        "model.vision_tower",
+        "rehearsal/* train/test_model_io.py",
+        "a tower of the tests' own: the default is a download",
     ),
     Row(
         "model.allow_pickle", "rehearsal/test_recipes.py", "the documented line of stage 1 sets it"
@@ -168,7 +170,8 @@ ROWS = [
         "rehearsal/test_recipes.py::test_every_recipe_runs_on_the_mixture",
     ),
     Row("data.holdout_side", "data/* train/test_heldout.py", RECIPES),
-    Row("data.image_aspect_ratio", "data/test_make_loader.py", ITSELF),
+    Row("data.image_aspect_ratio", "data/test_make_loader.py train/test_checks.py", ITSELF),
+    Row("data.image_aspect_ratio", "train/test_model_io.py", RECIPES),
     Row("data.pack", "data/* rehearsal/* train/*", RECIPES),
     Row(
         "data.pack_rows",
@@ -191,9 +194,10 @@ ROWS = [
     Row("data.turns_per_sample", "data/test_make_loader.py", ITSELF),
     Row(
         "data.version",
-        "data/* rehearsal/test_mistakes.py",
+        "data/* rehearsal/test_mistakes.py train/test_checks.py train/test_model_io.py",
         "data/test_make_loader.py::test_a_conversation_ends_up_in_the_batch",
     ),
+    Row("model.projector", "train/test_model_io.py", ITSELF),
     Row("data.max_pixels", "data/test_pixels.py", ITSELF),
     Row("data.max_side", "data/test_pixels.py", ITSELF),
     Row("data.weights", "data/* configs/test_configs.py", RECIPES),

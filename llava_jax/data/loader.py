@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from llava_jax.data.layout import Exact, Fill
 from llava_jax.data.pixels import Cache, ImageStore, PackedImages, augment
 from llava_jax.data.plan import MakeExample, Plan, Planned, Planner, example_maker
 from llava_jax.data.sampler import AUGMENT, seeded_random
-from llava_jax.data.settings import DataSettings
+from llava_jax.data.settings import DataSettings, as_trained
 from llava_jax.data.stored import is_packed
 from llava_jax.errors import ConfigError, ImageError, LlavaError
 from llava_jax.images.decode import CODES
@@ -91,8 +90,7 @@ def make_loader(
     if seed is not None:
         settings = replace(settings, seed=seed)
     settings = settings.completed(model_config.max_length, process_count, row_parts)
-    if settings.image_aspect_ratio:
-        model_config = replace(model_config, image_aspect_ratio=settings.image_aspect_ratio)
+    model_config = as_trained(settings, model_config)
     data = data or open_data(settings, process_index=process_index, say=say)
     make = example_maker(settings, model_config, tokenizer)
     counts = own_parts if counted_parts is None else counted_parts
@@ -100,6 +98,23 @@ def make_loader(
     entries = math.ceil(steps * settings.batch_size / len(data)) if steps else math.ceil(epochs)
     place = (process_index, process_count, start, parts, max(1, entries))
     return Loader(data, make, settings, model_config, *place)
+
+
+def short_names(paths: Sequence[str]) -> tuple[str, ...]:
+    """A name for each file: with as many folders as tell them apart, and with its ending where only that
+    does; a file that comes again has a number."""
+    files = list(map(PurePath, paths))
+    once = list(dict.fromkeys(files))
+    stems = [path.parent / path.stem for path in once]
+    deepest = max(len(path.parts) for path in once)
+    ways = (
+        [PurePath(*path.parts[-count:]).as_posix() for path in whole]
+        for whole in (stems, once)
+        for count in range(1, deepest + 1)
+    )
+    names = dict(zip(once, next(way for way in ways if len(set(way)) == len(way))))
+    times = [files[: i + 1].count(path) for i, path in enumerate(files)]
+    return tuple(f"{names[p]} ({n})" if n > 1 else names[p] for p, n in zip(files, times))
 
 
 class Loader:
@@ -168,14 +183,8 @@ class Loader:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the data files, by the numbers in a batch's `files`; () where there is one alone."""
-        paths = [PurePath(file.path).with_suffix("") for file in self._data.files]
-        if len(paths) == 1:
-            return ()
-        names = [path.name for path in paths]
-        if len(set(names)) < len(names):  # with as many folders as tell them apart
-            shared = os.path.commonpath(paths)
-            names = [path.relative_to(shared).as_posix() for path in paths]
-        return tuple(names)
+        paths = [file.path for file in self._data.files]
+        return short_names(paths) if len(paths) > 1 else ()
 
     @property
     def turns(self) -> bool:

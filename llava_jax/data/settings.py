@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from llava_jax.config import LlavaConfig
 from llava_jax.errors import ConfigError, counted, did_you_mean
 from llava_jax.images.decode import LIMITS, Limits
 from llava_jax.setting import current
 from llava_jax.settings import DataGroup, TrainSettings, check, rows, setting
+from llava_jax.text.conversation import find_template
+from llava_jax.text.labels import training_version
 
 
 class DataFile(NamedTuple):
@@ -64,6 +67,24 @@ def data_files(data: Any) -> list[DataFile]:
     if len(folders) == 1:
         folders *= len(paths)
     return [DataFile(*f) for f in zip(paths, folders, weights or (1.0,) * len(paths))]
+
+
+def as_trained(data: Any, model: LlavaConfig) -> LlavaConfig:
+    """`model` with the pixels and prompts that the settings `data` train it on.
+
+    Captions (data.version plain) are no conversations: over them a model keeps its own template.
+    Raises ConfigError where its tower cannot take such pixels.
+    """
+    template = training_version(data.version).template
+    names = (model.template, LlavaConfig.template, template.name)  # of those alike, the best known
+    alike = (n for n in names if replace(find_template(n), name=template.name) == template)
+    name = model.template if template.style == "plain" else next(alike)
+    ratio = data.image_aspect_ratio or model.image_aspect_ratio
+    try:
+        return replace(model, image_aspect_ratio=ratio, template=name)
+    except ConfigError as error:
+        what = f"data.image_aspect_ratio is {ratio!r}: {error.message}"
+        raise ConfigError(what, fix="leave it empty: as the model says") from error
 
 
 def padded_lengths(data: Any, longest: int | None) -> tuple[int, ...]:

@@ -20,12 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the page and says where it is."""
+    from llava_jax.errors import ConfigError
     from llava_jax.report.figure import plot_losses
     from llava_jax.report.files import METRICS
     from llava_jax.report.page import report_page
     from llava_jax.report.runs import find_runs
     from llava_jax.util import write_text
 
+    if args.png and args.png.suffix.lower() != ".png":
+        fix = f"--png {args.png.with_suffix('.png')}"
+        raise ConfigError(f"--png {args.png}: the name of a PNG ends in .png", fix=fix)
     runs = find_runs(args.workdir)
     out = args.out or args.workdir[0] / "report.html"
     write_text(out, report_page(runs, args.title or ", ".join(run.name for run in runs)))

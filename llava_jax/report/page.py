@@ -152,7 +152,9 @@ def _skipped(run: Run) -> str:
         of = f"; its samples: {', '.join(map(str, row['ids'][:8]))}" if row["ids"] else ""
         rows.append((f"step {row['step']:,}", f"{why}: nothing was changed{of}"))
     if len(run.skipped) > SHOWN:
-        rows.append((f"{len(run.skipped) - SHOWN:,} more steps", "were not finite"))
+        rows.append(
+            (f"{len(run.skipped) - SHOWN:,} more steps", "in skipped.jsonl of the work directory")
+        )
     counts = {"replaced": "samples replaced by others", "cut": "samples cut to data.max_length",
               "empty": "places left empty", "held_out": "samples held out"}  # fmt: skip
     rows += [(words, f"{run.data[n]:,}") for n, words in counts.items()

@@ -40,7 +40,8 @@ def build_prompt(
         at most one system message, first, in place of the template's own (plain text, like all
         contents). Content is a string or
         a list of strings, {"type": "text", "text": str} and {"type": "image", "image": anything}
-        (or "path", "url", "image_url"); each image gets a line of its own, where it is.
+        (or "path", "url", "image_url"); each image gets a line of its own, where it is, unless it says
+        "inline": True.
     open_turn: end with the assistant's open turn, ready to be continued. Without it the example
         has labels: what the assistant says is trained, or scored.
 
@@ -91,13 +92,14 @@ def _read(
     before: str | None = ""  # the text before an item, None after an image
     for i, item in enumerate(items):
         text = _text_of(item, where)
+        inline = isinstance(item, Mapping) and text is None and bool(item.get("inline"))
         if text is None:
             images.append(_image_of(item, where))
-        at_image = i and (text is None or before is None)
+        at_image = i and not inline and (text is None or before is None)
         if at_image and not ((before or "").endswith("\n") or (text or "").startswith("\n")):
             parts.append("\n")  # unless the text around an image brings its own line break
         parts += slot() if text is None else [text]
-        before = text
+        before = "\n" if inline else text
     if all(part == "" for part in parts):
         raise PromptError(f"{where} is empty")
     return parts

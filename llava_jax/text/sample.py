@@ -93,10 +93,11 @@ class ExampleMaker:
             example = self._compat(record, name, images, notes)
         else:
             check_turns(turns, images, name, caption=self._caption)
-            rounds, images = self._rounds(turns, images, notes)
-            if self._independent(record, name, rounds, notes):
+            rounds, images = place_rounds(turns, images, notes, caption=self._caption)
+            if stand_alone(record, name, rounds, self.turns, notes):
                 ids, labels, numbers = self._join(rounds, len(images), notes)
             else:
+                rounds = [(self._shown(q), self._shown(a)) for q, a in rounds]
                 ids, labels, _ = _tokenise(self.tokenizer, self.version, rounds)
                 numbers = None
             example = Example(ids, images, labels, numbers, name)
@@ -104,81 +105,16 @@ class ExampleMaker:
             check_trained(example, self.max_length)
         return replace(example, notes={**notes, **example.notes})
 
-    # Reading the turns -------------------------------------------------------------------------
-
-    def _rounds(
-        self, turns: list[tuple[int, str]], images: tuple[str, ...], notes: Counter[str]
-    ) -> tuple[list[Round], tuple[str, ...]]:
-        """The rounds that have an answer to train, and one image per slot in them.
-
-        A question without an answer is left out; its images move to the next question.
-        """
-        if turns[0][0] == ASSISTANT:
-            notes["leading answer"] += 1
-            turns = turns[1:]
-        messages, images = self._place_images([text for _, text in turns], images)
-        if len(turns) % 2:
-            notes["unanswered question"] += 1
-        rounds: list[Round] = []
-        waiting: list[Part] = []
-        for question, answer in zip(messages[::2], messages[1::2]):
-            if any(not isinstance(part, str) or part.strip() for part in answer):
-                rounds.append((waiting + question, answer))
-                waiting = []
-            else:
-                notes["empty answers"] += 1
-                waiting += [*self._slot, "\n"] * question.count(IMAGE_TOKEN)
-        slots = sum(parts.count(IMAGE_TOKEN) for pair in rounds for parts in pair)
-        return rounds, images[:slots]
-
-    def _place_images(
-        self, texts: list[str], images: tuple[str, ...]
-    ) -> tuple[list[list[Part]], tuple[str, ...]]:
-        """Turns `<image>` tags into slots, and says which image each slot shows.
-
-        A single tag of a turn goes to its front, as in the original; several keep their places.
-        One image serves all tags of a record, and several tags in one turn are then one slot.
-        """
-        if not images:
-            return [[text] for text in texts], ()
-        if self._caption and IMAGE_TAG not in texts[0]:
-            texts = [IMAGE_TAG * len(images), *texts[1:]]  # its instruction is discarded anyway
-        one = len(images) == 1
-        texts = [_tag_first(t) if one or t.count(IMAGE_TAG) == 1 else t for t in texts]
-        slots = sum(text.count(IMAGE_TAG) for text in texts)
-        return [self._split_tags(text) for text in texts], images * slots if one else images[:slots]
-
-    def _split_tags(self, text: str) -> list[Part]:
-        """Text with tags to parts; never an empty list, which would be an open turn."""
-        parts: list[Part] = []
-        for i, piece in enumerate(text.split(IMAGE_TAG)):
-            parts += self._slot if i else []
-            parts += [piece] if piece else []
-        return parts or [""]
-
     # Ids and labels ----------------------------------------------------------------------------
 
-    def _independent(
-        self, record: Mapping[str, Any], name: str, rounds: list[Round], notes: Counter[str]
-    ) -> bool:
-        """Whether the rounds are trained as independent turns: wanted, and all images come first."""
-        own = record.get("turns")
-        if isinstance(own, str) and own not in TURNS:
-            raise SampleError(f"sample {name}: `turns` is {own!r}, not {' or '.join(TURNS)}")
-        wanted = own if isinstance(own, str) else self.turns  # a number there means nothing here
-        if wanted != "independent" or self._caption or len(rounds) < 2:
-            return False
-        later = [q for q, _ in rounds[1:]] + [a for _, a in rounds]
-        if any(IMAGE_TOKEN in parts for parts in later):
-            notes["trained as a conversation"] += 1
-            return False
-        return True
+    def _shown(self, parts: list[Part]) -> list[Part]:
+        """Parts with every image slot as the model expects it, with what stands around it."""
+        return [p for part in parts for p in (self._slot if part == IMAGE_TOKEN else [part])]
 
     def _join(self, rounds: list[Round], images: int, notes: Counter[str]):
         """(ids, labels, turns): every round after the prefix that all share, as if it were alone."""
-        front = self._front(rounds[0][0])
-        prompts = [rounds[0], *((_after(front, q), a) for q, a in rounds[1:])]
-        alone = [_alone(self.tokenizer, self.version, tuple(q), tuple(a)) for q, a in prompts]
+        prompts = [(tuple(self._shown(q)), tuple(a)) for q, a in alone_rounds(rounds)]
+        alone = [_alone(self.tokenizer, self.version, q, a) for q, a in prompts]
         start = _shared_prefix(alone)
         joined = [(alone[0][0][:start], alone[0][1][:start], np.zeros(start, np.int32))]
         length = start + images * (self.image_tokens - 1)  # every slot is in the prefix
@@ -190,13 +126,6 @@ class ExampleMaker:
             joined.append((ids[start:], labels[start:], np.full(more, n, np.int32)))
             length += more
         return (np.concatenate(arrays) for arrays in zip(*joined))
-
-    def _front(self, question: list[Part]) -> list[Part]:
-        """The part of a question up to its last image slot; empty without one."""
-        at = [i for i, part in enumerate(question) if part == IMAGE_TOKEN]
-        # the rest of the slot: the token that closes it
-        rest = len(self._slot) - self._slot.index(IMAGE_TOKEN)
-        return question[: at[-1] + rest] if at else []
 
     # The original ------------------------------------------------------------------------------
 
@@ -230,6 +159,113 @@ def check_trained(example: Example, max_length: int | None) -> None:
         raise SampleError(f"sample {example.id}: there is nothing to train {why}")
 
 
+# What a record's questions and answers are, whatever the tokenizer --------------------------------
+
+
+def place_rounds(
+    turns: list[tuple[int, str]],
+    images: tuple[str, ...],
+    notes: Counter[str],
+    *,
+    caption: bool = False,
+) -> tuple[list[Round], tuple[str, ...]]:
+    """The rounds that have an answer to train, with IMAGE_TOKEN where an image stands, and one image
+    per slot in them.
+
+    A question without an answer is left out; its images move to the next question.
+    caption: of a stage-1 sample, whose image is shown even without a tag.
+    """
+    if turns[0][0] == ASSISTANT:
+        notes["leading answer"] += 1
+        turns = turns[1:]
+    messages, images = _place_images([text for _, text in turns], images, caption)
+    if len(turns) % 2:
+        notes["unanswered question"] += 1
+    rounds: list[Round] = []
+    waiting: list[Part] = []
+    for question, answer in zip(messages[::2], messages[1::2]):
+        if any(not isinstance(part, str) or part.strip() for part in answer):
+            rounds.append((waiting + question, answer))
+            waiting = []
+        else:
+            notes["empty answers"] += 1
+            waiting += [IMAGE_TOKEN, "\n"] * question.count(IMAGE_TOKEN)
+    slots = sum(parts.count(IMAGE_TOKEN) for pair in rounds for parts in pair)
+    return rounds, images[:slots]
+
+
+def _place_images(
+    texts: list[str], images: tuple[str, ...], caption: bool
+) -> tuple[list[list[Part]], tuple[str, ...]]:
+    """Turns `<image>` tags into slots, and says which image each slot shows.
+
+    A single tag of a turn goes to its front, as in the original; several keep their places.
+    One image serves all tags of a record, and several tags in one turn are then one slot.
+    """
+    if not images:
+        return [[text] for text in texts], ()
+    if caption and IMAGE_TAG not in texts[0]:
+        texts = [IMAGE_TAG * len(images), *texts[1:]]  # its instruction is discarded anyway
+    one = len(images) == 1
+    texts = [_tag_first(t) if one or t.count(IMAGE_TAG) == 1 else t for t in texts]
+    slots = sum(text.count(IMAGE_TAG) for text in texts)
+    return [_split_tags(text) for text in texts], images * slots if one else images[:slots]
+
+
+def _tag_first(text: str) -> str:
+    if IMAGE_TAG not in text:
+        return text
+    return f"{IMAGE_TAG}\n{text.replace(IMAGE_TAG, '').strip()}".strip()
+
+
+def _split_tags(text: str) -> list[Part]:
+    """Text with tags to parts; never an empty list, which would be an open turn."""
+    parts: list[Part] = []
+    for i, piece in enumerate(text.split(IMAGE_TAG)):
+        parts += [IMAGE_TOKEN] if i else []
+        parts += [piece] if piece else []
+    return parts or [""]
+
+
+def stand_alone(
+    record: Mapping[str, Any], name: str, rounds: list[Round], turns: str, notes: Counter[str]
+) -> bool:
+    """Whether the rounds are independent turns: several, wanted, and all images come first.
+
+    turns: one of TURNS, where the record has none of its own.
+    """
+    own = record.get("turns")
+    if isinstance(own, str) and own not in TURNS:
+        raise SampleError(f"sample {name}: `turns` is {own!r}, not {' or '.join(TURNS)}")
+    wanted = own if isinstance(own, str) else turns  # a number there means nothing here
+    if wanted != "independent" or len(rounds) < 2:
+        return False
+    later = [q for q, _ in rounds[1:]] + [a for _, a in rounds]
+    if any(IMAGE_TOKEN in parts for parts in later):
+        notes["trained as a conversation"] += 1
+        return False
+    return True
+
+
+def alone_rounds(rounds: list[Round]) -> list[Round]:
+    """Independent rounds, each as if it alone stood after the images, which all come first."""
+    first, answer = rounds[0]
+    slots = [i for i, part in enumerate(first) if part == IMAGE_TOKEN]
+    front = first[: slots[-1] + 1] if slots else []
+    return [(first, answer), *((_after(front, q), a) for q, a in rounds[1:])]
+
+
+def _after(front: list[Part], question: list[Part]) -> list[Part]:
+    """A later question, as it reads after the shared images."""
+    if not front:
+        return question
+    text = "".join(part for part in question if isinstance(part, str)).strip()
+    return [*front, f"\n{text}"] if text else front
+
+
+# Ids ----------------------------------------------------------------------------------------------
+
+
 def _tokenise(tokenizer: Tokenizer, version: TrainingVersion, rounds: Sequence[Round]):
     messages = [message for q, a in rounds for message in ((USER, q), (ASSISTANT, a))]
     return tokenise(tokenizer, training_pieces(version, messages))
@@ -244,20 +280,6 @@ def _alone(
     for array in arrays:
         array.flags.writeable = False
     return arrays
-
-
-def _tag_first(text: str) -> str:
-    if IMAGE_TAG not in text:
-        return text
-    return f"{IMAGE_TAG}\n{text.replace(IMAGE_TAG, '').strip()}".strip()
-
-
-def _after(front: list[Part], question: list[Part]) -> list[Part]:
-    """A later question, as it reads after the shared images."""
-    if not front:
-        return question
-    text = "".join(part for part in question if isinstance(part, str)).strip()
-    return [*front, f"\n{text}"] if text else front
 
 
 def _shared_prefix(alone: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> int:

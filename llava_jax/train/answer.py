@@ -21,8 +21,9 @@ from llava_jax.data.settings import DataSettings
 from llava_jax.errors import LlavaError
 from llava_jax.images.decode import open_image
 from llava_jax.model import LlavaModel
+from llava_jax.text.labels import training_version
 from llava_jax.train.distributed import gather, is_main, together
-from llava_jax.train.evalsets import EvalSet
+from llava_jax.train.evalsets import EvalSet, benchmark_settings
 from llava_jax.train.evaluate import Question, answers, questions_of, score
 from llava_jax.train.model_io import Opened
 from llava_jax.train.step import Params, computed_with
@@ -60,6 +61,7 @@ class Asker:
         together(self._read)
 
     def _read(self) -> None:
+        caption = training_version(self._config.data.version).kind == "plain"
         for s in self._sets:
             if not (s.path or s.held) or not (s.ask or self._config.eval_samples):
                 continue
@@ -71,7 +73,7 @@ class Asker:
                 if int(data.index[n]) in data.bad:
                     continue
                 folder = data.files[file].image_folder
-                found = questions_of(record, folder, self._config.data.turns)
+                found = questions_of(record, folder, self._config.data.turns, caption=caption)
                 questions += found
                 if found and len(shown) < self._config.eval_samples:
                     picture = f"samples/{s.name}-{len(shown)}.jpg" if found[0].image else ""
@@ -133,20 +135,15 @@ class Asker:
 
     def _benchmark(self, model: LlavaModel, s: EvalSet, step: int) -> dict[str, Any]:
         """{benchmark: its headline number} on the first questions."""
-        from llava_jax.eval.run.command import RunSettings, run_task
+        from llava_jax.eval.run.command import run_task
         from llava_jax.eval.task import get_task
 
         task = get_task(s.benchmark)
-        settings = RunSettings(
-            Path(s.data),
-            self._workdir / "eval" / s.name / f"{step:07d}",
-            f"{self._config.name}, step {step}",
-            images=Path(s.images) if s.images else None,
-            limit=s.ask or None,
-            writes=is_main(),
-            show_progress=False,
-        )
-        result = run_task(model, task, settings)
+        out = self._workdir / "eval" / s.name / f"{step:07d}"
+        name = f"{self._config.name}, step {step}"
+        settings = benchmark_settings(s, out, name, writes=is_main(), show_progress=False)
+        # The main one alone scores; what it raises is to be raised by all.
+        result = together(lambda: run_task(model, task, settings))
         value = gather(result["totals"][result["headline"]] if result else None)[0]
         if value is None:
             log.warning("data.eval %s: %s gave no score", s.name, s.benchmark)
@@ -162,7 +159,7 @@ class Asker:
             "step": step,
             "set": s.name,
             "id": sample.id,
-            "question": sample.question.text,
+            "question": sample.question.words,
             "truth": sample.question.answer,
             "answer": answer,
         }

@@ -107,7 +107,7 @@ def check_settings(c: Any, *, files: bool = True) -> None:
             fix="--config.data.holdout=0.1 holds out a tenth of the images",
         )
     check_trackers(c.trackers)
-    check_eval(c)
+    check_eval(c, files=files)
     # The original trains an unknown version as vicuna_v1 without a word.
     if c.data.version not in TEMPLATES:
         allowed = ", ".join(TEMPLATES)
@@ -192,7 +192,7 @@ def check_model(stages: Stages) -> None:
     from llava_jax.train.model_io import fit_model, open_model
 
     (_, first), *later = stages
-    with _unsaid("llava_jax.convert"):
+    with _unsaid("llava_jax.convert"), _unsaid("llava_jax.train.model_io"):
         model = open_model(first).config
     for name, config in later:
         with _naming(name):

@@ -12,7 +12,7 @@ from llava_jax import storage
 from llava_jax.data.check import HELD_SIDE
 from llava_jax.data.settings import split_paths
 from llava_jax.data.stored import is_packed
-from llava_jax.errors import ConfigError, did_you_mean
+from llava_jax.errors import ConfigError, LlavaError, did_you_mean
 
 HELD_OUT = "heldout"
 """The name of the part that data.holdout holds out, as a validation set."""
@@ -74,7 +74,10 @@ def eval_sets(config: Any) -> list[EvalSet]:
 
 
 def _parsed(text: str, config: Any) -> EvalSet:
-    name, *pairs = shlex.split(text) or [""]
+    try:
+        name, *pairs = shlex.split(text) or [""]
+    except ValueError as error:  # a quotation that does not end
+        raise ConfigError(f"data.eval {text!r} cannot be read: {error}", fix=_FORM) from None
     if not re.fullmatch(r"[\w.-]+", name) or not pairs:
         raise ConfigError(f"data.eval {text!r} is not a named set", fix=_FORM)
     values: dict[str, Any] = {}
@@ -92,8 +95,11 @@ def _parsed(text: str, config: Any) -> EvalSet:
     return EvalSet(name, **values)
 
 
-def check_eval(config: Any) -> None:
-    """Raises ConfigError for validation settings that no run could mean. Files are looked for, not read."""
+def check_eval(config: Any, *, files: bool = True) -> None:
+    """Raises ConfigError for validation settings that no run could mean.
+
+    files: whether the questions of benchmarks are read and their pictures looked for, too.
+    """
     sets = eval_sets(config)
     for s in sets:
         if s.path and not (is_packed(s.path) or storage.is_file(s.path)):
@@ -101,7 +107,7 @@ def check_eval(config: Any) -> None:
         if s.images and not storage.is_folder(s.images):
             raise ConfigError(f"data.eval {s.name}: there is no folder {s.images}")
         if s.benchmark:
-            _check_benchmark(s)
+            _check_benchmark(s, files)
     if config.early_stop and not (sets and config.eval_every):
         raise ConfigError(
             "early_stop is set, but there is no validation to wait for",
@@ -110,19 +116,41 @@ def check_eval(config: Any) -> None:
     _check_best(config.best_by, sets)
 
 
-def _check_benchmark(s: EvalSet) -> None:
+def _check_benchmark(s: EvalSet, files: bool) -> None:
+    from llava_jax.eval.run.command import image_folders, task_folder
+    from llava_jax.eval.run.predict import choose, image_paths
     from llava_jax.eval.task import TASKS, get_task
 
     if s.benchmark not in TASKS:
         fix = did_you_mean(s.benchmark, TASKS) or f"one of {', '.join(TASKS)}"
         raise ConfigError(f"data.eval {s.name}: no benchmark {s.benchmark!r}", fix=fix)
-    if get_task(s.benchmark).judge:
+    task = get_task(s.benchmark)
+    if task.judge:
         raise ConfigError(
             f"data.eval {s.name}: a judge model grades {s.benchmark}",
             fix="ask it after the run, with llava-jax eval",
         )
     if not Path(s.data).is_dir():
         raise ConfigError(f"data.eval {s.name}: there is no folder {s.data}")
+    if not files:
+        return
+    try:
+        settings = benchmark_settings(s, Path(), "")
+        data = task_folder(settings.data, task)
+        folders = image_folders(settings, data, task)
+        for q in choose(task.questions(data), limit=settings.limit, group_of=task.group_of):
+            image_paths(q, folders)
+    except LlavaError as error:
+        fix = (error.fix or "").replace("--images names", "images= names")
+        raise ConfigError(f"data.eval {s.name}: {error.message}", fix=fix or None) from error
+
+
+def benchmark_settings(s: EvalSet, out: Path, name: str, **how: Any) -> Any:
+    """How the questions of a benchmark are asked. out: where answers go. name: of the model."""
+    from llava_jax.eval.run.command import RunSettings
+
+    images = Path(s.images) if s.images else None
+    return RunSettings(Path(s.data), out, name, images=images, limit=s.ask or None, **how)
 
 
 def _check_best(best_by: str, sets: list[EvalSet]) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_jax import storage
 from llava_jax.errors import counted
 from llava_jax.text.constants import IMAGE_TAG
-from llava_jax.text.conversation import ASSISTANT, USER
-from llava_jax.text.records import image_paths, read_turns, record_id
+from llava_jax.text.conversation import USER
+from llava_jax.text.labels import training_version
+from llava_jax.text.records import check_turns, image_paths, read_turns, record_id
+from llava_jax.text.sample import alone_rounds, place_rounds, stand_alone
+from llava_jax.text.tokenizer import Part
 from llava_jax.util import write_json
 
 log = logging.getLogger(__name__)
@@ -24,7 +27,8 @@ log = logging.getLogger(__name__)
 class Question:
     """One question and its only right answer.
 
-    image: path, paths, or None for a question about no image.
+    image: path, paths, or None for a question about no image. Of a question with images `<image>` in a
+        text is the place of the next one; without any they come first, a line each.
     before: the (question, answer) pairs before it in its conversation; usually none.
     """
 
@@ -34,36 +38,72 @@ class Question:
     kind: str = "all"
     before: tuple[tuple[str, str], ...] = ()
 
-    def messages(self) -> list[dict[str, str]]:
+    @property
+    def words(self) -> str:
+        """The question without its images."""
+        return self.text.replace(IMAGE_TAG, "").strip() if self.image else self.text
+
+    def messages(self) -> list[dict[str, Any]]:
         """The conversation up to the question."""
-        texts = *itertools.chain(*self.before), self.text
+        texts = [*itertools.chain(*self.before), self.text]
+        images = [self.image] if isinstance(self.image, str) else self.image or []
+        if images and not any(IMAGE_TAG in text for text in texts):
+            texts[0] = f"{IMAGE_TAG}\n" * len(images) + texts[0]
+        left = iter(images)
+        contents = [_parts(text, left) if images else text for text in texts]
         roles = itertools.cycle(("user", "assistant"))
-        return [{"role": role, "content": text} for role, text in zip(roles, texts)]
+        return [{"role": role, "content": content} for role, content in zip(roles, contents)]
+
+
+def _parts(text: str, images: Iterator[str]) -> list[Any]:
+    """A text with the next of `images` at each of its tags, as training places it."""
+    first, *rest = text.split(IMAGE_TAG)
+    parts: list[Any] = [first] if first or not rest else []
+    for words in rest:
+        image = next(images, None)
+        if image is None:  # the model said it
+            parts.append(IMAGE_TAG)
+        else:
+            parts.append({"type": "image", "image": storage.source(image), "inline": True})
+        parts += [words] if words else []
+    return parts
 
 
 def questions_of(
-    record: dict[str, Any], image_folder: str | Path, turns: str = "independent"
+    record: dict[str, Any],
+    image_folder: str | Path,
+    turns: str = "independent",
+    *,
+    caption: bool = False,
 ) -> list[Question]:
-    """Every question of a LLaVA record; `kinds`, where given, names them.
+    """Every question of a LLaVA record that is trained, after what it is trained after; `kinds`, where
+    given, names them.
 
     turns: as data.turns; a record's own has precedence. In a "conversation" a question follows those
-    before it and the record's own answers to them, as in training; "independent" ones stand alone.
+    before it and the record's own answers to them; "independent" ones stand alone.
+    caption: the record is trained as a caption (data.version plain).
     """
-    name = record_id(record)
-    paths = [storage.join(str(image_folder), path) for path in image_paths(record, name)]
-    image = paths[0] if len(paths) == 1 else paths or None
-    pairs = [
-        (question.replace(IMAGE_TAG, "").strip(), answer)
-        for (asks, question), (answers, answer) in itertools.pairwise(read_turns(record, name))
-        if (asks, answers) == (USER, ASSISTANT)
-    ]
-    kinds = record.get("kinds") or ["all"] * len(pairs)
-    own = record.get("turns")
-    follow = (own if isinstance(own, str) else turns) == "conversation"
-    return [
-        Question(image, text, answer, kind, tuple(pairs[:i]) if follow else ())
-        for i, ((text, answer), kind) in enumerate(zip(pairs, kinds))
-    ]
+    name, notes = record_id(record), Counter[str]()
+    said, images = read_turns(record, name), image_paths(record, name)
+    check_turns(said, images, name, caption=False)
+    rounds, images = place_rounds(said, images, notes, caption=caption)
+    alone = stand_alone(record, name, rounds, turns, notes)
+    pairs = [(_text(q), _text(a)) for q, a in (alone_rounds(rounds) if alone else rounds)]
+    shown = [storage.join(str(image_folder), path) for path in images]
+    first = 1 if said[0][0] == USER else 2  # an answer before any question is none
+    every = zip(record.get("kinds") or itertools.repeat("all"), said[first::2])
+    kinds = [kind for kind, (_, answer) in every if answer.strip()]
+    questions = []
+    for i, ((text, answer), kind) in enumerate(zip(pairs, kinds)):
+        before = () if alone else tuple(pairs[:i])
+        slots = sum(t.count(IMAGE_TAG) for t in (*itertools.chain(*before), text)) if shown else 0
+        image = shown[0] if slots == 1 else shown[:slots] or None
+        questions.append(Question(image, text, answer, kind, before))
+    return questions
+
+
+def _text(parts: Sequence[Part]) -> str:
+    return "".join(part if isinstance(part, str) else IMAGE_TAG for part in parts)
 
 
 def answers(
@@ -80,17 +120,12 @@ def answers(
     longest: of an answer, in tokens; None: some more than the longest right one.
     None for a question that cannot be asked, usually because its image was refused; the log says why.
     """
-    from llava_jax.generate.request import image_list
     from llava_jax.model import Request
 
     if longest is None:
         lengths = (len(model.tokenizer.encode(q.answer)) for q in questions)
         longest = max(lengths, default=0) + 8
-    requests = [
-        Request(q.messages(), sources, max_new_tokens=longest)
-        for q in questions
-        for sources in [[storage.source(image) for image in image_list(q.image)]]
-    ]
+    requests = [Request(q.messages(), max_new_tokens=longest) for q in questions]
     replies = model.generate_batch(
         requests, batch_size=batch_size, progress=not quiet, on_error="reply"
     )
@@ -177,11 +212,14 @@ def exact_match_on_holdout(config: Any, export: Path, *, quiet: bool = False) ->
     from llava_jax.train.distributed import gather, together
 
     held = open_data({**config.data, **HELD_SIDE}, say=False)
+    caption = training_version(config.data.version).kind == "plain"
     questions = [
         q
         for record, file, index in zip(held.records, held.file, held.index)
         if int(index) not in held.bad
-        for q in questions_of(record, held.files[file].image_folder, config.data.turns)
+        for q in questions_of(
+            record, held.files[file].image_folder, config.data.turns, caption=caption
+        )
     ]
     if not questions:
         return score([], [])

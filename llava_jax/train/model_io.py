@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from llava_jax.attention import Need, choose
 from llava_jax.config import LlavaConfig, LoraConfig
+from llava_jax.data.settings import as_trained
 from llava_jax.errors import ConfigError, WeightError
 from llava_jax.layers import Compute, column_norms
 from llava_jax.llava import abstract_params, head_widths, init_sharded, param_shardings
@@ -27,6 +29,7 @@ from llava_jax.params import (
     parameter_shapes,
 )
 from llava_jax.quant import dequantize, quantize
+from llava_jax.settings import TRAINING
 from llava_jax.sharding import replicated
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.vocabulary import load_fitting
@@ -34,6 +37,8 @@ from llava_jax.train.distributed import is_main, together
 from llava_jax.train.select import rates, select, trainable_names
 from llava_jax.train.step import Params
 from llava_jax.train.supervise import alive
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +86,34 @@ def open_model(config: Any) -> Opened:
         for option, setting in _AS_SETTINGS.items():
             fix = re.sub(option, setting, fix)
         raise WeightError(error.message, fix=fix or None) from error
+    _warn_unread(m, kind, source)
     tokenizer = load_fitting(source.tokenizer, source.config.language.vocab_size, m.init)
     return Opened(fit_model(config, source.config), source, tokenizer, str(m.init))
+
+
+def _warn_unread(m: Any, kind: str, source: Any) -> None:
+    """Warns of a tower or projector in the settings `m` that is not the one that the model has already."""
+    from llava_jax.convert.checkpoint import COMPLETE
+
+    # What an earlier stage was joined with is in the metadata of its export.
+    own = source.metadata.get("original", {}).get("tower", {}).get("name")
+    if kind in COMPLETE and m.vision_tower and m.vision_tower != own:
+        words = "model.vision_tower %s is not read: %s holds its own"
+        log.warning(words, m.vision_tower, m.init)
+    new = kind == "llama" or m.projector == TRAINING["model.projector"].default
+    if not new and m.projector != source.config.projector:
+        words = "model.projector %s has no effect: %s holds its own, %s"
+        log.warning(words, m.projector, m.init, source.config.projector)
 
 
 def fit_model(config: Any, model: LlavaConfig) -> LlavaConfig:
     """The configuration of `model`, a checkpoint's, as `config` trains it: with LoRA and length.
 
+    How it squares images and which template it has are from the data settings from here on.
     Raises ConfigError for settings that the model cannot follow. An adapter that is continued keeps
     its own rank, scale and layers: settings that differ from them are an error.
     """
+    model = as_trained(config.data, model)
     length, positions = config.data.max_length or 0, model.language.max_positions
     if length > positions:
         raise ConfigError(

@@ -43,12 +43,17 @@ def overview(config: Any, workdir: Path, program: Program, loader: Any, steps: i
         "trained": _sizes(_by_group(program), {t: f" (lr {g.peak:g})" for t, g in groups.items()}),
         "frozen": _sizes(_by_part(program.frozen)) or "nothing",
         "memory": _memory(program),
-        "attention": str(program.compute.attention).removeprefix("attention: "),
+        "attention": attention_of(program),
         "saved": f"every {counted(config.save_every, 'step')}, the newest "
         f"{config.keep_checkpoints} kept, in {workdir / 'checkpoints'}",
         "results": f"the model in {workdir / 'export'}; llava-jax report {workdir}",
     }  # fmt: skip
     return "\n".join(f"{name:12}{text}" for name, text in rows.items() if text)
+
+
+def attention_of(program: Program) -> str:
+    """The kernel of attention, in words."""
+    return str(program.compute.attention).removeprefix("attention: ")
 
 
 def _batch(config: Any, mesh: Any) -> str:
@@ -117,6 +122,7 @@ def write_facts(
         "versions": {"python": platform.python_version(), **installed_versions(_PACKAGES)},
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
         + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""),
+        "attention": attention_of(program),
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "samples": loader.samples,
         "steps": steps,

@@ -11,7 +11,7 @@ from PIL import Image
 from llava_jax.config import LlavaConfig
 from llava_jax.data.bad import TooManyBad
 from llava_jax.data.check import open_data
-from llava_jax.data.loader import Loader
+from llava_jax.data.loader import Loader, short_names
 from llava_jax.data.settings import DataSettings
 from llava_jax.errors import ConfigError, SampleError
 from llava_jax.text.example import Example
@@ -92,6 +92,22 @@ ALL = sorted(f"s{i}" for i in range(37))
 
 
 FILL = {"pack": "fill", "pack_length": 128, "pack_rows": 2}
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("a/x.json", "b/y.jsonl"), ("x", "y")),
+        (("r/a/x.json", "r/b/x.json", "r/y.json"), ("a/x", "b/x", "r/y")),
+        (("/r/b/x.json", "a/x.json"), ("b/x", "a/x")),
+        (("gs://r/a/x.json", "a/x.json"), ("r/a/x", "a/x")),
+        (("a/x.json", "a/x.jsonl", "y.json"), ("x.json", "x.jsonl", "y.json")),
+        (("a/x.json", "y.json", "a/x.json"), ("x", "y", "x (2)")),
+        ((".", "x.json"), (".", "x")),
+    ],
+)
+def test_every_data_file_has_a_name_of_its_own(paths, names):
+    assert short_names(paths) == names
 
 
 @pytest.mark.parametrize("extra", [{}, {"group_by_modality": True}, {"pack": "exact"}])

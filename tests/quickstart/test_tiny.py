@@ -38,7 +38,7 @@ def test_it_keeps_up_a_conversation(tmp_path):
         Image.fromarray(picture).save(path)
         turns = questions_of(talk_record(f"{i}", objects, path, 7, every_kind=True), "")
         talk = model.chat(max_new_tokens=80)
-        said = [talk.say(turn.text, None if n else path).text for n, turn in enumerate(turns)]
+        said = [talk.say(turn.words, None if n else path).text for n, turn in enumerate(turns)]
         right += sum(answer == turn.answer for answer, turn in zip(said[1:], turns[1:]))
         asked += len(turns) - 1
     assert asked == 64

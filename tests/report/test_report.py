@@ -74,6 +74,14 @@ def test_the_page_says_how_a_run_stands_and_what_it_was(tmp_path, capsys):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_is_no_png_is_refused_before_anything_is_written(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    for name in ("curves.gif", "curves"):
+        assert main(["report", str(run), "--png", str(tmp_path / name)]) == 2
+        assert "curves.png" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+
+
 def test_runs_are_compared(tmp_path):
     one, two = make_run(tmp_path / "a" / "one"), make_run(tmp_path / "b" / "two", rate=2e-3)
     shown = text_of(report_page(find_runs([one, two]), "both"))

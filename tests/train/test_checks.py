@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llava_jax import cli
-from llava_jax.config import LlavaConfig, LoraConfig
+from llava_jax.config import LlavaConfig, LoraConfig, PixelConfig
 from llava_jax.errors import ConfigError, SampleError, Stopped
 from llava_jax.params import linears
 from llava_jax.settings import TRAINING
@@ -243,6 +243,22 @@ def test_a_model_and_the_settings_that_do_not_fit_it(data):
         return fit_model(load_config("finetune_7b", [f"--config.{w}" for w in words]), model)
 
     assert fit().max_length == 2048
+    square = dataclasses.replace(V15_7B, image_aspect_ratio="square")
+    assert fit(model=square).image_aspect_ratio == "pad"
+    assert fit("data.image_aspect_ratio=", model=square).image_aspect_ratio == "square"
+    whole = PixelConfig(resize_to=(336,), crop=False)
+    vision = dataclasses.replace(V15_7B.vision, pixels=whole)
+    with pytest.raises(ConfigError, match="data.image_aspect_ratio is 'square': do_center_crop"):
+        fit("data.image_aspect_ratio=square", model=dataclasses.replace(V15_7B, vision=vision))
+    mpt = dataclasses.replace(V15_7B, template="mpt")
+    for version, before, after in (
+        ("v1", V15_7B, "vicuna_v1"),
+        ("v1", mpt, "vicuna_v1"),
+        ("v0", mpt, "vicuna_v1"),
+        ("mpt", V15_7B, "mpt"),
+        ("plain", mpt, "mpt"),
+    ):
+        assert fit(f"data.version={version}", model=before).template == after
     assert fit("data.max_length=0").max_length == V15_7B.max_length
     with pytest.raises(ConfigError, match="data.max_length is 4097, but the model has 4096 pos"):
         fit("data.max_length=4097")

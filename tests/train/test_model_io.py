@@ -12,6 +12,7 @@ from llava_jax.config import LoraConfig
 from llava_jax.convert import load_checkpoint, save_checkpoint
 from llava_jax.convert.io.lazy import Leaf
 from llava_jax.errors import ConfigError, WeightError
+from llava_jax.images.pixels import pixels_of
 from llava_jax.llava import build, init_params
 from llava_jax.params import is_lora
 from llava_jax.sharding import make_mesh
@@ -19,6 +20,7 @@ from llava_jax.train import model_io
 from llava_jax.train.cli import load_config
 from llava_jax.train.model_io import Stream, check_finite, open_model, read_params, save_model
 from llava_jax.train.stages import run_stages
+from llava_jax.train.steps import open_loader
 from tests.tiny import CONFIG, random_batch, random_params
 from tests.train.run import make_data, make_model, overrides
 
@@ -101,6 +103,18 @@ def test_a_model_without_tokenizer_is_refused_before_its_weights_are_read(
         run_stages(load_config("common", overrides(folder, made[1])), tmp_path / "run", quiet=True)
 
 
+def test_a_tower_or_projector_that_is_not_read_is_named(made, caplog):
+    def said(**settings):
+        caplog.clear()
+        words = {f"model.{name}": value for name, value in settings.items()}
+        open_model(load_config("common", overrides(*made, **words)))
+        return caplog.text
+
+    assert not said()
+    assert "model.vision_tower clip is not read: " in said(vision_tower="clip")
+    assert "model.projector linear has no effect: " in said(projector="linear")
+
+
 def test_a_new_adapter_is_made_where_it_lies(made):
     changes = {"lora_rank": 4, "trainable": "('lora',)"}
     opened = open_model(load_config("common", overrides(*made, **changes)))
@@ -130,9 +144,19 @@ def test_new_adapters_change_nothing_over_a_quantised_base(made):
 def test_what_is_not_trained_is_exported_as_it_was_read(made, tmp_path):
     """float16 files, trained in the config's own bfloat16, which would round them."""
     halves = save_checkpoint(load_checkpoint(made[0]), tmp_path / "fp16", to="jax", dtype="fp16")
-    values = overrides(halves, made[1], steps=1, dtype="bfloat16", trainable="projector")
-    export = run_stages(load_config("common", values), tmp_path / "run", quiet=True)
-    before, after = load_checkpoint(halves).params, load_checkpoint(export).params
+    # On cropped pixels and another template's prompts, which are exported, too.
+    changes = {"data.image_aspect_ratio": "square", "data.version": "llava_v1"}
+    values = overrides(halves, made[1], steps=1, dtype="bfloat16", trainable="projector", **changes)
+    config = load_config("common", values)
+    export = run_stages(config, tmp_path / "run", quiet=True)
+    found = load_checkpoint(export)
+    assert (found.config.image_aspect_ratio, found.config.template) == ("square", "llava_v1")
+    loader = open_loader(config, open_model(config), make_mesh())
+    batch, info = next(loader)
+    loader.close()
+    picture = made[1].parent / "images" / f"{info['ids'][0][1:]}.png"
+    assert np.array_equal(batch["images"][0, 0], pixels_of(picture, found.config))
+    before, after = load_checkpoint(halves).params, found.params
     assert before.keys() == after.keys()
     for name, value in before.items():
         trained = name.startswith("projector.")

@@ -1,6 +1,15 @@
 """Questions made of training records: only what has an answer, about the images it shows."""
 
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llava_jax.text.constants import IGNORE
+from llava_jax.text.prompt import build_prompt
+from llava_jax.text.sample import ExampleMaker
 from llava_jax.train.evaluate import Question, questions_of
+from tests.generate.tiny import model
 
 
 def record(*turns: tuple[str, str], **more) -> dict:
@@ -22,16 +31,18 @@ def test_a_question_for_each_pair_of_turns():
         "folder",
     )
     assert asked == [
-        Question("folder/a.png", "What?", "red", "colour"),
-        Question("folder/a.png", "Where?", "left", "place"),
+        Question("folder/a.png", "<image>\nWhat?", "red", "colour"),
+        Question("folder/a.png", "<image>\nWhere?", "left", "place"),
     ]
 
 
 def test_no_image_and_several():
     turns = (("human", "What?"), ("gpt", "red"))
     assert questions_of(record(*turns), "f") == [Question(None, "What?", "red")]
-    (two,) = questions_of(record(*turns, image=["a.png", "b.png"]), "f")
+    several = record(("human", "<image><image>\nWhat?"), turns[1], image=["a.png", "b.png"])
+    (two,) = questions_of(several, "f")
     assert two.image == ["f/a.png", "f/b.png"]
+    assert two.words == "What?"
 
 
 def test_a_follow_up_stands_after_what_the_record_says_before_it():
@@ -44,9 +55,9 @@ def test_a_follow_up_stands_after_what_the_record_says_before_it():
         ("gpt", "left"),
     )
     asked = questions_of(record(*turns, image="a.png"), "f", "conversation")
-    first, second = ("What?", "a ball"), ("Which colour?", "red")
+    first, second = ("<image>\nWhat?", "a ball"), ("Which colour?", "red")
     assert [q.before for q in asked] == [(), (first,), (first, second)]
-    assert [m["content"] for m in asked[1].messages()] == ["What?", "a ball", "Which colour?"]
+    assert [m["content"] for m in asked[1].messages()][1:] == [["a ball"], ["Which colour?"]]
     assert [q.before for q in questions_of(record(*turns, image="a.png"), "f")] == [(), (), ()]
 
 
@@ -60,3 +71,37 @@ def test_a_record_s_own_turns_go_before_the_setting():
     assert follows("independent", turns="conversation")
     assert follows("conversation", turns=3)
     assert follows("conversation")
+
+
+def talk(*texts: str, images: tuple[str, ...] = ("a", "b")) -> dict:
+    return record(*zip(("human", "gpt") * 2, texts), image=list(images))
+
+
+@pytest.mark.parametrize("turns", ["conversation", "independent"])
+@pytest.mark.parametrize(
+    "sample",
+    [
+        talk("First <image>", "x", "Then\n<image>", "y"),
+        talk("Compare <image> and <image>", "x", "Why?", "y"),
+        talk("<image><image>\nWhat?", "x"),
+        talk("No tag", "x", "Why?", "y", images=("a",)),
+        talk("<image>", "x", "Is it <image>?", "y", images=("a",)),
+        talk("<image>No answer", " ", "Why?", "y", images=("a",)),
+        talk("What is an <image>?", "x", "Why?", "y", images=()),
+    ],
+)
+def test_what_is_asked_is_what_was_trained_up_to_the_answer(sample, turns):
+    tokenizer = model().tokenizer
+    example = ExampleMaker(tokenizer, turns=turns)(sample)
+    own = np.zeros(len(example.ids)) if example.turns is None else example.turns
+    asked = questions_of(sample, "f", turns)
+    assert asked
+    assert example.labels is not None
+    for n, question in enumerate(asked, 1):
+        alone = np.isin(own, [0, n])
+        ids, trained = example.ids[alone], example.labels[alone] != IGNORE
+        begins = np.flatnonzero(trained & ~np.r_[False, trained[:-1]])
+        begin = begins[n - 1 if example.turns is None else 0]
+        prompt = build_prompt(question.messages(), tokenizer)
+        assert prompt.ids.tolist() == ids[:begin].tolist()
+        assert prompt.images == tuple(Path("f", i) for i in example.images[: len(prompt.images)])

@@ -34,6 +34,7 @@ def made(tmp_path_factory):
     data = make_data(folder / "data", count=30)
     make_data(folder / "val", count=10)
     make_pope(folder / "pope", folder / "data" / "images")
+    shutil.copytree(folder / "pope", folder / "lost", ignore=shutil.ignore_patterns("*.png"))
     return make_model(folder, data), data, folder
 
 
@@ -288,13 +289,17 @@ def test_a_best_model_that_is_not_saved_is_not_called_the_best(monkeypatch, capl
         ({"data.eval": "('one',)"}, "is not a named set"),
         ({"data.eval": "('one pth=x',)"}, "'pth=x' is not understood"),
         ({"data.eval": "('one path=nowhere.json',)"}, "one: nowhere.json: no such data file"),
+        ({"data.eval": '("it\'s path=x",)'}, "cannot be read: No closing quotation"),
         ({"data.eval": "('p benchmark=popes data=x',)"}, "no benchmark 'popes'"),
+        ({"data.eval": "('p benchmark=pope data={0}/val',)"}, r"data\.eval p: .*/val: no "),
+        ({"data.eval": "('p benchmark=pope data={0}/lost',)"}, "p: question .* no image '0.png'"),
         ({"data.eval": "('p benchmark=mmvet data=x',)"}, "a judge model grades mmvet"),
         ({"best_by": "three.loss"}, "best_by is 'three.loss'"),
         ({"early_stop": 1, "eval_every": 0}, "no validation to wait for"),
     ],
 )
 def test_sets_that_nobody_could_mean_are_refused(made, tmp_path, changes, says):
+    changes = {name: f"{value}".format(made[2]) for name, value in changes.items()}
     with pytest.raises(ConfigError, match=says):
         run_stages(config_of(made, **changes), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
