@@ -106,13 +106,12 @@ def test_a_model_without_tokenizer_is_refused_before_its_weights_are_read(
 def test_a_tower_or_projector_that_is_not_read_is_named(made, caplog):
     def said(**settings):
         caplog.clear()
-        words = {f"model.{name}": value for name, value in settings.items()}
-        open_model(load_config("common", overrides(*made, **words)))
+        open_model(load_config("common", overrides(*made, **settings)))
         return caplog.text
 
     assert not said()
-    assert "model.vision_tower clip is not read: " in said(vision_tower="clip")
-    assert "model.projector linear has no effect: " in said(projector="linear")
+    assert "model.vision_tower clip is not read: " in said(**{"model.vision_tower": "clip"})
+    assert "model.projector linear has no effect: " in said(**{"model.projector": "linear"})
 
 
 def test_a_new_adapter_is_made_where_it_lies(made):
