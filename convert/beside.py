@@ -77,7 +77,10 @@ def _check_base(source: Source, where: str, base: str | Path, own: LlavaConfig) 
             what = (
                 f"{where}: {field.name} is {_short(theirs)} in its model, {_short(ours)} in {base}"
             )
-            raise WeightError(what, fix="serve it beside its own base, or merged")
+            fix = "serve it beside its own base, or merged"
+            if field.name == "image_aspect_ratio":
+                fix = f"load the model with --image-aspect-ratio {theirs}, or serve it merged"
+            raise WeightError(what, fix=fix)
     settings = (source.metadata.get("lora") or {}).get("adapter_config") or {}
     named = settings.get("base_model_name_or_path")
     if isinstance(named, str) and named and _last(named) not in _names(base):

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +32,12 @@ from llava_jax.generate.constrain import Grammars, schema_of
 from llava_jax.generate.conversation import Conversation as Conversation
 from llava_jax.generate.conversation import Stream as Stream
 from llava_jax.generate.job import reply_of
+from llava_jax.generate.many import answer_many
 from llava_jax.generate.request import Image, Messages, Reply, Request
 from llava_jax.images.decode import DEFAULT_LIMITS, Limits
 from llava_jax.images.pixels import pixels_of
 from llava_jax.progress import progress as progress_bar
-from llava_jax.settings import BudgetSettings
+from llava_jax.settings import LoadingSettings
 from llava_jax.text.conversation import find_template
 from llava_jax.text.example import Example
 from llava_jax.text.prompt import build_prompt
@@ -65,6 +65,7 @@ def load(
     limits: Limits = DEFAULT_LIMITS,
     template: str | None = None,
     quantize: str = "",
+    image_aspect_ratio: str = "",
     image_tokens: int = 0,
     image_tokens_by: str = "visionzip",
     image_positions: str = "consecutive",
@@ -80,8 +81,9 @@ def load(
     the one that the checkpoint's files say.
     quantize: "int8" or "nf4" (4 bits) holds the decoder's kernels in fewer bits, quantised as they are
     placed; such a model answers and is not saved.
+    image_aspect_ratio: "pad" or "square" (cropped), how images become square, in place of what the files say.
     image_tokens: the decoder reads so many features of an image, by "visionzip", "divprune" or "pool", at
-    "consecutive" or "original" positions (BudgetSettings); 0: all. Such a model is not saved either.
+    "consecutive" or "original" positions (LoadingSettings); 0: all. Such a model is not saved either.
     adapters: LoRA adapters of this model, {name: folder}, that requests may name; they stay unmerged.
     "tiny" is the small checkpoint that comes with this package: it knows coloured shapes.
     Raises WeightError or ConfigError, naming the file or key.
@@ -89,17 +91,18 @@ def load(
     from llava_jax.convert import load_checkpoint
 
     dtype = _checked(path, mesh, limits, dtype, quantize)
-    budget = BudgetSettings(
-        image_tokens=image_tokens, image_tokens_by=image_tokens_by, image_positions=image_positions
+    given = LoadingSettings(
+        image_aspect_ratio=image_aspect_ratio,
+        image_tokens=image_tokens,
+        image_tokens_by=image_tokens_by,
+        image_positions=image_positions,
     )
     options = {"base": base, "vision_tower": vision_tower, "allow_pickle": allow_pickle}
     options |= {"dtype": DTYPES[dtype], "template": template}
-    beside = _beside(path, adapters, options) if adapters else {}  # before minutes of reading
+    # Before minutes of reading.
+    beside = _beside(path, adapters, options, given) if adapters else {}
     checkpoint = load_checkpoint(path, mesh=mesh, need_tokenizer=True, lazy=True, **options)
-    config = replace(checkpoint.config, quantize=quantize)
-    if image_tokens not in (0, config.image_features):
-        chosen = TokenBudget(image_tokens, budget.image_tokens_by, budget.image_positions)
-        config = replace(config, budget=chosen)
+    config = replace(_as_given(checkpoint.config, given), quantize=quantize)
     return LlavaModel(
         config,
         checkpoint.params,
@@ -129,7 +132,19 @@ def _checked(path: Any, mesh: Any, limits: Any, dtype: str | None, quantize: str
     return dtype
 
 
-def _beside(path: Any, adapters: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Adapter]:
+def _as_given(config: LlavaConfig, given: LoadingSettings) -> LlavaConfig:
+    config = replace(
+        config, image_aspect_ratio=given.image_aspect_ratio or config.image_aspect_ratio
+    )
+    if given.image_tokens in (0, config.image_features):
+        return config
+    budget = TokenBudget(given.image_tokens, given.image_tokens_by, given.image_positions)
+    return replace(config, budget=budget)
+
+
+def _beside(
+    path: Any, adapters: Mapping[str, Any], options: dict[str, Any], given: LoadingSettings
+) -> dict[str, Adapter]:
     """The adapters as the generator takes them. Raises WeightError or ConfigError."""
     from llava_jax.convert import Options, open_source
     from llava_jax.convert.beside import read_beside
@@ -137,6 +152,7 @@ def _beside(path: Any, adapters: Mapping[str, Any], options: dict[str, Any]) -> 
     own = open_source(path, Options(**options))
     if own.config.lora:
         raise ConfigError(f"{path} is an adapter itself", fix="load its base with both as adapters")
+    own = replace(own, config=replace(_as_given(own.config, given), budget=None))
     return {
         name: Adapter(*read_beside(folder, path, own, Options(**options)))
         for name, folder in adapters.items()
@@ -279,7 +295,7 @@ class LlavaModel:
                 room = max(self._room(replies[i], requests[i]) for i in order)
                 most = min(batch_size or MOST_AT_ONCE, len(order))
                 fitting = most if batch_size else self.generator.slots_that_fit(most, room)
-                _answer(self.engine(fitting, room), order, make, take)
+                answer_many(self.engine(fitting, room), order, make, take)
         return replies
 
     def chat(self, **settings) -> Conversation:
@@ -405,33 +421,3 @@ class LlavaModel:
 
     def _room(self, example: Example, request: Request) -> int:
         return example.length(self.config.image_tokens) + int(request.max_new_tokens)
-
-
-def _answer(
-    engine: Engine,
-    order: Sequence[int],
-    make: Callable[[int], Any],
-    take: Callable[[Mapping[int, Any]], None],
-) -> None:
-    """Answers requests by their numbers. make: the Job of one, or a Reply in its place. take: what has ended."""
-    ready, made, left = iter(order), {}, len(order)
-    try:
-        while left:
-            # The pixels of what is being answered, and of what comes next, are in memory.
-            for i in islice(ready, engine.slots + engine.rows - len(made)):
-                made[i] = make(i)
-                if isinstance(made[i], Job):
-                    engine.submit(made[i])
-            ended = {i: x for i, x in made.items() if not isinstance(x, Job) or x.done}
-            if not ended:
-                engine.step()
-                continue
-            left -= len(ended)
-            for i in ended:
-                del made[i]
-            take(ended)
-    except BaseException:  # nobody waits for the others any more
-        for job in made.values():
-            if isinstance(job, Job):
-                engine.cancel(job)
-        raise

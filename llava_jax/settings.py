@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
-from llava_jax.config import BUDGETED_BY, PLACED
+from llava_jax.config import ASPECT_RATIOS, BUDGETED_BY, PLACED
 from llava_jax.errors import ConfigError
 from llava_jax.setting import (
     PATTERN,
@@ -65,9 +65,11 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetSettings:
-    """How much of an image the language model reads."""
+class LoadingSettings:
+    """How a model that is loaded sees images."""
 
+    image_aspect_ratio: str = setting("", "how an image is made square; empty: as the model says",
+        choices=("", *ASPECT_RATIOS))
     image_tokens: int = setting(0, "features of an image that the language model reads; 0: all", low=0)
     image_tokens_by: str = setting("visionzip",
         "which: the ones most looked at and the others merged (visionzip), the most unlike (divprune), means of areas (pool)",
@@ -77,8 +79,8 @@ class BudgetSettings:
         choices=PLACED, needs="image_tokens")
 
     def __post_init__(self):
-        check_all(BUDGET, {name: getattr(self, name) for name in BUDGET})
-        for name, row in BUDGET.items():
+        check_all(LOADING, {name: getattr(self, name) for name in LOADING})
+        for name, row in LOADING.items():
             if row.needs and not self.image_tokens and getattr(self, name) != row.default:
                 raise ConfigError(f"{name} has no effect without image_tokens")
 
@@ -333,7 +335,7 @@ class TrainSettings:
 
 # fmt: on
 SAMPLING = rows(SamplingSettings)
-BUDGET = rows(BudgetSettings)
+LOADING = rows(LoadingSettings)
 SERVING = rows(ServeSettings)
 TRAINING = rows(TrainSettings)
 
@@ -372,7 +374,7 @@ def add_loading_options(parser: argparse.ArgumentParser, adapters: bool = True) 
     group.add_argument(
         "--quantize", choices=("nf4", "int8"), default="", help="hold the decoder in 4 or 8 bits"
     )
-    add_options(group, BUDGET, BUDGET)
+    add_options(group, LOADING, LOADING)
     parser.set_defaults(adapter=[])
     if adapters:
         unmerged = "a LoRA adapter of the model, kept unmerged (again for more)"
@@ -395,9 +397,9 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
                 f"--adapter {given[:100]!r} {why}", fix="--adapter NAME=DIR, names once"
             )
         adapters[name] = folder
-    budget = {name: getattr(args, name, None) for name in BUDGET}
-    budget = {name: value for name, value in budget.items() if value is not None}
-    return {**{name: getattr(args, name) for name in names}, **budget, "adapters": adapters}
+    seen = {name: getattr(args, name, None) for name in LOADING}
+    seen = {name: value for name, value in seen.items() if value is not None}
+    return {**{name: getattr(args, name) for name in names}, **seen, "adapters": adapters}
 
 
 def page() -> str:
@@ -416,7 +418,7 @@ def page() -> str:
 _PAGE = {
     "Training": TRAINING,
     "Generation": SAMPLING,
-    "Loading": BUDGET,
+    "Loading": LOADING,
     "Serving": SERVING,
 }.items()
 _HEAD = """# Settings

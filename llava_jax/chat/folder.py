@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from llava_jax.chat.files import parsed
 from llava_jax.errors import ConfigError, LlavaError, PromptError, counted
 from llava_jax.progress import progress
-from llava_jax.settings import BUDGET, SAMPLING
+from llava_jax.settings import LOADING, SAMPLING
 from llava_jax.util import LineFile, json_lines, printable
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def asked(
 
     Values that are the defaults anyway count as not set.
     """
-    table, options = {**SAMPLING, **BUDGET}, {**loading, **settings, "no_exif": args.no_exif}
+    table, options = {**SAMPLING, **LOADING}, {**loading, **settings, "no_exif": args.no_exif}
     del options["allow_pickle"]
     told = {
         name: value

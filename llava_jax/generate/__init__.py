@@ -14,6 +14,7 @@ Its parts, lowest first:
     job             one request inside the engine
     pictures        whose features are on the device
     engine          continuous batching: which program runs next, for whom
+    many            many requests, with the pixels of few in memory
     beam            beam search
     conversation    an answer as it comes, and turns that build on each other
     direct          prompts of ids and pixels, without text

@@ -159,6 +159,19 @@ def test_what_cannot_stay_unmerged_is_refused_by_name(tmp_path):
         load("tiny", adapters={"a": folder})
 
 
+def test_an_adapter_trained_on_other_squares_is_served_where_the_model_makes_them(tmp_path):
+    made = adapted("ours")
+    made = replace(made, config=replace(made.config, image_aspect_ratio="square"))
+    folder = save_checkpoint(made, tmp_path / "a", to="jax")
+    with pytest.raises(WeightError, match="image_aspect_ratio.*--image-aspect-ratio square"):
+        load("tiny", adapters={"a": folder})
+    cropping = load("tiny", adapters={"a": folder}, image_aspect_ratio="square")
+    wide = np.zeros((32, 64, 3), np.uint8)
+    assert not np.array_equal(cropping.pixels(wide), load("tiny").pixels(wide))
+    with pytest.raises(ConfigError, match="image_aspect_ratio 'crop' is unknown"):
+        load("tiny", image_aspect_ratio="crop")
+
+
 def load_folder(name: str):
     from llava_jax.convert.io import hub
 
