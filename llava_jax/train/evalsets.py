@@ -98,7 +98,7 @@ def _parsed(text: str, config: Any) -> EvalSet:
 def check_eval(config: Any, *, files: bool = True) -> None:
     """Raises ConfigError for validation settings that no run could mean.
 
-    files: whether the questions of benchmarks are read and their pictures looked for, too.
+    files: whether the questions of benchmarks are read, and their pictures and packages looked for, too.
     """
     sets = eval_sets(config)
     for s in sets:
@@ -119,7 +119,7 @@ def check_eval(config: Any, *, files: bool = True) -> None:
 def _check_benchmark(s: EvalSet, files: bool) -> None:
     from llava_jax.eval.run.command import image_folders, task_folder
     from llava_jax.eval.run.predict import choose, image_paths
-    from llava_jax.eval.task import TASKS, get_task
+    from llava_jax.eval.task import DEFAULT, TASKS, get_task
 
     if s.benchmark not in TASKS:
         fix = did_you_mean(s.benchmark, TASKS) or f"one of {', '.join(TASKS)}"
@@ -138,6 +138,7 @@ def _check_benchmark(s: EvalSet, files: bool) -> None:
         settings = benchmark_settings(s, Path(), "")
         data = task_folder(settings.data, task)
         folders = image_folders(settings, data, task)
+        task.check_packages(data, DEFAULT)
         for q in choose(task.questions(data), limit=settings.limit, group_of=task.group_of):
             image_paths(q, folders)
     except LlavaError as error:
